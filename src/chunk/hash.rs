@@ -1,0 +1,138 @@
+//! BLAKE3 names of chunks, and the proof that bytes bear the name they claim.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The BLAKE3 hash of a chunk's plain bytes: 32 bytes, shown as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChunkHash([u8; 32]);
+
+impl ChunkHash {
+    /// Takes 32 bytes that were a hash before: off the wire or off the disk. Nothing is verified by this.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The 32 bytes of the hash.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ChunkHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(blake3::Hash::from(self.0).to_hex().as_str())
+    }
+}
+
+impl fmt::Debug for ChunkHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkHash({:.16})", blake3::Hash::from(self.0).to_hex().as_str())
+    }
+}
+
+/// Bytes that do not bear the name they came under.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("content does not match its hash: expected {expected}, got {actual}")]
+pub struct HashMismatch {
+    /// The name under which the bytes came.
+    pub expected: ChunkHash,
+    /// The name that the bytes have.
+    pub actual: ChunkHash,
+}
+
+/// Bytes together with their hash, which was computed from them in this process.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VerifiedChunk {
+    hash: ChunkHash,
+    bytes: Bytes,
+}
+
+impl VerifiedChunk {
+    /// Names `bytes` by hashing them. For whoever reads the original.
+    pub fn compute(bytes: Bytes) -> Self {
+        Self { hash: ChunkHash::of(&bytes), bytes }
+    }
+
+    /// Accepts `bytes` if their hash is `expected`. For whoever got them from a peer or a disk.
+    pub fn verify(expected: ChunkHash, bytes: Bytes) -> Result<Self, HashMismatch> {
+        let actual = ChunkHash::of(&bytes);
+        if actual == expected {
+            Ok(Self { hash: actual, bytes })
+        } else {
+            Err(HashMismatch { expected, actual })
+        }
+    }
+
+    /// The name of the bytes.
+    pub const fn hash(&self) -> ChunkHash {
+        self.hash
+    }
+
+    /// The plain bytes; sharing them copies nothing.
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Gives up the proof, keeps the bytes.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
+impl fmt::Debug for VerifiedChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VerifiedChunk({} bytes, {:?})", self.bytes.len(), self.hash)
+    }
+}
+
+/// Hashes a whole file, fed front to back in pieces of any size; equal to `b3sum`.
+#[derive(Debug, Default)]
+pub struct FileHasher(blake3::Hasher);
+
+impl FileHasher {
+    /// Takes the next bytes of the file.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of everything fed so far.
+    pub fn finish(&self) -> ChunkHash {
+        ChunkHash(*self.0.finalize().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hash_of_the_empty_chunk_is_blake3s() {
+        // From the BLAKE3 reference test vectors, input_len 0.
+        let known = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(ChunkHash::of(b"").to_string(), known);
+    }
+
+    #[test]
+    fn one_flipped_bit_is_refused() {
+        let chunk = VerifiedChunk::compute(Bytes::from_static(b"content"));
+        let error = VerifiedChunk::verify(chunk.hash(), Bytes::from_static(b"contenu")).unwrap_err();
+        assert_eq!(error.expected, chunk.hash());
+        assert_eq!(VerifiedChunk::verify(chunk.hash(), chunk.bytes().clone()).unwrap(), chunk);
+    }
+
+    #[test]
+    fn a_file_fed_in_pieces_has_the_hash_of_the_whole() {
+        let whole: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
+        let mut hasher = FileHasher::default();
+        whole.chunks(77_777).for_each(|piece| hasher.update(piece));
+        assert_eq!(hasher.finish(), ChunkHash::of(&whole));
+    }
+}

@@ -1,0 +1,162 @@
+//! Where chunks lie in a file: ranges of bytes, ranges of chunks, and the way between them.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::CHUNK_BYTES;
+
+/// The position of a chunk in its file, counted from 0 in units of [`CHUNK_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChunkIndex(pub u64);
+
+impl ChunkIndex {
+    /// The chunk that holds byte `offset`.
+    pub const fn containing(offset: u64) -> Self {
+        Self(offset / CHUNK_BYTES)
+    }
+
+    /// Offset of the chunk's first byte.
+    pub const fn offset(self) -> u64 {
+        self.0 * CHUNK_BYTES
+    }
+
+    /// The bytes of this chunk in a file of `size` bytes; empty when the chunk lies behind the end.
+    pub const fn bytes_in(self, size: u64) -> ByteRange {
+        ByteRange { offset: self.offset(), len: CHUNK_BYTES }.clamp_to(size)
+    }
+}
+
+/// A range of bytes of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ByteRange {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+impl ByteRange {
+    /// `len` bytes from `offset` on.
+    pub const fn new(offset: u64, len: u64) -> Self {
+        Self { offset, len }
+    }
+
+    /// One behind the last byte; a range that would pass the end of the number space ends there.
+    pub const fn end(self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
+
+    /// Whether there is no byte in it.
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// What of it lies before the end of a file of `size` bytes.
+    pub const fn clamp_to(self, size: u64) -> Self {
+        let end = if self.end() < size { self.end() } else { size };
+        Self { offset: self.offset, len: end.saturating_sub(self.offset) }
+    }
+
+    /// What both ranges hold; `None` when that is nothing.
+    pub fn intersect(self, other: Self) -> Option<Self> {
+        let offset = self.offset.max(other.offset);
+        let end = self.end().min(other.end());
+        (offset < end).then(|| Self { offset, len: end - offset })
+    }
+
+    /// Whether every byte of `other` is in it.
+    pub const fn contains(self, other: Self) -> bool {
+        self.offset <= other.offset && other.end() <= self.end()
+    }
+
+    /// The chunks that hold these bytes.
+    pub const fn chunks(self) -> ChunkRange {
+        if self.len == 0 {
+            return ChunkRange { first: ChunkIndex::containing(self.offset), count: 0 };
+        }
+        let first = ChunkIndex::containing(self.offset);
+        let last = ChunkIndex::containing(self.end() - 1);
+        ChunkRange { first, count: last.0 - first.0 + 1 }
+    }
+}
+
+/// A run of neighbouring chunks of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ChunkRange {
+    /// First chunk.
+    pub first: ChunkIndex,
+    /// Number of chunks.
+    pub count: u64,
+}
+
+impl ChunkRange {
+    /// `count` chunks from `first` on.
+    pub const fn new(first: ChunkIndex, count: u64) -> Self {
+        Self { first, count }
+    }
+
+    /// The chunks as numbers, `first..end`.
+    pub const fn as_range(self) -> Range<u64> {
+        self.first.0..self.first.0.saturating_add(self.count)
+    }
+
+    /// The chunks one by one.
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = ChunkIndex> + ExactSizeIterator {
+        // A range of u64 has no exact size; the counts here come from file sizes and fit.
+        (0..self.count as usize).map(move |i| ChunkIndex(self.first.0 + i as u64))
+    }
+
+    /// Whether `index` is one of them.
+    pub const fn contains(self, index: ChunkIndex) -> bool {
+        self.first.0 <= index.0 && index.0 - self.first.0 < self.count
+    }
+
+    /// The bytes of these chunks in a file of `size` bytes.
+    pub const fn bytes_in(self, size: u64) -> ByteRange {
+        ByteRange { offset: self.first.offset(), len: self.count.saturating_mul(CHUNK_BYTES) }.clamp_to(size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn chunks_of_a_range_cover_it_and_nothing_more(offset in 0u64..1 << 40, len in 1u64..1 << 30) {
+            let range = ByteRange::new(offset, len);
+            let chunks = range.chunks();
+            let cover = chunks.bytes_in(u64::MAX);
+            prop_assert!(cover.contains(range));
+            prop_assert!(offset - cover.offset < CHUNK_BYTES);
+            prop_assert!(cover.end() - range.end() < CHUNK_BYTES);
+            prop_assert!(chunks.iter().all(|index| chunks.contains(index)));
+        }
+
+        #[test]
+        fn clamping_never_passes_the_end(offset in any::<u64>(), len in any::<u64>(), size in any::<u64>()) {
+            let clamped = ByteRange::new(offset, len).clamp_to(size);
+            prop_assert!(clamped.is_empty() || clamped.end() <= size);
+            prop_assert!(clamped.len <= len);
+        }
+
+        #[test]
+        fn intersections_lie_in_both(a in 0u64..1000, b in 0u64..1000, c in 0u64..1000, d in 0u64..1000) {
+            let (left, right) = (ByteRange::new(a, b), ByteRange::new(c, d));
+            let slow = (a..a + b).filter(|byte| (c..c + d).contains(byte)).count() as u64;
+            let fast = left.intersect(right);
+            prop_assert_eq!(fast.map_or(0, |range| range.len), slow);
+            prop_assert!(fast.is_none_or(|range| left.contains(range) && right.contains(range)));
+        }
+    }
+
+    #[test]
+    fn the_empty_range_has_no_chunks() {
+        assert_eq!(ByteRange::new(CHUNK_BYTES, 0).chunks().iter().count(), 0);
+        assert!(ChunkIndex(4).bytes_in(CHUNK_BYTES).is_empty());
+        assert_eq!(ChunkIndex(1).bytes_in(CHUNK_BYTES + 5), ByteRange::new(CHUNK_BYTES, 5));
+    }
+}

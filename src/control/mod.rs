@@ -1,0 +1,1 @@
+//! Status and orders over a unix socket.

@@ -1,0 +1,1 @@
+//! Where a chunk comes from: memory, cache, a request under way, or the host.

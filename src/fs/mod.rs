@@ -1,0 +1,1 @@
+//! File-system semantics without kernel types.

@@ -1,0 +1,1 @@
+//! Kernel glue that decides nothing.

@@ -1,0 +1,1 @@
+//! Disk I/O for host and cache behind one small trait.

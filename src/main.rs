@@ -1,0 +1,3 @@
+//! The `wormhole` command.
+
+fn main() {}

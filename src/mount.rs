@@ -1,0 +1,1 @@
+//! The mount side wired on one screen, with its shutdown order.

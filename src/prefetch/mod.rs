@@ -1,0 +1,1 @@
+//! What to read ahead: a pure policy that turns reads into plans.

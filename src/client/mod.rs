@@ -1,1 +1,132 @@
-//! Typed calls to a host.
+//! Typed calls to a host, which outlive a connection.
+//!
+//! [`Client`] is the seam between file-system semantics and the network: everything above it runs the same over a real
+//! host, a model in memory, or one that fails on purpose. An implementation carries a request to the host and its answer
+//! back; over lost connections it asks again until the request's deadline, because every request of the protocol may be
+//! repeated.
+
+mod calls;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::chunk::{ChunkIndex, VerifiedChunk};
+use crate::proto::{
+    Attributes, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, Timestamp, WireError,
+};
+pub use crate::transport::Lane;
+
+/// A call under way; dropping it cancels the request on the host.
+pub type CallFuture<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
+
+/// How many parts of an answer wait for a reader that is slower than the link.
+pub const PARTS_QUEUED_MAX: usize = 4;
+
+/// Calls to one export of one host.
+pub trait Client: Send + Sync + 'static {
+    /// Asks for something that is answered by one message.
+    fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply>;
+
+    /// All entries of a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error;
+    /// a channel that closes without either means that the mount is going away. Dropping the receiver cancels.
+    fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>>;
+
+    /// Content of a file, in parts as they arrive, each verified. Closes after [`ContentPart::End`] or an error, as `list`.
+    fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>>;
+
+    /// The root of what is mounted, as it was when the connection was last made.
+    fn root(&self) -> Attributes;
+
+    /// What is known of the way to the host now.
+    fn link(&self) -> LinkState;
+}
+
+/// A part of a listing.
+#[derive(Debug)]
+pub enum ListPart {
+    /// The next entries.
+    Entries(Vec<DirectoryEntry>),
+    /// That was all.
+    End,
+}
+
+/// A part of a file's content.
+#[derive(Debug)]
+pub enum ContentPart {
+    /// A whole chunk, verified.
+    Chunk {
+        /// Which.
+        index: ChunkIndex,
+        /// Its bytes.
+        chunk: VerifiedChunk,
+    },
+    /// The chunk whose hash the request carried is the right one.
+    Same {
+        /// Which.
+        index: ChunkIndex,
+    },
+    /// Exactly the bytes asked for, verified.
+    Piece {
+        /// Where they begin.
+        offset: u64,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// Everything was sent, in the version asked for.
+    End {
+        /// The host's clock after the last byte was read.
+        observed: Timestamp,
+    },
+}
+
+/// The way to the host.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinkState {
+    /// Whether the host answers. While it does not, calls wait for their deadline.
+    pub connected: bool,
+    /// Round-trip time, smoothed.
+    pub rtt: Duration,
+    /// Rate at which content arrived lately, in bytes per second; 0 while unknown.
+    pub bytes_per_second: u64,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The host says no.
+    #[error(transparent)]
+    Host(#[from] WireError),
+    /// No answer before the deadline.
+    #[error("the host did not answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// What came breaks the protocol or does not match its hash, time and again.
+    #[error("the host's answer cannot be used: {0}")]
+    BadAnswer(String),
+    /// The mount is going away.
+    #[error("the mount is being taken down")]
+    Closed,
+}
+
+impl CallError {
+    /// What to tell a program that made a system call.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Host(error) => error.errno(),
+            Self::TimedOut(_) => Errno::ETIMEDOUT,
+            Self::BadAnswer(_) => Errno::EIO,
+            Self::Closed => Errno::ENOTCONN,
+        }
+    }
+
+    /// The host's code, where the host answered.
+    pub const fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Host(error) => Some(error.code),
+            _ => None,
+        }
+    }
+}

@@ -1,1 +1,70 @@
-//! Every message of the wire.
+//! Everything the two sides say to each other, and how it looks on the wire.
+//!
+//! Pure: bytes in, values out. No socket, no clock, no task.
+//!
+//! # Participants
+//!
+//! A *client* mounts what a *host* exports. They hold a QUIC connection, TLS 1.3 with raw Ed25519 keys on both sides,
+//! ALPN [`ALPN`]. Who the peer is has been proved below this layer; whether it may come in is said in the [`Hello`]
+//! exchange.
+//!
+//! # Shape
+//!
+//! One request is one bidirectional stream. The client sends one frame and finishes its half. The host answers with
+//! one frame, `Result<Reply, WireError>`; two replies are followed by more on the same stream:
+//!
+//! - [`Reply::Directory`]: frames of [`DirectoryBatch`], the last of which says so.
+//! - [`Reply::Content`]: for each piece of content a frame [`ContentHeader`] and then `len` raw bytes; the last header
+//!   is [`ContentHeader::End`].
+//!
+//! Then the host finishes its half. Dropping a stream (STOP\_SENDING, RESET\_STREAM) cancels the request; the host
+//! stops reading the disk for it.
+//!
+//! A frame is a little-endian `u32` length, at most [`FRAME_BYTES_MAX`], and that many bytes of a `postcard` value.
+//!
+//! The first stream of a connection carries the [`Hello`]; the host refuses all others until it has answered
+//! [`Welcome`]. Streams are independent after that: requests are answered in any order.
+//!
+//! # Growing
+//!
+//! Messages are enums to which variants are appended; the meaning of a variant never changes under one
+//! [`PROTOCOL_VERSION`]. What a side can do beyond the version's base it says in `features` ([`Features`]); unknown
+//! bits are ignored, and an unknown version is refused in words.
+//!
+//! # Numbers
+//!
+//! Sizes and offsets are bytes, times are nanoseconds since 1970-01-01 UTC, names are bytes and not text, modes and
+//! error numbers are Linux's.
+//!
+//! # Not here
+//!
+//! No request asks for a chunk by its bare hash: content is always asked of a node the client may read, so a peer
+//! cannot probe for what lies outside its export.
+
+mod error;
+mod frame;
+mod message;
+mod node;
+
+pub use error::{Errno, ErrorCode, WireError};
+pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
+pub use message::{
+    ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello, InstanceId, ReadRequest,
+    Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,
+};
+pub use node::{Attributes, FileKind, NodeId, Timestamp, Version};
+
+/// What TLS negotiates: the name of this protocol.
+pub const ALPN: &[u8] = b"wormhole/1";
+
+/// The version of the messages. A host refuses any other, saying which it speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Longest name of a directory entry, in bytes (Linux's `NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Most chunks one [`Request::Read`] may ask for: 16 MiB, so that one stream never holds a host's buffers for long.
+pub const READ_CHUNKS_MAX: u64 = 64;
+
+/// Most chunk hashes that a [`Request::Read`] may carry.
+pub const KNOWN_HASHES_MAX: usize = READ_CHUNKS_MAX as usize;

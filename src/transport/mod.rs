@@ -1,1 +1,5 @@
 //! QUIC: endpoints, identities, tickets, congestion.
+
+mod lane;
+
+pub use lane::Lane;

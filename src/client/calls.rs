@@ -1,0 +1,103 @@
+//! One method a request, so that nobody above matches on replies.
+
+use super::{CallError, Client, Lane};
+use crate::chunk::ChunkHash;
+use crate::proto::{Attributes, FsStatistics, NodeId, Reply, Request, SeekTarget, Version};
+
+impl dyn Client {
+    /// The attributes of one entry of a directory.
+    pub async fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, CallError> {
+        self.attributes_of(Request::Lookup { parent, name: name.to_vec() }).await
+    }
+
+    /// The attributes of a node.
+    pub async fn attributes(&self, node: NodeId) -> Result<Attributes, CallError> {
+        self.attributes_of(Request::GetAttributes { node }).await
+    }
+
+    /// Opens a file on the host; what comes back is as fresh as one round trip allows.
+    pub async fn open(&self, node: NodeId) -> Result<Attributes, CallError> {
+        self.attributes_of(Request::Open { node }).await
+    }
+
+    /// Takes back one [`Self::open`].
+    pub async fn close(&self, node: NodeId) -> Result<(), CallError> {
+        self.done(Request::Close { node }).await
+    }
+
+    /// Whether the host's daemon may access the node so.
+    pub async fn access(&self, node: NodeId, mask: u8) -> Result<(), CallError> {
+        self.done(Request::Access { node, mask }).await
+    }
+
+    /// One round trip to the host and back.
+    pub async fn ping(&self) -> Result<(), CallError> {
+        self.done(Request::Ping).await
+    }
+
+    /// The target of a symbolic link.
+    pub async fn read_link(&self, node: NodeId) -> Result<Vec<u8>, CallError> {
+        self.bytes_of(Request::ReadLink { node }).await
+    }
+
+    /// The value of an extended attribute.
+    pub async fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, CallError> {
+        self.bytes_of(Request::GetXattr { node, name: name.to_vec() }).await
+    }
+
+    /// The names of the extended attributes, each ended by a NUL.
+    pub async fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, CallError> {
+        self.bytes_of(Request::ListXattr { node }).await
+    }
+
+    /// Room and use of the file system.
+    pub async fn fs_statistics(&self, node: NodeId) -> Result<FsStatistics, CallError> {
+        match self.call(Request::StatFs { node }, Lane::Metadata).await? {
+            Reply::FsStatistics(statistics) => Ok(statistics),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The next data or hole from `offset` on.
+    pub async fn seek(&self, node: NodeId, offset: u64, target: SeekTarget) -> Result<u64, CallError> {
+        match self.call(Request::Seek { node, offset, target }, Lane::Metadata).await? {
+            Reply::Offset(found) => Ok(found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// BLAKE3 of a whole file, computed on the host.
+    pub async fn sum(&self, node: NodeId) -> Result<(ChunkHash, Version), CallError> {
+        match self.call(Request::Sum { node }, Lane::Background).await? {
+            Reply::Sum { hash, version } => Ok((hash, version)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn attributes_of(&self, request: Request) -> Result<Attributes, CallError> {
+        match self.call(request, Lane::Metadata).await? {
+            Reply::Attributes(attributes) => Ok(attributes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn bytes_of(&self, request: Request) -> Result<Vec<u8>, CallError> {
+        match self.call(request, Lane::Metadata).await? {
+            Reply::Bytes(bytes) => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn done(&self, request: Request) -> Result<(), CallError> {
+        match self.call(request, Lane::Metadata).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> CallError {
+    let what = format!("{reply:?}");
+    let kind = what.split([' ', '(', '{']).next().unwrap_or_default();
+    CallError::BadAnswer(format!("a reply of another kind than asked for ({kind})"))
+}

@@ -1,0 +1,293 @@
+//! The messages, in the order of a connection's life: hello, metadata, content.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::node::{Attributes, NodeId, Timestamp, Version};
+use crate::chunk::{ByteRange, ChunkHash, ChunkIndex};
+
+/// Names a client's session, which outlives its connections: 16 random bytes, made by the client at mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SessionId(pub [u8; 16]);
+
+/// Names one run of a host: 16 random bytes, made at its start. A new one tells clients that the host restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct InstanceId(pub [u8; 16]);
+
+/// The secret of a join ticket. Never shown.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TicketSecret(pub [u8; 16]);
+
+impl fmt::Debug for TicketSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketSecret(…)")
+    }
+}
+
+/// What a side can do beyond the base of the protocol version: a set of bits. None is defined in version 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// What this build offers.
+    pub const SUPPORTED: Self = Self(0);
+
+    /// What both sides can do; unknown bits of the peer fall away here.
+    pub const fn shared_with(self, peer: Self) -> Self {
+        Self(self.0 & peer.0)
+    }
+}
+
+/// The first message of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`super::PROTOCOL_VERSION`] of the client.
+    pub protocol_version: u16,
+    /// What the client can do.
+    pub features: Features,
+    /// Which session this connection belongs to.
+    pub session: SessionId,
+    /// Name of the export that is wanted.
+    pub export: String,
+    /// Path below the export that is to be the root, names joined by `/`, without a leading one; empty for the export itself.
+    pub sub_path: Vec<u8>,
+    /// Lets in a client whose key the host has not seen.
+    pub ticket: Option<TicketSecret>,
+}
+
+/// The host's consent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// What both sides can do.
+    pub features: Features,
+    /// Which run of the host this is.
+    pub instance: InstanceId,
+    /// The root of what was asked for.
+    pub root: Attributes,
+    /// Whether the host will refuse every change.
+    pub read_only: bool,
+    /// How long the host keeps the session when the connection is gone, in milliseconds.
+    pub session_keep_ms: u32,
+}
+
+/// Everything a client may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Comes first on every connection. Answer: [`Reply::Welcome`].
+    Hello(Hello),
+    /// Is anybody there? Answer: [`Reply::Done`].
+    Ping,
+    /// The attributes of the entry `name` of directory `parent`. Answer: [`Reply::Attributes`].
+    Lookup {
+        /// The directory.
+        parent: NodeId,
+        /// One name, never empty, `.`, `..` or with a `/`.
+        name: Vec<u8>,
+    },
+    /// Answer: [`Reply::Attributes`].
+    GetAttributes {
+        /// Whose.
+        node: NodeId,
+    },
+    /// All entries with their attributes. Answer: [`Reply::Directory`].
+    ReadDirectory {
+        /// Of which directory.
+        node: NodeId,
+    },
+    /// The target of a symbolic link, as it stands. Answer: [`Reply::Bytes`].
+    ReadLink {
+        /// The link.
+        node: NodeId,
+    },
+    /// Answer: [`Reply::FsStatistics`].
+    StatFs {
+        /// Any node of the file system.
+        node: NodeId,
+    },
+    /// Answer: [`Reply::Bytes`].
+    GetXattr {
+        /// Whose.
+        node: NodeId,
+        /// Name with its namespace, such as `user.comment`.
+        name: Vec<u8>,
+    },
+    /// The names of all extended attributes, each ended by a NUL. Answer: [`Reply::Bytes`].
+    ListXattr {
+        /// Whose.
+        node: NodeId,
+    },
+    /// Whether the host's daemon itself may access the node so. Answer: [`Reply::Done`].
+    Access {
+        /// Whose.
+        node: NodeId,
+        /// `R_OK` (4), `W_OK` (2), `X_OK` (1).
+        mask: u8,
+    },
+    /// Opens a file for the session: until closed it can be read even if it loses its last name. Answer: [`Reply::Attributes`].
+    Open {
+        /// Which file.
+        node: NodeId,
+    },
+    /// Takes back one [`Request::Open`]. Answer: [`Reply::Done`].
+    Close {
+        /// Which file.
+        node: NodeId,
+    },
+    /// `SEEK_DATA` and `SEEK_HOLE`. Answer: [`Reply::Offset`].
+    Seek {
+        /// In which file.
+        node: NodeId,
+        /// From where.
+        offset: u64,
+        /// What to look for.
+        target: SeekTarget,
+    },
+    /// Content of a file. Answer: [`Reply::Content`].
+    Read(ReadRequest),
+    /// BLAKE3 of a whole regular file, computed on the host. Answer: [`Reply::Sum`].
+    Sum {
+        /// Which file.
+        node: NodeId,
+    },
+}
+
+/// Asks for content of one version of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadRequest {
+    /// Which file.
+    pub node: NodeId,
+    /// In which version; [`super::ErrorCode::VersionChanged`] where the file has another by now.
+    pub version: Version,
+    /// Which bytes. At most [`super::READ_CHUNKS_MAX`] chunks. If `whole_chunks` is set the host widens the range to whole chunks;
+    /// otherwise it answers exactly these bytes, cut at the end of the file, in one [`ContentHeader::Piece`] (at most one chunk's size).
+    pub range: ByteRange,
+    /// Whether to answer in whole chunks, which can be kept under their hash.
+    pub whole_chunks: bool,
+    /// Hashes of the chunks of the range that the client holds from elsewhere, by position; may be shorter than the range, or empty.
+    pub known: Vec<Option<ChunkHash>>,
+}
+
+/// What [`Request::Seek`] looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeekTarget {
+    /// The next byte that is stored.
+    Data,
+    /// The next byte that is not; every file ends in a hole.
+    Hole,
+}
+
+/// What a host answers, where it does not refuse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Welcome(Welcome),
+    /// It is so, or it was done.
+    Done,
+    /// What `stat` tells.
+    Attributes(Attributes),
+    /// [`DirectoryBatch`] frames follow.
+    Directory,
+    /// A link's target, an attribute's value, a list of names.
+    Bytes(Vec<u8>),
+    /// What `statfs` tells.
+    FsStatistics(FsStatistics),
+    /// A place in a file.
+    Offset(u64),
+    /// [`ContentHeader`] frames follow, each with its bytes.
+    Content,
+    /// Hash of a whole file.
+    Sum {
+        /// The BLAKE3 hash, as `b3sum` prints it.
+        hash: ChunkHash,
+        /// Of which version.
+        version: Version,
+    },
+}
+
+/// A part of a directory's entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryBatch {
+    /// In the order in which the host's file system gives them, `.` and `..` left out.
+    pub entries: Vec<DirectoryEntry>,
+    /// Whether this was all.
+    pub last: bool,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// Its name: 1 to 255 bytes, no `/`, no NUL.
+    pub name: Vec<u8>,
+    /// What it names.
+    pub attributes: Attributes,
+}
+
+/// What `statfs(2)` tells, from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsStatistics {
+    /// Size of a block, in bytes; the unit of the next three.
+    pub block_bytes: u32,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Blocks free.
+    pub blocks_free: u64,
+    /// Blocks free for people other than root.
+    pub blocks_available: u64,
+    /// Inodes in all.
+    pub inodes: u64,
+    /// Inodes free.
+    pub inodes_free: u64,
+    /// Longest name, in bytes.
+    pub name_bytes_max: u32,
+}
+
+/// Announces a part of a file's content; the bytes follow raw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentHeader {
+    /// A whole chunk; `len` raw bytes follow.
+    Chunk {
+        /// Which.
+        index: ChunkIndex,
+        /// BLAKE3 of the bytes.
+        hash: ChunkHash,
+        /// How many: [`crate::chunk::CHUNK_BYTES`] but for the last chunk of the file.
+        len: u32,
+    },
+    /// A chunk that the client holds: its hash is the one that the request carried. No bytes follow.
+    Same {
+        /// Which.
+        index: ChunkIndex,
+    },
+    /// Exactly the bytes that were asked for; `len` raw bytes follow.
+    Piece {
+        /// Where they begin in the file.
+        offset: u64,
+        /// BLAKE3 of the bytes.
+        hash: ChunkHash,
+        /// How many; fewer than asked only at the end of the file.
+        len: u32,
+    },
+    /// Everything was sent, and the file still had the version that was asked for when the last byte was read.
+    End {
+        /// The host's clock then.
+        observed: Timestamp,
+    },
+    /// The host stops here.
+    Failed(super::ErrorCode),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_features_fall_away() {
+        assert_eq!(Features(0b011).shared_with(Features(0b110)), Features(0b010));
+    }
+
+    #[test]
+    fn a_ticket_secret_is_not_shown() {
+        assert!(!format!("{:?}", TicketSecret([7; 16])).contains('7'));
+    }
+}

@@ -1,0 +1,160 @@
+//! What a file is: its identity on the host, its version, its attributes.
+
+use serde::{Deserialize, Serialize};
+
+/// Identity of a file, directory or link on its host, the same under every name and after a restart of the host.
+///
+/// An inode number alone is used again after a file is deleted; the time of birth tells the two apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeId {
+    /// Device number of the file system it lies on.
+    pub device: u64,
+    /// Inode number on that device.
+    pub inode: u64,
+    /// Time of birth in nanoseconds since the epoch; 0 where the file system does not keep it.
+    pub birth_ns: i64,
+}
+
+/// Nanoseconds since 1970-01-01 UTC; negative before. Covers the years 1677 to 2262, as ext4's range does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    const SECOND_NS: i64 = 1_000_000_000;
+
+    /// From whole seconds and the nanoseconds after them; clamped at the ends of the range.
+    pub const fn new(seconds: i64, nanoseconds: u32) -> Self {
+        Self(seconds.saturating_mul(Self::SECOND_NS).saturating_add(nanoseconds as i64))
+    }
+
+    /// Whole seconds, rounded down.
+    pub const fn seconds(self) -> i64 {
+        self.0.div_euclid(Self::SECOND_NS)
+    }
+
+    /// Nanoseconds after [`Self::seconds`], 0 to 999,999,999.
+    pub const fn subsecond_ns(self) -> u32 {
+        self.0.rem_euclid(Self::SECOND_NS) as u32
+    }
+}
+
+/// Which state of a file's content is meant. Any change of content changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Version {
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode; cannot be set back by `utimensat`.
+    pub ctime: Timestamp,
+}
+
+impl Version {
+    /// How long a file must have lain still before its times tell all its states apart.
+    ///
+    /// The kernel stamps files with a clock that ticks every 1 to 10 ms, and file systems exist that keep whole
+    /// seconds or two (FAT); git calls an entry inside this span "racy".
+    pub const SETTLE_NS: i64 = 2_000_000_000;
+
+    /// Whether the file lay still long enough at `now` (the host's clock) that this version names one content only.
+    ///
+    /// A file stamped in the future is never settled: its next change may carry the same stamp.
+    pub const fn is_settled(&self, now: Timestamp) -> bool {
+        let newest = if self.mtime.0 > self.ctime.0 { self.mtime.0 } else { self.ctime.0 };
+        now.0.saturating_sub(newest) >= Self::SETTLE_NS
+    }
+}
+
+/// What kind of thing a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A unix socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+/// Everything `stat(2)` tells, as the host sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Who it is.
+    pub node: NodeId,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky: the low 12 bits of `st_mode`.
+    pub permissions: u16,
+    /// Number of hard links.
+    pub links: u32,
+    /// Owner on the host.
+    pub uid: u32,
+    /// Group on the host.
+    pub gid: u32,
+    /// Device number of a device node, as Linux encodes it in `st_rdev` for user space; 0 otherwise.
+    pub device_number: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated blocks of 512 bytes.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Birth, where the file system keeps it.
+    pub btime: Option<Timestamp>,
+    /// The host's clock when it looked, so that the client need not trust its own to tell whether a version is settled.
+    pub observed: Timestamp,
+}
+
+impl Attributes {
+    /// The version of the content that these attributes belong to.
+    pub const fn version(&self) -> Version {
+        Version { size: self.size, mtime: self.mtime, ctime: self.ctime }
+    }
+
+    /// Whether the version names one content only; see [`Version::is_settled`].
+    pub const fn is_settled(&self) -> bool {
+        self.version().is_settled(self.observed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn timestamps_split_and_join(seconds in -9_000_000_000i64..9_000_000_000, ns in 0u32..1_000_000_000) {
+            let time = Timestamp::new(seconds, ns);
+            prop_assert_eq!((time.seconds(), time.subsecond_ns()), (seconds, ns));
+        }
+    }
+
+    #[test]
+    fn the_end_of_time_does_not_overflow() {
+        assert_eq!(Timestamp::new(i64::MAX, 999_999_999), Timestamp(i64::MAX));
+        assert_eq!(Timestamp::new(i64::MIN, 0).0, i64::MIN);
+    }
+
+    #[test]
+    fn young_and_future_versions_are_not_settled() {
+        let version = |ns| Version { size: 1, mtime: Timestamp(ns), ctime: Timestamp(0) };
+        let now = Timestamp(10_000_000_000);
+        assert!(version(8_000_000_000).is_settled(now));
+        assert!(!version(8_000_000_001).is_settled(now));
+        assert!(!version(11_000_000_000).is_settled(now));
+    }
+}

@@ -128,7 +128,9 @@ mod tests {
         let absolute = folder.path().join("secret");
         let absolute = absolute.as_os_str().as_encoded_bytes();
         for way in WAYS {
-            for path in [b"..".as_slice(), b"../secret", b"a/../../secret", b"up/secret", b"/etc/passwd", absolute] {
+            for path in
+                [b"..".as_slice(), b"../secret", b"a/../../secret", b"up/secret", b"/etc/passwd", absolute]
+            {
                 assert!(way(root.as_fd(), path, OFlag::O_PATH).is_err(), "{path:?}");
             }
         }

@@ -95,10 +95,8 @@ impl Export {
     /// A descriptor of the folder, which stays it whatever is later found at its path.
     pub(super) fn open(&self) -> Result<OwnedFd, ExportError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        open(&self.path, flags, Mode::empty()).map_err(|errno: Errno| ExportError::Path {
-            path: self.path.clone(),
-            source: errno.into(),
-        })
+        open(&self.path, flags, Mode::empty())
+            .map_err(|errno: Errno| ExportError::Path { path: self.path.clone(), source: errno.into() })
     }
 }
 

@@ -81,6 +81,15 @@ impl Driver {
         }
     }
 
+    /// Takes what is queued and submits it, without waiting for anything.
+    #[cfg(test)]
+    pub(super) fn submit_all(&mut self) {
+        self.queue.take(&mut self.backlog);
+        self.await_wake();
+        self.submit_backlog();
+        self.enter(0).unwrap();
+    }
+
     fn work(&mut self) -> Result<(), Errno> {
         let mut closed = false;
         loop {

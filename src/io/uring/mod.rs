@@ -7,6 +7,8 @@
 mod driver;
 mod queue;
 mod setup;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};

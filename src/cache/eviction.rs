@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::index::{Candidate, Index};
-use super::record::{SegmentId, record_bytes};
+use super::record::{SegmentId, stored_bytes};
 
 /// File systems give room in blocks of this many bytes; sizes are rounded up to it before they are compared with the
 /// limit, so that `du` agrees with the limit.
@@ -35,7 +35,7 @@ pub(super) struct Listed {
 
 impl Listed {
     /// What it may grow to, in bytes, where segments are `segment_bytes` at most.
-    fn reserved(&self, segment_bytes: u64) -> u64 {
+    pub(super) fn reserved(&self, segment_bytes: u64) -> u64 {
         let now = self.bytes.next_multiple_of(BLOCK_BYTES);
         if self.open { now.max(segment_bytes.next_multiple_of(BLOCK_BYTES)) } else { now }
     }
@@ -43,6 +43,7 @@ impl Listed {
 
 /// What must hold after an eviction.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_field_names, reason = "units stand last in names")]
 pub(super) struct Limits {
     /// Most bytes of all segments.
     pub(super) size_bytes: u64,
@@ -54,11 +55,9 @@ pub(super) struct Limits {
     pub(super) missing_bytes: u64,
 }
 
-impl Limits {
-    /// Most bytes of records that move from dying segments into a new one.
-    pub(super) const fn survivors_bytes(&self) -> u64 {
-        self.segment_bytes / 2
-    }
+/// Most bytes that records take which move from dying segments into a new one.
+pub(super) const fn survivors_bytes(segment_bytes: u64) -> u64 {
+    segment_bytes / 2
 }
 
 /// Which segments to unlink.
@@ -99,7 +98,7 @@ pub(super) fn choose(
 
 fn is_hot(index: &Index, segment: SegmentId, limits: &Limits) -> bool {
     let used = index.candidates(segment);
-    used.iter().map(|one| record_bytes(one.entry.len)).sum::<u64>() > limits.survivors_bytes()
+    used.iter().map(|one| stored_bytes(one.entry.len)).sum::<u64>() > survivors_bytes(limits.segment_bytes)
 }
 
 /// Picks the first segments of `queue` that are not `protected`, as few as needed. Where the size cannot be kept nothing is picked: it would be lost for nothing. Where the floor of
@@ -140,14 +139,14 @@ pub(super) fn adoptable(listed: &[Listed], segment_bytes: u64) -> Option<Listed>
     listed.last().copied().filter(|last| !last.open && last.bytes <= segment_bytes / 4 * 3)
 }
 
-/// Which of the used records of dying segments are written anew: the most used first, at most `budget_bytes` with their
-/// headers; returned in the order in which they lie, so that neighbours stay neighbours.
+/// Which of the used records of dying segments are written anew: the most used first, at most `budget_bytes` with headers and
+/// entries in the footer; returned in the order in which they lie, so that neighbours stay neighbours.
 pub(super) fn survivors(mut used: Vec<Candidate>, budget_bytes: u64) -> Vec<Candidate> {
     // Stable: among equals the order of arrival decides, and a run of a file is not torn.
     used.sort_by_key(|candidate| std::cmp::Reverse(candidate.hits));
     let mut left = budget_bytes;
     used.retain(|candidate| {
-        let bytes = record_bytes(candidate.entry.len);
+        let bytes = stored_bytes(candidate.entry.len);
         let fits = bytes <= left;
         left -= if fits { bytes } else { 0 };
         fits
@@ -214,13 +213,13 @@ mod tests {
             }).collect();
             let kept = survivors(all.clone(), budget);
             prop_assert!(kept.is_sorted_by_key(|one| one.entry.offset));
-            let bytes: u64 = kept.iter().map(|one| record_bytes(one.entry.len)).sum();
+            let bytes: u64 = kept.iter().map(|one| stored_bytes(one.entry.len)).sum();
             prop_assert!(bytes <= budget);
             // Nothing that is left out would have fitted beside those that are used at least as often.
             for out in all.iter().filter(|one| !kept.contains(one)) {
                 let better = kept.iter().filter(|one| one.hits >= out.hits);
-                let better: u64 = better.map(|one| record_bytes(one.entry.len)).sum();
-                prop_assert!(better + record_bytes(out.entry.len) > budget);
+                let better: u64 = better.map(|one| stored_bytes(one.entry.len)).sum();
+                prop_assert!(better + stored_bytes(out.entry.len) > budget);
             }
         }
     }
@@ -283,7 +282,7 @@ mod tests {
         }
 
         fn append(&mut self, key: Key) {
-            let entry = Entry { key, kind: Kind::Chunk, offset: 64 + self.records * 512, len: 448 };
+            let entry = Entry { key, kind: Kind::Chunk, offset: 64 + self.records * 512, len: 384 };
             self.index.extend(self.current, &[entry], BLOCK_BYTES, entry.end() as u32, false);
             self.records += 1;
         }
@@ -297,11 +296,13 @@ mod tests {
             let used = plan.victims.iter().flat_map(|&victim| self.index.candidates(victim)).collect();
             (self.current, self.records) = (self.current + 1, 0);
             self.index.extend(self.current, &[], BLOCK_BYTES, 0, false);
-            for survivor in survivors(used, limits.survivors_bytes()) {
+            for survivor in survivors(used, survivors_bytes(limits.segment_bytes)) {
                 self.append(survivor.entry.key);
                 self.index.spend_hit(&survivor.entry.key);
             }
-            plan.victims.iter().for_each(|&victim| drop(self.index.remove_segment(victim)));
+            for victim in plan.victims {
+                self.index.remove_segment(victim);
+            }
         }
     }
 
@@ -339,7 +340,9 @@ mod tests {
                     break;
                 }
                 let mut spared = self.queue.remove(0);
-                spared.iter_mut().for_each(|one| one.1 = one.1.saturating_sub(1));
+                for one in &mut spared {
+                    one.1 = one.1.saturating_sub(1);
+                }
                 self.queue.insert(self.queue.len() - 1, spared);
             }
             let dying = self.queue.remove(0);
@@ -401,7 +404,9 @@ mod tests {
     fn what_was_used_three_times_outlives_a_scan_of_three_caches() {
         let mut policy = Policy::new();
         let hot: Vec<Key> = (0..16).map(|key| [key; 32]).collect();
-        hot.iter().for_each(|key| policy.insert(*key));
+        for key in &hot {
+            policy.insert(*key);
+        }
         for key in hot.iter().cycle().take(3 * hot.len()) {
             assert!(policy.index.find(key, Kind::Chunk).is_some());
         }

@@ -32,6 +32,13 @@ pub(super) struct Candidate {
     pub(super) hits: u8,
 }
 
+impl Candidate {
+    /// Where it lies.
+    pub(super) const fn location(&self) -> Location {
+        Location { segment: self.segment, offset: self.entry.offset, len: self.entry.len }
+    }
+}
+
 /// A place in the queue for eviction: lower goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {

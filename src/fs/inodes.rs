@@ -15,6 +15,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::attributes::Learned;
@@ -63,6 +64,8 @@ pub(super) struct Record {
     /// How often it had to be looked up again because the host did not know it.
     pub recoveries: u64,
     pub target: Option<Target>,
+    /// Set while its attributes are being asked for behind a reader's back.
+    pub refreshing: Arc<AtomicBool>,
     lookups: u64,
     /// With the directory they are in, newest last. Directories by node: a number may by now be another directory's.
     names: Vec<(NodeId, Name)>,
@@ -288,7 +291,7 @@ impl InodeTable {
     }
 }
 
-const fn new_record(attributes: Attributes, learned: Learned) -> Record {
+fn new_record(attributes: Attributes, learned: Learned) -> Record {
     Record {
         attributes,
         learned,
@@ -297,6 +300,7 @@ const fn new_record(attributes: Attributes, learned: Learned) -> Record {
         pages: None,
         recoveries: 0,
         target: None,
+        refreshing: Arc::default(),
         lookups: 0,
         names: Vec::new(),
     }

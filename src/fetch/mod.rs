@@ -44,7 +44,12 @@ impl Fetcher {
         64 << 20
     }
     /// x
-    pub async fn read(&self, content: &FileContent, _demand: Demand, range: ByteRange) -> Result<Bytes, CallError> {
+    pub async fn read(
+        &self,
+        content: &FileContent,
+        _demand: Demand,
+        range: ByteRange,
+    ) -> Result<Bytes, CallError> {
         let request = ReadRequest {
             node: content.node,
             version: content.version,

@@ -144,7 +144,9 @@ impl FileSystem {
             Ok(_) => Ok(StepAnswer::Other),
             Err(error) => match error.code() {
                 Some(ErrorCode::UnknownNode) => Ok(StepAnswer::ParentUnknown),
-                Some(ErrorCode::System(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)) => Ok(StepAnswer::Other),
+                Some(ErrorCode::System(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)) => {
+                    Ok(StepAnswer::Other)
+                }
                 _ => Err(error.into()),
             },
         }

@@ -149,13 +149,18 @@ pub(super) mod tests {
         assert_eq!(left(999), Duration::from_millis(1));
         assert_eq!(left(1000), Duration::ZERO);
         assert_eq!(left(5000), Duration::ZERO);
-        assert_eq!(freshness.absence_left(learned, asked + Duration::from_millis(499)), Duration::from_millis(1));
+        assert_eq!(
+            freshness.absence_left(learned, asked + Duration::from_millis(499)),
+            Duration::from_millis(1)
+        );
     }
 
     #[test]
     fn attributes_wane_at_half_their_time() {
         let asked = Instant::now();
-        let wane = |ms| Freshness::default().attributes_wane(Learned::by_asking(asked), asked + Duration::from_millis(ms));
+        let wane = |ms| {
+            Freshness::default().attributes_wane(Learned::by_asking(asked), asked + Duration::from_millis(ms))
+        };
         assert!(!wane(499));
         assert!(wane(500));
     }
@@ -180,6 +185,9 @@ pub(super) mod tests {
         assert_eq!(shown(FileKind::Regular), (7, 1000, 0o600));
         assert_eq!(shown(FileKind::Directory), (7, 1000, 0o755));
         assert_eq!(shown(FileKind::Symlink), (7, 1000, 0o755));
-        assert_eq!(Ownership::default().present(attributes(5, FileKind::Fifo)), attributes(5, FileKind::Fifo));
+        assert_eq!(
+            Ownership::default().present(attributes(5, FileKind::Fifo)),
+            attributes(5, FileKind::Fifo)
+        );
     }
 }

@@ -143,7 +143,8 @@ impl FileSystem {
         with_entries: bool,
         sink: &mut impl FnMut(&DirectoryItem<'_>) -> bool,
     ) -> bool {
-        let entry = with_entries.then(|| self.enter(directory, &listed.name, listed.attributes, listed.learned));
+        let entry =
+            with_entries.then(|| self.enter(directory, &listed.name, listed.attributes, listed.learned));
         let inode = match entry {
             Some(entry) => entry.inode,
             None => lock(&self.inodes).number_of(listed.attributes.node),
@@ -158,7 +159,8 @@ impl FileSystem {
 
     fn dot_item<'a>(&self, inode: Inode, name: &'a [u8], next_offset: u64) -> DirectoryItem<'a> {
         let is_parent = name == b"..";
-        let parent = is_parent.then(|| lock(&self.inodes).newest_name(inode)).flatten().map(|(parent, _)| parent);
+        let parent =
+            is_parent.then(|| lock(&self.inodes).newest_name(inode)).flatten().map(|(parent, _)| parent);
         let inode = parent.unwrap_or(inode);
         DirectoryItem { name, inode, kind: FileKind::Directory, next_offset, entry: None }
     }

@@ -55,7 +55,8 @@ impl FileSystem {
             record.pages = pages;
             mode
         };
-        let handle = lock(&self.files).insert(OpenFile { inode, reads: Mutex::new(ReadState::new(&attributes)) });
+        let handle =
+            lock(&self.files).insert(OpenFile { inode, reads: Mutex::new(ReadState::new(&attributes)) });
         Ok(Opened { handle, mode })
     }
 

@@ -249,7 +249,11 @@ impl InodeTable {
 
     const fn preferred(&self, node: NodeId) -> Inode {
         let is_free = node.inode > Inode::ROOT.0 && node.inode < MADE_UP;
-        if is_free && node.device == self.root_device { Inode(node.inode) } else { Inode(mix(node) | MADE_UP) }
+        if is_free && node.device == self.root_device {
+            Inode(node.inode)
+        } else {
+            Inode(mix(node) | MADE_UP)
+        }
     }
 
     fn set_name(&mut self, parent: Inode, name: &Name, inode: Inode) {

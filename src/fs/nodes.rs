@@ -77,7 +77,8 @@ impl FileSystem {
             return Ok(target.bytes);
         }
         let answer = self.ask(inode, |client, node| async move { client.read_link(node).await });
-        let bytes: Arc<[u8]> = self.or_copy(async { Ok(answer.await?.into()) }, || known().map(|t| t.bytes)).await?;
+        let bytes: Arc<[u8]> =
+            self.or_copy(async { Ok(answer.await?.into()) }, || known().map(|t| t.bytes)).await?;
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
             record.target = Some(Target { bytes: Arc::clone(&bytes), ctime: attributes.ctime });
         }
@@ -95,7 +96,11 @@ impl FileSystem {
     }
 
     /// The host's attributes, from a copy that is fresh, else from the host; `Age::Any` takes what is there.
-    pub(super) async fn attributes_of(&self, inode: Inode, age: Age) -> Result<(Attributes, Learned), FsError> {
+    pub(super) async fn attributes_of(
+        &self,
+        inode: Inode,
+        age: Age,
+    ) -> Result<(Attributes, Learned), FsError> {
         if let Some(known) = self.attributes_copy(inode, age)? {
             return Ok(known);
         }
@@ -132,7 +137,13 @@ impl FileSystem {
     }
 
     /// Takes note of an entry that the kernel is about to be told of.
-    pub(super) fn enter(&self, parent: Inode, name: &Name, attributes: Attributes, learned: Learned) -> Entry {
+    pub(super) fn enter(
+        &self,
+        parent: Inode,
+        name: &Name,
+        attributes: Attributes,
+        learned: Learned,
+    ) -> Entry {
         let mut inodes = lock(&self.inodes);
         let inode = inodes.remember(parent, name, attributes, learned);
         let record = inodes.get(inode).expect("it was just remembered");

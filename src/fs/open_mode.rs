@@ -47,7 +47,12 @@ mod tests {
     use crate::fs::attributes::tests::attributes;
     use crate::proto::{FileKind, Timestamp};
 
-    fn choose(size: u64, observed_ns: i64, wants_direct: bool, pages: Option<Version>) -> (OpenMode, Option<Version>) {
+    fn choose(
+        size: u64,
+        observed_ns: i64,
+        wants_direct: bool,
+        pages: Option<Version>,
+    ) -> (OpenMode, Option<Version>) {
         let observed = Timestamp(observed_ns);
         let file = Attributes { size, observed, ..attributes(7, FileKind::Regular) };
         OpenMode::choose(&file, wants_direct, pages)

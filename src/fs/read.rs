@@ -149,7 +149,9 @@ impl FileSystem {
                     missing -= copy_part(&mut bytes, range, offset, &piece);
                 }
                 ContentPart::End { .. } if missing == 0 => return Ok(bytes.freeze()),
-                ContentPart::End { .. } => return Err(CallError::BadAnswer("a part of a file is missing".into())),
+                ContentPart::End { .. } => {
+                    return Err(CallError::BadAnswer("a part of a file is missing".into()));
+                }
                 ContentPart::Same { .. } => {}
             }
         }
@@ -160,8 +162,7 @@ impl FileSystem {
         let link = self.client.link();
         let window_bytes_max = window_limit(self.fetcher.share_bytes(), link.rtt, link.bytes_per_second);
         let limits = Limits { window_bytes_max };
-        let plan =
-            lock(&file.reads).prefetcher.on_read(Instant::now(), range, content.version.size, limits);
+        let plan = lock(&file.reads).prefetcher.on_read(Instant::now(), range, content.version.size, limits);
         for cursor in &plan.cancel {
             self.fetcher.cancel(handle, *cursor);
         }

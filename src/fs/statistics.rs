@@ -21,7 +21,9 @@ pub(super) struct Statistics(Mutex<Option<(FsStatistics, Instant)>>);
 impl Statistics {
     fn get(&self, age: Duration, now: Instant) -> Option<FsStatistics> {
         let known = *lock(&self.0);
-        known.filter(|(_, asked)| now.saturating_duration_since(*asked) < age).map(|(statistics, _)| statistics)
+        known
+            .filter(|(_, asked)| now.saturating_duration_since(*asked) < age)
+            .map(|(statistics, _)| statistics)
     }
 
     fn set(&self, statistics: FsStatistics, asked: Instant) {
@@ -41,7 +43,9 @@ impl FileSystem {
         let copy = || self.statistics.get(Duration::MAX, Instant::now());
         let answer = async { asking.await.unwrap_or(Err(FsError::Call(crate::client::CallError::Closed))) };
         match copy() {
-            Some(copy) => tokio::time::timeout(PATIENCE, answer).await.map_or(Ok(copy), |answer| answer.or(Ok(copy))),
+            Some(copy) => {
+                tokio::time::timeout(PATIENCE, answer).await.map_or(Ok(copy), |answer| answer.or(Ok(copy)))
+            }
             None => self.or_copy(answer, copy).await,
         }
     }

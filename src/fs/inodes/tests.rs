@@ -223,7 +223,11 @@ fn check(table: &InodeTable, twin: &Twin) -> Result<(), TestCaseError> {
     }
     for name in 0u8..6 {
         let key = Name::from([name].as_slice());
-        let expected = twin.names.values().next().and(twin.names.get(&(table.get(Inode::ROOT).unwrap().node(), key.clone())));
+        let expected = twin
+            .names
+            .values()
+            .next()
+            .and(twin.names.get(&(table.get(Inode::ROOT).unwrap().node(), key.clone())));
         let actual = table.child(Inode::ROOT, &key).and_then(|inode| table.get(inode)).map(Record::node);
         prop_assert_eq!(actual, expected.copied());
     }

@@ -6,6 +6,7 @@
 //! repeated.
 
 mod calls;
+pub mod memory;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,26 +1,37 @@
-//! The order in which streams get the link.
+//! Which stream goes first when the link is full.
 
-/// What a stream is for. Earlier ones go first on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Urgency of a stream. quinn sends all it may of a higher priority before a lower one; streams of one lane share fairly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// Names and attributes: a person waits, and it is small.
-    Metadata,
-    /// Content that a read call waits for.
-    Demand,
-    /// Content that will probably be read next.
-    Ahead,
-    /// Warm-up and bulk work that yields to people.
+    /// Warm-up and write-back: nobody waits for it.
     Background,
+    /// Read-ahead: somebody will probably wait for it.
+    Ahead,
+    /// Content that a reader waits for now.
+    Demand,
+    /// Small answers that a system call waits for: names, attributes, errors.
+    Metadata,
 }
 
 impl Lane {
-    /// QUIC stream priority: higher is sent first.
-    pub const fn stream_priority(self) -> i32 {
+    /// The number quinn knows this lane by; larger goes first.
+    pub fn priority(self) -> i32 {
         match self {
-            Self::Metadata => 3,
-            Self::Demand => 2,
-            Self::Ahead => 1,
-            Self::Background => 0,
+            Self::Background => -20,
+            Self::Ahead => -10,
+            Self::Demand => 0,
+            Self::Metadata => 10,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Lane;
+
+    #[test]
+    fn order_of_lanes_is_order_of_priorities() {
+        let lanes = [Lane::Background, Lane::Ahead, Lane::Demand, Lane::Metadata];
+        assert!(lanes.windows(2).all(|pair| pair[0] < pair[1] && pair[0].priority() < pair[1].priority()));
     }
 }

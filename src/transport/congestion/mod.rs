@@ -1,0 +1,80 @@
+//! How fast to send: the choice of congestion control.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
+use thiserror::Error;
+
+/// A congestion control by name, as `-o cc=` takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CongestionKind {
+    /// Measures the rate at which bytes arrive and keeps just that much in flight; random loss does not slow it.
+    #[default]
+    Delivery,
+    /// quinn's default and TCP's on most systems: fair to others, crawls on lossy links.
+    Cubic,
+    /// quinn's BBR: fast on lossy links, loses up to half of what it sends.
+    Bbr,
+    /// The textbook: halves at every loss.
+    NewReno,
+}
+
+impl CongestionKind {
+    /// Every kind, in the order to list them.
+    pub const ALL: [Self; 4] = [Self::Delivery, Self::Cubic, Self::Bbr, Self::NewReno];
+
+    /// The name that `FromStr` reads.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Delivery => "delivery",
+            Self::Cubic => "cubic",
+            Self::Bbr => "bbr",
+            Self::NewReno => "newreno",
+        }
+    }
+
+    /// What quinn builds a connection's controller with.
+    pub(super) fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
+        match self {
+            Self::Delivery | Self::Bbr => Arc::new(BbrConfig::default()),
+            Self::Cubic => Arc::new(CubicConfig::default()),
+            Self::NewReno => Arc::new(NewRenoConfig::default()),
+        }
+    }
+}
+
+impl fmt::Display for CongestionKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for CongestionKind {
+    type Err = UnknownCongestion;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCongestion> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text.to_ascii_lowercase())
+            .ok_or_else(|| UnknownCongestion(text.chars().take(40).collect()))
+    }
+}
+
+/// There is no such congestion control.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("unknown congestion control `{0}`: choose delivery, cubic, bbr or newreno")]
+pub struct UnknownCongestion(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_read_by_its_name() {
+        for kind in CongestionKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+            assert_eq!(kind.name().to_uppercase().parse(), Ok(kind));
+        }
+        assert!("vegas".parse::<CongestionKind>().unwrap_err().to_string().contains("vegas"));
+    }
+}

@@ -1,0 +1,93 @@
+//! What can go wrong between two machines, in words a user can act on.
+
+use std::{io, net::SocketAddr};
+
+use thiserror::Error;
+
+use super::{connection::CloseReason, identity::PublicKey};
+
+/// Failure to open a socket, reach a host, or keep a connection.
+#[derive(Debug, Error)]
+pub enum TransportError {
+    /// The UDP socket could not be opened or bound.
+    #[error("cannot listen on UDP {address}: {source}{}", bind_help(.source))]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The UDP socket could not be set up.
+    #[error("cannot set up the UDP socket ({what}): {source}")]
+    Socket {
+        /// The step that failed.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The TLS configuration was refused.
+    #[error("cannot set up TLS with this identity: {0}")]
+    Tls(String),
+    /// The host proved another key than the pinned one.
+    #[error(
+        "the host at {address} presents the key {presented}, but {expected} was expected: \
+         it is another machine, or its identity was made anew; nothing was sent to it"
+    )]
+    WrongHostKey {
+        /// Where the host was reached.
+        address: SocketAddr,
+        /// The pinned key.
+        expected: PublicKey,
+        /// The key it presented.
+        presented: PublicKey,
+    },
+    /// A handshake with a host did not succeed.
+    #[error("cannot connect to {address}: {reason}")]
+    Connect {
+        /// Where the host was looked for.
+        address: SocketAddr,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A handshake with a client did not succeed.
+    #[error("handshake with {address} failed: {reason}")]
+    Handshake {
+        /// Where the client was.
+        address: SocketAddr,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A host name has no address.
+    #[error("cannot find the address of {host}: {source}; check the name, or use an IP address")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// There was nothing to dial.
+    #[error("no address to connect to")]
+    NoAddress,
+    /// None of several addresses answered.
+    #[error("none of the host's {count} addresses answered: {reasons}")]
+    NoneAnswered {
+        /// How many were tried.
+        count: usize,
+        /// Each address with its reason.
+        reasons: String,
+    },
+    /// The connection is over.
+    #[error("the connection is closed: {0}")]
+    Closed(CloseReason),
+}
+
+fn bind_help(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another program uses this port: choose another with --listen, or port 0"
+        }
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        _ => "",
+    }
+}

@@ -1,0 +1,127 @@
+//! Every number that quinn is given, with the reason for it.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use super::{
+    congestion::CongestionKind,
+    path::{Path, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
+};
+
+/// Memory a connection may hold in each direction when nobody says otherwise: 32 MiB is what 1 Gbit/s needs at 250 ms.
+pub const CONNECTION_MEMORY_BYTES_DEFAULT: u64 = 32 << 20;
+/// Below this a link of 100 Mbit/s and 100 ms could not be filled.
+const CONNECTION_MEMORY_BYTES_MIN: u64 = 2 << 20;
+/// 1 GiB: the offset of a QUIC window fits 62 bits, but no sane budget is larger.
+const CONNECTION_MEMORY_BYTES_MAX: u64 = 1 << 30;
+/// A quarter of the connection's window: one stream nobody reads from leaves room for others.
+const STREAM_SHARE_OF_CONNECTION: u64 = 4;
+
+/// How a connection behaves. The defaults suit everything from loopback to a lossy 1 Gbit/s at 250 ms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransportTuning {
+    /// Bytes the peer may send on one stream before it is read. A single stream must be able to fill the link too (`cp`
+    /// of one file), so it is the bandwidth-delay product of a fast far link, not of one request.
+    pub stream_receive_window_bytes: u64,
+    /// Bytes the peer may send on all streams before they are read: the memory a peer can make us hold.
+    pub receive_window_bytes: u64,
+    /// Bytes we keep until the peer acknowledges them: the memory our own writes can take.
+    pub send_window_bytes: u64,
+    /// Requests a peer may have in flight. 256 requests of 256 KiB are 64 MiB: more than the windows let through.
+    pub bidirectional_streams_max: u32,
+    /// One stream of events a session, and room for what comes.
+    pub unidirectional_streams_max: u32,
+    /// A packet in an otherwise silent connection this often: a dead link shows within seconds, a NAT keeps its entry.
+    pub keep_alive_interval: Duration,
+    /// Silence after which the connection is given up. The session above outlives it.
+    pub idle_timeout: Duration,
+    /// Ack-eliciting packets the peer may receive before it must acknowledge. Every ack costs both ends a packet; 64 instead
+    /// of quinn's 2 raised loopback throughput by a fifth.
+    pub ack_threshold_packets: u32,
+    /// How long the peer may hold an acknowledgement back. The window must cover this on top of the round trip.
+    pub ack_delay_max: Duration,
+    /// Congestion control.
+    pub congestion: CongestionKind,
+    /// Streams of one lane take turns. Without it a chunk asked for later waits for all asked for earlier.
+    pub fair_streams: bool,
+    /// Round trip assumed until one is measured: the handshake's first retransmission comes after three of these. The
+    /// standard's 333 ms would make one lost packet cost a second.
+    pub initial_rtt: Duration,
+    /// Upper limit of packet size, UDP payload in bytes; the path's own limit counts where it is lower.
+    pub datagram_bytes_max: u16,
+}
+
+impl TransportTuning {
+    /// Windows for `connection_memory_bytes` of buffers in each direction (clamped to 2 MiB..=1 GiB).
+    pub fn for_memory(connection_memory_bytes: u64) -> Self {
+        let memory = connection_memory_bytes.clamp(CONNECTION_MEMORY_BYTES_MIN, CONNECTION_MEMORY_BYTES_MAX);
+        Self {
+            stream_receive_window_bytes: memory / STREAM_SHARE_OF_CONNECTION,
+            receive_window_bytes: memory,
+            send_window_bytes: memory,
+            bidirectional_streams_max: 256,
+            unidirectional_streams_max: 8,
+            keep_alive_interval: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(30),
+            ack_threshold_packets: 64,
+            ack_delay_max: Duration::from_millis(5),
+            congestion: CongestionKind::default(),
+            fair_streams: true,
+            initial_rtt: Duration::from_millis(100),
+            datagram_bytes_max: UDP_PAYLOAD_BYTES_MAX,
+        }
+    }
+
+    /// quinn's configuration for a connection over `path`.
+    pub fn transport_config(&self, path: Path) -> Arc<TransportConfig> {
+        let mut config = TransportConfig::default();
+        config
+            .stream_receive_window(var_int(self.stream_receive_window_bytes))
+            .receive_window(var_int(self.receive_window_bytes))
+            .send_window(self.send_window_bytes)
+            .send_fairness(self.fair_streams)
+            .max_concurrent_bidi_streams(self.bidirectional_streams_max.into())
+            .max_concurrent_uni_streams(self.unidirectional_streams_max.into())
+            .keep_alive_interval(Some(self.keep_alive_interval))
+            .max_idle_timeout(self.idle_timeout.try_into().ok())
+            .initial_rtt(self.initial_rtt)
+            .datagram_receive_buffer_size(None)
+            .congestion_controller_factory(self.congestion.factory());
+        self.configure_acks(&mut config);
+        self.configure_datagram_size(&mut config, path);
+        Arc::new(config)
+    }
+
+    fn configure_acks(&self, config: &mut TransportConfig) {
+        let mut acks = AckFrequencyConfig::default();
+        acks.ack_eliciting_threshold(self.ack_threshold_packets.into())
+            .max_ack_delay(Some(self.ack_delay_max));
+        config.ack_frequency_config(Some(acks));
+    }
+
+    fn configure_datagram_size(&self, config: &mut TransportConfig, path: Path) {
+        let upper = path.udp_payload_bytes_max.min(self.datagram_bytes_max).max(UDP_PAYLOAD_BYTES_MIN);
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(upper).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
+        config.mtu_discovery_config(Some(discovery)).min_mtu(UDP_PAYLOAD_BYTES_MIN);
+        // On this machine there is no hop that could be narrower than the interface: start at full size.
+        config.initial_mtu(if path.same_machine { upper } else { UDP_PAYLOAD_BYTES_MIN });
+        // Less than two datagrams fit one 64 KiB send: batching is over.
+        config.enable_segmentation_offload(upper <= UDP_PAYLOAD_BYTES_MAX / 2);
+    }
+}
+
+/// quinn can take random loss for a path that swallows large packets, and falls back to 1,200 bytes. It looks again after
+/// this long; its own minute would be a minute of smaller packets for one bad second of radio.
+const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(10);
+
+impl Default for TransportTuning {
+    fn default() -> Self {
+        Self::for_memory(CONNECTION_MEMORY_BYTES_DEFAULT)
+    }
+}
+
+fn var_int(value: u64) -> VarInt {
+    VarInt::from_u64(value).unwrap_or(VarInt::MAX)
+}

@@ -12,7 +12,7 @@ mod words;
 pub use environment::{Environment, NoHome, Side};
 pub use error::OptionError;
 pub use options::{
-    Accounts, AttributeTimes, CacheMode, CacheOptions, Congestion, HostOptions, KernelOptions, LocalAccounts,
+    Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, KernelOptions, LocalAccounts,
     MountOptions, Ownership, Parsed, Patience, Start, TransferOptions, Visibility,
 };
 pub use units::Size;

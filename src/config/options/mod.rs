@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::units::Size;
 use super::words;
 use super::{Environment, OptionError};
+use crate::transport::CongestionKind;
 
 /// What `-o` lists say. What is `None` was not said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -186,20 +187,7 @@ pub struct TransferOptions {
     /// Connections to the host: `nconnect=`.
     pub connections: Option<u8>,
     /// Congestion control: `cc=`.
-    pub congestion: Option<Congestion>,
-}
-
-/// Congestion control.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Congestion {
-    /// Follows the rate at which bytes arrive.
-    Delivery,
-    /// Halves on loss, as most TCP.
-    Cubic,
-    /// quinn's BBR.
-    Bbr,
-    /// The textbook.
-    NewReno,
+    pub congestion: Option<CongestionKind>,
 }
 
 /// What happens while the host does not answer the first time.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Accounts, CacheMode, Congestion, MountOptions, Visibility};
+use super::{Accounts, CacheMode, MountOptions, Visibility};
 use crate::config::units::{self, Size};
 use crate::config::words::Word;
 use crate::config::{Environment, OptionError};
@@ -175,13 +175,7 @@ impl MountOptions {
             }
             "cc" => {
                 transfer.congestion =
-                    Some(word.value("delivery, cubic, bbr, newreno", |text| match text {
-                        "delivery" => Some(Congestion::Delivery),
-                        "cubic" => Some(Congestion::Cubic),
-                        "bbr" => Some(Congestion::Bbr),
-                        "newreno" => Some(Congestion::NewReno),
-                        _ => None,
-                    })?);
+                    Some(word.value("delivery, cubic, bbr, newreno", |text| text.parse().ok())?);
             }
             _ => return Ok(false),
         }

@@ -151,7 +151,7 @@ fn transfer_options_reach_their_fields() {
     sets("read_ahead=64M", |o| o.transfer.read_ahead_bytes = Some(64 << 20));
     sets("read-ahead=0", |o| o.transfer.read_ahead_bytes = Some(0));
     sets("nconnect=4", |o| o.transfer.connections = Some(4));
-    sets("cc=cubic", |o| o.transfer.congestion = Some(Congestion::Cubic));
+    sets("cc=cubic", |o| o.transfer.congestion = Some(CongestionKind::Cubic));
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub enum LinkWord {
     Disconnected,
     /// A host that takes connections.
     Serving,
+    /// A daemon that does not answer this user: another user's, or one that hangs or died.
+    Unreachable,
 }
 
 /// The status of one daemon: an element of `wormhole status --json`.

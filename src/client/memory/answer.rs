@@ -101,11 +101,11 @@ impl Tree {
             let bytes = content.read(range.offset, range.len);
             return Ok(ContentPart::Piece { offset: request.range.offset, bytes: bytes.into() });
         }
-        let index = ChunkIndex(*next);
-        let bytes: ByteRange = index.bytes_in(content.size());
-        if *next >= *end || bytes.is_empty() {
+        if *next >= *end || ChunkIndex(*next).bytes_in(content.size()).is_empty() {
             return Ok(ContentPart::End { observed: self.now() });
         }
+        let index = ChunkIndex(*next);
+        let bytes: ByteRange = index.bytes_in(content.size());
         *next += 1;
         let position = (index.0 - request.range.chunks().first.0) as usize;
         let chunk = VerifiedChunk::compute(Bytes::from(content.read(bytes.offset, bytes.len)));

@@ -27,13 +27,14 @@ pub(super) fn start(verbose: u8, file: Option<&Path>) -> Result<(), CliError> {
         _ => "wormhole=debug,info",
     };
     let filter = EnvFilter::try_from_env("WORMHOLE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
     match file {
         Some(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
-                CliError::system(format!("log file {}: {error}", path.display()))
-            })?;
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|error| CliError::system(format!("log file {}: {error}", path.display())))?;
             builder.with_writer(Arc::new(file)).init();
         }
         None => builder.with_writer(Sink).init(),

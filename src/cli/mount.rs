@@ -87,11 +87,11 @@ Mount options (`_` and `-` are the same in names):
   _netdev nofail noauto user x-*
                           for fstab; nolock, rsize= and others have no effect, -v says why";
 
-pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), CliError> {
+pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), CliError> {
     let (source, mountpoint) = places(&arguments.places, std::env::var(TICKET_VARIABLE).ok())?;
     let secret_text = read_source(source)?;
     let source: Source = secret_text.parse().map_err(CliError::usage)?;
-    let job = job(&arguments, secret_text)?;
+    let job = job(arguments, secret_text)?;
     let options = MountOptions::parse(
         job.options.iter().map(String::as_str),
         job.sloppy,
@@ -106,7 +106,10 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), CliError> {
     if arguments.foreground {
         return become_daemon(daemon, &job);
     }
-    start_daemon(daemon, &job, DAEMON_WAIT + options.options.start.retry_for_in_front())
+    let start = &options.options.start;
+    // One that goes on in the background says so after its first attempt.
+    let retry_for = if start.background { Duration::ZERO } else { start.retry_for() };
+    start_daemon(daemon, &job, DAEMON_WAIT + retry_for)
 }
 
 /// Source and mountpoint; the source may be in the environment.
@@ -121,7 +124,7 @@ fn places(typed: &[String], ticket: Option<String>) -> Result<(String, PathBuf),
 }
 
 /// What a source is that stands in a file or comes on standard input.
-pub(super) fn read_source(source: String) -> Result<String, CliError> {
+fn read_source(source: String) -> Result<String, CliError> {
     let read = |mut from: &mut dyn Read, name: &str| {
         let mut text = String::new();
         Read::take(&mut from, TICKET_FILE_BYTES_MAX)
@@ -190,7 +193,7 @@ fn check_mountpoint(typed: &Path) -> Result<PathBuf, CliError> {
 }
 
 /// Whether this machine can mount by FUSE at all.
-fn check_fuse() -> Result<(), CliError> {
+pub(super) fn check_fuse() -> Result<(), CliError> {
     if !Path::new("/dev/fuse").exists() {
         return Err(CliError::system(
             "FUSE is missing (/dev/fuse): load it with `modprobe fuse`, or give a container `--device /dev/fuse --cap-add SYS_ADMIN`",

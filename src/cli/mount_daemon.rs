@@ -29,6 +29,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(5);
 /// Threads on which async code runs, at least: a mount that hashes on its only thread could not talk meanwhile.
 const WORKERS_MIN: usize = 2;
 
+/// How long blocking calls may take to return at the end.
+const THREADS_WAIT: Duration = Duration::from_secs(1);
+
 /// What was handed over beside the job.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -93,13 +96,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
 fn serve(arguments: &Arguments, reporter: &Reporter) -> Result<(), CliError> {
     let job = Job::read(io::stdin().lock())?;
     let environment = Environment::of_process();
-    let Parsed { options, remarks } = MountOptions::parse(
-        job.options.iter().map(String::as_str),
-        job.sloppy,
-        &environment,
-        &LocalAccounts,
-    )
-    .map_err(CliError::usage)?;
+    let Parsed { options, remarks } =
+        MountOptions::parse(job.options.iter().map(String::as_str), job.sloppy, &environment, &LocalAccounts)
+            .map_err(CliError::usage)?;
     for remark in remarks {
         tracing::info!("{remark}");
     }
@@ -110,7 +109,8 @@ fn serve(arguments: &Arguments, reporter: &Reporter) -> Result<(), CliError> {
         state_dir: job.state_dir,
     };
     let config = mount_config(places, &options, &environment).map_err(CliError::mount)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
         let mount = start(&config, options.start.background, options.start.retry_for(), reporter).await?;
         let Some(mount) = mount else { return Ok(()) };
         if reporter.mounted(&arguments.mountpoint).is_err() {
@@ -118,7 +118,10 @@ fn serve(arguments: &Arguments, reporter: &Reporter) -> Result<(), CliError> {
             mount.handle().stop();
         }
         live(mount).await
-    })
+    });
+    // What still runs on a thread that may block, blocks.
+    runtime.shutdown_timeout(THREADS_WAIT);
+    outcome
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
@@ -177,7 +180,7 @@ async fn live(mut mount: Mount) -> Result<(), CliError> {
 }
 
 /// Completes when a signal asks this process to end.
-fn told_to_end() -> Result<impl Future<Output = ()>, CliError> {
+pub(super) fn told_to_end() -> Result<impl Future<Output = ()>, CliError> {
     let failed = |error: io::Error| CliError::system(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -219,7 +222,8 @@ impl Reporter {
 
     /// Reports, and lets go of the terminal and of the directory in which it was started.
     fn leave(&self, report: &Report) -> Result<(), CliError> {
-        let failed = |error: &dyn std::fmt::Display| CliError::system(format!("cannot become a daemon: {error}"));
+        let failed =
+            |error: &dyn std::fmt::Display| CliError::system(format!("cannot become a daemon: {error}"));
         // Fails only for the leader of a group, which has been here before.
         let _ = nix::unistd::setsid();
         nix::unistd::chdir("/").map_err(|error| failed(&error))?;

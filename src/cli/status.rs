@@ -117,12 +117,12 @@ fn mount_lines(report: &StatusReport) -> String {
     let address = report.address.as_deref().unwrap_or("the host");
     let link = match report.state {
         LinkWord::Unreachable => {
-            text.push_str("  its daemon does not answer: it belongs to another user, hangs, or died (`wormhole umount -f`)\n");
+            text.push_str(
+                "  its daemon does not answer: it is another user's, hangs, or died (`wormhole umount -f`)\n",
+            );
             return text;
         }
-        LinkWord::Disconnected => {
-            format!("no answer from {address} for {}", duration(number(Metric::DisconnectedMs)))
-        }
+        LinkWord::Disconnected => "the host does not answer: what is known still does".to_owned(),
         LinkWord::Connected | LinkWord::Serving => {
             format!("connected to {address} by {}, round trip {} ms", report.transport, rtt(readings))
         }
@@ -132,14 +132,14 @@ fn mount_lines(report: &StatusReport) -> String {
     let _ = writeln!(text, "  {link}; {reconnects} reconnects; up {up}, process {}", report.pid);
     let _ = writeln!(
         text,
-        "  read     {} from the host, {} from the disk, {} from memory",
+        "  content  {} from the host; {} chunks from the disk, {} reads from memory",
         amount(number(Metric::HostBytes)),
-        amount(number(Metric::DiskBytes)),
-        amount(number(Metric::MemoryBytes)),
+        count(number(Metric::DiskChunks)),
+        count(number(Metric::MemoryReads)),
     );
     let _ = writeln!(
         text,
-        "  wire     {} received, {} sent; lately {}/s; {} requests in flight, {} chunks ahead",
+        "  wire     {} received, {} sent; lately {}/s; {} requests in flight, {} of them ahead",
         amount(number(Metric::WireReceivedBytes)),
         amount(number(Metric::WireSentBytes)),
         amount(number(Metric::LinkBytesPerSecond)),
@@ -210,7 +210,6 @@ mod tests {
         readings.set(Metric::HostBytes, 3_u64 << 20);
         readings.set(Metric::RttMs, 1.25);
         readings.set(Metric::CacheLimitBytes, 1_u64 << 30);
-        readings.set(Metric::DisconnectedMs, 61_000_u64);
         readings.set(Metric::Clients, 2_u64);
         StatusReport {
             kind,
@@ -238,7 +237,7 @@ mod tests {
     fn a_lost_host_is_told() {
         let mut lost = report(DaemonKind::Mount);
         lost.state = LinkWord::Disconnected;
-        assert!(table_of(&[lost]).contains("no answer from 10.0.0.1:4433 for 1 min"));
+        assert!(table_of(&[lost]).contains("the host does not answer"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod environment;
 mod error;
 mod options;
+mod resolve;
 mod units;
 mod words;
 
@@ -15,4 +16,5 @@ pub use options::{
     Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, KernelOptions, LocalAccounts,
     MountOptions, Ownership, Parsed, Patience, Start, TransferOptions, Visibility,
 };
+pub use resolve::{ConfigError, Places, mount_config};
 pub use units::Size;

@@ -60,8 +60,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Pure modules and files: bytes and `now` in, values out.
 const PURE: &[&str] = &["src/chunk/", "src/proto/", "src/prefetch/"];
 
-/// A file is pure, too, when its module doc says so with this mark.
-const PURE_MARK: &str = "Pure:";
+/// A file is pure, too, when its module doc says so with one of these marks.
+const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];
 
 /// What a pure file may not touch.
 const IMPURE: &[&str] = &[
@@ -123,8 +123,11 @@ impl Source {
     }
 
     fn is_pure(&self) -> bool {
-        let doc_says_so =
-            self.text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains(PURE_MARK));
+        let doc_says_so = self
+            .text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .any(|line| PURE_MARKS.iter().any(|mark| line.contains(mark)));
         doc_says_so || PURE.iter().any(|prefix| self.name.starts_with(prefix))
     }
 

@@ -49,6 +49,9 @@ fn many_reads_are_in_the_kernel_at_once() {
             let file = Arc::clone(&gate);
             waiting.push((gate, tokio::spawn(async move { engine.read(file, 0, 8).await })));
         }
+        while engine.stats().in_flight < 200 {
+            tokio::task::yield_now().await;
+        }
         // Each is let go alone, the youngest first: it could not end if the kernel had not all of them.
         while let Some((gate, task)) = waiting.pop() {
             gate.write(1).unwrap();

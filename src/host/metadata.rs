@@ -21,8 +21,8 @@ const XATTR_NAME_BYTES_MAX: usize = 255;
 /// Attributes that only the host's root may see; its daemon does not pass them on.
 const XATTR_HIDDEN_PREFIX: &[u8] = b"trusted.";
 
-/// Answers a request about names and attributes.
-pub(super) fn answer(session: &Session, request: Request) -> Result<Reply, WireError> {
+/// Answers a request about names and attributes; `read_only` tells whether the client may change nothing.
+pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Result<Reply, WireError> {
     match request {
         Request::Ping => Ok(Reply::Done),
         Request::Lookup { parent, name } => session.tree.lookup(parent, &name).map(Reply::Attributes),
@@ -31,7 +31,7 @@ pub(super) fn answer(session: &Session, request: Request) -> Result<Reply, WireE
         Request::StatFs { node } => fs_statistics(session, node),
         Request::GetXattr { node, name } => get_xattr(session, node, name),
         Request::ListXattr { node } => list_xattr(session, node),
-        Request::Access { node, mask } => access(session, node, mask),
+        Request::Access { node, mask } => access(session, read_only, node, mask),
         Request::Open { node } => session.open(node).map(Reply::Attributes),
         Request::Close { node } => {
             session.close(node);
@@ -94,11 +94,11 @@ fn list_xattr(session: &Session, node: NodeId) -> Result<Reply, WireError> {
     }
 }
 
-fn access(session: &Session, node: NodeId, mask: u8) -> Result<Reply, WireError> {
+fn access(session: &Session, read_only: bool, node: NodeId, mask: u8) -> Result<Reply, WireError> {
     let Some(wanted) = AccessFlags::from_bits(i32::from(mask)) else {
         return Err(WireError::system(Errno::EINVAL));
     };
-    if session.read_only && wanted.contains(AccessFlags::W_OK) {
+    if read_only && wanted.contains(AccessFlags::W_OK) {
         return Err(WireError::system(Errno::EROFS));
     }
     let (reached, _) = session.reach(node)?;

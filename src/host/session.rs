@@ -26,8 +26,6 @@ pub(super) struct Session {
     pub(super) export: String,
     /// Which folder below it, as the client wrote it.
     pub(super) sub_path: Vec<u8>,
-    /// Whether every change is refused.
-    pub(super) read_only: bool,
     opens: Mutex<OpenFiles<Held>>,
     /// Descriptors that may still be held open, over all sessions.
     descriptors: Arc<Semaphore>,
@@ -39,11 +37,10 @@ impl Session {
         tree: Arc<Tree>,
         export: String,
         sub_path: Vec<u8>,
-        read_only: bool,
         descriptors: Arc<Semaphore>,
     ) -> Self {
         let opens = Mutex::new(OpenFiles::new(OPENS_MAX));
-        Self { tree, export, sub_path, read_only, opens, descriptors }
+        Self { tree, export, sub_path, opens, descriptors }
     }
 
     /// The attributes of a node, one without a name only where the session has it open. Blocks.

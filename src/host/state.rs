@@ -133,8 +133,7 @@ impl StateDir {
 
     /// Writes down that a daemon runs.
     pub fn write_running(&self, running: &RunningHost) -> Result<(), StateError> {
-        let text =
-            serde_json::to_string(running).map_err(|error| self.malformed(RUNNING_FILE, &error))?;
+        let text = serde_json::to_string(running).map_err(|error| self.malformed(RUNNING_FILE, &error))?;
         self.replace(RUNNING_FILE, &text)
     }
 
@@ -194,8 +193,7 @@ impl StateDir {
     fn lock(&self) -> Result<File, StateError> {
         let path = self.path.join(LOCK_FILE);
         let open = || {
-            let file =
-                OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
             file.lock()?;
             Ok(file)
         };

@@ -1,0 +1,1 @@
+//! The daemon, asked by a client over a real connection.

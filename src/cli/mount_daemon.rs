@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{CliError, logging};
 use crate::config::{Environment, LocalAccounts, MountOptions, Parsed, Places, mount_config};
+use crate::control::Controlled;
 use crate::mount::{Mount, MountConfig, MountError};
 
 /// The hidden command's name.
@@ -166,7 +167,7 @@ async fn start(
 }
 
 /// Waits until the mount has ended, and makes it end when told to.
-async fn live(mut mount: Mount) -> Result<(), CliError> {
+async fn live(mount: Mount) -> Result<(), CliError> {
     let handle = Arc::clone(mount.handle());
     let ended = told_to_end()?;
     let stopper = tokio::spawn(async move {

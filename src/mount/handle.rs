@@ -2,35 +2,38 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::{Detach, MountConfig, UnmountError, table, unmount};
+use super::MountConfig;
 use crate::cache::ChunkCache;
 use crate::client::quic::{ClientStatistics, QuicClient};
 use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport};
 use crate::fetch::Fetcher;
 use crate::metrics::{Metric, Readings};
 
-/// How long those who are still in a mount that was told to end may take to leave it.
-const LEAVE_WAIT: Duration = Duration::from_secs(5);
+/// What a mount is to do. What comes later counts for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wanted {
+    /// Serve.
+    Run,
+    /// End.
+    Stop,
+    /// End without waiting for anything.
+    Abort,
+}
 
 /// A running mount, for `status` and for whoever ends it.
 pub struct MountHandle {
     label: String,
     mountpoint: PathBuf,
-    /// Tells our mount from another one at the same place, later.
-    device_minor: Option<u32>,
     cache_limit_bytes: Option<u64>,
     started: Instant,
     client: Arc<QuicClient>,
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
-    aborted: AtomicBool,
-    stopping: AtomicBool,
-    gave_up: watch::Sender<bool>,
+    wanted: watch::Sender<Wanted>,
 }
 
 impl MountHandle {
@@ -40,67 +43,35 @@ impl MountHandle {
         fetcher: Arc<Fetcher>,
         cache: Arc<dyn ChunkCache>,
     ) -> Self {
-        let entry = table::mount_at(&config.mountpoint).ok().flatten();
         Self {
             label: config.label.clone(),
             mountpoint: config.mountpoint.clone(),
-            device_minor: entry.map(|entry| entry.device_minor),
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
             started: Instant::now(),
             client,
             fetcher,
             cache,
-            aborted: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            gave_up: watch::Sender::new(false),
+            wanted: watch::Sender::new(Wanted::Run),
         }
     }
 
-    /// Whether it is to end without waiting for anything.
-    pub(super) fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::SeqCst)
+    /// What it is to do.
+    pub(super) fn wanted(&self) -> Wanted {
+        *self.wanted.borrow()
     }
 
-    /// Completes when the mount is to end although the kernel still holds it.
-    pub(super) async fn gave_up(&self) {
-        // The sender lives as long as this.
-        let _ = self.gave_up.subscribe().wait_for(|gave_up| *gave_up).await;
+    /// Completes when at least this much is wanted.
+    pub(super) async fn until(&self, least: Wanted) {
+        // Fails only when the sender is gone, and the sender is here.
+        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted >= least).await;
     }
 
-    /// Begins to end: out of the tree when nobody is in it, else lazily, and some seconds later whoever is in it.
-    pub fn stop(self: &Arc<Self>) {
-        if self.stopping.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let handle = Arc::clone(self);
-        tokio::spawn(async move {
-            let unmounting = Arc::clone(&handle);
-            // Fails only while the runtime shuts down.
-            let _ = tokio::task::spawn_blocking(move || unmounting.leave_tree()).await;
-            tokio::time::sleep(LEAVE_WAIT).await;
-            handle.gave_up.send_replace(true);
+    fn want(&self, more: Wanted) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = more > *wanted;
+            *wanted = more.max(*wanted);
+            changed
         });
-    }
-
-    fn leave_tree(&self) {
-        if !self.is_ours() {
-            return;
-        }
-        let outcome = match unmount(&self.mountpoint, Detach::WhenIdle) {
-            Err(UnmountError::Busy(_)) => {
-                tracing::info!("{} is in use: taking it out of the tree", self.mountpoint.display());
-                unmount(&self.mountpoint, Detach::Lazily)
-            }
-            other => other,
-        };
-        if let Err(error) = outcome {
-            tracing::warn!("{error}");
-        }
-    }
-
-    fn is_ours(&self) -> bool {
-        let entry = table::mount_at(&self.mountpoint).ok().flatten();
-        entry.is_some_and(|entry| entry.is_wormhole() && Some(entry.device_minor) == self.device_minor)
     }
 
     fn readings(&self, client: &ClientStatistics) -> Readings {
@@ -152,7 +123,7 @@ fn link_word(state: &str) -> LinkWord {
 }
 
 /// Behind the control socket.
-impl Controlled for Arc<MountHandle> {
+impl Controlled for MountHandle {
     fn status(&self) -> StatusReport {
         let client = self.client.statistics();
         StatusReport {
@@ -170,11 +141,10 @@ impl Controlled for Arc<MountHandle> {
     }
 
     fn stop(&self) {
-        MountHandle::stop(self);
+        self.want(Wanted::Stop);
     }
 
     fn abort(&self) {
-        self.aborted.store(true, Ordering::SeqCst);
-        self.gave_up.send_replace(true);
+        self.want(Wanted::Abort);
     }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub use handle::MountHandle;
+use handle::Wanted;
 pub use unmount::{Detach, UnmountError, abort_connection, unmount};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
@@ -27,12 +28,15 @@ use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::ControlSocket;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{FileSystem, Freshness, FsConfig, Ownership};
-use crate::fuse::{self, FuseConfig, FuseError, Mounted};
+use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{SessionId, TicketSecret};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
     DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
 };
+
+/// How long those who are still in a mount that was told to end may take to leave it.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
 /// How long the cache may take to write what it holds: what is not written is fetched again, that is all.
 const CACHE_FLUSH_WAIT: Duration = Duration::from_secs(5);
@@ -133,7 +137,7 @@ impl MountError {
 
 /// A mount that answers.
 pub struct Mount {
-    session: Mounted,
+    session: Arc<Mounted>,
     cache: Arc<dyn ChunkCache>,
     client: Arc<QuicClient>,
     handle: Arc<MountHandle>,
@@ -148,7 +152,7 @@ impl Mount {
         let cache = open_cache(config.cache.clone()).await?;
         let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
         let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
-        let session = mount_on(file_system, &config).await?;
+        let session = Arc::new(mount_on(file_system, &config).await?);
         let handle = Arc::new(MountHandle::new(&config, Arc::clone(&client), fetcher, Arc::clone(&cache)));
         let control =
             ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
@@ -163,23 +167,40 @@ impl Mount {
         &self.handle
     }
 
-    /// Waits until the kernel has let go of the mount, or until it was told to end and had its time for it.
-    pub async fn ended(&mut self) {
+    /// Waits until the kernel has let go of the mount; if it is told to end before, makes the kernel let go.
+    pub async fn ended(&self) {
         tokio::select! {
-            ended = self.session.ended() => {
-                if let Err(error) = ended {
-                    tracing::warn!("the kernel's session ended: {error}");
-                }
+            () = self.served() => return,
+            () = self.handle.until(Wanted::Stop) => {}
+        }
+        let leave = async {
+            let session = Arc::clone(&self.session);
+            // Fails only while the runtime shuts down.
+            let _ = tokio::task::spawn_blocking(move || leave_tree(&session)).await;
+            if timeout(LEAVE_WAIT, self.served()).await.is_err() {
+                tracing::warn!(
+                    "{} is still in use: ending all the same",
+                    self.session.mountpoint().display()
+                );
             }
-            () = self.handle.gave_up() => {}
+        };
+        tokio::select! {
+            () = leave => {}
+            () = self.handle.until(Wanted::Abort) => {}
+        }
+    }
+
+    async fn served(&self) {
+        if let Err(error) = self.session.ended().await {
+            tracing::warn!("the kernel ended the mount: {error}");
         }
     }
 
     /// Ends everything in its order, within some seconds.
     pub async fn shut_down(self) {
-        let at_once = self.handle.is_aborted();
+        let waits = self.handle.wanted() != Wanted::Abort;
         drop(self.session);
-        if !at_once {
+        if waits {
             let cache = Arc::clone(&self.cache);
             let flushed = tokio::task::spawn_blocking(move || cache.flush());
             if !matches!(timeout(CACHE_FLUSH_WAIT, flushed).await, Ok(Ok(true))) {
@@ -189,6 +210,15 @@ impl Mount {
             let _ = timeout(GOODBYE_WAIT, self.client.shutdown()).await;
         }
         drop(self.control);
+    }
+}
+
+/// Out of the tree when nobody is in it, else out of sight.
+fn leave_tree(session: &Mounted) {
+    if session.unmount(UnmountHow::Clean).is_err()
+        && let Err(error) = session.unmount(UnmountHow::Detach)
+    {
+        tracing::warn!("{error}");
     }
 }
 

@@ -29,6 +29,7 @@ const GREETING_BYTES_MAX: u64 = 64 * 1024;
 /// Everything that has to go again.
 pub(super) struct Stage {
     directory: PathBuf,
+    mountpoint: PathBuf,
     ticket: String,
     host: Option<Child>,
 }
@@ -45,11 +46,12 @@ impl Stage {
     pub(super) fn build() -> Result<Self, CliError> {
         let name = format!("wormhole-demo-{}", std::process::id());
         let directory = std::env::temp_dir().join(name);
-        let stage = Self { directory, ticket: String::new(), host: None };
-        for below in [stage.directory.clone(), stage.mountpoint()] {
+        let mountpoint = directory.join("mnt");
+        let stage = Self { directory, mountpoint, ticket: String::new(), host: None };
+        for below in [&stage.directory, &stage.mountpoint] {
             DirBuilder::new()
                 .mode(0o700)
-                .create(&below)
+                .create(below)
                 .map_err(|error| CliError::system(format!("{}: {error}", below.display())))?;
         }
         Ok(stage)
@@ -59,8 +61,8 @@ impl Stage {
         &self.directory
     }
 
-    pub(super) fn mountpoint(&self) -> PathBuf {
-        self.directory.join("mnt")
+    pub(super) fn mountpoint(&self) -> &Path {
+        &self.mountpoint
     }
 
     /// Where a copy goes.
@@ -113,7 +115,7 @@ impl Stage {
     /// Takes everything down; an error says what is left.
     pub(super) fn take_down(&mut self) -> Result<(), CliError> {
         let mounted = |stage: &Self| {
-            table::resolve(&stage.mountpoint())
+            table::resolve(stage.mountpoint())
                 .and_then(|path| table::mount_at(&path))
                 .is_ok_and(|entry| entry.is_some())
         };

@@ -129,12 +129,23 @@ fn run(command: Command, verbose: u8) -> Result<(), CliError> {
     }
 }
 
-/// clap's own exit code for a wrong command line is 2, which mount(8) keeps for the system.
+/// clap's own exit code for a wrong command line is 2, which mount(8) keeps for the system; and its words are many lines.
 fn usage_or_help(error: &clap::Error) -> ExitCode {
-    let wrong = error.use_stderr();
-    // The stream being closed already leaves nobody to tell.
-    let _ = error.print();
-    if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS }
+    use clap::error::ErrorKind;
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // The stream being closed already leaves nobody to tell.
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    }
+    let text = error.to_string();
+    let words: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    eprintln!("wormhole: {}; --help shows what there is", words.join(" ").trim_start_matches("error: "));
+    ExitCode::from(1)
 }
 
 /// Where control sockets may be: this user's, and for root everybody's.

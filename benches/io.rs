@@ -62,6 +62,9 @@ fn metered(name: &str, pattern: Pattern, work: impl FnOnce(&mut u64)) {
     let mut rounds = 0;
     work(&mut rounds);
     let bytes = rounds as f64 * pattern.count as f64 * pattern.len as f64;
+    if rounds == 0 {
+        return; // The filter of the command line left it out.
+    }
     println!("{name}: {:.3} CPU seconds per GiB", (cpu_seconds() - before) / (bytes / f64::from(1 << 30)));
 }
 
@@ -110,7 +113,10 @@ fn with_engines(
             });
         });
         let stats = engine.stats();
-        let per_read = stats.submissions as f64 / stats.reads.max(1) as f64;
+        if stats.reads == 0 {
+            continue;
+        }
+        let per_read = stats.submissions as f64 / stats.reads as f64;
         println!("{}: {per_read:.3} io_uring_enter a read; {stats:?}", engine.name());
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong below a system call, and the one place where it becomes an error number.
 
 use crate::client::CallError;
+use crate::fetch::FetchError;
 use crate::proto::{Errno, ErrorCode};
 
 /// Why an operation on the mount failed.
@@ -10,8 +11,8 @@ pub enum FsError {
     #[error(transparent)]
     Call(#[from] CallError),
     /// Content could not be had.
-    #[error("content cannot be read: {0}")]
-    Content(String, Errno),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// There is no such name.
     #[error("no such file or directory")]
     NotFound,
@@ -46,7 +47,7 @@ impl FsError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Call(error) => error.errno(),
-            Self::Content(_, errno) => *errno,
+            Self::Fetch(error) => error.errno(),
             Self::NotFound => Errno::ENOENT,
             Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
             Self::BadHandle(_) => Errno::EBADF,
@@ -94,6 +95,14 @@ impl Remedy {
             CallError::BadAnswer(_) | CallError::Closed => Self::None,
         }
     }
+
+    pub(super) const fn of_fetch(error: &FetchError) -> Self {
+        match error {
+            FetchError::VersionChanged => Self::Revalidate,
+            FetchError::UnknownNode => Self::Resolve,
+            FetchError::Call(error) => Self::of(error),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -110,7 +119,7 @@ mod tests {
             (FsError::Call(system(Errno::EACCES)), Errno::EACCES),
             (FsError::Call(CallError::TimedOut(Duration::from_secs(1))), Errno::ETIMEDOUT),
             (FsError::Call(CallError::Closed), Errno::ENOTCONN),
-            (FsError::Content("a chunk is damaged".into(), Errno::EIO), Errno::EIO),
+            (FsError::Fetch(FetchError::VersionChanged), Errno::EIO),
             (FsError::NotFound, Errno::ENOENT),
             (FsError::UnknownInode(7), Errno::ESTALE),
             (FsError::BadHandle(7), Errno::EBADF),
@@ -134,5 +143,7 @@ mod tests {
         assert_eq!(Remedy::of(&CallError::TimedOut(Duration::ZERO)), Remedy::UseCopy);
         assert_eq!(Remedy::of(&host(ErrorCode::Refused)), Remedy::None);
         assert_eq!(Remedy::of(&CallError::Closed), Remedy::None);
+        assert_eq!(Remedy::of_fetch(&FetchError::VersionChanged), Remedy::Revalidate);
+        assert_eq!(Remedy::of_fetch(&FetchError::UnknownNode), Remedy::Resolve);
     }
 }

@@ -19,9 +19,10 @@ use super::files::OpenFile;
 use super::inodes::Inode;
 use super::nodes::Age;
 use super::{FileSystem, FsError, lock};
+use crate::cache::FileKey;
 use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, Lane};
-use crate::fetch::FileContent;
+use crate::fetch::{FetchError, FileContent, OwnerId};
 use crate::prefetch::{Limits, Plan, Prefetcher, window_limit};
 use crate::proto::{Attributes, ReadRequest, SeekTarget, Version};
 
@@ -78,7 +79,7 @@ impl FileSystem {
             let answer = if attempt < ATTEMPTS_MAX {
                 self.read_version(handle, &file, &attributes, range).await
             } else {
-                self.read_single(&attributes, range).await
+                self.read_single(&attributes, range).await.map_err(FetchError::from)
             };
             let error = match answer {
                 Ok(bytes) => {
@@ -87,7 +88,7 @@ impl FileSystem {
                 }
                 Err(error) => error,
             };
-            match Remedy::of(&error) {
+            match Remedy::of_fetch(&error) {
                 Remedy::Revalidate => attributes = self.attributes_from_host(file.inode).await?.0,
                 Remedy::Resolve if may_recover => {
                     may_recover = false;
@@ -106,10 +107,8 @@ impl FileSystem {
     }
 
     /// Nobody waits for what was asked ahead for this handle.
-    pub(super) fn cancel_reads(&self, handle: u64, file: &OpenFile) {
-        for cursor in lock(&file.reads).prefetcher.cursors() {
-            self.fetcher.cancel(handle, cursor);
-        }
+    pub(super) fn cancel_reads(&self, handle: u64) {
+        self.fetcher.cancel_handle(handle);
     }
 
     /// One attempt to read one version.
@@ -119,14 +118,14 @@ impl FileSystem {
         file: &OpenFile,
         attributes: &Attributes,
         range: ByteRange,
-    ) -> Result<Bytes, CallError> {
+    ) -> Result<Bytes, FetchError> {
         let range = range.clamp_to(attributes.size);
         if range.is_empty() {
             return Ok(Bytes::new());
         }
         let content = self.content_of(attributes);
         let plan = self.plan(handle, file, &content, range);
-        self.fetcher.read(&content, plan.demand, range).await
+        self.fetcher.read(&content, range, plan.demand).await
     }
 
     /// One attempt to read one version with one request for everything, past everything that is kept.
@@ -164,10 +163,10 @@ impl FileSystem {
         let limits = Limits { window_bytes_max };
         let plan = lock(&file.reads).prefetcher.on_read(Instant::now(), range, content.version.size, limits);
         for cursor in &plan.cancel {
-            self.fetcher.cancel(handle, *cursor);
+            self.fetcher.cancel(OwnerId { handle, cursor: cursor.0 });
         }
         if let Some(ahead) = plan.ahead {
-            self.fetcher.ahead(content, handle, ahead.cursor, ahead.range);
+            self.fetcher.ahead(content, ahead.range, OwnerId { handle, cursor: ahead.cursor.0 });
         }
         plan
     }
@@ -180,8 +179,8 @@ impl FileSystem {
             if reads.version == attributes.version() {
                 return;
             }
-            let old = std::mem::replace(&mut *reads, ReadState::new(attributes));
-            old.prefetcher.cursors().for_each(|cursor| self.fetcher.cancel(handle, cursor));
+            *reads = ReadState::new(attributes);
+            self.fetcher.cancel_handle(handle);
         }
         self.drop_pages(file.inode, attributes);
     }
@@ -255,7 +254,7 @@ fn copy_part(bytes: &mut [u8], range: ByteRange, offset: u64, part: &[u8]) -> u6
 }
 
 /// Names one version of one file of one host, for a cache that outlives the mount and serves several hosts.
-fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
+fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> FileKey {
     let version = attributes.version();
     let mut hasher = blake3::Hasher::new_derive_key("wormhole 2026-11 content of one version of one file");
     hasher.update(host_key);
@@ -265,7 +264,7 @@ fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
     for number in [attributes.node.birth_ns, version.mtime.0, version.ctime.0] {
         hasher.update(&number.to_le_bytes());
     }
-    *hasher.finalize().as_bytes()
+    FileKey::from_bytes(*hasher.finalize().as_bytes())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::history::{Opening, RunKind};
 use super::window::{Limits, PROVED_WINDOW_BYTES, STEP_CHUNKS, Window};
 use super::{CursorId, PIECE_BYTES_MAX, chunk_at_or_behind};
-use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
+use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex, ChunkRange};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -247,19 +247,23 @@ impl Cursor {
         Some(ChunkRange::new(first, end.0 - first.0))
     }
     /// Where the next request ends: a window in front of the reader, not behind the end of the file or of the run that
-    /// is expected, and on the border of a step unless one of these ends it.
+    /// is expected, and on the border of a step where the window is wide enough for steps.
     fn target(&self, size: u64, limits: Limits) -> ChunkIndex {
-        let mut wanted = self.position.saturating_add(self.window.bytes(limits)).min(size);
-        let mut ends_here = wanted == size;
-        if let Some(expected) = self.expected_end.filter(|expected| *expected <= wanted) {
-            (wanted, ends_here) = (expected, true);
+        let window_bytes = self.window.bytes(limits);
+        let most = self.position.saturating_add(limits.window_bytes_max);
+        let fits = |end: ChunkIndex| end.offset().min(size) <= most;
+        let wanted = self.position.saturating_add(window_bytes).min(size);
+        if let Some(expected) = self.expected_end.map(chunk_at_or_behind)
+            && expected <= chunk_at_or_behind(wanted)
+            && fits(expected)
+        {
+            return expected;
         }
         let mut end = chunk_at_or_behind(wanted);
-        let most = self.position.saturating_add(limits.window_bytes_max);
-        if end.offset().min(size) > most {
-            end = ChunkIndex::containing(most);
+        if window_bytes >= STEP_CHUNKS * CHUNK_BYTES {
+            let on_step = ChunkIndex(end.0.next_multiple_of(STEP_CHUNKS)).min(chunk_at_or_behind(size));
+            end = if fits(on_step) { on_step } else { ChunkIndex(end.0 - end.0 % STEP_CHUNKS) };
         }
-        let on_step = ChunkIndex(end.0 - end.0 % STEP_CHUNKS);
-        if ends_here || on_step <= self.planned_end { end } else { on_step }
+        if fits(end) { end } else { ChunkIndex::containing(most) }
     }
 }

@@ -13,14 +13,14 @@ pub(super) const PROVED_WINDOW_BYTES: u64 = 2 * CHUNK_BYTES;
 
 /// Window of a run that begins with a large read, in bytes.
 ///
-/// 2 MiB is what a viewer reads after a seek; it is 17 ms of a 1 Gbit/s link, a third of a long round trip.
+/// 2 MiB is what a viewer reads after a seek; they are 17 ms of a 1 Gbit/s link, a third of a long round trip.
 pub(super) const LARGE_WINDOW_BYTES: u64 = 2 * MIB;
+
+/// What a viewer reads after a seek, with the chunks that it begins and ends in the middle of, in bytes.
+const SEEK_BYTES: u64 = LARGE_WINDOW_BYTES + 2 * CHUNK_BYTES;
 
 /// Read-ahead is asked for in multiples of this, in chunks: 1 MiB, of which one stream carries one.
 pub(super) const STEP_CHUNKS: u64 = 4;
-
-/// Bytes in flight that keep the two ends busy when the link itself is short, in bytes: one request of [`STEP_CHUNKS`].
-const BASE_BYTES: u64 = STEP_CHUNKS * CHUNK_BYTES;
 
 /// What a request takes besides the link: the host's disk, hashing, and both sides' schedulers.
 ///
@@ -35,16 +35,17 @@ pub struct Limits {
 }
 
 /// The window that fills a link, in bytes: twice what is in flight at `bytes_per_second` (0 where unknown) over a
-/// round trip of `rtt`, and 1 MiB; never more than the share of the memory budget.
+/// round trip of `rtt`, and what a seek needs (2.5 MiB); never more than the share of the memory budget.
 ///
+/// The link may have been measured while nobody was in a hurry, as while a film played: a seek needs its bytes at once.
 /// Twice, because the rate is what was measured with the window there was: the window must be able to find a faster link.
 pub fn window_limit(budget_share_bytes: u64, rtt: Duration, bytes_per_second: u64) -> u64 {
     if bytes_per_second == 0 {
         return budget_share_bytes;
     }
     let in_flight_us = (rtt + BEYOND_LINK).as_micros();
-    let in_flight = u128::from(bytes_per_second) * in_flight_us / 1_000_000;
-    let wanted = in_flight.saturating_mul(2).saturating_add(u128::from(BASE_BYTES));
+    let in_flight = u128::from(bytes_per_second).saturating_mul(in_flight_us) / 1_000_000;
+    let wanted = in_flight.saturating_mul(2).saturating_add(u128::from(SEEK_BYTES));
     u64::try_from(wanted).unwrap_or(u64::MAX).min(budget_share_bytes)
 }
 
@@ -98,7 +99,7 @@ mod tests {
         let limit = window_limit(96 * MIB, Duration::from_millis(50), gigabit);
         assert!(limit >= 2 * 6_250_000 && limit <= 3 * 6_250_000, "{limit}");
         assert_eq!(window_limit(MIB, Duration::from_millis(50), gigabit), MIB);
-        assert!(window_limit(96 * MIB, Duration::ZERO, 1) >= MIB);
+        assert!(window_limit(96 * MIB, Duration::ZERO, 1) >= LARGE_WINDOW_BYTES);
         assert_eq!(window_limit(7 * MIB, Duration::from_secs(1), 0), 7 * MIB);
         assert_eq!(window_limit(u64::MAX, Duration::MAX - BEYOND_LINK, u64::MAX), u64::MAX);
     }

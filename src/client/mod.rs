@@ -6,6 +6,9 @@
 //! repeated.
 
 mod calls;
+pub mod faulty;
+pub mod memory;
+pub mod quic;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,1 +1,167 @@
-//! File-system semantics without kernel types.
+//! File-system semantics: what a system call on the mount means, in terms of calls to the host.
+//!
+//! Nothing here knows FUSE; [`FileSystem`]'s methods carry the kernel's verbs, take inodes and handles, and answer values
+//! or an [`FsError`]. In reading order:
+//!
+//! - `inodes` (P): what the kernel knows, by number, node and name; `attributes` (P): how long that holds
+//! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
+//! - `nodes`: names and attributes
+//! - `snapshot` (P), `directory`, `recent`: listings
+//! - `open_mode` (P), `files`, `read`: content
+//! - `statistics`, `xattr`: the rest
+//!
+//! # Freshness
+//!
+//! Attributes and names hold for a second ([`Freshness`]), in the kernel and here together. Opening a file always asks
+//! the host, for the file and for its name at once, so that what was closed elsewhere before is seen. While the host is
+//! out of reach everything that is known is served however old it is; the rest waits for the client's deadline.
+//!
+//! # Writing
+//!
+//! Nothing writes yet. Changes of names will stand beside `nodes`, changes of content in `write` beside `read`, over a pure
+//! `dirty` with the extents that the host does not have yet. They belong to the inode, not to a handle, because all
+//! handles see them: a place for them is the record in `inodes`, and `read` will look there first. `flush` and
+//! `fsync` will stand in `files`, where a handle ends.
+
+mod ask;
+mod attributes;
+mod config;
+mod directory;
+mod error;
+mod events;
+mod files;
+mod handles;
+mod inodes;
+mod nodes;
+mod open_mode;
+mod read;
+mod recent;
+mod snapshot;
+mod statistics;
+mod xattr;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+pub use attributes::{Freshness, Ownership};
+pub use config::FsConfig;
+pub use directory::DirectoryItem;
+pub use error::FsError;
+pub use events::FsEvent;
+pub use files::{OpenRequest, Opened};
+pub use inodes::{Inode, Name};
+pub use nodes::{Entry, Lookup};
+pub use open_mode::{DIRECT_BYTES_MIN, OpenMode};
+pub use xattr::SUM_XATTR;
+
+use crate::client::Client;
+use crate::fetch::Fetcher;
+use ask::Recoveries;
+use directory::OpenDirectory;
+use events::Events;
+use files::OpenFile;
+use handles::Handles;
+use inodes::InodeTable;
+use recent::Recent;
+use statistics::Statistics;
+
+/// One mounted tree.
+///
+/// The locks are held for moments and never over an await. Where two are held, the order is that of the fields.
+pub struct FileSystem {
+    client: Arc<dyn Client>,
+    fetcher: Arc<Fetcher>,
+    config: FsConfig,
+    runtime: Handle,
+    recent: Mutex<Recent>,
+    inodes: Mutex<InodeTable>,
+    files: Mutex<Handles<OpenFile>>,
+    directories: Mutex<Handles<OpenDirectory>>,
+    recoveries: Mutex<Recoveries>,
+    statistics: Statistics,
+    events: Events,
+    events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
+}
+
+/// What is held at a moment; all zero but the kept listings when nothing is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gauges {
+    /// Inodes that the kernel refers to or that are open, besides the root.
+    pub inodes: usize,
+    /// Open files.
+    pub files: usize,
+    /// Open directories.
+    pub directories: usize,
+    /// Listings that are kept.
+    pub listings: usize,
+    /// What they take, in bytes.
+    pub listing_bytes: usize,
+}
+
+impl FileSystem {
+    /// The tree that `client` reaches, with content from `fetcher`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime; what goes on behind a call runs there.
+    pub fn new(client: Arc<dyn Client>, fetcher: Arc<Fetcher>, config: FsConfig) -> Arc<Self> {
+        let (events, receiver) = Events::channel();
+        let root = client.root();
+        let fs = Arc::new(Self {
+            client,
+            fetcher,
+            config,
+            runtime: Handle::current(),
+            recent: Mutex::default(),
+            inodes: Mutex::new(InodeTable::new(root, Instant::now())),
+            files: Mutex::default(),
+            directories: Mutex::default(),
+            recoveries: Mutex::default(),
+            statistics: Statistics::default(),
+            events,
+            events_to_take: Mutex::new(Some(receiver)),
+        });
+        fs.prime_statistics();
+        fs
+    }
+
+    /// What the kernel is to be told; for the one who tells it. `None` but for the first who asks.
+    pub fn take_events(&self) -> Option<mpsc::Receiver<FsEvent>> {
+        lock(&self.events_to_take).take()
+    }
+
+    /// How it is configured.
+    pub const fn config(&self) -> &FsConfig {
+        &self.config
+    }
+
+    /// Where its tasks run.
+    pub const fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// What is held now.
+    pub fn gauges(&self) -> Gauges {
+        let (listings, listing_bytes) = lock(&self.recent).held();
+        Gauges {
+            inodes: lock(&self.inodes).len(),
+            files: lock(&self.files).len(),
+            directories: lock(&self.directories).len(),
+            listings,
+            listing_bytes,
+        }
+    }
+}
+
+impl std::fmt::Debug for FileSystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileSystem").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Locks what no panic can leave half done: every change under these locks is one call of a pure structure.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,1 +1,23 @@
-//! Kernel glue that decides nothing.
+//! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
+//!
+//! - `convert` (P): attributes, times, error numbers in FUSE's terms
+//! - `filesystem`: the callbacks
+//! - `session`: mounting, the options, the end
+//! - `notify`: tells the kernel which of its copies hold no longer
+//! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
+//!
+//! # Interrupts
+//!
+//! The FUSE library answers `FUSE_INTERRUPT` with "not implemented", after which the kernel sends no more of them. So a
+//! program that is killed while it waits for a request is gone when the request is answered, which the client's deadlines
+//! bound; a request that still lies in the kernel's queue is taken back at once. What nobody waits for any more ends at
+//! the file's release.
+
+mod convert;
+mod filesystem;
+mod notify;
+mod session;
+mod stub;
+
+pub use session::{Access, FuseConfig, FuseError, Mounted, UnmountHow, mount, unmount};
+pub use stub::{StubMount, mount_stub};

@@ -217,12 +217,9 @@ impl Slab {
                 }
             })?;
         let slab = Self { start, bytes };
-        // Huge pages make registration and copying cheaper. A child after fork must not get copies of pages that the
-        // kernel writes to. Both are wishes: the slab works without.
-        for advice in [MmapAdvise::MADV_HUGEPAGE, MmapAdvise::MADV_DONTFORK] {
-            // SAFETY: the range is the mapping made above; neither advice changes its content in this process.
-            let _ = unsafe { madvise(start, bytes.get(), advice) };
-        }
+        // A child after fork must not get copies of pages that the kernel writes to. On an ancient kernel it may.
+        // SAFETY: the range is the mapping made above; the advice does not change its content in this process.
+        let _ = unsafe { madvise(start, bytes.get(), MmapAdvise::MADV_DONTFORK) };
         Ok(slab)
     }
 

@@ -87,7 +87,7 @@ impl Driver {
         self.queue.take(&mut self.backlog);
         self.await_wake();
         self.submit_backlog();
-        self.enter(0).unwrap();
+        self.enter(0).expect("the ring can be entered");
     }
 
     fn work(&mut self) -> Result<(), Errno> {

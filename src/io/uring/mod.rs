@@ -70,7 +70,7 @@ impl Uring {
     pub(super) fn join(mut self) {
         for ring in self.rings.drain(..) {
             ring.queue.close();
-            ring.thread.join().unwrap();
+            ring.thread.join().expect("a ring thread does not panic");
         }
     }
 }

@@ -49,6 +49,9 @@ fn many_reads_are_in_the_kernel_at_once() {
             let file = Arc::clone(&gate);
             waiting.push((gate, tokio::spawn(async move { engine.read(file, 0, 8).await })));
         }
+        while engine.stats().in_flight < 200 {
+            tokio::task::yield_now().await;
+        }
         // Each is let go alone, the youngest first: it could not end if the kernel had not all of them.
         while let Some((gate, task)) = waiting.pop() {
             gate.write(1).unwrap();
@@ -92,12 +95,17 @@ fn a_buffer_stays_with_the_kernel_when_its_future_is_dropped() {
 }
 
 /// A read as the engine makes it, without the engine.
-fn read_of(pool: &Arc<Pool>, file: Arc<dyn AsFd + Send + Sync>, len: usize) -> (Operation, Answer) {
+fn read_of(
+    pool: &Arc<Pool>,
+    counters: &Arc<Counters>,
+    file: Arc<dyn AsFd + Send + Sync>,
+    len: usize,
+) -> (Operation, Answer) {
     let (reply, answer) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let buffer = runtime.block_on(pool.acquire(len));
     let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-    let ticket = Ticket::new(place, Arc::default());
+    let ticket = Ticket::new(place, Arc::clone(counters));
     (Operation::new(file, 0, Work::Read { buffer, want: len, reply }, ticket), answer)
 }
 
@@ -110,14 +118,14 @@ fn the_thread_ends_after_what_is_in_flight() {
     let (uring, _) = Uring::start(1, 4, &pool, &Arc::default()).unwrap();
     let queue = Arc::clone(&uring.rings[0].queue);
     let gate = gate();
-    let (blocked, answer) = read_of(&pool, Arc::clone(&gate) as _, 8);
+    let (blocked, answer) = read_of(&pool, &Arc::default(), Arc::clone(&gate) as _, 8);
     uring.push(blocked);
-    let (quick, quick_answer) = read_of(&pool, small_file(), 100);
+    let (quick, quick_answer) = read_of(&pool, &Arc::default(), small_file(), 100);
     uring.push(quick);
     assert_eq!(quick_answer.blocking_recv().unwrap().unwrap().as_ref(), b"small");
 
     queue.close();
-    let (late, late_answer) = read_of(&pool, small_file(), 100);
+    let (late, late_answer) = read_of(&pool, &Arc::default(), small_file(), 100);
     queue.push(late);
     assert!(late_answer.blocking_recv().is_err(), "a closed ring took work");
     assert!(!uring.rings[0].thread.is_finished(), "the thread left a read behind");
@@ -149,8 +157,8 @@ fn memory_that_the_kernel_may_still_use_is_never_used_again() {
     let pool = Pool::new(4 << 20, 1 << 20).unwrap();
     let queue = Arc::new(Queue::new().unwrap());
     let gate = gate();
-    let (blocked, answer) = read_of(&pool, Arc::clone(&gate) as _, 8);
-    let (queued, queued_answer) = read_of(&pool, small_file(), 8);
+    let (blocked, answer) = read_of(&pool, &Arc::default(), Arc::clone(&gate) as _, 8);
+    let (queued, queued_answer) = read_of(&pool, &Arc::default(), small_file(), 8);
     queue.push(blocked);
     let Ok((mut driver, None)) = Driver::new(4, Arc::clone(&queue), Arc::clone(&pool), Arc::default()) else {
         panic!("no ring with registered buffers")
@@ -163,4 +171,30 @@ fn memory_that_the_kernel_may_still_use_is_never_used_again() {
     assert!(queued_answer.blocking_recv().is_err());
     assert_eq!(pool.free(), pool.buffers() - 1, "only the buffer that is in the ring is lost");
     gate.write(1).unwrap();
+}
+
+#[test]
+fn what_was_given_up_before_it_began_is_not_read() {
+    if start(4 << 20).is_none() {
+        return;
+    }
+    let pool = Pool::new(4 << 20, 1 << 20).unwrap();
+    let counters = Arc::default();
+    let (uring, _) = Uring::start(1, 1, &pool, &counters).unwrap();
+    let gate = gate();
+    let (blocked, answer) = read_of(&pool, &counters, Arc::clone(&gate) as _, 8);
+    let (waiting, waiting_answer) = read_of(&pool, &counters, small_file(), 8);
+    let (last, last_answer) = read_of(&pool, &counters, small_file(), 5);
+    for operation in [blocked, waiting, last] {
+        uring.push(operation);
+    }
+    // The only slot is taken, so nothing behind the gate can have begun.
+    drop(waiting_answer);
+    gate.write(1).unwrap();
+    assert_eq!(answer.blocking_recv().unwrap().unwrap().as_ref().len(), 8);
+    assert_eq!(last_answer.blocking_recv().unwrap().unwrap().as_ref(), b"small");
+    let stats = counters.snapshot(&pool);
+    assert_eq!((stats.cancelled, stats.reads, stats.fixed_reads), (1, 2, 2));
+    assert_eq!(stats.pool_free, stats.pool_buffers);
+    uring.join();
 }

@@ -1,0 +1,274 @@
+//! A client that fails on purpose, for whoever wants to know what stands above it can bear.
+//!
+//! Every call draws from a seeded generator, so a run that failed can be run again. What is injected is what a real host
+//! and network do: refusals, deadlines, answers that break off, answers that are late.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
+use crate::proto::{Attributes, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
+use crate::transport::Lane;
+
+/// How often what goes wrong: per mille of the calls.
+#[derive(Debug, Clone)]
+pub struct FaultRates {
+    /// Answered with one of `errors`.
+    pub error_permille: u32,
+    /// The errors to choose from.
+    pub errors: Vec<ErrorCode>,
+    /// Failed with [`CallError::TimedOut`].
+    pub timeout_permille: u32,
+    /// Failed with [`CallError::BadAnswer`].
+    pub bad_answer_permille: u32,
+    /// Listings and reads that fail after some of their parts.
+    pub broken_stream_permille: u32,
+    /// Listings and reads that just end after some of their parts, as when the mount goes away.
+    pub cut_stream_permille: u32,
+    /// Answers that come late.
+    pub delay_permille: u32,
+    /// How late at most.
+    pub delay_max: Duration,
+}
+
+impl FaultRates {
+    /// Nothing goes wrong.
+    pub const NONE: Self = Self {
+        error_permille: 0,
+        errors: Vec::new(),
+        timeout_permille: 0,
+        bad_answer_permille: 0,
+        broken_stream_permille: 0,
+        cut_stream_permille: 0,
+        delay_permille: 0,
+        delay_max: Duration::ZERO,
+    };
+
+    /// Everything goes wrong now and then: about one call in ten.
+    pub fn rough() -> Self {
+        Self {
+            error_permille: 30,
+            errors: vec![ErrorCode::System(Errno::EIO), ErrorCode::VersionChanged, ErrorCode::UnknownNode],
+            timeout_permille: 20,
+            bad_answer_permille: 10,
+            broken_stream_permille: 40,
+            cut_stream_permille: 10,
+            delay_permille: 100,
+            delay_max: Duration::from_millis(5),
+        }
+    }
+}
+
+/// Any client, made unreliable. Clones share the generator.
+#[derive(Clone)]
+pub struct FaultyClient {
+    inner: Arc<dyn Client>,
+    dice: Arc<Mutex<Dice>>,
+}
+
+struct Dice {
+    rates: FaultRates,
+    state: u64,
+    injected: u64,
+}
+
+/// What befalls one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fate {
+    delay: Duration,
+    error: Option<CallError>,
+    /// End after so many parts, saying why or not.
+    end: Option<(u64, Option<CallError>)>,
+}
+
+impl FaultyClient {
+    /// Equal seeds give equal fates, call by call.
+    pub fn new(inner: Arc<dyn Client>, seed: u64, rates: FaultRates) -> Self {
+        Self { inner, dice: Arc::new(Mutex::new(Dice { rates, state: seed, injected: 0 })) }
+    }
+
+    /// Changes what goes wrong from now on.
+    pub fn set_rates(&self, rates: FaultRates) {
+        self.dice(|dice| dice.rates = rates);
+    }
+
+    /// Calls that were made to fail so far; delays do not count.
+    pub fn injected(&self) -> u64 {
+        self.dice(|dice| dice.injected)
+    }
+
+    fn dice<T>(&self, look: impl FnOnce(&mut Dice) -> T) -> T {
+        look(&mut self.dice.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn spoil<T: Send + 'static>(
+        &self,
+        open: impl FnOnce(&dyn Client) -> mpsc::Receiver<Result<T, CallError>> + Send + 'static,
+    ) -> mpsc::Receiver<Result<T, CallError>> {
+        let fate = self.dice(|dice| dice.fate(true));
+        let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = parts.closed() => {}
+                () = relay(fate, inner, open, &parts) => {}
+            }
+        });
+        receiver
+    }
+}
+
+async fn relay<T>(
+    fate: Fate,
+    inner: Arc<dyn Client>,
+    open: impl FnOnce(&dyn Client) -> mpsc::Receiver<Result<T, CallError>>,
+    parts: &mpsc::Sender<Result<T, CallError>>,
+) {
+    tokio::time::sleep(fate.delay).await;
+    // Whether anybody still listens shows in `closed` of the caller.
+    if let Some(error) = fate.error {
+        let _ = parts.send(Err(error)).await;
+        return;
+    }
+    let mut source = open(&*inner);
+    let (mut left, last_words) = fate.end.unwrap_or((u64::MAX, None));
+    while let Some(part) = source.recv().await {
+        if left == 0 {
+            if let Some(error) = last_words {
+                let _ = parts.send(Err(error)).await;
+            }
+            return;
+        }
+        left -= 1;
+        if parts.send(part).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Client for FaultyClient {
+    fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
+        let fate = self.dice(|dice| dice.fate(false));
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            tokio::time::sleep(fate.delay).await;
+            match fate.error {
+                Some(error) => Err(error),
+                None => inner.call(request, lane).await,
+            }
+        })
+    }
+
+    fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
+        self.spoil(move |inner| inner.list(node))
+    }
+
+    fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
+        self.spoil(move |inner| inner.read(request, lane))
+    }
+
+    fn root(&self) -> Attributes {
+        self.inner.root()
+    }
+
+    fn link(&self) -> LinkState {
+        self.inner.link()
+    }
+}
+
+impl Dice {
+    fn fate(&mut self, is_stream: bool) -> Fate {
+        let rates = self.rates.clone();
+        let delay = if self.happens(rates.delay_permille) {
+            rates.delay_max.mul_f64(self.next() as f64 / u64::MAX as f64)
+        } else {
+            Duration::ZERO
+        };
+        let error = if self.happens(rates.error_permille) && !rates.errors.is_empty() {
+            let code = rates.errors[(self.next() % rates.errors.len() as u64) as usize];
+            Some(WireError::new(code, "injected").into())
+        } else if self.happens(rates.timeout_permille) {
+            Some(CallError::TimedOut(Duration::ZERO))
+        } else if self.happens(rates.bad_answer_permille) {
+            Some(CallError::BadAnswer("injected".to_owned()))
+        } else {
+            None
+        };
+        let end = if error.is_none() && is_stream { self.early_end(&rates) } else { None };
+        self.injected += u64::from(error.is_some() || end.is_some());
+        Fate { delay, error, end }
+    }
+
+    fn early_end(&mut self, rates: &FaultRates) -> Option<(u64, Option<CallError>)> {
+        // Few parts, so that most reads are long enough to be broken off.
+        let parts = self.next() % 4;
+        if self.happens(rates.broken_stream_permille) {
+            Some((parts, Some(CallError::BadAnswer("broken off on purpose".to_owned()))))
+        } else {
+            self.happens(rates.cut_stream_permille).then_some((parts, None))
+        }
+    }
+
+    fn happens(&mut self, permille: u32) -> bool {
+        self.next() % 1_000 < u64::from(permille)
+    }
+
+    /// `splitmix64`.
+    const fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let value = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        value ^ (value >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::{ByteRange, CHUNK_BYTES};
+    use crate::client::memory::MemoryHost;
+
+    async fn outcomes(seed: u64, rates: FaultRates) -> Vec<Result<(), CallError>> {
+        let client = FaultyClient::new(MemoryHost::new().client(), seed, rates);
+        let mut outcomes = Vec::new();
+        for _ in 0..200 {
+            outcomes.push((&client as &dyn Client).ping().await);
+        }
+        assert_eq!(client.injected(), outcomes.iter().filter(|outcome| outcome.is_err()).count() as u64);
+        outcomes
+    }
+
+    #[tokio::test]
+    async fn equal_seeds_fail_alike() {
+        let first = outcomes(1, FaultRates::rough()).await;
+        assert_eq!(first, outcomes(1, FaultRates::rough()).await);
+        assert_ne!(first, outcomes(2, FaultRates::rough()).await);
+        assert!(first.iter().any(Result::is_err) && first.iter().any(Result::is_ok));
+        assert!(outcomes(1, FaultRates::NONE).await.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_delivers_some_parts_and_an_error() {
+        let host = MemoryHost::new();
+        host.create_generated("f", 8 * CHUNK_BYTES, 1);
+        let rates = FaultRates { broken_stream_permille: 1_000, ..FaultRates::NONE };
+        let client = FaultyClient::new(host.client(), 3, rates);
+        let file = (&client as &dyn Client).lookup(host.root_node(), b"f").await.unwrap();
+        let request = ReadRequest {
+            node: file.node,
+            version: file.version(),
+            range: ByteRange::new(0, file.size),
+            whole_chunks: true,
+            known: Vec::new(),
+        };
+        let mut parts = client.read(request, Lane::Demand);
+        let mut chunks = 0;
+        while let Some(Ok(ContentPart::Chunk { .. })) = parts.recv().await {
+            chunks += 1;
+        }
+        assert!(chunks < 4 && parts.recv().await.is_none());
+    }
+}

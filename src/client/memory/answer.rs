@@ -1,0 +1,231 @@
+//! (P) What the model host answers: the protocol's promises about requests, one function a kind.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::tree::{Body, Node, Tree};
+use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::client::ContentPart;
+use crate::proto::{
+    Attributes, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics, InstanceId,
+    KNOWN_HASHES_MAX, NAME_BYTES_MAX, NodeId, READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget,
+    Welcome, WireError,
+};
+
+/// A read under way: which part comes next.
+#[derive(Debug)]
+pub(super) struct ReadCursor {
+    request: ReadRequest,
+    next: u64,
+    end: u64,
+}
+
+impl Tree {
+    /// The answer to a request that has one message for an answer.
+    pub(super) fn answer(&mut self, request: &Request, instance: InstanceId) -> Result<Reply, WireError> {
+        match request {
+            Request::Hello(_) => self.welcome(instance),
+            Request::Ping => Ok(Reply::Done),
+            Request::Lookup { parent, name } => self.lookup(*parent, name).map(Reply::Attributes),
+            Request::GetAttributes { node } => self.get_attributes(*node).map(Reply::Attributes),
+            Request::ReadLink { node } => self.read_link(*node),
+            Request::StatFs { node } => self.node(*node).map(|_| Reply::FsStatistics(STATISTICS)),
+            Request::GetXattr { node, name } => self.get_xattr(*node, name),
+            Request::ListXattr { node } => self.node(*node).map(list_xattr),
+            Request::Access { node, mask } => self.permitted(*node, *mask).map(|()| Reply::Done),
+            Request::Open { node } => self.open(*node),
+            Request::Close { node } => {
+                self.count_open(*node, false);
+                Ok(Reply::Done)
+            }
+            Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
+            Request::Sum { node } => self.sum(*node),
+            Request::ReadDirectory { .. } | Request::Read(_) => {
+                Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
+            }
+        }
+    }
+
+    /// All entries of a directory; the client knows their nodes from then on.
+    pub(super) fn list(&mut self, node: NodeId) -> Result<Vec<DirectoryEntry>, WireError> {
+        self.node(node)?;
+        let entries = self.entries(node).ok_or(system(Errno::ENOTDIR))?;
+        let listed: Vec<_> = entries
+            .iter()
+            .filter_map(|(name, id)| Some((name, self.attributes(*id)?)))
+            .map(|(name, attributes)| DirectoryEntry { name: name.clone(), attributes })
+            .collect();
+        self.known.extend(listed.iter().map(|entry| entry.attributes.node));
+        Ok(listed)
+    }
+
+    /// Checks a read; its parts come from [`Self::next_part`].
+    pub(super) fn begin_read(&self, request: ReadRequest) -> Result<ReadCursor, WireError> {
+        let range = request.range;
+        let too_long = if request.whole_chunks {
+            range.chunks().count > READ_CHUNKS_MAX || request.known.len() > KNOWN_HASHES_MAX
+        } else {
+            range.len > CHUNK_BYTES
+        };
+        if too_long {
+            return Err(WireError::new(
+                ErrorCode::Malformed,
+                "a read of more chunks than the protocol allows",
+            ));
+        }
+        self.permitted(request.node, 4)?;
+        self.content_of(&request)?;
+        let chunks = range.chunks().as_range();
+        Ok(ReadCursor { request, next: chunks.start, end: chunks.end })
+    }
+
+    /// The next part of a read; `Break` after the last.
+    pub(super) fn next_part(
+        &self,
+        cursor: &mut ReadCursor,
+    ) -> ControlFlow<Result<ContentPart, WireError>, ContentPart> {
+        match self.part_of(cursor) {
+            Ok(end @ ContentPart::End { .. }) => ControlFlow::Break(Ok(end)),
+            Ok(part) => ControlFlow::Continue(part),
+            Err(error) => ControlFlow::Break(Err(error)),
+        }
+    }
+
+    fn part_of(&self, cursor: &mut ReadCursor) -> Result<ContentPart, WireError> {
+        let content = self.content_of(&cursor.request)?;
+        let ReadCursor { request, next, end } = cursor;
+        let range = request.range.clamp_to(content.size());
+        if !request.whole_chunks && *next != u64::MAX {
+            *next = u64::MAX;
+            let bytes = content.read(range.offset, range.len);
+            return Ok(ContentPart::Piece { offset: request.range.offset, bytes: bytes.into() });
+        }
+        if *next >= *end || ChunkIndex(*next).bytes_in(content.size()).is_empty() {
+            return Ok(ContentPart::End { observed: self.now() });
+        }
+        let index = ChunkIndex(*next);
+        let bytes: ByteRange = index.bytes_in(content.size());
+        *next += 1;
+        let position = (index.0 - request.range.chunks().first.0) as usize;
+        let chunk = VerifiedChunk::compute(Bytes::from(content.read(bytes.offset, bytes.len)));
+        let known = request.known.get(position).copied().flatten();
+        Ok(if known == Some(chunk.hash()) {
+            ContentPart::Same { index }
+        } else {
+            ContentPart::Chunk { index, chunk }
+        })
+    }
+
+    fn content_of(&self, request: &ReadRequest) -> Result<&super::content::Content, WireError> {
+        let content = regular(self.node(request.node)?)?;
+        let version = self.attributes(request.node).map(|attributes| attributes.version());
+        if version == Some(request.version) {
+            Ok(content)
+        } else {
+            Err(WireError::new(ErrorCode::VersionChanged, ""))
+        }
+    }
+
+    fn welcome(&self, instance: InstanceId) -> Result<Reply, WireError> {
+        Ok(Reply::Welcome(Welcome {
+            features: Features::SUPPORTED,
+            instance,
+            root: self.get_attributes(self.root)?,
+            read_only: true,
+            session_keep_ms: 90_000,
+        }))
+    }
+
+    fn lookup(&mut self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
+        self.node(parent)?;
+        let entries = self.entries(parent).ok_or(system(Errno::ENOTDIR))?;
+        if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
+            return Err(WireError::new(ErrorCode::Malformed, "not one name of a directory entry"));
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(system(Errno::ENAMETOOLONG));
+        }
+        let id = *entries.get(name).ok_or(system(Errno::ENOENT))?;
+        self.known.insert(id);
+        self.get_attributes(id)
+    }
+
+    fn get_attributes(&self, id: NodeId) -> Result<Attributes, WireError> {
+        self.node(id)?;
+        self.attributes(id).ok_or(system(Errno::ESTALE))
+    }
+
+    fn read_link(&self, id: NodeId) -> Result<Reply, WireError> {
+        match &self.node(id)?.body {
+            Body::Symlink(target) => Ok(Reply::Bytes(target.clone())),
+            _ => Err(system(Errno::EINVAL)),
+        }
+    }
+
+    fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Reply, WireError> {
+        let value = self.node(id)?.xattrs.get(name).cloned();
+        value.map(Reply::Bytes).ok_or(system(Errno::ENODATA))
+    }
+
+    fn open(&mut self, id: NodeId) -> Result<Reply, WireError> {
+        let directory = self.node(id)?.body.kind() == FileKind::Directory;
+        if directory {
+            return Err(system(Errno::EISDIR));
+        }
+        self.permitted(id, 4)?;
+        self.count_open(id, true);
+        self.get_attributes(id).map(Reply::Attributes)
+    }
+
+    fn seek_in(&self, id: NodeId, offset: u64, target: SeekTarget) -> Result<Reply, WireError> {
+        let found = regular(self.node(id)?)?.seek(offset, target);
+        found.map(Reply::Offset).ok_or(system(Errno::ENXIO))
+    }
+
+    fn sum(&self, id: NodeId) -> Result<Reply, WireError> {
+        let content = regular(self.node(id)?)?;
+        let hash = ChunkHash::of(&content.read(0, content.size()));
+        Ok(Reply::Sum { hash, version: self.get_attributes(id)?.version() })
+    }
+
+    /// As the owner of everything would be let in.
+    fn permitted(&self, id: NodeId, mask: u8) -> Result<(), WireError> {
+        let owner_bits = (self.node(id)?.permissions >> 6) & 7;
+        if u16::from(mask) & !owner_bits == 0 { Ok(()) } else { Err(system(Errno::EACCES)) }
+    }
+
+    fn node(&self, id: NodeId) -> Result<&Node, WireError> {
+        if !self.known.contains(&id) {
+            return Err(WireError::new(ErrorCode::UnknownNode, ""));
+        }
+        self.nodes.get(&id).ok_or(system(Errno::ESTALE))
+    }
+}
+
+/// A file system with room.
+const STATISTICS: FsStatistics = FsStatistics {
+    block_bytes: 4096,
+    blocks: 1 << 28,
+    blocks_free: 1 << 27,
+    blocks_available: 1 << 26,
+    inodes: 1 << 24,
+    inodes_free: 1 << 23,
+    name_bytes_max: NAME_BYTES_MAX as u32,
+};
+
+fn list_xattr(node: &Node) -> Reply {
+    Reply::Bytes(node.xattrs.keys().flat_map(|name| name.iter().copied().chain([0])).collect())
+}
+
+fn regular(node: &Node) -> Result<&super::content::Content, WireError> {
+    match &node.body {
+        Body::File(content) => Ok(content),
+        Body::Directory(_) => Err(system(Errno::EISDIR)),
+        _ => Err(system(Errno::EINVAL)),
+    }
+}
+
+const fn system(errno: Errno) -> WireError {
+    WireError::system(errno)
+}

@@ -1,0 +1,82 @@
+//! What the model host was asked, and what it sent.
+
+use crate::proto::Request;
+
+/// Requests by kind, and what went out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// [`Request::Hello`] and [`Request::Ping`].
+    pub pings: u64,
+    /// [`Request::Lookup`].
+    pub lookups: u64,
+    /// [`Request::GetAttributes`].
+    pub attributes: u64,
+    /// [`Request::ReadDirectory`].
+    pub listings: u64,
+    /// [`Request::ReadLink`].
+    pub links: u64,
+    /// [`Request::StatFs`].
+    pub fs_statistics: u64,
+    /// [`Request::GetXattr`] and [`Request::ListXattr`].
+    pub xattrs: u64,
+    /// [`Request::Access`].
+    pub accesses: u64,
+    /// [`Request::Open`].
+    pub opens: u64,
+    /// [`Request::Close`].
+    pub closes: u64,
+    /// [`Request::Seek`].
+    pub seeks: u64,
+    /// [`Request::Read`].
+    pub reads: u64,
+    /// [`Request::Sum`].
+    pub sums: u64,
+    /// Whole chunks sent.
+    pub chunks: u64,
+    /// Chunks that the client held already.
+    pub same: u64,
+    /// Pieces sent.
+    pub pieces: u64,
+    /// Bytes of content sent, in chunks and pieces.
+    pub content_bytes: u64,
+    /// Requests that were dropped before their answer was complete.
+    pub cancelled: u64,
+}
+
+impl Counters {
+    /// Requests of all kinds.
+    pub const fn requests(&self) -> u64 {
+        self.pings
+            + self.lookups
+            + self.attributes
+            + self.listings
+            + self.links
+            + self.fs_statistics
+            + self.xattrs
+            + self.accesses
+            + self.opens
+            + self.closes
+            + self.seeks
+            + self.reads
+            + self.sums
+    }
+
+    pub(super) const fn count(&mut self, request: &Request) {
+        let counter = match request {
+            Request::Hello(_) | Request::Ping => &mut self.pings,
+            Request::Lookup { .. } => &mut self.lookups,
+            Request::GetAttributes { .. } => &mut self.attributes,
+            Request::ReadDirectory { .. } => &mut self.listings,
+            Request::ReadLink { .. } => &mut self.links,
+            Request::StatFs { .. } => &mut self.fs_statistics,
+            Request::GetXattr { .. } | Request::ListXattr { .. } => &mut self.xattrs,
+            Request::Access { .. } => &mut self.accesses,
+            Request::Open { .. } => &mut self.opens,
+            Request::Close { .. } => &mut self.closes,
+            Request::Seek { .. } => &mut self.seeks,
+            Request::Read(_) => &mut self.reads,
+            Request::Sum { .. } => &mut self.sums,
+        };
+        *counter += 1;
+    }
+}

@@ -1,0 +1,389 @@
+//! A host in memory, for whoever wants to run what stands above [`Client`] without a network.
+//!
+//! It keeps the protocol's promises to the letter: versions that change with content, nodes that are unknown after a
+//! restart until they are looked up, chunks or pieces as asked. Tests build a tree, change it under the reader's feet,
+//! hold answers back, cut the link, and count what was asked.
+//!
+//! Paths are names joined by `/` below the root. What is built looks an hour old, so that its version is settled; what
+//! is changed bears the time of the model's clock, which moves by a microsecond at each change and by [`MemoryHost::advance`].
+//! Methods that build or change panic where the path leads nowhere: a test's mistake.
+
+mod answer;
+mod content;
+mod counters;
+mod gate;
+mod serve;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use self::content::Content;
+pub use self::counters::Counters;
+use self::gate::Gate;
+pub use self::gate::Stage;
+use self::tree::{Body, Node, Tree};
+use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
+use crate::proto::{Attributes, Errno, FileKind, InstanceId, NodeId, ReadRequest, Reply, Request, WireError};
+
+/// How long a call waits for a host that is cut off, unless told otherwise; as a real client's default.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
+
+/// A host in memory, which is its own client. Clones are the same host.
+#[derive(Clone)]
+pub struct MemoryHost {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tree: Mutex<Tree>,
+    counters: Mutex<Counters>,
+    gate: Gate,
+    settings: Mutex<Settings>,
+    connected: watch::Sender<Connection>,
+    changes: watch::Sender<()>,
+    restarts: AtomicU64,
+}
+
+type DelayOf = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
+type ErrorOf = Arc<dyn Fn(&Request) -> Option<WireError> + Send + Sync>;
+
+#[derive(Clone)]
+struct Settings {
+    delay: Option<DelayOf>,
+    error: Option<ErrorOf>,
+    deadline: Duration,
+    rtt: Duration,
+    bytes_per_second: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connection {
+    Up,
+    Cut,
+    Closed,
+}
+
+impl Default for MemoryHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryHost {
+    /// A connected host with an empty root.
+    pub fn new() -> Self {
+        let settings = Settings {
+            delay: None,
+            error: None,
+            deadline: DEADLINE_DEFAULT,
+            rtt: Duration::from_millis(1),
+            bytes_per_second: 0,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                tree: Mutex::new(Tree::new()),
+                counters: Mutex::default(),
+                gate: Gate::default(),
+                settings: Mutex::new(settings),
+                connected: watch::channel(Connection::Up).0,
+                changes: watch::channel(()).0,
+                restarts: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// This host behind the trait.
+    pub fn client(&self) -> Arc<dyn Client> {
+        Arc::new(self.clone())
+    }
+
+    /// The node of the root.
+    pub fn root_node(&self) -> NodeId {
+        self.tree().root
+    }
+
+    /// Makes a directory; a directory that is there already stays.
+    pub fn create_dir(&self, path: impl AsRef<[u8]>) -> NodeId {
+        let mut tree = self.tree();
+        match tree.find(path.as_ref()) {
+            Some(id) if tree.entries(id).is_some() => id,
+            _ => tree.create(path.as_ref(), Body::Directory(BTreeMap::new())),
+        }
+    }
+
+    /// Makes a file with this content.
+    pub fn create_file(&self, path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> NodeId {
+        self.tree().create(path.as_ref(), Body::File(Content::from_bytes(content.as_ref())))
+    }
+
+    /// Makes a file of `size` bytes that look random; equal seeds give equal bytes. It takes no memory.
+    pub fn create_generated(&self, path: impl AsRef<[u8]>, size: u64, seed: u64) -> NodeId {
+        self.tree().create(path.as_ref(), Body::File(Content::generated(seed, size)))
+    }
+
+    /// Makes a file of `size` bytes that is a hole but for these extents (offset, bytes).
+    pub fn create_sparse(&self, path: impl AsRef<[u8]>, size: u64, extents: &[(u64, &[u8])]) -> NodeId {
+        let mut content = Content::default();
+        extents.iter().for_each(|(offset, bytes)| content.write(*offset, bytes));
+        content.truncate(size);
+        self.tree().create(path.as_ref(), Body::File(content))
+    }
+
+    /// Makes a symbolic link.
+    pub fn create_symlink(&self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> NodeId {
+        self.tree().create(path.as_ref(), Body::Symlink(target.as_ref().to_vec()))
+    }
+
+    /// Makes a pipe, socket or device.
+    pub fn create_special(&self, path: impl AsRef<[u8]>, kind: FileKind) -> NodeId {
+        self.tree().create(path.as_ref(), Body::Special(kind))
+    }
+
+    /// Gives what is at `existing` a second name.
+    pub fn create_hard_link(&self, existing: impl AsRef<[u8]>, new: impl AsRef<[u8]>) {
+        let mut tree = self.tree();
+        let id = found(tree.find(existing.as_ref()).ok_or(Errno::ENOENT), existing.as_ref());
+        tree.link(id, new.as_ref());
+    }
+
+    /// Sets an extended attribute.
+    pub fn set_xattr(&self, path: impl AsRef<[u8]>, name: &[u8], value: &[u8]) {
+        self.change_node(path.as_ref(), |node| {
+            node.xattrs.insert(name.to_vec(), value.to_vec());
+        });
+    }
+
+    /// Sets the permission bits.
+    pub fn set_permissions(&self, path: impl AsRef<[u8]>, permissions: u16) {
+        self.change_node(path.as_ref(), |node| node.permissions = permissions);
+    }
+
+    /// Sets owner and group.
+    pub fn set_owner(&self, path: impl AsRef<[u8]>, uid: u32, gid: u32) {
+        self.change_node(path.as_ref(), |node| node.owner = (uid, gid));
+    }
+
+    /// Writes into a file; its version changes.
+    pub fn write(&self, path: impl AsRef<[u8]>, offset: u64, bytes: impl AsRef<[u8]>) {
+        self.change_content(path.as_ref(), |content| content.write(offset, bytes.as_ref()));
+    }
+
+    /// Writes at the end of a file; its version changes.
+    pub fn append(&self, path: impl AsRef<[u8]>, bytes: impl AsRef<[u8]>) {
+        self.change_content(path.as_ref(), |content| content.write(content.size(), bytes.as_ref()));
+    }
+
+    /// Cuts a file or lets it grow by a hole; its version changes.
+    pub fn truncate(&self, path: impl AsRef<[u8]>, size: u64) {
+        self.change_content(path.as_ref(), |content| content.truncate(size));
+    }
+
+    /// Puts a new, young file in the place of what is at `path`, as editors do.
+    pub fn replace(&self, path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> NodeId {
+        self.tree().create_young(path.as_ref(), Body::File(Content::from_bytes(content.as_ref())))
+    }
+
+    /// Takes a name away. An open file can be read until it is closed.
+    pub fn unlink(&self, path: impl AsRef<[u8]>) {
+        found(self.tree().unlink(path.as_ref()), path.as_ref());
+    }
+
+    /// Moves a name, over another one if need be.
+    pub fn rename(&self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) {
+        found(self.tree().rename(from.as_ref(), to.as_ref()), from.as_ref());
+    }
+
+    /// The content of a file as it is now.
+    pub fn content(&self, path: impl AsRef<[u8]>) -> Vec<u8> {
+        self.content_at(path, 0, u64::MAX)
+    }
+
+    /// `len` bytes from `offset` on of a file as it is now, cut at its end.
+    pub fn content_at(&self, path: impl AsRef<[u8]>, offset: u64, len: u64) -> Vec<u8> {
+        let tree = self.tree();
+        let node = tree.find(path.as_ref()).and_then(|id| tree.nodes.get(&id));
+        match node.map(|node| &node.body) {
+            Some(Body::File(content)) => content.read(offset, len),
+            _ => found(Err(Errno::ENOENT), path.as_ref()),
+        }
+    }
+
+    /// What `stat` would tell now; no request is counted.
+    pub fn attributes_of(&self, path: impl AsRef<[u8]>) -> Attributes {
+        let tree = self.tree();
+        let attributes = tree.find(path.as_ref()).and_then(|id| tree.attributes(id));
+        found(attributes.ok_or(Errno::ENOENT), path.as_ref())
+    }
+
+    /// How often a node is open.
+    pub fn opens(&self, node: NodeId) -> u32 {
+        self.tree().nodes.get(&node).map_or(0, |node| node.opens)
+    }
+
+    /// Moves the host's clock.
+    pub fn advance(&self, by: Duration) {
+        self.tree().advance(by);
+    }
+
+    /// Lets the host stamp changes in whole steps of this, so that two changes may bear one time.
+    pub fn set_clock_granularity(&self, granularity: Duration) {
+        self.tree().set_granularity(granularity);
+    }
+
+    /// The daemon dies and comes back: opens are forgotten, and no node but the root is known until looked up again.
+    pub fn restart(&self) {
+        self.tree().restart();
+        self.shared.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Which run of the host this is.
+    pub fn instance(&self) -> InstanceId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.shared.restarts.load(Ordering::Relaxed).to_le_bytes());
+        InstanceId(id)
+    }
+
+    /// Cuts the link or mends it. Meanwhile calls wait, those under way at their next part.
+    pub fn set_connected(&self, connected: bool) {
+        self.shared.connected.send_replace(if connected { Connection::Up } else { Connection::Cut });
+    }
+
+    /// Everything under way and to come fails with [`CallError::Closed`].
+    pub fn close(&self) {
+        self.shared.connected.send_replace(Connection::Closed);
+    }
+
+    /// How long a call waits before it is [`CallError::TimedOut`]; for streams, for each part.
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.settings().deadline = deadline;
+    }
+
+    /// What [`Client::link`] tells of the way; nothing is slowed down by it.
+    pub fn set_link(&self, rtt: Duration, bytes_per_second: u64) {
+        let mut settings = self.settings();
+        (settings.rtt, settings.bytes_per_second) = (rtt, bytes_per_second);
+    }
+
+    /// Every request waits so long before it is answered.
+    pub fn set_delay(&self, delay: impl Fn(&Request) -> Duration + Send + Sync + 'static) {
+        self.settings().delay = Some(Arc::new(delay));
+    }
+
+    /// Requests for which this tells an error get it.
+    pub fn set_errors(&self, error: impl Fn(&Request) -> Option<WireError> + Send + Sync + 'static) {
+        self.settings().error = Some(Arc::new(error));
+    }
+
+    /// Holds what `predicate` says back until released. Asked at every stage of every request from now on.
+    pub fn hold(&self, predicate: impl Fn(&Request, Stage) -> bool + Send + Sync + 'static) {
+        self.shared.gate.hold(Box::new(predicate));
+    }
+
+    /// Lets the oldest of what is held go; whether there was one.
+    pub fn release_one(&self) -> bool {
+        self.shared.gate.release_one()
+    }
+
+    /// Lets everything go and holds nothing more.
+    pub fn release_all(&self) {
+        self.shared.gate.open();
+    }
+
+    /// What is held, oldest first.
+    pub fn held(&self) -> Vec<(Request, Stage)> {
+        self.shared.gate.held()
+    }
+
+    /// What was asked and sent so far.
+    pub fn counters(&self) -> Counters {
+        *self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts from zero again.
+    pub fn reset_counters(&self) {
+        self.count(|counters| *counters = Counters::default());
+    }
+
+    /// Returns once `condition` holds; it is looked at after everything that is counted or held.
+    ///
+    /// `host.until(|host| host.held().len() == 2).await` is the way to know that two requests have arrived.
+    pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut changes = self.shared.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            if condition(self) || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn change_content(&self, path: &[u8], change: impl FnOnce(&mut Content)) {
+        found(self.tree().change_content(path, change), path);
+    }
+
+    fn change_node(&self, path: &[u8], change: impl FnOnce(&mut Node)) {
+        found(self.tree().change_node(path, change), path);
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Counters)) {
+        change(&mut self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.changes.send_replace(());
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Tree> {
+        self.shared.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Client for MemoryHost {
+    fn call(&self, request: Request, _lane: Lane) -> CallFuture<Reply> {
+        let host = self.clone();
+        Box::pin(async move { host.serve_call(request).await })
+    }
+
+    fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
+        let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
+        let host = self.clone();
+        tokio::spawn(async move { host.serve_list(node, parts).await });
+        receiver
+    }
+
+    fn read(&self, request: ReadRequest, _lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
+        let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
+        let host = self.clone();
+        tokio::spawn(async move { host.serve_read(request, parts).await });
+        receiver
+    }
+
+    fn root(&self) -> Attributes {
+        let tree = self.tree();
+        tree.attributes(tree.root).expect("the root is always there")
+    }
+
+    fn link(&self) -> LinkState {
+        let settings = self.settings();
+        LinkState {
+            connected: *self.shared.connected.borrow() == Connection::Up,
+            rtt: settings.rtt,
+            bytes_per_second: settings.bytes_per_second,
+        }
+    }
+}
+
+fn found<T>(result: Result<T, Errno>, path: &[u8]) -> T {
+    result.unwrap_or_else(|errno| {
+        panic!("{}: {}", String::from_utf8_lossy(path), std::io::Error::from_raw_os_error(errno.0))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! (P) The model host's tree: nodes, names and a clock that only moves when it is told to.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use super::content::{BLOCK_BYTES, Content};
+use crate::proto::{Attributes, Errno, FileKind, NodeId, Timestamp};
+
+/// Device number of the model's file system.
+const DEVICE: u64 = 1;
+/// The clock at the start: a day in 2023.
+const START: Timestamp = Timestamp::new(1_700_000_000, 0);
+/// Age of what is built: far over what makes a version settled.
+const BUILT_AGE_NS: i64 = 3_600_000_000_000;
+/// The clock's step at every change.
+const STEP_NS: i64 = 1_000;
+
+/// What a node is, beyond its attributes.
+#[derive(Debug, Clone)]
+pub(super) enum Body {
+    File(Content),
+    Directory(BTreeMap<Vec<u8>, NodeId>),
+    Symlink(Vec<u8>),
+    Special(FileKind),
+}
+
+/// One file, directory or link.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub(super) body: Body,
+    pub(super) permissions: u16,
+    pub(super) links: u32,
+    pub(super) owner: (u32, u32),
+    pub(super) mtime: Timestamp,
+    pub(super) ctime: Timestamp,
+    pub(super) btime: Timestamp,
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) opens: u32,
+}
+
+/// The tree and what the host remembers of its clients.
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) nodes: HashMap<NodeId, Node>,
+    pub(super) root: NodeId,
+    /// Nodes that a client was told of since the last restart.
+    pub(super) known: HashSet<NodeId>,
+    next_inode: u64,
+    now: Timestamp,
+    granularity_ns: i64,
+}
+
+impl Body {
+    pub(super) const fn kind(&self) -> FileKind {
+        match self {
+            Self::File(_) => FileKind::Regular,
+            Self::Directory(_) => FileKind::Directory,
+            Self::Symlink(_) => FileKind::Symlink,
+            Self::Special(kind) => *kind,
+        }
+    }
+
+    const fn permissions(&self) -> u16 {
+        match self {
+            Self::File(_) | Self::Special(_) => 0o644,
+            Self::Directory(_) => 0o755,
+            Self::Symlink(_) => 0o777,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::File(content) => content.size(),
+            Self::Directory(_) => BLOCK_BYTES,
+            Self::Symlink(target) => target.len() as u64,
+            Self::Special(_) => 0,
+        }
+    }
+
+    fn blocks(&self) -> u64 {
+        match self {
+            Self::File(content) => content.allocated_bytes() / 512,
+            Self::Directory(_) => BLOCK_BYTES / 512,
+            Self::Symlink(_) | Self::Special(_) => 0,
+        }
+    }
+}
+
+impl Tree {
+    pub(super) fn new() -> Self {
+        let mut tree = Self {
+            nodes: HashMap::new(),
+            root: NodeId { device: DEVICE, inode: 0, birth_ns: 0 },
+            known: HashSet::new(),
+            next_inode: 2,
+            now: START,
+            granularity_ns: 1,
+        };
+        tree.root = tree.add(Body::Directory(BTreeMap::new()), BUILT_AGE_NS);
+        tree.nodes.get_mut(&tree.root).expect("just added").links = 2;
+        tree.known.insert(tree.root);
+        tree
+    }
+
+    /// The host's clock.
+    pub(super) const fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    pub(super) fn advance(&mut self, by: Duration) {
+        self.now.0 = self.now.0.saturating_add(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn set_granularity(&mut self, granularity: Duration) {
+        self.granularity_ns = i64::try_from(granularity.as_nanos()).unwrap_or(i64::MAX).max(1);
+    }
+
+    /// Forgets everything that a restarted daemon would not know.
+    pub(super) fn restart(&mut self) {
+        self.known = HashSet::from([self.root]);
+        self.nodes.values_mut().for_each(|node| node.opens = 0);
+        self.nodes.retain(|_, node| node.links > 0);
+    }
+
+    /// The attributes of a node as a client sees them now.
+    pub(super) fn attributes(&self, id: NodeId) -> Option<Attributes> {
+        let node = self.nodes.get(&id)?;
+        Some(Attributes {
+            node: id,
+            kind: node.body.kind(),
+            permissions: node.permissions,
+            links: node.links,
+            uid: node.owner.0,
+            gid: node.owner.1,
+            device_number: 0,
+            size: node.body.size(),
+            blocks: node.body.blocks(),
+            atime: node.mtime,
+            mtime: node.mtime,
+            ctime: node.ctime,
+            btime: Some(node.btime),
+            observed: self.now,
+        })
+    }
+
+    /// The node that a path from the root leads to; links are not followed.
+    pub(super) fn find(&self, path: &[u8]) -> Option<NodeId> {
+        names(path).try_fold(self.root, |parent, name| self.entries(parent)?.get(name).copied())
+    }
+
+    pub(super) fn entries(&self, id: NodeId) -> Option<&BTreeMap<Vec<u8>, NodeId>> {
+        match &self.nodes.get(&id)?.body {
+            Body::Directory(entries) => Some(entries),
+            _ => None,
+        }
+    }
+
+    /// Puts a node that looks an hour old at `path`, with the directories on the way; whatever bore the name loses it.
+    pub(super) fn create(&mut self, path: &[u8], body: Body) -> NodeId {
+        let (parent, name) = self.parent_of(path);
+        let id = self.add(body, BUILT_AGE_NS);
+        self.name(parent, &name, id);
+        id
+    }
+
+    /// As [`Self::create`], but with the time of now.
+    pub(super) fn create_young(&mut self, path: &[u8], body: Body) -> NodeId {
+        let (parent, name) = self.parent_of(path);
+        let id = self.add(body, 0);
+        self.name(parent, &name, id);
+        id
+    }
+
+    /// Gives a node another name.
+    pub(super) fn link(&mut self, id: NodeId, path: &[u8]) {
+        let (parent, name) = self.parent_of(path);
+        self.name(parent, &name, id);
+    }
+
+    /// Takes a name away; the node goes with its last name and last open.
+    pub(super) fn unlink(&mut self, path: &[u8]) -> Result<(), Errno> {
+        let id = self.find(path).ok_or(Errno::ENOENT)?;
+        let (parent, name) = self.parent_of(path);
+        self.entries_mut(parent).remove(&name);
+        self.lost_a_name(parent, id);
+        Ok(())
+    }
+
+    /// Moves a name, over another one if need be.
+    pub(super) fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
+        let id = self.find(from).ok_or(Errno::ENOENT)?;
+        if self.find(to) == Some(id) {
+            return Ok(());
+        }
+        self.link(id, to);
+        self.unlink(from)
+    }
+
+    /// Changes content: times move on.
+    pub(super) fn change_content(
+        &mut self,
+        path: &[u8],
+        change: impl FnOnce(&mut Content),
+    ) -> Result<(), Errno> {
+        let id = self.find(path).ok_or(Errno::ENOENT)?;
+        let stamp = self.tick();
+        let node = self.nodes.get_mut(&id).ok_or(Errno::ENOENT)?;
+        let Body::File(content) = &mut node.body else { return Err(Errno::EINVAL) };
+        change(content);
+        (node.mtime, node.ctime) = (stamp, stamp);
+        Ok(())
+    }
+
+    /// Changes a node's attributes: `ctime` moves on.
+    pub(super) fn change_node(&mut self, path: &[u8], change: impl FnOnce(&mut Node)) -> Result<(), Errno> {
+        let id = self.find(path).ok_or(Errno::ENOENT)?;
+        let stamp = self.tick();
+        let node = self.nodes.get_mut(&id).ok_or(Errno::ENOENT)?;
+        node.ctime = stamp;
+        change(node);
+        Ok(())
+    }
+
+    /// One more or one fewer open of a node.
+    pub(super) fn count_open(&mut self, id: NodeId, open: bool) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.opens = if open { node.opens + 1 } else { node.opens.saturating_sub(1) };
+        self.drop_if_gone(id);
+    }
+
+    fn tick(&mut self) -> Timestamp {
+        self.now.0 += STEP_NS;
+        Timestamp(self.now.0 - self.now.0.rem_euclid(self.granularity_ns))
+    }
+
+    fn add(&mut self, body: Body, age_ns: i64) -> NodeId {
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        let stamp = Timestamp(self.tick().0 - age_ns);
+        let id = NodeId { device: DEVICE, inode, birth_ns: stamp.0 };
+        let (permissions, is_directory) = (body.permissions(), matches!(body, Body::Directory(_)));
+        let node = Node {
+            body,
+            permissions,
+            links: u32::from(is_directory),
+            owner: (1000, 1000),
+            mtime: stamp,
+            ctime: stamp,
+            btime: stamp,
+            xattrs: BTreeMap::new(),
+            opens: 0,
+        };
+        self.nodes.insert(id, node);
+        id
+    }
+
+    fn name(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+        let replaced = self.entries_mut(parent).insert(name.to_vec(), id);
+        let stamp = self.tick();
+        let is_directory = self.entries(id).is_some();
+        if let Some(node) = self.nodes.get_mut(&id) {
+            // Naming a new node is part of making it.
+            if node.links > u32::from(is_directory) {
+                node.ctime = stamp;
+            }
+            node.links += 1;
+        }
+        if let Some(node) = self.nodes.get_mut(&parent) {
+            (node.mtime, node.ctime) = (stamp, stamp);
+            node.links += u32::from(is_directory);
+        }
+        if let Some(old) = replaced {
+            self.lost_a_name(parent, old);
+        }
+    }
+
+    fn lost_a_name(&mut self, parent: NodeId, id: NodeId) {
+        let stamp = self.tick();
+        let is_directory = self.entries(id).is_some();
+        if let Some(node) = self.nodes.get_mut(&parent) {
+            (node.mtime, node.ctime) = (stamp, stamp);
+            node.links -= u32::from(is_directory);
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.ctime = stamp;
+            node.links -= 1;
+            // A directory without a name has lost its `.` too.
+            if is_directory && node.links == 1 {
+                node.links = 0;
+            }
+        }
+        self.drop_if_gone(id);
+    }
+
+    fn drop_if_gone(&mut self, id: NodeId) {
+        if self.nodes.get(&id).is_some_and(|node| node.links == 0 && node.opens == 0) {
+            self.nodes.remove(&id);
+        }
+    }
+
+    fn parent_of(&mut self, path: &[u8]) -> (NodeId, Vec<u8>) {
+        let mut names: Vec<&[u8]> = names(path).collect();
+        let last = names.pop().expect("a path with at least one name").to_vec();
+        let mut parent = self.root;
+        for name in names {
+            parent = match self.entries(parent).and_then(|entries| entries.get(name)) {
+                Some(&id) => id,
+                None => {
+                    let id = self.add(Body::Directory(BTreeMap::new()), BUILT_AGE_NS);
+                    self.name(parent, name, id);
+                    id
+                }
+            };
+        }
+        (parent, last)
+    }
+
+    fn entries_mut(&mut self, id: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
+        match self.nodes.get_mut(&id).map(|node| &mut node.body) {
+            Some(Body::Directory(entries)) => entries,
+            _ => panic!("the path leads through something that is no directory"),
+        }
+    }
+}
+
+fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
+}

@@ -1,0 +1,159 @@
+//! From addresses to a connection that the host has welcomed.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::config::{ClientConfig, ConnectError};
+use super::stream::{Exchange, Fault};
+use crate::proto::{
+    ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, encode_frame,
+};
+use crate::transport::{Connection, Endpoint, ExpectedHost, Lane, TransportError, connect_any, resolve};
+
+/// Time a look-up of names may take while addresses from an earlier one are at hand.
+const RESOLVE_AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// One attempt in so many asks for the names' addresses again; during a cut every look-up hangs.
+const RESOLVE_AGAIN_EVERY: u64 = 4;
+
+/// A welcomed connection, before anybody uses it.
+pub(super) struct Established {
+    pub(super) endpoint: Endpoint,
+    pub(super) connection: Connection,
+    pub(super) welcome: Welcome,
+}
+
+/// Knows how to reach the host.
+pub(super) struct Dialer {
+    config: ClientConfig,
+    state: Mutex<Known>,
+}
+
+/// What earlier connections taught.
+struct Known {
+    addresses: Vec<SocketAddr>,
+    expected: ExpectedHost,
+}
+
+impl Dialer {
+    pub(super) fn new(config: ClientConfig) -> Self {
+        let expected = config.expected;
+        Self { config, state: Mutex::new(Known { addresses: Vec::new(), expected }) }
+    }
+
+    /// The first connection, within the configured time.
+    pub(super) async fn dial_first(&self) -> Result<Established, ConnectError> {
+        let waited = self.config.connect_timeout;
+        let no_answer = |_| ConnectError::NoAnswer { addresses: self.config.addresses_text(), waited };
+        timeout(waited, self.dial(0)).await.map_err(no_answer)?
+    }
+
+    /// One attempt, the `number`th; drop it to give it up.
+    pub(super) async fn dial(&self, number: u64) -> Result<Established, ConnectError> {
+        let addresses = self.addresses(number).await?;
+        let expected = self.known(|known| known.expected);
+        let (endpoint, connection) =
+            connect_any(&self.config.identity, &self.config.tuning, &addresses, expected).await?;
+        let address = connection.remote_address();
+        let welcome = match self.hello(&connection).await {
+            Ok(welcome) => welcome,
+            Err(error) => {
+                connection.close(0, "not welcome");
+                return Err(error);
+            }
+        };
+        self.known(|known| {
+            known.expected = ExpectedHost::Key(connection.peer_key());
+            known.addresses.retain(|other| *other != address);
+            known.addresses.insert(0, address);
+        });
+        Ok(Established { endpoint, connection, welcome })
+    }
+
+    async fn hello(&self, connection: &Connection) -> Result<Welcome, ConnectError> {
+        let address = connection.remote_address();
+        let hello = Request::Hello(Hello {
+            protocol_version: PROTOCOL_VERSION,
+            features: Features::SUPPORTED,
+            session: self.config.session,
+            export: self.config.export.clone(),
+            sub_path: self.config.sub_path.clone(),
+            ticket: self.config.ticket,
+        });
+        let answer = async {
+            let mut exchange = Exchange::begin(connection, &encode_frame(&hello), Lane::Metadata).await?;
+            let reply: Result<Reply, WireError> = exchange.frame().await?;
+            exchange.complete();
+            Ok(reply)
+        };
+        match answer.await {
+            Ok(Ok(Reply::Welcome(welcome))) => Ok(welcome),
+            Ok(Err(error)) => Err(ConnectError::Refused { address, error }),
+            Ok(Ok(_)) => {
+                Err(ConnectError::BadAnswer { address, reason: "no welcome to our hello".to_owned() })
+            }
+            Err(Fault::Broken(reason)) => Err(ConnectError::BadAnswer { address, reason }),
+            Err(Fault::Lost) => Err(lost(connection)),
+        }
+    }
+
+    /// The addresses to try, the last good one first.
+    async fn addresses(&self, number: u64) -> Result<Vec<SocketAddr>, ConnectError> {
+        let known = self.known(|known| known.addresses.clone());
+        if known.is_empty() {
+            let found = self.resolve_all().await?;
+            self.known(|known| known.addresses.clone_from(&found));
+            return Ok(found);
+        }
+        if number % RESOLVE_AGAIN_EVERY != 0 {
+            return Ok(known);
+        }
+        let Ok(Ok(found)) = timeout(RESOLVE_AGAIN_TIMEOUT, self.resolve_all()).await else {
+            return Ok(known);
+        };
+        // The last good address stays first where the names still lead to it.
+        let good = known.first().copied().filter(|address| found.contains(address));
+        let others = found.iter().copied().filter(|address| Some(*address) != good);
+        let addresses: Vec<_> = good.into_iter().chain(others).collect();
+        self.known(|known| known.addresses.clone_from(&addresses));
+        Ok(addresses)
+    }
+
+    /// All addresses of all names; fails if none has any.
+    async fn resolve_all(&self) -> Result<Vec<SocketAddr>, ConnectError> {
+        let mut found = Vec::new();
+        let mut failure = TransportError::NoAddress;
+        for host in &self.config.addresses {
+            match resolve(host).await {
+                Ok(addresses) => found.extend(addresses),
+                Err(error) => failure = error,
+            }
+        }
+        if found.is_empty() { Err(failure.into()) } else { Ok(found) }
+    }
+
+    fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ConnectError {
+    /// The no that the host meant, if it meant one; everything else may be over in a second.
+    pub(super) fn refusal(&self) -> Option<WireError> {
+        match self {
+            Self::Refused { error, .. } if error.code != ErrorCode::Busy => Some(error.clone()),
+            Self::Transport(error @ TransportError::WrongHostKey { .. }) => {
+                Some(WireError::new(ErrorCode::Refused, error.to_string()))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn lost(connection: &Connection) -> ConnectError {
+    let reason =
+        connection.close_reason().map_or_else(|| "no reason".to_owned(), |reason| reason.to_string());
+    ConnectError::BadAnswer { address: connection.remote_address(), reason }
+}

@@ -1,0 +1,250 @@
+//! Keeps one connection to the host alive: waits for one thing to happen, then does what [`Link`] says.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::config::ConnectError;
+use super::dial::{Dialer, Established};
+use super::link::{Action, Event, Link, Outcome, Phase, Sample};
+use super::live::Live;
+use super::shared::{Shared, SlotState, add};
+use super::stream::Exchange;
+use super::{CLOSE_CODE_GOODBYE, CLOSE_CODE_REPLACED};
+use crate::proto::{Reply, Request, WireError, encode_frame};
+use crate::transport::Lane;
+
+/// Time a probe may take before nobody cares for its answer any more.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time to tell the host that we are leaving; it learns by silence otherwise.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// One link and what it is made of.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    slot: usize,
+    dialer: Arc<Dialer>,
+    link: Link,
+    live: Option<Arc<Live>>,
+    refusal: Option<WireError>,
+    attempts: JoinSet<(u64, Result<Established, ConnectError>)>,
+    handles: HashMap<u64, AbortHandle>,
+    /// Whether this slot ever had a connection: from then on each new one is a reconnect.
+    was_connected: bool,
+    said: Option<Phase>,
+}
+
+enum Happening {
+    Woken,
+    Lost,
+    Attempted(u64, Result<Box<Established>, ConnectError>),
+    Closing,
+}
+
+impl Keeper {
+    /// A keeper for `slot`, with the connection if there is one.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        slot: usize,
+        dialer: Arc<Dialer>,
+        first: Option<Established>,
+    ) -> Self {
+        let mut keeper = Self {
+            link: Link::unconnected(shared.now()),
+            shared,
+            slot,
+            dialer,
+            live: None,
+            refusal: None,
+            attempts: JoinSet::new(),
+            handles: HashMap::new(),
+            was_connected: false,
+            said: None,
+        };
+        if let Some(first) = first {
+            keeper.link = Link::connected(keeper.shared.now());
+            keeper.take(first);
+        }
+        keeper.publish();
+        keeper
+    }
+
+    /// Runs until the client is closed.
+    pub(super) async fn run(mut self) {
+        loop {
+            let happening = self.next().await;
+            if matches!(happening, Happening::Closing) {
+                break;
+            }
+            self.apply(happening);
+        }
+        self.say_goodbye().await;
+    }
+
+    async fn next(&mut self) -> Happening {
+        let now = self.shared.now();
+        let wake_at = self.link.wake_at(now);
+        let nap = async {
+            match wake_at {
+                Some(at) => sleep(at.saturating_sub(now)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let live = self.live.clone();
+        let lost = async {
+            match &live {
+                Some(live) => drop(live.connection.closed().await),
+                None => std::future::pending().await,
+            }
+        };
+        let wake = &self.shared.slots[self.slot].wake;
+        tokio::select! {
+            biased;
+            () = self.shared.closed() => Happening::Closing,
+            Some(Ok((number, result))) = self.attempts.join_next() => {
+                Happening::Attempted(number, result.map(Box::new))
+            }
+            () = lost => Happening::Lost,
+            () = wake.notified() => Happening::Woken,
+            () = nap => Happening::Woken,
+        }
+    }
+
+    /// Never waits: whatever takes time goes on in tasks of its own.
+    fn apply(&mut self, happening: Happening) {
+        let mut established = None;
+        let event = match happening {
+            Happening::Closing => return,
+            Happening::Woken => Event::Looked(self.sample()),
+            Happening::Lost => {
+                self.let_go("the connection is over");
+                Event::Lost
+            }
+            Happening::Attempted(attempt, result) => {
+                self.handles.remove(&attempt);
+                let outcome = self.outcome(attempt, &result);
+                established = result.ok().map(|established| (attempt, *established));
+                Event::Attempted { attempt, outcome }
+            }
+        };
+        let actions = self.link.handle(self.shared.now(), event);
+        for action in actions {
+            self.act(action, &mut established);
+        }
+        if let Some((_, late)) = established {
+            late.connection.close(CLOSE_CODE_REPLACED, "another connection was faster");
+        }
+        self.publish();
+    }
+
+    fn act(&mut self, action: Action, established: &mut Option<(u64, Established)>) {
+        match action {
+            Action::Probe => self.probe(),
+            Action::Attempt(number) => {
+                let dialer = Arc::clone(&self.dialer);
+                let handle = self.attempts.spawn(async move { (number, dialer.dial(number).await) });
+                self.handles.insert(number, handle);
+            }
+            Action::Abandon(number) => {
+                if let Some(handle) = self.handles.remove(&number) {
+                    handle.abort();
+                }
+            }
+            Action::Adopt(number) => {
+                if let Some((_, new)) = established.take_if(|(attempt, _)| *attempt == number) {
+                    self.let_go("a newer connection takes over");
+                    self.take(new);
+                }
+            }
+            Action::Drop => self.let_go("the host refuses"),
+        }
+    }
+
+    fn take(&mut self, established: Established) {
+        let Established { endpoint, connection, welcome } = established;
+        self.shared.welcomed(&welcome);
+        if std::mem::replace(&mut self.was_connected, true) {
+            add(&self.shared.totals.reconnects, 1);
+        }
+        let wake = Arc::clone(&self.shared.slots[self.slot].wake);
+        self.live = Some(Arc::new(Live::new(endpoint, connection, wake)));
+        self.refusal = None;
+    }
+
+    /// Closes the connection, if any: calls under way on it go on elsewhere.
+    fn let_go(&mut self, why: &str) {
+        let Some(live) = self.live.take() else { return };
+        self.shared.totals.retire(&live.connection.stats());
+        live.connection.close(CLOSE_CODE_REPLACED, why);
+    }
+
+    fn outcome(&mut self, attempt: u64, result: &Result<Box<Established>, ConnectError>) -> Outcome {
+        match result {
+            Ok(_) => Outcome::Welcomed,
+            Err(error) => {
+                debug!(attempt, %error, "attempt to connect failed");
+                match error.refusal() {
+                    Some(refusal) => {
+                        self.refusal = Some(refusal);
+                        Outcome::Refused
+                    }
+                    None => Outcome::Failed,
+                }
+            }
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        let mut sample = self.live.as_ref().map(|live| live.sample()).unwrap_or_default();
+        if self.live.is_none() {
+            sample.waiting = self.shared.unplaced();
+        }
+        sample
+    }
+
+    fn probe(&self) {
+        let Some(live) = self.live.clone() else { return };
+        tokio::spawn(timeout(PROBE_TIMEOUT, async move {
+            let frame = encode_frame(&Request::Ping);
+            let mut exchange = Exchange::begin(&live.connection, &frame, Lane::Metadata).await?;
+            let _: Result<Reply, WireError> = exchange.frame().await?;
+            exchange.complete();
+            Ok::<_, super::stream::Fault>(())
+        }));
+    }
+
+    fn publish(&mut self) {
+        let phase = self.link.phase(self.shared.now());
+        if self.said.replace(phase) != Some(phase) {
+            self.tell(phase);
+        }
+        let state = SlotState { phase, live: self.live.clone(), refusal: self.refusal.clone() };
+        self.shared.publish(self.slot, state);
+    }
+
+    fn tell(&self, phase: Phase) {
+        let connection = self.slot;
+        match (phase, &self.refusal) {
+            (Phase::Connected, _) => {
+                let address = self.live.as_ref().map(|live| live.connection.remote_address());
+                info!(connection, ?address, "connected to the host");
+            }
+            (Phase::Refused, Some(refusal)) => warn!(connection, %refusal, "the host refuses"),
+            _ => warn!(connection, state = ?phase, "the host does not answer"),
+        }
+    }
+
+    async fn say_goodbye(mut self) {
+        self.attempts.abort_all();
+        let Some(live) = self.live.take() else { return };
+        self.shared.totals.retire(&live.connection.stats());
+        self.shared.publish(self.slot, SlotState { phase: Phase::Down, live: None, refusal: None });
+        live.connection.close(CLOSE_CODE_GOODBYE, "the client unmounted");
+        // It is told once more than not at all; a host that is gone need not hold us up.
+        let _ = timeout(GOODBYE_TIMEOUT, live.endpoint.wait_idle()).await;
+    }
+}

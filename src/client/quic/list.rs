@@ -1,0 +1,130 @@
+//! A directory's entries, as they arrive; a listing that is cut off begins again and leaves out what was delivered.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::call::{Retry, Stopped, broken};
+use super::live::Waiting;
+use super::patience::Patience;
+use super::shared::{CallCount, Shared};
+use super::stream::{Exchange, Fault};
+use crate::client::{CallError, ListPart};
+use crate::proto::{
+    DirectoryBatch, DirectoryEntry, NAME_BYTES_MAX, NodeId, Reply, Request, WireError, encode_frame,
+};
+use crate::transport::Lane;
+
+type Parts = mpsc::Sender<Result<ListPart, CallError>>;
+
+/// Delivers all entries of `node` into `parts`.
+pub(super) async fn list(shared: Arc<Shared>, node: NodeId, parts: Parts) {
+    let _count = CallCount::new(&shared);
+    let patience = Patience::new(&shared);
+    let listing = Listing { shared: &shared, parts: &parts, patience: &patience, delivered: HashSet::new() };
+    let last = tokio::select! {
+        biased;
+        () = parts.closed() => return,
+        () = shared.closed() => Some(Err(CallError::Closed)),
+        last = listing.run(node) => last,
+        () = patience.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
+    };
+    if let Some(last) = last {
+        // A receiver that is gone has its reasons.
+        let _ = parts.send(last).await;
+    }
+}
+
+struct Listing<'a> {
+    shared: &'a Shared,
+    parts: &'a Parts,
+    patience: &'a Patience<'a>,
+    /// Names that were delivered, as 16 bytes of their hash: a listing of millions is no reason to hold all of it.
+    delivered: HashSet<[u8; 16]>,
+}
+
+impl Listing<'_> {
+    /// The end, or why there is none; `None` where nobody listens any more.
+    async fn run(mut self, node: NodeId) -> Option<Result<ListPart, CallError>> {
+        let frame = encode_frame(&Request::ReadDirectory { node });
+        let mut retry = Retry::default();
+        loop {
+            match self.attempt(&frame).await {
+                Ok(()) => return Some(Ok(ListPart::End)),
+                Err(stopped) => {
+                    if let Err(end) = retry.after(self.shared, stopped).await {
+                        return end.map(Err);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn attempt(&mut self, frame: &[u8]) -> Result<(), Stopped> {
+        let live = self.shared.usable().await.map_err(Stopped::Call)?;
+        let mut waiting = Waiting::new(&live, 0);
+        let _permit = live.admit(Lane::Metadata).await.map_err(|_| Fault::Lost)?;
+        let mut exchange = Exchange::begin(&live.connection, frame, Lane::Metadata).await?;
+        match exchange.frame::<Result<Reply, WireError>>().await? {
+            Ok(Reply::Directory) => {}
+            Ok(_) => return Err(broken("a reply of another kind than a directory")),
+            Err(refusal) => {
+                exchange.complete();
+                return Err(Stopped::Refused(refusal));
+            }
+        }
+        loop {
+            let batch: DirectoryBatch = exchange.frame().await?;
+            waiting.pause();
+            self.patience.pause();
+            self.deliver(batch.entries).await?;
+            self.patience.renew();
+            waiting.resume();
+            if batch.last {
+                exchange.complete();
+                return Ok(());
+            }
+        }
+    }
+
+    async fn deliver(&mut self, entries: Vec<DirectoryEntry>) -> Result<(), Stopped> {
+        if !entries.iter().all(|entry| is_name(&entry.name)) {
+            return Err(broken("a directory entry with an impossible name"));
+        }
+        let fresh: Vec<_> =
+            entries.into_iter().filter(|entry| self.delivered.insert(digest(&entry.name))).collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        self.parts.send(Ok(ListPart::Entries(fresh))).await.map_err(|_| Stopped::Dropped)
+    }
+}
+
+fn is_name(name: &[u8]) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && !name.iter().any(|&byte| byte == b'/' || byte == 0)
+        && name != b"."
+        && name != b".."
+}
+
+fn digest(name: &[u8]) -> [u8; 16] {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&blake3::hash(name).as_bytes()[..16]);
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_lead_elsewhere_are_refused() {
+        for good in [&b"a"[..], b"...", b" ", b"\xff\xfe", &[b'x'; 255]] {
+            assert!(is_name(good));
+        }
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+            assert!(!is_name(bad));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! One connection that the host has welcomed, and what is under way on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit};
+
+use super::link::Sample;
+use crate::transport::{Connection, Endpoint, Lane};
+
+/// Streams of metadata and demanded content open at once on a connection.
+const URGENT_STREAMS_MAX: usize = 128;
+/// Streams of read-ahead and background work open at once. Apart from the others, so that those never queue behind
+/// these; together they stay below the 256 that a host allows.
+const AHEAD_STREAMS_MAX: usize = 96;
+
+/// A welcomed connection.
+pub(super) struct Live {
+    /// Keeps the socket open.
+    pub(super) endpoint: Endpoint,
+    pub(super) connection: Connection,
+    urgent: Semaphore,
+    ahead: Semaphore,
+    waiting: AtomicUsize,
+    bytes_outstanding: AtomicU64,
+    wake: Arc<Notify>,
+}
+
+impl Live {
+    /// `wake` is told when the first call begins to wait.
+    pub(super) fn new(endpoint: Endpoint, connection: Connection, wake: Arc<Notify>) -> Self {
+        Self {
+            endpoint,
+            connection,
+            urgent: Semaphore::new(URGENT_STREAMS_MAX),
+            ahead: Semaphore::new(AHEAD_STREAMS_MAX),
+            waiting: AtomicUsize::new(0),
+            bytes_outstanding: AtomicU64::new(0),
+            wake,
+        }
+    }
+
+    /// Waits until one more stream of this lane may be opened.
+    pub(super) async fn admit(&self, lane: Lane) -> Result<SemaphorePermit<'_>, AcquireError> {
+        match lane {
+            Lane::Metadata | Lane::Demand => self.urgent.acquire().await,
+            Lane::Ahead | Lane::Background => self.ahead.acquire().await,
+        }
+    }
+
+    /// Whether requests may still be sent.
+    pub(super) fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    /// How much is asked of it: bytes of content, then calls.
+    pub(super) fn load(&self) -> (u64, usize) {
+        (self.bytes_outstanding.load(Ordering::Relaxed), self.waiting.load(Ordering::Relaxed))
+    }
+
+    /// What the link's keeper wants to see.
+    pub(super) fn sample(&self) -> Sample {
+        Sample {
+            datagrams_received: self.connection.datagrams_received(),
+            rtt: self.connection.rtt(),
+            waiting: self.waiting.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A call that waits for the host on one connection; ends when dropped.
+pub(super) struct Waiting<'a> {
+    live: &'a Live,
+    bytes: u64,
+    counted: bool,
+}
+
+impl<'a> Waiting<'a> {
+    /// `bytes` of content are expected.
+    pub(super) fn new(live: &'a Live, bytes: u64) -> Self {
+        live.bytes_outstanding.fetch_add(bytes, Ordering::Relaxed);
+        let mut waiting = Self { live, bytes, counted: false };
+        waiting.resume();
+        waiting
+    }
+
+    /// Some of the bytes came.
+    pub(super) fn arrived(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.live.bytes_outstanding.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The call waits for its own reader, not for the host.
+    pub(super) fn pause(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.live.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The call waits for the host again.
+    pub(super) fn resume(&mut self) {
+        if !std::mem::replace(&mut self.counted, true)
+            && self.live.waiting.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            self.live.wake.notify_one();
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pause();
+        self.arrived(self.bytes);
+    }
+}

@@ -1,0 +1,148 @@
+//! The client of a real host, over QUIC.
+//!
+//! In reading order:
+//!
+//! 1. [`link`], [`keeper`]: when a connection is dead and who makes the next one
+//! 2. [`dial`]: from addresses to a welcome
+//! 3. [`stream`]: one request on one stream
+//! 4. [`call`], [`list`], [`read`], [`patience`]: requests that go on from one connection to the next
+//! 5. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
+//!
+//! A call that was made waits for its answer over any number of connections, at most until its deadline.
+
+mod call;
+mod config;
+mod dial;
+mod keeper;
+mod link;
+mod list;
+mod live;
+mod meter;
+mod patience;
+mod progress;
+mod read;
+mod shared;
+mod statistics;
+mod stream;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+pub use self::config::{
+    CONNECT_TIMEOUT_DEFAULT, CONNECTIONS_MAX, ClientConfig, ConnectError, DEADLINE_DEFAULT,
+};
+use self::dial::Dialer;
+use self::keeper::Keeper;
+use self::link::Phase;
+use self::shared::{Shared, locked};
+pub use self::statistics::ClientStatistics;
+use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
+use crate::proto::{Attributes, InstanceId, NodeId, ReadRequest, Reply, Request};
+use crate::transport::{Lane, PublicKey};
+
+/// The code with which a client closes a connection when its session is over: the host may forget it at once.
+pub const CLOSE_CODE_GOODBYE: u32 = 0;
+/// The code with which a client closes a connection that it does not need: its session goes on.
+pub const CLOSE_CODE_REPLACED: u32 = 1;
+
+/// A client of one export of one host.
+pub struct QuicClient {
+    shared: Arc<Shared>,
+    keepers: Mutex<Vec<JoinHandle<()>>>,
+    host_key: PublicKey,
+    read_only: bool,
+}
+
+impl QuicClient {
+    /// Makes the first connection. From then on the client keeps itself connected until [`Self::shutdown`] or its drop.
+    pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, ConnectError> {
+        let (deadline, connections) = (config.deadline, config.connections.clamp(1, CONNECTIONS_MAX));
+        let dialer = Arc::new(Dialer::new(config));
+        let first = dialer.dial_first().await?;
+        let (host_key, read_only) = (first.connection.peer_key(), first.welcome.read_only);
+        let shared = Arc::new(Shared::new(deadline, connections, &first.welcome));
+        let mut first = Some(first);
+        let keepers = (0..connections)
+            .map(|slot| Keeper::new(Arc::clone(&shared), slot, Arc::clone(&dialer), first.take()))
+            .map(|keeper| tokio::spawn(keeper.run()))
+            .collect();
+        Ok(Arc::new(Self { shared, keepers: Mutex::new(keepers), host_key, read_only }))
+    }
+
+    /// The key that the host proved at the first connection.
+    pub const fn host_key(&self) -> PublicKey {
+        self.host_key
+    }
+
+    /// Whether the host said at the first connection that it refuses changes.
+    pub const fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Which run of the host answered last.
+    pub fn instance(&self) -> InstanceId {
+        self.shared.instance()
+    }
+
+    /// Counts how often the host was found to be another run of itself, and tells of each.
+    pub fn instance_changes(&self) -> watch::Receiver<u64> {
+        self.shared.instance_changes.subscribe()
+    }
+
+    /// What was done, and how the connections are.
+    pub fn statistics(&self) -> ClientStatistics {
+        self.shared.statistics()
+    }
+
+    /// Ends everything: calls fail with [`CallError::Closed`], the host is told. Returns within a second.
+    pub async fn shutdown(&self) {
+        self.shared.close();
+        let keepers = std::mem::take(&mut *locked(&self.keepers));
+        for keeper in keepers {
+            // One that panicked has nothing to say goodbye with.
+            let _ = keeper.await;
+        }
+    }
+}
+
+impl Drop for QuicClient {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Client for QuicClient {
+    fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { call::call(&shared, request, lane).await })
+    }
+
+    fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
+        let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
+        tokio::spawn(list::list(Arc::clone(&self.shared), node, parts));
+        receiver
+    }
+
+    fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
+        let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
+        tokio::spawn(read::read(Arc::clone(&self.shared), request, lane, parts));
+        receiver
+    }
+
+    fn root(&self) -> Attributes {
+        self.shared.root()
+    }
+
+    fn link(&self) -> LinkState {
+        let states: Vec<_> = self.shared.states().collect();
+        let live = states.iter().find_map(|state| state.live.as_ref());
+        LinkState {
+            connected: states.iter().any(|state| state.phase == Phase::Connected),
+            rtt: live.map_or(Duration::ZERO, |live| live.connection.rtt()),
+            bytes_per_second: self.shared.meter().bytes_per_second(),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The deadline of an answer that comes in parts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::shared::Shared;
+
+/// Bytes that count as progress: a peer that drips one byte a minute makes none.
+const PROGRESS_BYTES: u64 = 4096;
+
+/// Runs out when the host made no progress for the time of the deadline.
+///
+/// Counted from the last progress and not from the start: 16 MiB over a thin link take longer than any sensible deadline,
+/// and a reader that is slow itself has nobody to blame.
+pub(super) struct Patience<'a> {
+    shared: &'a Shared,
+    /// When it runs out, in nanoseconds of the client's clock; the maximum while paused.
+    until_ns: AtomicU64,
+    unnoticed_bytes: AtomicU64,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        let patience = Self { shared, until_ns: AtomicU64::new(0), unnoticed_bytes: AtomicU64::new(0) };
+        patience.renew();
+        patience
+    }
+
+    /// There was progress, or a pause is over.
+    pub(super) fn renew(&self) {
+        let until = self.shared.now().saturating_add(self.shared.deadline);
+        self.until_ns.store(until.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// The reader takes its time.
+    pub(super) fn pause(&self) {
+        self.until_ns.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Some bytes of a part came.
+    pub(super) fn arrived(&self, bytes: u64) {
+        let unnoticed = self.unnoticed_bytes.load(Ordering::Relaxed) + bytes;
+        let noticed = unnoticed >= PROGRESS_BYTES;
+        self.unnoticed_bytes.store(if noticed { 0 } else { unnoticed }, Ordering::Relaxed);
+        if noticed {
+            self.renew();
+        }
+    }
+
+    /// Returns once it has run out.
+    pub(super) async fn exhausted(&self) {
+        loop {
+            let until = Duration::from_nanos(self.until_ns.load(Ordering::Relaxed));
+            let left = until.saturating_sub(self.shared.now());
+            if left.is_zero() {
+                return;
+            }
+            // A pause that ends wakes nobody, but moves the end by a deadline at least.
+            sleep(left.min(self.shared.deadline)).await;
+        }
+    }
+}

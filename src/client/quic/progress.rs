@@ -1,0 +1,265 @@
+//! (P) How far a read has come, whether what arrives belongs to it, and what to ask for when a connection is lost.
+
+use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
+use crate::proto::{ContentHeader, READ_CHUNKS_MAX, ReadRequest, Timestamp};
+
+/// A read under way.
+#[derive(Debug)]
+pub(super) struct Progress {
+    request: ReadRequest,
+    /// The chunks that must come; none where a piece is asked for.
+    chunks: ChunkRange,
+    /// Bit `i`: chunk `chunks.first + i` has come.
+    arrived: u64,
+    last_hash: Option<ChunkHash>,
+    piece_arrived: bool,
+}
+
+// One bit a chunk.
+const _: () = assert!(READ_CHUNKS_MAX <= u64::BITS as u64);
+
+/// What a header announces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A chunk's bytes follow.
+    Chunk { index: ChunkIndex, hash: ChunkHash, len: usize },
+    /// The chunk is the one that the request named.
+    Same { index: ChunkIndex },
+    /// A piece's bytes follow.
+    Piece { offset: u64, hash: ChunkHash, len: usize },
+    /// That was all.
+    End { observed: Timestamp },
+}
+
+impl Progress {
+    /// Nothing has come. `None` where the request asks for more than the protocol allows.
+    pub(super) fn new(request: ReadRequest) -> Option<Self> {
+        let chunks = request.range.clamp_to(request.version.size).chunks();
+        let allowed = if request.whole_chunks {
+            request.range.chunks().count <= READ_CHUNKS_MAX && request.known.len() as u64 <= READ_CHUNKS_MAX
+        } else {
+            request.range.len <= crate::chunk::CHUNK_BYTES
+        };
+        let chunks = if request.whole_chunks { chunks } else { ChunkRange::new(chunks.first, 0) };
+        allowed.then_some(Self { request, chunks, arrived: 0, last_hash: None, piece_arrived: false })
+    }
+
+    /// Bytes of content that the answer may still bring.
+    pub(super) fn bytes_missing(&self) -> u64 {
+        if !self.request.whole_chunks {
+            return self.piece().len;
+        }
+        let size = self.request.version.size;
+        self.missing().map(|index| index.bytes_in(size).len).sum()
+    }
+
+    /// What to ask for now: the request from the first chunk on that has not come.
+    pub(super) fn remaining(&self) -> ReadRequest {
+        if !self.request.whole_chunks || self.chunks.count == 0 || self.arrived == 0 {
+            return self.request.clone();
+        }
+        // If only the end is missing the last chunk is asked for again, by the hash it came with.
+        let last = ChunkIndex(self.chunks.first.0 + self.chunks.count - 1);
+        let first = self.missing().next();
+        let from = first.unwrap_or(last);
+        let skipped = (from.0 - self.request.range.chunks().first.0) as usize;
+        let mut known = self.request.known.get(skipped..).unwrap_or_default().to_vec();
+        if first.is_none() && self.last_hash.is_some() {
+            known = vec![self.last_hash];
+        }
+        let range = ByteRange::new(from.offset(), self.request.range.end() - from.offset());
+        ReadRequest { range, known, ..self.request.clone() }
+    }
+
+    /// Checks a header against the request; `Err` says in words what is wrong with it.
+    pub(super) fn check(&self, header: &ContentHeader) -> Result<Next, &'static str> {
+        match *header {
+            ContentHeader::Chunk { index, hash, len } => {
+                self.expect_chunk(index)?;
+                let right = index.bytes_in(self.request.version.size).len;
+                if u64::from(len) != right {
+                    return Err("a chunk of the wrong length");
+                }
+                Ok(Next::Chunk { index, hash, len: len as usize })
+            }
+            ContentHeader::Same { index } => {
+                self.expect_chunk(index)?;
+                let position = (index.0 - self.request.range.chunks().first.0) as usize;
+                let known = self.request.known.get(position).copied().flatten();
+                if known.is_none() && !self.has(index) {
+                    return Err("a chunk that is not ours called known");
+                }
+                Ok(Next::Same { index })
+            }
+            ContentHeader::Piece { offset, hash, len } => {
+                if self.request.whole_chunks {
+                    return Err("a piece where whole chunks were asked for");
+                }
+                let piece = self.piece();
+                if offset != self.request.range.offset || u64::from(len) != piece.len {
+                    return Err("another piece than asked for");
+                }
+                Ok(Next::Piece { offset, hash, len: len as usize })
+            }
+            ContentHeader::End { observed } => {
+                let complete = if self.request.whole_chunks {
+                    self.missing().next().is_none()
+                } else {
+                    self.piece_arrived || self.piece().is_empty()
+                };
+                if complete { Ok(Next::End { observed }) } else { Err("an end before everything was sent") }
+            }
+            ContentHeader::Failed(_) => Err("a failure where content was expected"),
+        }
+    }
+
+    /// Notes that a part has come whole and verified; `false` where it had come before.
+    pub(super) fn note(&mut self, part: Next) -> bool {
+        match part {
+            Next::Chunk { index, hash, .. } => {
+                if index.0 + 1 == self.chunks.first.0 + self.chunks.count {
+                    self.last_hash = Some(hash);
+                }
+                self.mark(index)
+            }
+            Next::Same { index } => self.mark(index),
+            Next::Piece { .. } => !std::mem::replace(&mut self.piece_arrived, true),
+            Next::End { .. } => true,
+        }
+    }
+
+    fn mark(&mut self, index: ChunkIndex) -> bool {
+        let bit = 1 << (index.0 - self.chunks.first.0);
+        let fresh = self.arrived & bit == 0;
+        self.arrived |= bit;
+        fresh
+    }
+
+    fn has(&self, index: ChunkIndex) -> bool {
+        self.arrived & (1 << (index.0 - self.chunks.first.0)) != 0
+    }
+
+    fn missing(&self) -> impl Iterator<Item = ChunkIndex> {
+        self.chunks.iter().filter(|index| !self.has(*index))
+    }
+
+    fn piece(&self) -> ByteRange {
+        self.request.range.clamp_to(self.request.version.size)
+    }
+
+    fn expect_chunk(&self, index: ChunkIndex) -> Result<(), &'static str> {
+        if !self.request.whole_chunks {
+            Err("a chunk where a piece was asked for")
+        } else if self.chunks.contains(index) {
+            Ok(())
+        } else {
+            Err("a chunk that was not asked for")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chunk::CHUNK_BYTES;
+    use crate::proto::{NodeId, Version};
+
+    fn request(offset: u64, len: u64, size: u64, whole_chunks: bool) -> ReadRequest {
+        ReadRequest {
+            node: NodeId { device: 1, inode: 1, birth_ns: 1 },
+            version: Version { size, mtime: Timestamp(1), ctime: Timestamp(1) },
+            range: ByteRange::new(offset, len),
+            whole_chunks,
+            known: Vec::new(),
+        }
+    }
+
+    fn chunk(index: u64, size: u64) -> ContentHeader {
+        let index = ChunkIndex(index);
+        ContentHeader::Chunk { index, hash: ChunkHash::of(b"x"), len: index.bytes_in(size).len as u32 }
+    }
+
+    proptest! {
+        /// A host that follows the protocol, cut off again and again, in any order of chunks.
+        #[test]
+        fn every_chunk_arrives_once_however_often_the_line_is_cut(
+            first in 0u64..100,
+            count in 1u64..=READ_CHUNKS_MAX,
+            short in 1u64..=CHUNK_BYTES,
+            cuts in proptest::collection::vec((any::<u64>(), 0usize..30), 0..20),
+        ) {
+            let size = (first + count - 1) * CHUNK_BYTES + short;
+            let mut progress = Progress::new(request(first * CHUNK_BYTES, count * CHUNK_BYTES, size, true)).unwrap();
+            let mut seen = BTreeSet::new();
+            let whole = (u64::MAX, usize::MAX);
+            for (seed, parts) in cuts.into_iter().chain([whole]) {
+                let asked = progress.remaining();
+                prop_assert!(asked.range.chunks().as_range().end <= first + count);
+                let mut indices: Vec<u64> = asked.range.chunks().as_range().collect();
+                indices.sort_by_key(|index| index.wrapping_mul(seed | 1).rotate_left(17));
+                for index in indices.into_iter().take(parts) {
+                    let next = progress.check(&chunk(index, size)).unwrap();
+                    prop_assert_eq!(progress.note(next), seen.insert(index));
+                }
+                let missing: u64 = (first..first + count)
+                    .filter(|index| !seen.contains(index))
+                    .map(|index| ChunkIndex(index).bytes_in(size).len)
+                    .sum();
+                prop_assert_eq!(progress.bytes_missing(), missing);
+                let end = progress.check(&ContentHeader::End { observed: Timestamp(1) });
+                prop_assert_eq!(end.is_ok(), missing == 0);
+            }
+        }
+
+        #[test]
+        fn no_header_makes_it_panic(index: u64, len: u32, offset: u64, size: u64, at: u64, bytes: u64, whole: bool) {
+            let Some(mut progress) = Progress::new(request(at, bytes, size, whole)) else { return Ok(()) };
+            let hash = ChunkHash::of(b"");
+            for header in [
+                ContentHeader::Chunk { index: ChunkIndex(index), hash, len },
+                ContentHeader::Same { index: ChunkIndex(index) },
+                ContentHeader::Piece { offset, hash, len },
+                ContentHeader::End { observed: Timestamp(0) },
+                ContentHeader::Failed(crate::proto::ErrorCode::Busy),
+            ] {
+                if let Ok(next) = progress.check(&header) {
+                    progress.note(next);
+                }
+                let _ = (progress.remaining(), progress.bytes_missing());
+            }
+        }
+    }
+
+    #[test]
+    fn when_only_the_end_is_missing_the_last_chunk_is_asked_for_by_its_hash() {
+        let size = 3 * CHUNK_BYTES;
+        let mut progress = Progress::new(request(5, size - 5, size, true)).unwrap();
+        for index in 0..3 {
+            let next = progress.check(&chunk(index, size)).unwrap();
+            assert!(progress.note(next));
+        }
+        let asked = progress.remaining();
+        assert_eq!(asked.range, ByteRange::new(2 * CHUNK_BYTES, CHUNK_BYTES));
+        assert_eq!(asked.known, [Some(ChunkHash::of(b"x"))]);
+        let same = progress.check(&ContentHeader::Same { index: ChunkIndex(2) }).unwrap();
+        assert!(!progress.note(same));
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_refused() {
+        let progress = Progress::new(request(0, 10, 100, true)).unwrap();
+        assert!(progress.check(&chunk(1, 2 * CHUNK_BYTES)).is_err());
+        assert!(progress.check(&ContentHeader::Same { index: ChunkIndex(0) }).is_err());
+        let hash = ChunkHash::of(b"");
+        assert!(progress.check(&ContentHeader::Chunk { index: ChunkIndex(0), hash, len: 10 }).is_err());
+        let piece = Progress::new(request(90, 50, 100, false)).unwrap();
+        assert!(piece.check(&ContentHeader::Piece { offset: 90, hash, len: 50 }).is_err());
+        assert!(piece.check(&ContentHeader::Piece { offset: 90, hash, len: 10 }).is_ok());
+        assert!(piece.check(&ContentHeader::End { observed: Timestamp(0) }).is_err());
+        assert!(Progress::new(request(0, 65 * CHUNK_BYTES, 1, true)).is_none());
+    }
+}

@@ -1,0 +1,231 @@
+//! What all calls and all links of one client share.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::link::Phase;
+use super::live::Live;
+use super::meter::Meter;
+use super::statistics::Totals;
+use crate::client::CallError;
+use crate::proto::{Attributes, InstanceId, Welcome, WireError};
+
+/// The state of one client.
+pub(super) struct Shared {
+    pub(super) deadline: Duration,
+    pub(super) slots: Vec<Slot>,
+    pub(super) totals: Totals,
+    pub(super) instance_changes: watch::Sender<u64>,
+    closing: watch::Sender<bool>,
+    changes: watch::Sender<()>,
+    host: Mutex<Host>,
+    meter: Mutex<Meter>,
+    unplaced: AtomicUsize,
+    calls: AtomicUsize,
+    started_at: Instant,
+}
+
+/// One of a client's connections.
+pub(super) struct Slot {
+    /// Tells the link's keeper that a call waits.
+    pub(super) wake: Arc<Notify>,
+    state: Mutex<SlotState>,
+}
+
+/// How a connection stands, as its keeper last said.
+#[derive(Clone)]
+pub(super) struct SlotState {
+    pub(super) phase: Phase,
+    pub(super) live: Option<Arc<Live>>,
+    pub(super) refusal: Option<WireError>,
+}
+
+/// Who the host said it is.
+struct Host {
+    root: Attributes,
+    instance: InstanceId,
+}
+
+impl Shared {
+    pub(super) fn new(deadline: Duration, connections: usize, welcome: &Welcome) -> Self {
+        let slot = |_| Slot {
+            wake: Arc::new(Notify::new()),
+            state: Mutex::new(SlotState { phase: Phase::Reconnecting, live: None, refusal: None }),
+        };
+        Self {
+            deadline,
+            slots: (0..connections).map(slot).collect(),
+            totals: Totals::default(),
+            instance_changes: watch::channel(0).0,
+            closing: watch::channel(false).0,
+            changes: watch::channel(()).0,
+            host: Mutex::new(Host { root: welcome.root, instance: welcome.instance }),
+            meter: Mutex::default(),
+            unplaced: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            started_at: Instant::now(),
+        }
+    }
+
+    /// Time since the client began.
+    pub(super) fn now(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    /// A connection to ask on, the least busy; waits while there is none.
+    pub(super) async fn usable(&self) -> Result<Arc<Live>, CallError> {
+        if let Some(found) = self.choose() {
+            return found;
+        }
+        let mut changes = self.changes.subscribe();
+        let _unplaced = Unplaced::new(self);
+        loop {
+            if let Some(found) = self.choose() {
+                return found;
+            }
+            if changes.changed().await.is_err() {
+                return Err(CallError::Closed);
+            }
+        }
+    }
+
+    /// Says how a connection stands now, and lets waiting calls look again.
+    pub(super) fn publish(&self, slot: usize, state: SlotState) {
+        *locked(&self.slots[slot].state) = state;
+        self.changes.send_replace(());
+    }
+
+    /// A host let us in; notes whether it is another run of it.
+    pub(super) fn welcomed(&self, welcome: &Welcome) {
+        let mut host = locked(&self.host);
+        host.root = welcome.root;
+        let changed = std::mem::replace(&mut host.instance, welcome.instance) != welcome.instance;
+        drop(host);
+        if changed {
+            self.instance_changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    pub(super) fn root(&self) -> Attributes {
+        locked(&self.host).root
+    }
+
+    pub(super) fn instance(&self) -> InstanceId {
+        locked(&self.host).instance
+    }
+
+    /// Everything ends from here on.
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Returns once the client is being closed.
+    pub(super) async fn closed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    /// Calls that wait for any connection.
+    pub(super) fn unplaced(&self) -> usize {
+        self.unplaced.load(Ordering::Relaxed)
+    }
+
+    /// Calls under way.
+    pub(super) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn meter(&self) -> MutexGuard<'_, Meter> {
+        locked(&self.meter)
+    }
+
+    /// How each connection stands.
+    pub(super) fn states(&self) -> impl Iterator<Item = SlotState> {
+        self.slots.iter().map(|slot| locked(&slot.state).clone())
+    }
+
+    fn choose(&self) -> Option<Result<Arc<Live>, CallError>> {
+        let mut best: Option<(u8, (u64, usize), Arc<Live>)> = None;
+        let mut refusal = None;
+        for state in self.states() {
+            match state.live.filter(|live| live.is_open()) {
+                Some(live) => {
+                    let rank = (u8::from(state.phase != Phase::Connected), live.load());
+                    if best.as_ref().is_none_or(|best| rank < (best.0, best.1)) {
+                        best = Some((rank.0, rank.1, live));
+                    }
+                }
+                None => refusal = refusal.or(state.refusal.filter(|_| state.phase == Phase::Refused)),
+            }
+        }
+        best.map(|(_, _, live)| Ok(live)).or_else(|| refusal.map(|refusal| Err(refusal.into())))
+    }
+}
+
+/// Counts a call as under way until dropped.
+pub(super) struct CallCount<'a>(&'a AtomicUsize);
+
+impl<'a> CallCount<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        shared.calls.fetch_add(1, Ordering::Relaxed);
+        shared.totals.requests.fetch_add(1, Ordering::Relaxed);
+        Self(&shared.calls)
+    }
+}
+
+impl Drop for CallCount<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a read in the meter until dropped.
+pub(super) struct Metered<'a>(&'a Shared);
+
+impl<'a> Metered<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        shared.meter().begin();
+        Self(shared)
+    }
+
+    pub(super) fn arrived(&self, bytes: u64) {
+        self.0.totals.content_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.meter().arrived(self.0.now(), bytes);
+    }
+}
+
+impl Drop for Metered<'_> {
+    fn drop(&mut self) {
+        self.0.meter().end();
+    }
+}
+
+struct Unplaced<'a>(&'a AtomicUsize);
+
+impl<'a> Unplaced<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        if shared.unplaced.fetch_add(1, Ordering::Relaxed) == 0 {
+            shared.slots.iter().for_each(|slot| slot.wake.notify_one());
+        }
+        Self(&shared.unplaced)
+    }
+}
+
+impl Drop for Unplaced<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counters that only grow.
+pub(super) fn add(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

@@ -1,0 +1,170 @@
+//! How a question about an inode reaches the host: looked up again if the host forgot it, answered from a copy while the
+//! host is out of reach.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::error::Remedy;
+use super::events::FsEvent;
+use super::inodes::{DEPTH_MAX, Inode, Step};
+use super::{FileSystem, FsError, lock};
+use crate::client::{CallError, Client};
+use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId};
+
+/// How often a waiting question looks whether the link is still there. A person notices a quarter of a second.
+const LINK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Recoveries under way, by inode.
+pub(super) type Recoveries = HashMap<Inode, Weak<AsyncMutex<()>>>;
+
+impl FileSystem {
+    /// Asks the host about `inode`. If it does not know the node, because it restarted, the inode is looked up again
+    /// by its path and the question asked once more.
+    pub(super) async fn ask<T, F>(
+        &self,
+        inode: Inode,
+        call: impl Fn(Arc<dyn Client>, NodeId) -> F,
+    ) -> Result<T, FsError>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
+        let (node, recoveries) = self.node_of(inode)?;
+        match call(Arc::clone(&self.client), node).await {
+            Err(error) if Remedy::of(&error) == Remedy::Resolve => {
+                self.recover(inode, recoveries).await?;
+                call(Arc::clone(&self.client), node).await.map_err(FsError::from)
+            }
+            answer => answer.map_err(FsError::from),
+        }
+    }
+
+    /// Waits for `answer`, but takes `copy` instead as soon as the host is known to be out of reach.
+    pub(super) async fn or_copy<T>(
+        &self,
+        answer: impl Future<Output = Result<T, FsError>>,
+        copy: impl Fn() -> Option<T>,
+    ) -> Result<T, FsError> {
+        if !self.is_connected()
+            && let Some(copy) = copy()
+        {
+            return Ok(copy);
+        }
+        let mut answer = pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return match answer {
+                    Err(error) if error.is_out_of_reach() => copy().ok_or(error),
+                    answer => answer,
+                },
+                () = tokio::time::sleep(LINK_LOOK_INTERVAL) => {
+                    if !self.is_connected() && let Some(copy) = copy() {
+                        return Ok(copy);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the host answers, as far as is known.
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.link().connected
+    }
+
+    /// The host's name of an inode, and how often it had to be recovered so far.
+    pub(super) fn node_of(&self, inode: Inode) -> Result<(NodeId, u64), FsError> {
+        let inodes = lock(&self.inodes);
+        let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
+        Ok((record.node(), record.recoveries))
+    }
+
+    /// Makes the host know `inode` again, unless someone else has done so since the inode had been recovered
+    /// `recoveries` times. One recovery of an inode runs at a time.
+    pub(super) async fn recover(&self, inode: Inode, recoveries: u64) -> Result<(), FsError> {
+        let turn = self.recovery_turn(inode);
+        let _turn = turn.lock().await;
+        if self.node_of(inode)?.1 != recoveries {
+            return Ok(());
+        }
+        let attributes = match self.resolve(inode).await {
+            Err(FsError::Stale) => {
+                self.forget_name_of(inode);
+                return Err(FsError::Stale);
+            }
+            resolved => resolved?,
+        };
+        let is_open = attributes.kind == FileKind::Regular
+            && lock(&self.inodes).get(inode).is_some_and(|record| record.opens > 0);
+        if is_open {
+            self.client.open(attributes.node).await?;
+        }
+        lock(&self.inodes).recovered(inode, is_open);
+        tracing::debug!(inode = inode.0, is_open, "the host knows the inode again");
+        Ok(())
+    }
+
+    fn recovery_turn(&self, inode: Inode) -> Arc<AsyncMutex<()>> {
+        let mut recoveries = lock(&self.recoveries);
+        if let Some(turn) = recoveries.get(&inode).and_then(Weak::upgrade) {
+            return turn;
+        }
+        recoveries.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(AsyncMutex::new(()));
+        recoveries.insert(inode, Arc::downgrade(&turn));
+        turn
+    }
+
+    /// Looks the inode up by its path: upwards to the first directory that the host knows, and down again from there.
+    async fn resolve(&self, inode: Inode) -> Result<Attributes, FsError> {
+        let way = lock(&self.inodes).way_up(inode).ok_or(FsError::Stale)?;
+        if way.is_empty() {
+            return self.client.attributes(self.client.root().node).await.map_err(FsError::from);
+        }
+        let mut at = 0;
+        // Up and down once; more only when the host restarts meanwhile.
+        for _ in 0..4 * DEPTH_MAX {
+            match self.look_up_step(&way[at]).await? {
+                StepAnswer::Same(attributes) if at == 0 => return Ok(attributes),
+                StepAnswer::Same(_) => at -= 1,
+                StepAnswer::ParentUnknown if at + 1 < way.len() => at += 1,
+                StepAnswer::ParentUnknown | StepAnswer::Other => return Err(FsError::Stale),
+            }
+        }
+        Err(FsError::Stale)
+    }
+
+    async fn look_up_step(&self, step: &Step) -> Result<StepAnswer, FsError> {
+        match self.client.lookup(step.parent, &step.name).await {
+            Ok(attributes) if attributes.node == step.node => Ok(StepAnswer::Same(attributes)),
+            Ok(_) => Ok(StepAnswer::Other),
+            Err(error) => match error.code() {
+                Some(ErrorCode::UnknownNode) => Ok(StepAnswer::ParentUnknown),
+                Some(ErrorCode::System(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)) => {
+                    Ok(StepAnswer::Other)
+                }
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// The inode is no longer what its name leads to: neither the kernel nor a listing may say so.
+    pub(super) fn forget_name_of(&self, inode: Inode) {
+        let Some((parent, name)) = lock(&self.inodes).newest_name(inode) else { return };
+        lock(&self.inodes).remove_name(parent, &name);
+        if let Ok((node, _)) = self.node_of(parent) {
+            lock(&self.recent).remove(node);
+        }
+        self.events.send(FsEvent::InvalidateEntry { parent, name });
+    }
+}
+
+enum StepAnswer {
+    Same(Attributes),
+    Other,
+    ParentUnknown,
+}

@@ -1,0 +1,193 @@
+//! How long what was learned about a file holds, and how it is shown to users.
+//!
+//! Pure: `now` comes in as an argument.
+//!
+//! Nothing here outlives [`Freshness`]: the kernel is told to keep attributes and names only for what is *left* of their
+//! time, counted from when the host can first have looked. So a change on the host is seen within that time, however
+//! many copies lie between. [`Learned`] keeps two moments: when an answer was *asked* for, which puts answers that
+//! overtook each other in order, and when it was *seen* on the host, from which it ages. They differ for long listings.
+
+use std::time::{Duration, Instant};
+
+use crate::proto::{Attributes, FileKind};
+
+/// When something was learned from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learned {
+    /// When the question was sent. An answer to a later question is never replaced by one to an earlier.
+    pub asked: Instant,
+    /// The earliest moment at which the host can have looked.
+    pub seen: Instant,
+}
+
+impl Learned {
+    /// By a question that was sent at `asked`.
+    pub const fn by_asking(asked: Instant) -> Self {
+        Self { asked, seen: asked }
+    }
+
+    /// By a part of a stream that was asked for at `asked` and of which this part arrived at `arrived`, over a way of
+    /// `rtt`.
+    pub fn by_stream(asked: Instant, arrived: Instant, rtt: Duration) -> Self {
+        let seen = arrived.checked_sub(rtt).map_or(asked, |seen| seen.max(asked));
+        Self { asked, seen }
+    }
+}
+
+/// For how long attributes and names hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freshness {
+    /// Attributes.
+    pub attributes: Duration,
+    /// That a name names what it names.
+    pub entries: Duration,
+    /// That a name names nothing.
+    pub absence: Duration,
+}
+
+impl Default for Freshness {
+    /// One second each, which is what users are promised; half of it for names that are not there, because a program
+    /// that waits for a file to appear is the one that notices.
+    fn default() -> Self {
+        Self {
+            attributes: Duration::from_secs(1),
+            entries: Duration::from_secs(1),
+            absence: Duration::from_millis(500),
+        }
+    }
+}
+
+impl Freshness {
+    /// What is left of the time of attributes; zero when it is over.
+    pub fn attributes_left(&self, learned: Learned, now: Instant) -> Duration {
+        left(self.attributes, learned, now)
+    }
+
+    /// What is left of the time of a name; zero when it is over.
+    pub fn entry_left(&self, learned: Learned, now: Instant) -> Duration {
+        left(self.entries, learned, now)
+    }
+
+    /// What is left of the time of a name's absence; zero when it is over.
+    pub fn absence_left(&self, learned: Learned, now: Instant) -> Duration {
+        left(self.absence, learned, now)
+    }
+
+    /// Whether attributes are old enough that they should be asked for again before someone has to wait for them.
+    pub fn attributes_wane(&self, learned: Learned, now: Instant) -> bool {
+        self.attributes_left(learned, now) <= self.attributes / 2
+    }
+}
+
+fn left(holds: Duration, learned: Learned, now: Instant) -> Duration {
+    holds.saturating_sub(now.saturating_duration_since(learned.seen))
+}
+
+/// What the mount shows instead of the host's owners and permissions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ownership {
+    /// Shown as the owner of everything.
+    pub uid: Option<u32>,
+    /// Shown as the group of everything.
+    pub gid: Option<u32>,
+    /// Permission bits taken away from everything but directories.
+    pub file_mask: u16,
+    /// Permission bits taken away from directories.
+    pub directory_mask: u16,
+}
+
+impl Ownership {
+    /// The attributes as users see them.
+    pub fn present(&self, attributes: Attributes) -> Attributes {
+        let mask = match attributes.kind {
+            FileKind::Directory => self.directory_mask,
+            // The permissions of a link mean nothing and are 0777 everywhere.
+            FileKind::Symlink => 0,
+            _ => self.file_mask,
+        };
+        Attributes {
+            uid: self.uid.unwrap_or(attributes.uid),
+            gid: self.gid.unwrap_or(attributes.gid),
+            permissions: attributes.permissions & !mask,
+            ..attributes
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::proto::{NodeId, Timestamp};
+
+    /// Attributes of a regular file that lay still for long.
+    pub(in crate::fs) fn attributes(inode: u64, kind: FileKind) -> Attributes {
+        Attributes {
+            node: NodeId { device: 1, inode, birth_ns: 1 },
+            kind,
+            permissions: 0o755,
+            links: 1,
+            uid: 1000,
+            gid: 1000,
+            device_number: 0,
+            size: 10,
+            blocks: 8,
+            atime: Timestamp(0),
+            mtime: Timestamp(0),
+            ctime: Timestamp(0),
+            btime: None,
+            observed: Timestamp(i64::MAX),
+        }
+    }
+
+    #[test]
+    fn time_that_went_by_before_the_answer_counts() {
+        let asked = Instant::now();
+        let freshness = Freshness::default();
+        let learned = Learned::by_asking(asked);
+        let left = |ms| freshness.attributes_left(learned, asked + Duration::from_millis(ms));
+        assert_eq!(left(0), Duration::from_secs(1));
+        assert_eq!(left(999), Duration::from_millis(1));
+        assert_eq!(left(1000), Duration::ZERO);
+        assert_eq!(left(5000), Duration::ZERO);
+        assert_eq!(
+            freshness.absence_left(learned, asked + Duration::from_millis(499)),
+            Duration::from_millis(1)
+        );
+    }
+
+    #[test]
+    fn attributes_wane_at_half_their_time() {
+        let asked = Instant::now();
+        let wane = |ms| {
+            Freshness::default().attributes_wane(Learned::by_asking(asked), asked + Duration::from_millis(ms))
+        };
+        assert!(!wane(499));
+        assert!(wane(500));
+    }
+
+    #[test]
+    fn a_part_of_a_stream_is_as_old_as_the_way_but_never_older_than_the_question() {
+        let asked = Instant::now();
+        let at = |ms| asked + Duration::from_millis(ms);
+        let rtt = Duration::from_millis(50);
+        assert_eq!(Learned::by_stream(asked, at(3000), rtt).seen, at(2950));
+        assert_eq!(Learned::by_stream(asked, at(20), rtt).seen, asked);
+        assert_eq!(Learned::by_stream(asked, at(3000), rtt).asked, asked);
+    }
+
+    #[test]
+    fn owners_and_masks_are_shown_instead() {
+        let ownership = Ownership { uid: Some(7), gid: None, file_mask: 0o177, directory_mask: 0o022 };
+        let shown = |kind| {
+            let shown = ownership.present(attributes(5, kind));
+            (shown.uid, shown.gid, shown.permissions)
+        };
+        assert_eq!(shown(FileKind::Regular), (7, 1000, 0o600));
+        assert_eq!(shown(FileKind::Directory), (7, 1000, 0o755));
+        assert_eq!(shown(FileKind::Symlink), (7, 1000, 0o755));
+        assert_eq!(
+            Ownership::default().present(attributes(5, FileKind::Fifo)),
+            attributes(5, FileKind::Fifo)
+        );
+    }
+}

@@ -1,0 +1,44 @@
+//! What a mount can choose about its semantics.
+
+use std::fmt;
+
+use super::attributes::{Freshness, Ownership};
+
+/// The choices.
+#[derive(Clone)]
+pub struct FsConfig {
+    /// The host's public key: keeps apart what the cache knows of files of different hosts.
+    pub host_key: [u8; 32],
+    /// How long attributes and names hold.
+    pub freshness: Freshness,
+    /// Shown in place of the host's owners and permissions.
+    pub ownership: Ownership,
+    /// Whether the kernel checks permissions by owner, group and mode. Otherwise the host is asked.
+    pub default_permissions: bool,
+    /// Whether extended attributes are passed through. Programs such as `ls -l` ask for them file by file, each a
+    /// round trip.
+    pub xattrs: bool,
+}
+
+impl Default for FsConfig {
+    fn default() -> Self {
+        Self {
+            host_key: [0; 32],
+            freshness: Freshness::default(),
+            ownership: Ownership::default(),
+            default_permissions: true,
+            xattrs: true,
+        }
+    }
+}
+
+impl fmt::Debug for FsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FsConfig")
+            .field("freshness", &self.freshness)
+            .field("ownership", &self.ownership)
+            .field("default_permissions", &self.default_permissions)
+            .field("xattrs", &self.xattrs)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,268 @@
+//! Directories: `opendir`, `readdir`, `releasedir`.
+//!
+//! A handle reads from one [`Listing`], which fills as the host's stream arrives and whose positions stay, so that
+//! `seekdir` and `telldir` work in directories of any size while others change them. Going back to the beginning takes a
+//! new one, or a kept one that is still fresh.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::attributes::Learned;
+use super::error::Remedy;
+use super::inodes::{Inode, Name};
+use super::nodes::Entry;
+use super::snapshot::{DOTS, ENTRIES_MAX, Snapshot};
+use super::{FileSystem, FsError, lock};
+use crate::client::ListPart;
+use crate::proto::{Attributes, FileKind, NodeId};
+
+/// One item of a directory, as it goes to the kernel.
+#[derive(Debug)]
+pub struct DirectoryItem<'a> {
+    /// Its name; `.` and `..` among them.
+    pub name: &'a [u8],
+    /// Its number, which the kernel is not told to remember.
+    pub inode: Inode,
+    /// What it is.
+    pub kind: FileKind,
+    /// Where to go on behind it.
+    pub next_offset: u64,
+    /// For `readdirplus`: the entry to which the kernel now refers once more. `None` for `.` and `..`.
+    pub entry: Option<Entry>,
+}
+
+/// A directory's entries, as far as they have arrived.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) snapshot: Mutex<Snapshot>,
+    pub(super) asked: Instant,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug, Clone)]
+enum Progress {
+    Growing,
+    Complete,
+    Failed(FsError),
+}
+
+impl Listing {
+    fn begin() -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: Mutex::default(),
+            asked: Instant::now(),
+            progress: watch::Sender::new(Progress::Growing),
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        lock(&self.snapshot).bytes()
+    }
+
+    /// Returns once there is an entry at `position`, or none will come.
+    async fn reach(&self, position: usize) -> Result<(), FsError> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            let now = progress.borrow_and_update().clone();
+            if lock(&self.snapshot).len() > position {
+                return Ok(());
+            }
+            match now {
+                Progress::Complete => return Ok(()),
+                Progress::Failed(error) => return Err(error),
+                Progress::Growing => {}
+            }
+            // The sender lives as long as the listing, which the caller holds.
+            if progress.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub(super) struct OpenDirectory {
+    inode: Inode,
+    listing: Mutex<Option<Arc<Listing>>>,
+}
+
+impl FileSystem {
+    /// Opens a directory. The host is asked when it is read.
+    pub fn opendir(&self, inode: Inode) -> Result<u64, FsError> {
+        self.node_of(inode)?;
+        lock(&self.inodes).opened(inode, false);
+        Ok(lock(&self.directories).insert(OpenDirectory { inode, listing: Mutex::new(None) }))
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, handle: u64) -> Result<(), FsError> {
+        let directory = lock(&self.directories).remove(handle).ok_or(FsError::BadHandle(handle))?;
+        lock(&self.inodes).closed(directory.inode);
+        Ok(())
+    }
+
+    /// Gives the items from `offset` on to `sink` until it refuses one by returning `false`. Waits until there is at
+    /// least one or the end is reached. If `with_entries`, every item that is taken is one lookup that the kernel will
+    /// give back.
+    pub async fn readdir(
+        self: &Arc<Self>,
+        handle: u64,
+        offset: u64,
+        with_entries: bool,
+        mut sink: impl FnMut(&DirectoryItem<'_>) -> bool + Send,
+    ) -> Result<(), FsError> {
+        let directory = lock(&self.directories).get(handle).ok_or(FsError::BadHandle(handle))?;
+        let listing = self.listing_at(&directory, offset).await?;
+        for (position, name) in [(0, b".".as_slice()), (1, b"..")] {
+            if offset <= position && !sink(&self.dot_item(directory.inode, name, position + 1)) {
+                return Ok(());
+            }
+        }
+        let mut position = offset.saturating_sub(DOTS) as usize;
+        if offset >= DOTS {
+            listing.reach(position).await?;
+        }
+        while let Some(next) = listing.entry(position) {
+            let next_offset = position as u64 + DOTS + 1;
+            if !self.give(directory.inode, &next, next_offset, with_entries, &mut sink) {
+                break;
+            }
+            position += 1;
+        }
+        Ok(())
+    }
+
+    fn give(
+        &self,
+        directory: Inode,
+        listed: &super::snapshot::Listed,
+        next_offset: u64,
+        with_entries: bool,
+        sink: &mut impl FnMut(&DirectoryItem<'_>) -> bool,
+    ) -> bool {
+        let entry =
+            with_entries.then(|| self.enter(directory, &listed.name, listed.attributes, listed.learned));
+        let inode = match entry {
+            Some(entry) => entry.inode,
+            None => lock(&self.inodes).number_of(listed.attributes.node),
+        };
+        let name: &Name = &listed.name;
+        let taken = sink(&DirectoryItem { name, inode, kind: listed.attributes.kind, next_offset, entry });
+        if !taken && let Some(entry) = entry {
+            self.forget(entry.inode, 1);
+        }
+        taken
+    }
+
+    fn dot_item<'a>(&self, inode: Inode, name: &'a [u8], next_offset: u64) -> DirectoryItem<'a> {
+        let is_parent = name == b"..";
+        let parent =
+            is_parent.then(|| lock(&self.inodes).newest_name(inode)).flatten().map(|(parent, _)| parent);
+        let inode = parent.unwrap_or(inode);
+        DirectoryItem { name, inode, kind: FileKind::Directory, next_offset, entry: None }
+    }
+
+    /// The listing that a handle reads from at `offset`.
+    async fn listing_at(
+        self: &Arc<Self>,
+        directory: &OpenDirectory,
+        offset: u64,
+    ) -> Result<Arc<Listing>, FsError> {
+        let current = lock(&directory.listing).clone();
+        match current {
+            Some(listing) if offset > 0 => Ok(listing),
+            _ => {
+                let listing = self.newest_listing(directory.inode).await?;
+                *lock(&directory.listing) = Some(Arc::clone(&listing));
+                Ok(listing)
+            }
+        }
+    }
+
+    /// A kept listing if it is fresh, or any while the host is out of reach; else one that has just begun.
+    async fn newest_listing(self: &Arc<Self>, inode: Inode) -> Result<Arc<Listing>, FsError> {
+        let (node, _) = self.node_of(inode)?;
+        let kept = lock(&self.recent).get(node);
+        if let Some(kept) = &kept {
+            let learned = Learned::by_asking(kept.asked);
+            if !self.config.freshness.entry_left(learned, Instant::now()).is_zero() {
+                return Ok(Arc::clone(kept));
+            }
+        }
+        if !self.is_connected()
+            && let Some(kept) = kept
+        {
+            return Ok(kept);
+        }
+        let listing = Listing::begin();
+        let fill = fill_task(Arc::clone(self), inode, node, Arc::downgrade(&listing));
+        self.runtime.spawn(fill);
+        let first = async {
+            listing.reach(0).await?;
+            Ok(Arc::clone(&listing))
+        };
+        self.or_copy(first, || kept.clone()).await
+    }
+
+    /// Takes a batch of entries into a listing. Whether to go on.
+    fn take_batch(&self, listing: &Listing, batch: Vec<crate::proto::DirectoryEntry>) -> Result<(), FsError> {
+        let learned = Learned::by_stream(listing.asked, Instant::now(), self.client.link().rtt);
+        let known: Vec<Attributes> = {
+            let inodes = lock(&self.inodes);
+            let is_known = |attributes: &Attributes| inodes.knows(attributes.node);
+            batch.iter().map(|entry| entry.attributes).filter(is_known).collect()
+        };
+        for attributes in known {
+            self.learn(attributes, learned);
+        }
+        let left_out = lock(&listing.snapshot).push(batch, learned);
+        listing.progress.send_replace(Progress::Growing);
+        if left_out > 0 { Err(FsError::TooManyEntries(ENTRIES_MAX)) } else { Ok(()) }
+    }
+
+    /// Carries the host's entries into the listing until all are there or nobody holds it any more.
+    async fn fill(&self, inode: Inode, node: NodeId, listing: &Weak<Listing>) -> Result<(), FsError> {
+        let mut recoveries = Some(self.node_of(inode)?.1);
+        let mut parts = self.client.list(node);
+        loop {
+            let part = parts.recv().await.unwrap_or(Err(crate::client::CallError::Closed));
+            let Some(listing) = listing.upgrade() else { return Ok(()) };
+            match part {
+                Ok(ListPart::Entries(batch)) => self.take_batch(&listing, batch)?,
+                Ok(ListPart::End) => {
+                    lock(&listing.snapshot).finish();
+                    lock(&self.recent).insert(node, Arc::clone(&listing));
+                    return Ok(());
+                }
+                Err(error) if Remedy::of(&error) == Remedy::Resolve && lock(&listing.snapshot).len() == 0 => {
+                    let Some(recoveries) = recoveries.take() else { return Err(error.into()) };
+                    self.recover(inode, recoveries).await?;
+                    parts = self.client.list(node);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Listing {
+    fn entry(&self, position: usize) -> Option<super::snapshot::Listed> {
+        lock(&self.snapshot).get(position).cloned()
+    }
+}
+
+async fn fill_task(fs: Arc<FileSystem>, inode: Inode, node: NodeId, listing: Weak<Listing>) {
+    let end = match fs.fill(inode, node, &listing).await {
+        Ok(()) => Progress::Complete,
+        Err(error) => {
+            tracing::debug!(inode = inode.0, %error, "a listing ends early");
+            Progress::Failed(error)
+        }
+    };
+    if let Some(listing) = listing.upgrade() {
+        listing.progress.send_replace(end);
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong below a system call, and the one place where it becomes an error number.
+
+use crate::client::CallError;
+use crate::fetch::FetchError;
+use crate::proto::{Errno, ErrorCode};
+
+/// Why an operation on the mount failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FsError {
+    /// The host refused, or did not answer in time.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Content could not be had.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// There is no such name.
+    #[error("no such file or directory")]
+    NotFound,
+    /// The kernel names an inode that was never told to it, or that it gave back.
+    #[error("inode {0} is not known here")]
+    UnknownInode(u64),
+    /// The kernel names a handle that is not open.
+    #[error("handle {0} is not open")]
+    BadHandle(u64),
+    /// What the path leads to now is not the file that was meant.
+    #[error("the file is gone from the host, or another one took its name")]
+    Stale,
+    /// The mount does not change anything on the host.
+    #[error("the mount is read-only")]
+    ReadOnly,
+    /// A file was written to during each of so many attempts to read one range of it.
+    #[error("the file changed during each of {0} attempts to read it; read it when its writer has paused")]
+    KeepsChanging(u32),
+    /// A directory with so many entries that its listing would not fit in memory.
+    #[error("the directory has more than {0} entries, which is the most that is kept of a listing")]
+    TooManyEntries(usize),
+    /// A name that no file system takes.
+    #[error("the name has {0} bytes, which is too long")]
+    NameTooLong(usize),
+    /// The call makes no sense.
+    #[error("invalid argument")]
+    Invalid,
+}
+
+impl FsError {
+    /// What to tell the program that made the system call.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Call(error) => error.errno(),
+            Self::Fetch(error) => error.errno(),
+            Self::NotFound => Errno::ENOENT,
+            Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
+            Self::BadHandle(_) => Errno::EBADF,
+            Self::ReadOnly => Errno::EROFS,
+            Self::KeepsChanging(_) => Errno::EIO,
+            Self::TooManyEntries(_) => Errno::ENOMEM,
+            Self::NameTooLong(_) => Errno::ENAMETOOLONG,
+            Self::Invalid => Errno::EINVAL,
+        }
+    }
+
+    /// Whether it failed because the host cannot be reached, so that an old copy is better than nothing.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        matches!(self, Self::Call(error) if Remedy::of(error) == Remedy::UseCopy)
+    }
+
+    /// Whether the host says that there is no such file.
+    pub(super) const fn is_not_found(&self) -> bool {
+        matches!(self.errno(), Errno::ENOENT)
+    }
+}
+
+/// What a failed call asks of whoever made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Look the node up again by its path, then repeat.
+    Resolve,
+    /// Ask for the new attributes, then repeat.
+    Revalidate,
+    /// Answer from an old copy if there is one: the host is out of reach.
+    UseCopy,
+    /// Report it.
+    None,
+}
+
+impl Remedy {
+    pub(super) const fn of(error: &CallError) -> Self {
+        match error {
+            CallError::TimedOut(_) => Self::UseCopy,
+            CallError::Host(refusal) => match refusal.code {
+                ErrorCode::UnknownNode => Self::Resolve,
+                ErrorCode::VersionChanged => Self::Revalidate,
+                _ => Self::None,
+            },
+            CallError::BadAnswer(_) | CallError::Closed => Self::None,
+        }
+    }
+
+    pub(super) const fn of_fetch(error: &FetchError) -> Self {
+        match error {
+            FetchError::VersionChanged => Self::Revalidate,
+            FetchError::UnknownNode => Self::Resolve,
+            FetchError::Call(error) => Self::of(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proto::WireError;
+
+    #[test]
+    fn every_kind_of_failure_has_its_number() {
+        let system = |errno| CallError::Host(WireError::system(errno));
+        let cases = [
+            (FsError::Call(system(Errno::EACCES)), Errno::EACCES),
+            (FsError::Call(CallError::TimedOut(Duration::from_secs(1))), Errno::ETIMEDOUT),
+            (FsError::Call(CallError::Closed), Errno::ENOTCONN),
+            (FsError::Fetch(FetchError::VersionChanged), Errno::EIO),
+            (FsError::NotFound, Errno::ENOENT),
+            (FsError::UnknownInode(7), Errno::ESTALE),
+            (FsError::BadHandle(7), Errno::EBADF),
+            (FsError::Stale, Errno::ESTALE),
+            (FsError::ReadOnly, Errno::EROFS),
+            (FsError::KeepsChanging(8), Errno::EIO),
+            (FsError::TooManyEntries(1), Errno::ENOMEM),
+            (FsError::NameTooLong(256), Errno::ENAMETOOLONG),
+            (FsError::Invalid, Errno::EINVAL),
+        ];
+        for (error, errno) in cases {
+            assert_eq!(error.errno(), errno, "{error}");
+        }
+    }
+
+    #[test]
+    fn only_what_can_be_mended_is_mended() {
+        let host = |code| CallError::Host(WireError::new(code, ""));
+        assert_eq!(Remedy::of(&host(ErrorCode::UnknownNode)), Remedy::Resolve);
+        assert_eq!(Remedy::of(&host(ErrorCode::VersionChanged)), Remedy::Revalidate);
+        assert_eq!(Remedy::of(&CallError::TimedOut(Duration::ZERO)), Remedy::UseCopy);
+        assert_eq!(Remedy::of(&host(ErrorCode::Refused)), Remedy::None);
+        assert_eq!(Remedy::of(&CallError::Closed), Remedy::None);
+        assert_eq!(Remedy::of_fetch(&FetchError::VersionChanged), Remedy::Revalidate);
+        assert_eq!(Remedy::of_fetch(&FetchError::UnknownNode), Remedy::Resolve);
+    }
+}

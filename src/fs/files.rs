@@ -1,0 +1,120 @@
+//! Open files: `open` and `release`.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::attributes::Learned;
+use super::inodes::Inode;
+use super::nodes::Age;
+use super::open_mode::OpenMode;
+use super::read::ReadState;
+use super::{FileSystem, FsError, lock};
+use crate::proto::{Attributes, Errno, NodeId};
+
+/// How a program opens a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenRequest {
+    /// For writing, or for reading and writing.
+    pub writes: bool,
+    /// With `O_DIRECT`.
+    pub is_direct: bool,
+}
+
+/// An opened file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// How the kernel is to treat it.
+    pub mode: OpenMode,
+}
+
+/// What a handle keeps.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub inode: Inode,
+    pub reads: Mutex<ReadState>,
+}
+
+impl FileSystem {
+    /// Opens a regular file. The host is asked, so that what was closed elsewhere before is seen; only while it is out of
+    /// reach what is known will do. A name that leads elsewhere by now is [`FsError::Stale`], which makes the kernel
+    /// walk the path again.
+    pub async fn open(&self, inode: Inode, request: OpenRequest) -> Result<Opened, FsError> {
+        if request.writes {
+            return Err(FsError::ReadOnly);
+        }
+        let fresh = async { Ok((self.open_on_host(inode).await?, true)) };
+        let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, false));
+        let (attributes, on_host) = self.or_copy(fresh, copy).await?;
+        let mode = {
+            let mut inodes = lock(&self.inodes);
+            inodes.opened(inode, on_host);
+            let record = inodes.get_mut(inode).ok_or(FsError::UnknownInode(inode.0))?;
+            let (mode, pages) = OpenMode::choose(&attributes, request.is_direct, record.pages);
+            record.pages = pages;
+            mode
+        };
+        let handle =
+            lock(&self.files).insert(OpenFile { inode, reads: Mutex::new(ReadState::new(&attributes)) });
+        Ok(Opened { handle, mode })
+    }
+
+    /// Closes a file: what was asked ahead for it is no longer wanted.
+    pub async fn release(&self, handle: u64) -> Result<(), FsError> {
+        let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
+        self.cancel_reads(handle);
+        let surplus = lock(&self.inodes).closed(file.inode);
+        match surplus {
+            Some(node) => self.close_on_host(node).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A host that restarted has nothing to close.
+    async fn close_on_host(&self, node: NodeId) -> Result<(), FsError> {
+        if let Err(error) = self.client.close(node).await {
+            tracing::debug!(%error, "the host was not told that a file is closed");
+        }
+        Ok(())
+    }
+
+    /// Opens the file on the host and has its name checked on the way: within the time that a name holds here, another
+    /// file may have taken it.
+    async fn open_on_host(&self, inode: Inode) -> Result<Attributes, FsError> {
+        let learned = Learned::by_asking(Instant::now());
+        let opening = self.ask(inode, |client, node| async move { client.open(node).await });
+        let (opened, name_holds) = tokio::join!(opening, self.name_holds(inode));
+        let attributes = match opened {
+            Err(error) if matches!(error.errno(), Errno::ESTALE | Errno::ENOENT) => {
+                self.forget_name_of(inode);
+                return Err(FsError::Stale);
+            }
+            opened => opened?,
+        };
+        self.learn(attributes, learned);
+        if !name_holds {
+            self.forget_name_of(inode);
+            self.close_on_host(attributes.node).await?;
+            return Err(FsError::Stale);
+        }
+        Ok(attributes)
+    }
+
+    /// Whether the newest name of an inode still leads to it. What cannot be told counts as yes.
+    async fn name_holds(&self, inode: Inode) -> bool {
+        let (node, place) = {
+            let inodes = lock(&self.inodes);
+            (inodes.get(inode).map(super::inodes::Record::node), inodes.newest_name(inode))
+        };
+        let Some((parent, name)) = place else { return true };
+        let call = |client: Arc<dyn crate::client::Client>, directory| {
+            let name = Arc::clone(&name);
+            async move { client.lookup(directory, &name).await }
+        };
+        match self.ask(parent, call).await {
+            Ok(attributes) => Some(attributes.node) == node,
+            Err(error) => !error.is_not_found(),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Numbers for what is open.
+//!
+//! Pure: no I/O, no clock. How many there can be is bounded by the kernel's limit on open files.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Open things by number; a number is never given twice.
+#[derive(Debug)]
+pub(super) struct Handles<T> {
+    open: HashMap<u64, Arc<T>>,
+    given: u64,
+}
+
+impl<T> Default for Handles<T> {
+    fn default() -> Self {
+        Self { open: HashMap::new(), given: 0 }
+    }
+}
+
+impl<T> Handles<T> {
+    pub(super) fn insert(&mut self, thing: T) -> u64 {
+        self.given += 1;
+        self.open.insert(self.given, Arc::new(thing));
+        self.given
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
+        self.open.get(&number).cloned()
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<Arc<T>> {
+        self.open.remove(&number)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_not_given_twice() {
+        let mut handles = Handles::default();
+        let first = handles.insert("a");
+        assert_eq!(handles.remove(first).as_deref(), Some(&"a"));
+        let second = handles.insert("b");
+        assert_ne!(first, second);
+        assert!(handles.get(first).is_none());
+        assert_eq!(handles.get(second).as_deref(), Some(&"b"));
+        assert_eq!(handles.len(), 1);
+    }
+}

@@ -1,0 +1,329 @@
+//! The inodes that the kernel knows: their numbers, names, attributes, and how often they were told to it.
+//!
+//! Pure: no I/O, no clock.
+//!
+//! An inode is one file of the host under all its names. It is kept while the kernel refers to it (lookups not yet
+//! forgotten) or a handle is open on it, and nothing else makes the table grow.
+//!
+//! # Numbers
+//!
+//! FUSE's messages have two numbers, one for the kernel and one for users (`st_ino`); the FUSE library used here sets
+//! both to the same. So an inode is numbered as on its host where it lies on the root's device. Elsewhere numbers may
+//! meet, and programs that see one `st_ino` twice take two files for hard links of each other and copy one of them;
+//! there the number is a hash with the top bit set, which stays the same from mount to mount.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use super::attributes::Learned;
+use crate::proto::{Attributes, NodeId, Timestamp, Version};
+
+/// Most names of one inode that are kept. More are needed only to find a file again when the newest eight are gone.
+const NAMES_MAX: usize = 8;
+
+/// Longest way from an inode up to the root, in names: the longest path that Linux takes, of one-letter names.
+pub(super) const DEPTH_MAX: usize = 2048;
+
+/// The bit that marks numbers that are not the host's.
+const MADE_UP: u64 = 1 << 63;
+
+/// The kernel's number of a file; also its `st_ino`, but for the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Inode(pub u64);
+
+impl Inode {
+    /// The root of the mount.
+    pub const ROOT: Self = Self(1);
+}
+
+/// A name in a directory.
+pub type Name = Arc<[u8]>;
+
+/// A symbolic link's target as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub bytes: Arc<[u8]>,
+    /// Change time of the link then: a number that was given to another link has another.
+    pub ctime: Timestamp,
+}
+
+/// All that is known of one inode.
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    pub attributes: Attributes,
+    pub learned: Learned,
+    /// Handles open on it here.
+    pub opens: u32,
+    /// Opens that the host counts for this mount.
+    pub host_opens: u32,
+    /// To which version the kernel's pages belong, where they can be told by it.
+    pub pages: Option<Version>,
+    /// How often it had to be looked up again because the host did not know it.
+    pub recoveries: u64,
+    pub target: Option<Target>,
+    /// Set while its attributes are being asked for behind a reader's back.
+    pub refreshing: Arc<AtomicBool>,
+    lookups: u64,
+    /// With the directory they are in, newest last. Directories by node: a number may by now be another directory's.
+    names: Vec<(NodeId, Name)>,
+}
+
+impl Record {
+    pub(super) const fn node(&self) -> NodeId {
+        self.attributes.node
+    }
+}
+
+/// One step of the way down to an inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    pub parent: NodeId,
+    pub name: Name,
+    pub inode: Inode,
+    pub node: NodeId,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct InodeTable {
+    records: HashMap<Inode, Record>,
+    by_node: HashMap<NodeId, Inode>,
+    by_name: HashMap<(NodeId, Name), Inode>,
+    root_device: u64,
+}
+
+impl InodeTable {
+    /// A table that knows the root only, which it never forgets.
+    pub(super) fn new(root: Attributes, now: Instant) -> Self {
+        let mut table = Self {
+            records: HashMap::new(),
+            by_node: HashMap::from([(root.node, Inode::ROOT)]),
+            by_name: HashMap::new(),
+            root_device: root.node.device,
+        };
+        table.records.insert(Inode::ROOT, new_record(root, Learned::by_asking(now)));
+        table
+    }
+
+    /// Takes note that `name` in `parent` is this file, and that the kernel will be told so once.
+    pub(super) fn remember(
+        &mut self,
+        parent: Inode,
+        name: &Name,
+        attributes: Attributes,
+        learned: Learned,
+    ) -> Inode {
+        let inode = match self.by_node.get(&attributes.node).copied() {
+            Some(inode) if self.records[&inode].attributes.kind == attributes.kind => {
+                self.learn(attributes, learned);
+                inode
+            }
+            // A file system without times of birth has given the number to a file of another kind.
+            Some(_) | None => self.insert(attributes, learned),
+        };
+        if inode != Inode::ROOT {
+            self.set_name(parent, name, inode);
+            self.record_of(inode).lookups += 1;
+        }
+        inode
+    }
+
+    /// Takes note of newer attributes of a file that is known. Returns it if its content has changed since.
+    pub(super) fn learn(&mut self, attributes: Attributes, learned: Learned) -> Option<Inode> {
+        let inode = *self.by_node.get(&attributes.node)?;
+        let record = self.records.get_mut(&inode)?;
+        if learned.asked < record.learned.asked || attributes.kind != record.attributes.kind {
+            return None;
+        }
+        let changed = record.attributes.version() != attributes.version();
+        record.attributes = attributes;
+        record.learned = learned;
+        changed.then_some(inode)
+    }
+
+    /// The kernel gives `count` lookups back.
+    pub(super) fn forget(&mut self, inode: Inode, count: u64) {
+        if let Some(record) = self.records.get_mut(&inode) {
+            record.lookups = record.lookups.saturating_sub(count);
+            self.remove_if_unused(inode);
+        }
+    }
+
+    /// A handle is opened; `on_host` if the host counts it too.
+    pub(super) fn opened(&mut self, inode: Inode, on_host: bool) {
+        if let Some(record) = self.records.get_mut(&inode) {
+            record.opens += 1;
+            record.host_opens += u32::from(on_host);
+        }
+    }
+
+    /// A handle is closed. Returns the node if the host should be told to take one open back.
+    pub(super) fn closed(&mut self, inode: Inode) -> Option<NodeId> {
+        let record = self.records.get_mut(&inode)?;
+        record.opens = record.opens.saturating_sub(1);
+        let surplus = record.host_opens > record.opens;
+        record.host_opens -= u32::from(surplus);
+        let node = record.node();
+        self.remove_if_unused(inode);
+        surplus.then_some(node)
+    }
+
+    /// The host knows the inode again, and counts one open if `opened`.
+    pub(super) fn recovered(&mut self, inode: Inode, opened: bool) {
+        if let Some(record) = self.records.get_mut(&inode) {
+            record.recoveries += 1;
+            record.host_opens = u32::from(opened);
+        }
+    }
+
+    pub(super) fn get(&self, inode: Inode) -> Option<&Record> {
+        self.records.get(&inode)
+    }
+
+    pub(super) fn get_mut(&mut self, inode: Inode) -> Option<&mut Record> {
+        self.records.get_mut(&inode)
+    }
+
+    pub(super) fn knows(&self, node: NodeId) -> bool {
+        self.by_node.contains_key(&node)
+    }
+
+    /// The inode that `name` in `parent` was last known to name.
+    pub(super) fn child(&self, parent: Inode, name: &Name) -> Option<Inode> {
+        let parent = self.records.get(&parent)?.node();
+        self.by_name.get(&(parent, Arc::clone(name))).copied()
+    }
+
+    /// The number under which a file is or would be known.
+    pub(super) fn number_of(&self, node: NodeId) -> Inode {
+        self.by_node.get(&node).copied().unwrap_or_else(|| self.preferred(node))
+    }
+
+    /// `name` in `parent` names nothing.
+    pub(super) fn remove_name(&mut self, parent: Inode, name: &Name) {
+        if let Some(parent) = self.records.get(&parent).map(Record::node) {
+            self.remove_key(&(parent, Arc::clone(name)));
+        }
+    }
+
+    /// The directory and name under which the inode was last seen.
+    pub(super) fn newest_name(&self, inode: Inode) -> Option<(Inode, Name)> {
+        let (parent, name) = self.records.get(&inode)?.names.last()?;
+        Some((*self.by_node.get(parent)?, Arc::clone(name)))
+    }
+
+    /// The way from the inode up to the root, the inode's own step first; empty for the root. `None` if it is not known.
+    pub(super) fn way_up(&self, inode: Inode) -> Option<Vec<Step>> {
+        let mut steps = Vec::new();
+        let mut at = inode;
+        while at != Inode::ROOT {
+            let record = self.records.get(&at)?;
+            let (parent, name) = record.names.last()?;
+            steps.push(Step { parent: *parent, name: Arc::clone(name), inode: at, node: record.node() });
+            // A directory that was moved below its own child leaves a loop behind until it is looked up anew.
+            if steps.len() > DEPTH_MAX {
+                return None;
+            }
+            at = *self.by_node.get(parent)?;
+        }
+        Some(steps)
+    }
+
+    /// How many inodes are known besides the root.
+    pub(super) fn len(&self) -> usize {
+        self.records.len() - 1
+    }
+
+    fn insert(&mut self, attributes: Attributes, learned: Learned) -> Inode {
+        let mut number = self.preferred(attributes.node);
+        while self.records.contains_key(&number) {
+            number = Inode(number.0.wrapping_add(1) | MADE_UP);
+        }
+        self.records.insert(number, new_record(attributes, learned));
+        self.by_node.insert(attributes.node, number);
+        number
+    }
+
+    const fn preferred(&self, node: NodeId) -> Inode {
+        let is_free = node.inode > Inode::ROOT.0 && node.inode < MADE_UP;
+        if is_free && node.device == self.root_device {
+            Inode(node.inode)
+        } else {
+            Inode(mix(node) | MADE_UP)
+        }
+    }
+
+    fn set_name(&mut self, parent: Inode, name: &Name, inode: Inode) {
+        let Some(parent) = self.records.get(&parent).map(Record::node) else { return };
+        let key = (parent, Arc::clone(name));
+        self.remove_key(&key);
+        self.by_name.insert(key.clone(), inode);
+        let names = &mut self.record_of(inode).names;
+        names.push(key);
+        if names.len() > NAMES_MAX {
+            let oldest = names.remove(0);
+            self.by_name.remove(&oldest);
+        }
+    }
+
+    fn remove_key(&mut self, key: &(NodeId, Name)) {
+        let Some(inode) = self.by_name.remove(key) else { return };
+        if let Some(record) = self.records.get_mut(&inode) {
+            record.names.retain(|known| known != key);
+        }
+    }
+
+    fn record_of(&mut self, inode: Inode) -> &mut Record {
+        self.records.get_mut(&inode).expect("the caller has just found or inserted it")
+    }
+
+    fn remove_if_unused(&mut self, inode: Inode) {
+        let Entry::Occupied(entry) = self.records.entry(inode) else { return };
+        if inode == Inode::ROOT || entry.get().lookups > 0 || entry.get().opens > 0 {
+            return;
+        }
+        let record = entry.remove();
+        if self.by_node.get(&record.node()) == Some(&inode) {
+            self.by_node.remove(&record.node());
+        }
+        for name in &record.names {
+            self.by_name.remove(name);
+        }
+    }
+}
+
+fn new_record(attributes: Attributes, learned: Learned) -> Record {
+    Record {
+        attributes,
+        learned,
+        opens: 0,
+        host_opens: 0,
+        pages: None,
+        recoveries: 0,
+        target: None,
+        refreshing: Arc::default(),
+        lookups: 0,
+        names: Vec::new(),
+    }
+}
+
+/// Spreads a node's numbers over 64 bits (the finishing steps of MurmurHash3, one word after the other).
+const fn mix(node: NodeId) -> u64 {
+    let words = [node.device, node.inode, node.birth_ns as u64];
+    let mut hash = 0u64;
+    let mut at = 0;
+    while at < words.len() {
+        hash ^= words[at];
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^= hash >> 33;
+        at += 1;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Names and attributes: `lookup`, `forget`, `getattr`, `readlink`, `access`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::attributes::Learned;
+use super::inodes::{Inode, Name, Target};
+use super::recent::Known;
+use super::{FileSystem, FsError, lock};
+use crate::proto::{Attributes, NAME_BYTES_MAX};
+
+/// What a name names, and for how long the kernel may believe it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number.
+    pub inode: Inode,
+    /// As users see them.
+    pub attributes: Attributes,
+    /// How long the attributes hold.
+    pub attributes_ttl: Duration,
+    /// How long the name holds.
+    pub entry_ttl: Duration,
+}
+
+/// The answer to a lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// There is such a name; the kernel now refers to the inode once more.
+    Found(Entry),
+    /// There is none.
+    Absent {
+        /// How long that holds.
+        ttl: Duration,
+    },
+}
+
+/// Which copies will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    /// Those whose time is not over.
+    Fresh,
+    /// All.
+    Any,
+}
+
+impl FileSystem {
+    /// What `name` in directory `parent` names.
+    pub async fn lookup(&self, parent: Inode, name: &[u8]) -> Result<Lookup, FsError> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(FsError::NameTooLong(name.len()));
+        }
+        let name = Name::from(name);
+        if let Some(known) = self.lookup_copy(parent, &name, Age::Fresh) {
+            return Ok(known);
+        }
+        let answer = self.lookup_on_host(parent, &name);
+        self.or_copy(answer, || self.lookup_copy(parent, &name, Age::Any)).await
+    }
+
+    /// The kernel gives back `count` references to an inode.
+    pub fn forget(&self, inode: Inode, count: u64) {
+        lock(&self.inodes).forget(inode, count);
+    }
+
+    /// The attributes of an inode as users see them, and how long they hold.
+    pub async fn getattr(&self, inode: Inode) -> Result<(Attributes, Duration), FsError> {
+        let (attributes, learned) = self.attributes_of(inode, Age::Fresh).await?;
+        let ttl = self.config.freshness.attributes_left(learned, Instant::now());
+        Ok((self.config.ownership.present(attributes), ttl))
+    }
+
+    /// The target of a symbolic link.
+    pub async fn readlink(&self, inode: Inode) -> Result<Arc<[u8]>, FsError> {
+        let (attributes, _) = self.attributes_of(inode, Age::Fresh).await?;
+        let known = || lock(&self.inodes).get(inode).and_then(|record| record.target.clone());
+        if let Some(target) = known().filter(|target| target.ctime == attributes.ctime) {
+            return Ok(target.bytes);
+        }
+        let answer = self.ask(inode, |client, node| async move { client.read_link(node).await });
+        let bytes: Arc<[u8]> =
+            self.or_copy(async { Ok(answer.await?.into()) }, || known().map(|t| t.bytes)).await?;
+        if let Some(record) = lock(&self.inodes).get_mut(inode) {
+            record.target = Some(Target { bytes: Arc::clone(&bytes), ctime: attributes.ctime });
+        }
+        Ok(bytes)
+    }
+
+    /// Whether the host may access the inode so (`R_OK` 4, `W_OK` 2, `X_OK` 1). The kernel asks only where it does not
+    /// check permissions itself.
+    pub async fn access(&self, inode: Inode, mask: u8) -> Result<(), FsError> {
+        const WRITE: u8 = 2;
+        if mask & WRITE != 0 {
+            return Err(FsError::ReadOnly);
+        }
+        self.ask(inode, |client, node| async move { client.access(node, mask).await }).await
+    }
+
+    /// The host's attributes, from a copy that is fresh, else from the host; `Age::Any` takes what is there.
+    pub(super) async fn attributes_of(
+        &self,
+        inode: Inode,
+        age: Age,
+    ) -> Result<(Attributes, Learned), FsError> {
+        if let Some(known) = self.attributes_copy(inode, age)? {
+            return Ok(known);
+        }
+        let answer = self.attributes_from_host(inode);
+        self.or_copy(answer, || self.attributes_copy(inode, Age::Any).ok().flatten()).await
+    }
+
+    /// What is known of an inode's attributes.
+    pub(super) fn attributes_copy(
+        &self,
+        inode: Inode,
+        age: Age,
+    ) -> Result<Option<(Attributes, Learned)>, FsError> {
+        let inodes = lock(&self.inodes);
+        let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
+        let left = self.config.freshness.attributes_left(record.learned, Instant::now());
+        Ok((age == Age::Any || !left.is_zero()).then_some((record.attributes, record.learned)))
+    }
+
+    /// The attributes as the host has them now.
+    pub(super) async fn attributes_from_host(&self, inode: Inode) -> Result<(Attributes, Learned), FsError> {
+        let learned = Learned::by_asking(Instant::now());
+        let attributes = self.ask(inode, |client, node| async move { client.attributes(node).await }).await?;
+        self.learn(attributes, learned);
+        // If an answer to a later question was here first, it is the one to go by.
+        Ok(self.attributes_copy(inode, Age::Any)?.unwrap_or((attributes, learned)))
+    }
+
+    /// Takes note of attributes; the inode need not be known.
+    pub(super) fn learn(&self, attributes: Attributes, learned: Learned) {
+        if let Some(inode) = lock(&self.inodes).learn(attributes, learned) {
+            tracing::debug!(inode = inode.0, "the file has changed on the host");
+        }
+    }
+
+    /// Takes note of an entry that the kernel is about to be told of.
+    pub(super) fn enter(
+        &self,
+        parent: Inode,
+        name: &Name,
+        attributes: Attributes,
+        learned: Learned,
+    ) -> Entry {
+        let mut inodes = lock(&self.inodes);
+        let inode = inodes.remember(parent, name, attributes, learned);
+        let record = inodes.get(inode).expect("it was just remembered");
+        let now = Instant::now();
+        Entry {
+            inode,
+            attributes: self.config.ownership.present(record.attributes),
+            attributes_ttl: self.config.freshness.attributes_left(record.learned, now),
+            entry_ttl: self.config.freshness.entry_left(learned, now),
+        }
+    }
+
+    async fn lookup_on_host(&self, parent: Inode, name: &Name) -> Result<Lookup, FsError> {
+        let learned = Learned::by_asking(Instant::now());
+        let call = |client: Arc<dyn crate::client::Client>, node| {
+            let name = Arc::clone(name);
+            async move { client.lookup(node, &name).await }
+        };
+        match self.ask(parent, call).await {
+            Ok(attributes) => Ok(Lookup::Found(self.enter(parent, name, attributes, learned))),
+            Err(error) if error.is_not_found() => {
+                lock(&self.inodes).remove_name(parent, name);
+                Ok(Lookup::Absent { ttl: self.config.freshness.absence_left(learned, Instant::now()) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is known of a name without asking: from a listing of its directory, or, if age is no matter, from what the
+    /// kernel refers to.
+    fn lookup_copy(&self, parent: Inode, name: &Name, age: Age) -> Option<Lookup> {
+        if age == Age::Any
+            && let Some(known) = self.lookup_among_inodes(parent, name)
+        {
+            return Some(known);
+        }
+        let freshness = &self.config.freshness;
+        let now = Instant::now();
+        let (directory, _) = self.node_of(parent).ok()?;
+        let known = lock(&self.recent).find(directory, name)?;
+        match known {
+            Known::Entry(listed) => {
+                let is_fresh = !freshness.entry_left(listed.learned, now).is_zero()
+                    && !freshness.attributes_left(listed.learned, now).is_zero();
+                (age == Age::Any || is_fresh)
+                    .then(|| Lookup::Found(self.enter(parent, name, listed.attributes, listed.learned)))
+            }
+            Known::Absent(learned) => {
+                let ttl = freshness.absence_left(learned, now);
+                (age == Age::Any || !ttl.is_zero()).then_some(Lookup::Absent { ttl })
+            }
+        }
+    }
+
+    fn lookup_among_inodes(&self, parent: Inode, name: &Name) -> Option<Lookup> {
+        let (attributes, learned) = {
+            let inodes = lock(&self.inodes);
+            let record = inodes.get(inodes.child(parent, name)?)?;
+            (record.attributes, record.learned)
+        };
+        Some(Lookup::Found(self.enter(parent, name, attributes, learned)))
+    }
+}

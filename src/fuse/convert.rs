@@ -1,0 +1,148 @@
+//! Attributes, times, error numbers and names in FUSE's terms.
+//!
+//! Pure: no I/O, no clock.
+
+use std::time::{Duration, SystemTime};
+
+use fuser::{FileAttr, FileType, FopenFlags, INodeNo};
+
+use crate::fs::{Entry, FsError, Inode, OpenMode};
+use crate::proto::{Attributes, Errno, FileKind, Timestamp};
+
+/// What `st_blksize` says, in bytes. `cp` and many others read in blocks of this size; one block is one request.
+const BLOCK_BYTES: u32 = 1024 * 1024;
+
+/// Attributes under the number that the kernel knows.
+pub(super) fn file_attr(inode: Inode, attributes: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(inode.0),
+        size: attributes.size,
+        blocks: attributes.blocks,
+        atime: system_time(attributes.atime),
+        mtime: system_time(attributes.mtime),
+        ctime: system_time(attributes.ctime),
+        crtime: system_time(attributes.btime.unwrap_or_default()),
+        kind: file_type(attributes.kind),
+        perm: attributes.permissions,
+        nlink: attributes.links,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: encode_device(attributes.device_number),
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+/// What goes with `.` and `..`, of which the kernel looks at the number only.
+pub(super) fn dot_attr(inode: Inode) -> FileAttr {
+    FileAttr { ino: INodeNo(inode.0), kind: FileType::Directory, ..absent_attr() }
+}
+
+/// What goes with a name that names nothing: number 0 says so.
+pub(super) const fn absent_attr() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+/// The one time that an entry of `readdirplus` can carry.
+pub(super) fn entry_ttl(entry: &Entry) -> Duration {
+    entry.attributes_ttl.min(entry.entry_ttl)
+}
+
+pub(super) const fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+pub(super) fn open_flags(mode: OpenMode) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, mode.is_direct);
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, mode.keeps_pages);
+    flags
+}
+
+pub(super) fn errno(error: &FsError) -> fuser::Errno {
+    number(error.errno())
+}
+
+pub(super) fn number(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.0)
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let distance = Duration::from_nanos(time.0.unsigned_abs());
+    if time.0 < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }
+}
+
+/// A device number as the kernel's messages carry it (32 bits: 12 of the minor above and 8 below 12 of the major), from
+/// how user space has it (64 bits).
+const fn encode_device(user: u64) -> u32 {
+    let major = ((user >> 8) & 0xfff) | ((user >> 32) & !0xfff);
+    let minor = (user & 0xff) | ((user >> 12) & 0xffff_ff00);
+    ((minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn device_numbers_keep_major_and_minor(major in 0u32..4096, minor in 0u32..1 << 20) {
+            let encoded = encode_device(nix::sys::stat::makedev(u64::from(major), u64::from(minor)));
+            // As the kernel takes it apart (`new_decode_dev`).
+            let kernel = ((encoded & 0x000f_ff00) >> 8, (encoded & 0xff) | ((encoded >> 12) & 0x000f_ff00));
+            prop_assert_eq!(kernel, (major, minor));
+        }
+
+        #[test]
+        fn times_keep_their_nanoseconds(ns in any::<i64>()) {
+            let time = system_time(Timestamp(ns));
+            let back = match time.duration_since(UNIX_EPOCH) {
+                Ok(after) => after.as_nanos() as i128,
+                Err(before) => -(before.duration().as_nanos() as i128),
+            };
+            prop_assert_eq!(back, i128::from(ns));
+        }
+    }
+
+    #[test]
+    fn an_error_number_goes_through() {
+        assert_eq!(errno(&FsError::Stale).code(), libc::ESTALE);
+        assert_eq!(errno(&FsError::ReadOnly).code(), libc::EROFS);
+    }
+
+    #[test]
+    fn modes_become_flags() {
+        let flags = |is_direct, keeps_pages| open_flags(OpenMode { is_direct, keeps_pages });
+        assert_eq!(flags(false, false), FopenFlags::empty());
+        assert_eq!(flags(true, false), FopenFlags::FOPEN_DIRECT_IO);
+        assert_eq!(flags(false, true), FopenFlags::FOPEN_KEEP_CACHE);
+    }
+}

@@ -1,0 +1,51 @@
+//! Tells the kernel which of its copies hold no longer.
+//!
+//! On a thread of its own: to drop a page the kernel waits for its lock, which a read in flight holds until it is
+//! answered. A FUSE thread, or whoever holds a lock that the answer needs, would wait for itself. This thread may wait; the
+//! answer does not need it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+
+use fuser::{INodeNo, Notifier};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::fs::FsEvent;
+
+/// Begins to carry out events. Dropping what is returned ends it after the event it is at.
+pub(super) fn start(
+    runtime: Handle,
+    notifier: Notifier,
+    mut events: mpsc::Receiver<FsEvent>,
+) -> io::Result<oneshot::Sender<()>> {
+    let (armed, mut disarmed) = oneshot::channel();
+    let next = async move |events: &mut mpsc::Receiver<FsEvent>, disarmed: &mut oneshot::Receiver<()>| {
+        tokio::select! {
+            biased;
+            _ = disarmed => None,
+            event = events.recv() => event,
+        }
+    };
+    std::thread::Builder::new().name("wormhole-notify".into()).spawn(move || {
+        while let Some(event) = runtime.block_on(next(&mut events, &mut disarmed)) {
+            match carry_out(&notifier, &event) {
+                Ok(()) => tracing::trace!(?event, "told the kernel"),
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return,
+                Err(error) => tracing::debug!(?event, %error, "the kernel was not told"),
+            }
+        }
+    })?;
+    Ok(armed)
+}
+
+fn carry_out(notifier: &Notifier, event: &FsEvent) -> io::Result<()> {
+    match event {
+        // From byte 0 on, to the end.
+        FsEvent::InvalidateContent { inode } => notifier.inval_inode(INodeNo(inode.0), 0, 0),
+        FsEvent::InvalidateEntry { parent, name } => {
+            notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
+        }
+    }
+}

@@ -1,1 +1,5 @@
 //! Every test that needs more than one module, in one binary.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod sim;

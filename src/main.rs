@@ -1,3 +1,5 @@
 //! The `wormhole` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    wormhole::cli::main()
+}

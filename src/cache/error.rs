@@ -1,0 +1,69 @@
+//! What can go wrong when a cache is opened or cleared. Once it is open nothing is an error: what fails is a miss.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a cache cannot be opened or cleared.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The operating system refused something.
+    #[error("cannot {what} {}: {source}; choose another directory with --cache-dir, or cache=none", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The directory holds files and is not marked as a cache.
+    #[error(
+        "{} is not a wormhole cache: it has no valid CACHEDIR.TAG, yet is not empty; name a new or empty directory",
+        path.display()
+    )]
+    NotACache {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Somebody else could have put records into it.
+    #[error("cache directory {} belongs to user {owner}; it must belong to you (user {user}) or root", path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// User id of its owner.
+        owner: u32,
+        /// Our effective user id.
+        user: u32,
+    },
+    /// There is not even room for two segments.
+    #[error(
+        "a cache of {size_bytes} bytes is too small: it needs at least {least_bytes}; raise --cache-size or use cache=none"
+    )]
+    TooSmall {
+        /// The size that was asked for, in bytes.
+        size_bytes: u64,
+        /// The least size that works, in bytes.
+        least_bytes: u64,
+    },
+    /// Segments must hold a record and be addressable with 32 bits.
+    #[error("segments of {segment_bytes} bytes do not work: between 4096 and 1073741824 do")]
+    SegmentSize {
+        /// The size that was asked for, in bytes.
+        segment_bytes: u64,
+    },
+    /// Another process holds the lock of the directory.
+    #[error("cache directory {} is busy: another wormhole process held its lock for {waited_ms} ms; try again", path.display())]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+}
+
+impl CacheError {
+    /// Makes an I/O error say what was tried on what.
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, path: path.to_owned(), source }
+    }
+}

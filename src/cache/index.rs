@@ -1,0 +1,334 @@
+//! (P) What the cache holds, in memory: which record lies where, which segments there are, which records were read again.
+//!
+//! About 100 bytes of memory per record (400,000 records, 100 GB of full chunks: 45 MB).
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::record::{Entry, Key, Kind, SegmentId};
+
+/// How many uses of a record are remembered. Each saves it from one eviction of its segment: 3 lets a hot record outlive
+/// three turns of the whole cache, and lets go of one that stopped being hot.
+const HITS_MAX: u8 = 3;
+
+/// Where a record lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Location {
+    /// The segment.
+    pub(super) segment: SegmentId,
+    /// Where the record's header starts in it, in bytes.
+    pub(super) offset: u32,
+    /// Size of the payload in bytes.
+    pub(super) len: u32,
+}
+
+/// A record that was used since it was written, of a segment that is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Candidate {
+    /// The segment it lies in.
+    pub(super) segment: SegmentId,
+    /// The record.
+    pub(super) entry: Entry,
+    /// How often it was used, up to a small limit.
+    pub(super) hits: u8,
+}
+
+impl Candidate {
+    /// Where it lies.
+    pub(super) const fn location(&self) -> Location {
+        Location { segment: self.segment, offset: self.entry.offset, len: self.entry.len }
+    }
+}
+
+/// A place in the queue for eviction: lower goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    /// Goes before this segment (which was the youngest once) and after those older than it.
+    before: SegmentId,
+    /// Among those: which was spared first.
+    turn: u64,
+}
+
+/// What is known of a segment.
+#[derive(Debug, Default)]
+pub(super) struct SegmentState {
+    /// Size of the file in bytes, when last looked at.
+    pub(super) bytes: u64,
+    /// End of its known records in bytes.
+    pub(super) end: u32,
+    /// Whether its writer has finished it.
+    pub(super) sealed: bool,
+    /// Its place in the queue for eviction since it was spared; before that its number is its place.
+    spared: Option<Rank>,
+    keys: Vec<Key>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    segment: SegmentId,
+    offset: u32,
+    len: u32,
+    kind: Kind,
+    hits: u8,
+}
+
+impl Slot {
+    fn location(&self) -> Location {
+        Location { segment: self.segment, offset: self.offset, len: self.len }
+    }
+}
+
+/// Which record lies where.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    slots: HashMap<Key, Slot>,
+    segments: BTreeMap<SegmentId, SegmentState>,
+    spared: u64,
+}
+
+impl Index {
+    /// Number of records that can be found.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The segments, oldest first.
+    pub(super) const fn segments(&self) -> &BTreeMap<SegmentId, SegmentState> {
+        &self.segments
+    }
+
+    /// Bytes of all segments, as last looked at.
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.bytes).sum()
+    }
+
+    /// Makes room for `records` more.
+    pub(super) fn reserve(&mut self, records: usize) {
+        self.slots.reserve(records);
+    }
+
+    /// Whether a record of this kind is known under `key`.
+    pub(super) fn contains(&self, key: &Key, kind: Kind) -> bool {
+        self.slots.get(key).is_some_and(|slot| slot.kind == kind)
+    }
+
+    /// Where the record lies; counts as a use of it.
+    pub(super) fn find(&mut self, key: &Key, kind: Kind) -> Option<Location> {
+        let slot = self.slots.get_mut(key).filter(|slot| slot.kind == kind)?;
+        slot.hits = (slot.hits + 1).min(HITS_MAX);
+        Some(slot.location())
+    }
+
+    /// Where the record lies; does not count as a use.
+    pub(super) fn peek(&self, key: &Key, kind: Kind) -> Option<Location> {
+        self.slots.get(key).filter(|slot| slot.kind == kind).map(Slot::location)
+    }
+
+    /// Takes in records of `segment` and what is known of its file. Where a key is known already the younger segment
+    /// wins, since it is evicted later; its uses stay counted.
+    pub(super) fn extend(
+        &mut self,
+        segment: SegmentId,
+        entries: &[Entry],
+        bytes: u64,
+        end: u32,
+        sealed: bool,
+    ) {
+        let state = self.segments.entry(segment).or_default();
+        (state.bytes, state.end, state.sealed) = (bytes, end, sealed);
+        state.keys.reserve(entries.len());
+        for entry in entries {
+            let hits = match self.slots.get(&entry.key) {
+                Some(old) if old.segment > segment => continue,
+                Some(old) => old.hits,
+                None => 0,
+            };
+            let Entry { key, kind, offset, len } = *entry;
+            self.slots.insert(key, Slot { segment, offset, len, kind, hits });
+            state.keys.push(key);
+        }
+    }
+
+    /// One use less for `key`: the price of having been spared.
+    pub(super) fn spend_hit(&mut self, key: &Key) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.hits = slot.hits.saturating_sub(1);
+        }
+    }
+
+    /// Forgets the record, if it still lies at `location`.
+    pub(super) fn remove_at(&mut self, key: &Key, location: Location) -> bool {
+        let there = self.slots.get(key).is_some_and(|slot| slot.location() == location);
+        if there {
+            self.slots.remove(key);
+        }
+        there
+    }
+
+    /// Forgets a segment and every record that lies in it. Returns its size in bytes, when last looked at.
+    pub(super) fn remove_segment(&mut self, segment: SegmentId) -> Option<u64> {
+        let state = self.segments.remove(&segment)?;
+        for key in &state.keys {
+            if self.slots.get(key).is_some_and(|slot| slot.segment == segment) {
+                self.slots.remove(key);
+            }
+        }
+        Some(state.bytes)
+    }
+
+    /// Where `segment` stands in the queue for eviction.
+    pub(super) fn rank(&self, segment: SegmentId) -> Rank {
+        let spared = self.segments.get(&segment).and_then(|state| state.spared);
+        spared.unwrap_or(Rank { before: segment, turn: u64::MAX })
+    }
+
+    /// Puts `segment` at the end of the queue for eviction as if it were written anew; each of its records pays a use.
+    pub(super) fn spare(&mut self, segment: SegmentId) {
+        for candidate in self.candidates(segment) {
+            self.spend_hit(&candidate.entry.key);
+        }
+        self.spared += 1;
+        let before = self.segments.keys().next_back().copied().unwrap_or(segment);
+        if let Some(state) = self.segments.get_mut(&segment) {
+            state.spared = Some(Rank { before, turn: self.spared });
+        }
+    }
+
+    /// The records of `segment` that were used since they were written, in the order in which they lie.
+    pub(super) fn candidates(&self, segment: SegmentId) -> Vec<Candidate> {
+        let keys = self.segments.get(&segment).map_or(&[][..], |state| &state.keys);
+        let used = keys.iter().filter_map(|key| {
+            let slot = self.slots.get(key).filter(|slot| slot.segment == segment && slot.hits > 0)?;
+            let entry = Entry { key: *key, kind: slot.kind, offset: slot.offset, len: slot.len };
+            Some(Candidate { segment, entry, hits: slot.hits })
+        });
+        let mut used: Vec<Candidate> = used.collect();
+        // A key that was written twice into one segment is listed twice and lies in one place.
+        used.sort_unstable_by_key(|candidate| candidate.entry.offset);
+        used.dedup_by_key(|candidate| candidate.entry.offset);
+        used
+    }
+
+    /// Every record with its place, in the order in which they lie on disk.
+    pub(super) fn all(&self) -> Vec<(Key, Kind, Location)> {
+        let mut all: Vec<_> =
+            self.slots.iter().map(|(key, slot)| (*key, slot.kind, slot.location())).collect();
+        all.sort_unstable_by_key(|(_, _, at)| (at.segment, at.offset));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Extend { segment: u64, key: u8, manifest: bool },
+        Find { key: u8, manifest: bool },
+        RemoveAt { key: u8 },
+        RemoveSegment { segment: u64 },
+        Spend { key: u8 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..5u64, 0..12u8, any::<bool>())
+                .prop_map(|(segment, key, manifest)| Step::Extend { segment, key, manifest }),
+            3 => (0..12u8, any::<bool>()).prop_map(|(key, manifest)| Step::Find { key, manifest }),
+            1 => (0..12u8).prop_map(|key| Step::RemoveAt { key }),
+            1 => (0..5u64).prop_map(|segment| Step::RemoveSegment { segment }),
+            1 => (0..12u8).prop_map(|key| Step::Spend { key }),
+        ]
+    }
+
+    fn kind(manifest: bool) -> Kind {
+        if manifest { Kind::Manifest } else { Kind::Chunk }
+    }
+
+    /// A list of what lies where: (entry, segment, hits). Everything is found by looking at all of it.
+    type Twin = Vec<(Entry, u64, u8)>;
+
+    fn apply_to_twin(twin: &mut Twin, step: &Step, offset: u32) {
+        match *step {
+            Step::Extend { segment, key, manifest } => {
+                let entry = Entry { key: [key; 32], kind: kind(manifest), offset, len: 9 };
+                let old = twin.iter().position(|(known, ..)| known.key == entry.key);
+                let old = old.map(|at| twin.remove(at));
+                twin.push(match old {
+                    Some(old) if old.1 > segment => old,
+                    Some(old) => (entry, segment, old.2),
+                    None => (entry, segment, 0),
+                });
+            }
+            Step::Find { key, manifest } => {
+                let wanted = |known: &Entry| known.key == [key; 32] && known.kind == kind(manifest);
+                let found = twin.iter_mut().filter(|(known, ..)| wanted(known));
+                found.for_each(|(.., hits)| *hits = (*hits + 1).min(HITS_MAX));
+            }
+            Step::RemoveAt { key } => twin.retain(|(known, ..)| known.key != [key; 32]),
+            Step::RemoveSegment { segment } => twin.retain(|(_, at, _)| *at != segment),
+            Step::Spend { key } => {
+                let found = twin.iter_mut().filter(|(known, ..)| known.key == [key; 32]);
+                found.for_each(|(.., hits)| *hits = hits.saturating_sub(1));
+            }
+        }
+    }
+
+    fn apply(index: &mut Index, step: &Step, offset: u32) {
+        match *step {
+            Step::Extend { segment, key, manifest } => {
+                let entry = Entry { key: [key; 32], kind: kind(manifest), offset, len: 9 };
+                index.extend(segment, &[entry], u64::from(offset), offset, false);
+            }
+            Step::Find { key, manifest } => drop(index.find(&[key; 32], kind(manifest))),
+            Step::RemoveAt { key } => {
+                if let Some((key, _, at)) = index.all().into_iter().find(|(known, ..)| *known == [key; 32]) {
+                    assert!(!index.remove_at(&key, Location { len: at.len + 1, ..at }));
+                    assert!(index.remove_at(&key, at));
+                }
+            }
+            Step::RemoveSegment { segment } => drop(index.remove_segment(segment)),
+            Step::Spend { key } => index.spend_hit(&[key; 32]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_list(steps in prop::collection::vec(step(), 1..80)) {
+            let (mut index, mut twin) = (Index::default(), Twin::new());
+            for (i, step) in steps.iter().enumerate() {
+                let offset = (i as u32 + 1) * 64;
+                apply(&mut index, step, offset);
+                apply_to_twin(&mut twin, step, offset);
+                prop_assert_eq!(index.len(), twin.len());
+                for (entry, segment, _) in &twin {
+                    let at = Location { segment: *segment, offset: entry.offset, len: entry.len };
+                    prop_assert_eq!(index.peek(&entry.key, entry.kind), Some(at));
+                }
+                for segment in 0..5 {
+                    let mut used: Vec<Candidate> = twin
+                        .iter()
+                        .filter(|(_, at, hits)| *at == segment && *hits > 0)
+                        .map(|&(entry, _, hits)| Candidate { segment, entry, hits })
+                        .collect();
+                    used.sort_by_key(|candidate| candidate.entry.offset);
+                    prop_assert_eq!(index.candidates(segment), used);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_of_the_other_kind_is_not_found() {
+        let mut index = Index::default();
+        let entry = Entry { key: [1; 32], kind: Kind::Manifest, offset: 64, len: 5 };
+        index.extend(1, &[entry], 200, 200, true);
+        assert_eq!(index.find(&[1; 32], Kind::Chunk), None);
+        assert!(index.contains(&[1; 32], Kind::Manifest));
+        assert_eq!(index.bytes(), 200);
+        assert_eq!(index.remove_segment(1), Some(200));
+        assert_eq!((index.len(), index.bytes()), (0, 0));
+    }
+}

@@ -1,0 +1,389 @@
+//! Between those who insert and the one thread that writes: bounded in bytes, and readable, so that what waits is found.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::manifest::ManifestPage;
+use super::record::{Key, Kind};
+use crate::chunk::VerifiedChunk;
+
+/// Most bytes of chunks that wait to be written: at 1 GB/s this covers a disk that stalls for 16 ms, and it is what an
+/// insert costs in memory at worst. Beyond it inserts are dropped: the cache may forget, the reader must not wait.
+pub(super) const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Manifest pages may go beyond by this many bytes: a page of 8 KiB saves the transfer of 64 MiB.
+const MANIFEST_EXTRA_BYTES: usize = 4 * 1024 * 1024;
+
+/// What an item costs beside its payload, in bytes; bounds the number of empty ones.
+const ITEM_BYTES: usize = 256;
+
+/// Most bytes taken by the writer at once: few enough to make room again soon, enough to write in large pieces.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What a record is made of.
+#[derive(Debug, Clone)]
+pub(super) enum Payload {
+    /// A chunk.
+    Chunk(VerifiedChunk),
+    /// A page; joined with what the disk has of it before it is written.
+    Manifest(Arc<ManifestPage>),
+}
+
+/// A record to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    /// What it is found by.
+    pub(super) key: Key,
+    /// What it is made of.
+    pub(super) payload: Payload,
+}
+
+impl Item {
+    fn cost_bytes(&self) -> usize {
+        ITEM_BYTES
+            + match &self.payload {
+                Payload::Chunk(chunk) => chunk.bytes().len(),
+                Payload::Manifest(page) => page.encoded_bytes(),
+            }
+    }
+
+    fn limit_bytes(&self) -> usize {
+        match self.payload {
+            Payload::Chunk(_) => QUEUE_BYTES_MAX,
+            Payload::Manifest(_) => QUEUE_BYTES_MAX + MANIFEST_EXTRA_BYTES,
+        }
+    }
+
+    /// What it is.
+    pub(super) fn kind(&self) -> Kind {
+        match self.payload {
+            Payload::Chunk(_) => Kind::Chunk,
+            Payload::Manifest(_) => Kind::Manifest,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        match (&self.payload, &other.payload) {
+            (Payload::Chunk(_), Payload::Chunk(_)) => true,
+            (Payload::Manifest(ours), Payload::Manifest(theirs)) => Arc::ptr_eq(ours, theirs),
+            _ => false,
+        }
+    }
+}
+
+/// What became of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// It will be written.
+    Accepted,
+    /// It waits already.
+    Duplicate,
+    /// There was no room, or nobody writes any more.
+    Refused,
+}
+
+/// What the writer is to do next.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Write these, then call [`Queue::written`].
+    Write(Vec<Item>),
+    /// Look what other processes did, then call [`Queue::refreshed`].
+    Refresh,
+    /// Nothing came in time.
+    Idle,
+    /// Come to an end.
+    Stop,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    items: VecDeque<Item>,
+    /// What waits or is being written at this moment.
+    pending: HashMap<Key, Item>,
+    bytes: usize,
+    in_flight_bytes: usize,
+    stopped: bool,
+    writer_gone: bool,
+    refresh: Refresh,
+}
+
+/// When the writer looks what other processes did.
+#[derive(Debug, Default)]
+struct Refresh {
+    wanted: bool,
+    runs: bool,
+    earliest: Option<Instant>,
+    done: u64,
+}
+
+impl State {
+    fn take_batch(&mut self) -> Vec<Item> {
+        let mut batch = Vec::new();
+        while let Some(item) = self.items.front()
+            && (batch.is_empty() || self.in_flight_bytes + item.cost_bytes() <= BATCH_BYTES_MAX)
+        {
+            self.in_flight_bytes += item.cost_bytes();
+            batch.extend(self.items.pop_front());
+        }
+        batch
+    }
+
+    fn refresh_due(&self, now: Instant) -> bool {
+        self.refresh.wanted && self.refresh.earliest.is_none_or(|earliest| earliest <= now)
+    }
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    for_writer: Condvar,
+    for_waiters: Condvar,
+}
+
+impl Queue {
+    /// Queues `item`, unless there is no room for it. Never waits.
+    pub(super) fn push(&self, item: Item) -> Pushed {
+        let mut state = self.state();
+        if state.pending.get(&item.key).is_some_and(|waiting| waiting.is(&item)) {
+            return Pushed::Duplicate;
+        }
+        let cost = item.cost_bytes();
+        if state.stopped || state.bytes + cost > item.limit_bytes() {
+            return Pushed::Refused;
+        }
+        state.bytes += cost;
+        state.pending.insert(item.key, item.clone());
+        state.items.push_back(item);
+        self.for_writer.notify_one();
+        Pushed::Accepted
+    }
+
+    /// What waits under `key`.
+    pub(super) fn get(&self, key: &Key, kind: Kind) -> Option<Payload> {
+        let state = self.state();
+        state.pending.get(key).filter(|item| item.kind() == kind).map(|item| item.payload.clone())
+    }
+
+    /// The next thing to do; waits at most `patience` for it. For the writer.
+    pub(super) fn next(&self, patience: Duration) -> Task {
+        let deadline = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            let now = Instant::now();
+            if state.refresh_due(now) {
+                (state.refresh.wanted, state.refresh.runs) = (false, true);
+                return Task::Refresh;
+            }
+            if !state.items.is_empty() {
+                return Task::Write(state.take_batch());
+            }
+            if state.stopped {
+                return Task::Stop;
+            }
+            let until =
+                state.refresh.earliest.filter(|_| state.refresh.wanted).unwrap_or(deadline).min(deadline);
+            if now >= deadline {
+                return Task::Idle;
+            }
+            let wait = until.saturating_duration_since(now);
+            state = self.for_writer.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Takes note that a batch was written, or given up.
+    pub(super) fn written(&self, batch: &[Item]) {
+        let mut state = self.state();
+        for item in batch {
+            if state.pending.get(&item.key).is_some_and(|waiting| waiting.is(item)) {
+                state.pending.remove(&item.key);
+            }
+        }
+        state.bytes -= state.in_flight_bytes;
+        state.in_flight_bytes = 0;
+        self.for_waiters.notify_all();
+    }
+
+    /// Asks the writer to look what other processes did, when it is time.
+    pub(super) fn want_refresh(&self) {
+        let mut state = self.state();
+        if !state.refresh.wanted {
+            state.refresh.wanted = true;
+            self.for_writer.notify_one();
+        }
+    }
+
+    /// Takes note that a refresh was done, and when the next one may be.
+    pub(super) fn refreshed(&self, earliest_next: Instant) {
+        let mut state = self.state();
+        (state.refresh.runs, state.refresh.earliest) = (false, Some(earliest_next));
+        state.refresh.done += 1;
+        self.for_waiters.notify_all();
+    }
+
+    /// Has the writer look at once what other processes did. Returns whether that was done before `deadline`.
+    pub(super) fn refresh_now(&self, deadline: Instant) -> bool {
+        let mut state = self.state();
+        // One that runs at this moment may have looked too early: the next one counts.
+        let wanted = state.refresh.done + 1 + u64::from(state.refresh.runs);
+        while state.refresh.done < wanted && !state.writer_gone {
+            (state.refresh.wanted, state.refresh.earliest) = (true, None);
+            self.for_writer.notify_one();
+            match self.wait(state, deadline) {
+                (back, true) => state = back,
+                (..) => return false,
+            }
+        }
+        state.refresh.done >= wanted
+    }
+
+    /// Waits until everything queued before is written. Returns whether that was so before `deadline`.
+    pub(super) fn drain(&self, deadline: Instant) -> bool {
+        let mut state = self.state();
+        while state.bytes > 0 && !state.writer_gone {
+            match self.wait(state, deadline) {
+                (back, true) => state = back,
+                (..) => return false,
+            }
+        }
+        state.bytes == 0
+    }
+
+    /// Lets the writer write what waits and come to an end. Returns whether it did before `deadline`.
+    pub(super) fn stop(&self, deadline: Instant) -> bool {
+        let mut state = self.state();
+        state.stopped = true;
+        self.for_writer.notify_one();
+        while !state.writer_gone {
+            match self.wait(state, deadline) {
+                (back, true) => state = back,
+                (..) => return false,
+            }
+        }
+        true
+    }
+
+    /// Takes note that nobody writes any more: from now on nobody waits either. For the writer.
+    pub(super) fn writer_left(&self) {
+        let mut state = self.state();
+        (state.stopped, state.writer_gone) = (true, true);
+        self.for_waiters.notify_all();
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Instant) -> (MutexGuard<'a, State>, bool) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return (state, false);
+        }
+        let (state, _) = self.for_waiters.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        (state, true)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::chunk::ChunkHash;
+
+    fn chunk(number: u32, len: usize) -> Item {
+        let mut bytes = vec![0; len.max(4)];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        let chunk = VerifiedChunk::compute(Bytes::from(bytes));
+        Item { key: *chunk.hash().as_bytes(), payload: Payload::Chunk(chunk) }
+    }
+
+    fn page(byte: u8) -> Item {
+        let mut page = ManifestPage::default();
+        page.set(0, ChunkHash::from_bytes([byte; 32]));
+        Item { key: [1; 32], payload: Payload::Manifest(Arc::new(page)) }
+    }
+
+    fn take(queue: &Queue) -> Vec<Item> {
+        match queue.next(Duration::ZERO) {
+            Task::Write(batch) => batch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_full_queue_refuses_chunks_first_and_pages_later() {
+        let queue = Queue::default();
+        let accepted = (0..1000).take_while(|&n| queue.push(chunk(n, 65_536)) == Pushed::Accepted).count();
+        assert_eq!(accepted, QUEUE_BYTES_MAX / (65_536 + ITEM_BYTES));
+        assert_eq!(queue.push(page(1)), Pushed::Accepted);
+        let mut batches = 0;
+        while queue.state().bytes > 0 {
+            let batch = take(&queue);
+            assert!(batch.iter().map(Item::cost_bytes).sum::<usize>() <= BATCH_BYTES_MAX);
+            queue.written(&batch);
+            batches += 1;
+        }
+        assert!(batches >= 4);
+        assert!(queue.state().pending.is_empty());
+        assert!(matches!(queue.next(Duration::ZERO), Task::Idle));
+    }
+
+    #[test]
+    fn what_waits_is_found_until_it_is_written_and_queued_once() {
+        let queue = Queue::default();
+        let item = chunk(1, 100);
+        assert_eq!(queue.push(item.clone()), Pushed::Accepted);
+        assert_eq!(queue.push(item.clone()), Pushed::Duplicate);
+        let batch = take(&queue);
+        assert_eq!(queue.push(item.clone()), Pushed::Duplicate);
+        assert!(queue.get(&item.key, Kind::Chunk).is_some());
+        assert!(queue.get(&item.key, Kind::Manifest).is_none());
+        queue.written(&batch);
+        assert!(queue.get(&item.key, Kind::Chunk).is_none());
+        assert!(queue.drain(Instant::now()));
+    }
+
+    #[test]
+    fn a_grown_page_waits_on_while_the_older_one_is_written() {
+        let queue = Queue::default();
+        queue.push(page(1));
+        let batch = take(&queue);
+        assert_eq!(queue.push(page(2)), Pushed::Accepted);
+        queue.written(&batch);
+        match queue.get(&[1; 32], Kind::Manifest) {
+            Some(Payload::Manifest(page)) => {
+                assert_eq!(page.get(0), Some(ChunkHash::from_bytes([2; 32])));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn refreshes_keep_their_distance_unless_asked_for_at_once() {
+        let queue = Queue::default();
+        queue.want_refresh();
+        assert!(matches!(queue.next(Duration::ZERO), Task::Refresh));
+        queue.refreshed(Instant::now() + Duration::from_secs(3600));
+        queue.want_refresh();
+        assert!(matches!(queue.next(Duration::ZERO), Task::Idle));
+        assert!(!queue.refresh_now(Instant::now()));
+        assert!(matches!(queue.next(Duration::ZERO), Task::Refresh));
+    }
+
+    #[test]
+    fn a_stopped_queue_is_emptied_and_takes_nothing() {
+        let queue = Queue::default();
+        queue.push(chunk(1, 10));
+        assert!(!queue.stop(Instant::now()));
+        assert_eq!(queue.push(chunk(2, 10)), Pushed::Refused);
+        assert!(!queue.drain(Instant::now()));
+        let batch = take(&queue);
+        queue.written(&batch);
+        assert!(matches!(queue.next(Duration::from_secs(3600)), Task::Stop));
+        queue.writer_left();
+        assert!(queue.stop(Instant::now()));
+        assert!(!queue.refresh_now(Instant::now() + Duration::from_secs(3600)));
+    }
+}

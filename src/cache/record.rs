@@ -1,0 +1,349 @@
+//! (P) The bytes of a segment file: its header, its records, its footer. Encoding and bounded decoding, no I/O.
+//!
+//! ```text
+//! segment  = header(64) record* [footer]
+//! record   = header(64) payload padding to a multiple of 64
+//! footer   = entry(44)* trailer(32), only in sealed segments, ends the file
+//! ```
+//!
+//! All numbers are little-endian. Every header and footer carries a keyed checksum. The key is random, belongs to this
+//! cache directory and never leaves it: payloads come from other machines, and one of them could hold bytes that look
+//! like a record or a footer. After a crash such bytes may lie where a header is expected; without the key they
+//! convince nobody. Payloads are not covered: chunks prove themselves, manifest pages carry a checksum of their own.
+//!
+//! Records start at multiples of 64 bytes, not of 4096: reading 256 KiB out of the page cache was as fast from either
+//! (6.3-9.3 against 5.8-8.4 GB/s), and pages would waste 1.5 % on full chunks and up to half on small files.
+
+use std::fmt;
+
+use data_encoding::HEXLOWER_PERMISSIVE as HEX;
+
+use crate::chunk::CHUNK_BYTES;
+
+/// What records are found by: the BLAKE3 hash of a chunk, or the derived key of a manifest page. 32 bytes.
+pub(super) type Key = [u8; 32];
+
+/// Number of a segment; higher is younger.
+pub(super) type SegmentId = u64;
+
+/// Size of the header of a segment, and of a record, in bytes; also what records are aligned to.
+pub(super) const HEADER_BYTES: u32 = 64;
+
+/// Largest payload of a record in bytes: a full chunk. Manifest pages are smaller.
+pub(super) const PAYLOAD_BYTES_MAX: u32 = CHUNK_BYTES as u32;
+
+/// Size of the trailer that ends a footer, in bytes.
+pub(super) const TRAILER_BYTES: u32 = 32;
+
+const ENTRY_BYTES: u32 = 44;
+const MAC_BYTES: usize = 16;
+const RECORD_MAGIC: &[u8; 4] = b"WHrc";
+const SEGMENT_MAGIC: &[u8; 8] = b"WHsegm01";
+const FOOTER_MAGIC: &[u8; 8] = b"WHfoot01";
+
+/// What a keyed checksum vouches for; keeps one kind from passing as another.
+#[derive(Clone, Copy)]
+pub(super) enum Covers {
+    /// The header of a segment.
+    Segment = 1,
+    /// The header of a record.
+    Record = 2,
+    /// A footer.
+    Footer = 3,
+    /// The payload of a manifest page.
+    Page = 4,
+}
+
+/// What a record holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// The plain bytes of a chunk.
+    Chunk = 1,
+    /// A page of a manifest, see `manifest.rs`.
+    Manifest = 2,
+}
+
+impl Kind {
+    fn decode(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Chunk),
+            2 => Some(Self::Manifest),
+            _ => None,
+        }
+    }
+}
+
+/// One record of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// What it is found by.
+    pub(super) key: Key,
+    /// What it holds.
+    pub(super) kind: Kind,
+    /// Where its header starts in the segment, in bytes.
+    pub(super) offset: u32,
+    /// Size of its payload in bytes.
+    pub(super) len: u32,
+}
+
+impl Entry {
+    /// Where the record behind it starts, in bytes.
+    pub(super) const fn end(&self) -> u64 {
+        self.offset as u64 + record_bytes(self.len)
+    }
+}
+
+/// Size of a record with `payload_len` bytes of payload, with header and padding.
+pub(super) const fn record_bytes(payload_len: u32) -> u64 {
+    HEADER_BYTES as u64 + (payload_len as u64).next_multiple_of(HEADER_BYTES as u64)
+}
+
+/// What a record costs in a segment: with its entry in the footer.
+pub(super) const fn stored_bytes(payload_len: u32) -> u64 {
+    record_bytes(payload_len) + ENTRY_BYTES as u64
+}
+
+/// Size of a footer over `entries` records.
+pub(super) const fn footer_bytes(entries: usize) -> u64 {
+    entries as u64 * ENTRY_BYTES as u64 + TRAILER_BYTES as u64
+}
+
+/// Where the footer of a segment lies, and how many records it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Trailer {
+    /// Offset of the footer in the segment: the end of its records.
+    pub(super) footer_offset: u32,
+    count: u32,
+}
+
+/// The key of the checksums of one cache directory.
+#[derive(Clone)]
+pub(super) struct Secret([u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl Secret {
+    /// Takes 32 random bytes.
+    pub(super) const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Reads what [`Secret::to_hex`] wrote.
+    pub(super) fn from_hex(text: &str) -> Option<Self> {
+        HEX.decode(text.as_bytes()).ok()?.try_into().ok().map(Self)
+    }
+
+    /// The key as 64 hexadecimal digits.
+    pub(super) fn to_hex(&self) -> String {
+        HEX.encode(&self.0)
+    }
+
+    /// The checksum of `parts`, one behind the other.
+    pub(super) fn mac(&self, covers: Covers, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&[covers as u8]);
+        for part in parts {
+            hasher.update(part);
+        }
+        let mut mac = [0; MAC_BYTES];
+        mac.copy_from_slice(&hasher.finalize().as_bytes()[..MAC_BYTES]);
+        mac
+    }
+
+    /// The header of segment `id`.
+    pub(super) fn encode_segment(&self, id: SegmentId) -> [u8; HEADER_BYTES as usize] {
+        let mut header = [0; HEADER_BYTES as usize];
+        header[..8].copy_from_slice(SEGMENT_MAGIC);
+        header[8..16].copy_from_slice(&id.to_le_bytes());
+        self.finish_header(Covers::Segment, header)
+    }
+
+    /// Whether `header` is that of segment `id` of this cache.
+    pub(super) fn is_segment(&self, id: SegmentId, header: &[u8]) -> bool {
+        header == self.encode_segment(id)
+    }
+
+    /// The header of a record.
+    pub(super) fn encode_record(&self, kind: Kind, key: &Key, len: u32) -> [u8; HEADER_BYTES as usize] {
+        let mut header = [0; HEADER_BYTES as usize];
+        header[..4].copy_from_slice(RECORD_MAGIC);
+        header[4] = kind as u8;
+        header[8..12].copy_from_slice(&len.to_le_bytes());
+        header[16..48].copy_from_slice(key);
+        self.finish_header(Covers::Record, header)
+    }
+
+    /// The record whose header was found at `offset`; `None` when it is not a header of this cache.
+    pub(super) fn decode_record(&self, offset: u32, header: &[u8; HEADER_BYTES as usize]) -> Option<Entry> {
+        let kind = Kind::decode(header[4])?;
+        let len = u32_at(header, 8)?;
+        let key: Key = header[16..48].try_into().ok()?;
+        let sound = len <= PAYLOAD_BYTES_MAX && *header == self.encode_record(kind, &key, len);
+        sound.then_some(Entry { key, kind, offset, len })
+    }
+
+    /// The footer of segment `id`, whose records end at `footer_offset`.
+    pub(super) fn encode_footer(&self, id: SegmentId, footer_offset: u32, entries: &[Entry]) -> Vec<u8> {
+        let mut footer = Vec::with_capacity(footer_bytes(entries.len()) as usize);
+        for entry in entries {
+            footer.extend_from_slice(&entry.key);
+            footer.extend_from_slice(&entry.offset.to_le_bytes());
+            footer.extend_from_slice(&entry.len.to_le_bytes());
+            footer.extend_from_slice(&[entry.kind as u8, 0, 0, 0]);
+        }
+        let trailer_start = footer.len();
+        footer.extend_from_slice(FOOTER_MAGIC);
+        footer.extend_from_slice(&footer_offset.to_le_bytes());
+        footer.extend_from_slice(&(entries.len() as u32).to_le_bytes());
+        let mac = self.footer_mac(id, &footer[..trailer_start], &footer[trailer_start..]);
+        footer.extend_from_slice(&mac);
+        footer
+    }
+
+    /// The records of segment `id`, from the whole `footer` that `trailer` announced. `None` when anything is wrong.
+    pub(super) fn decode_footer(&self, id: SegmentId, trailer: Trailer, footer: &[u8]) -> Option<Vec<Entry>> {
+        if footer.len() as u64 != footer_bytes(trailer.count as usize) {
+            return None;
+        }
+        let (entries, end) = footer.split_at(footer.len() - TRAILER_BYTES as usize);
+        let (fields, mac) = end.split_at(16);
+        if mac != self.footer_mac(id, entries, fields) {
+            return None;
+        }
+        entries
+            .chunks_exact(ENTRY_BYTES as usize)
+            .map(|bytes| decode_entry(bytes, trailer.footer_offset))
+            .collect()
+    }
+
+    fn footer_mac(&self, id: SegmentId, entries: &[u8], fields: &[u8]) -> [u8; MAC_BYTES] {
+        self.mac(Covers::Footer, &[&id.to_le_bytes(), entries, fields])
+    }
+
+    fn finish_header(
+        &self,
+        covers: Covers,
+        mut header: [u8; HEADER_BYTES as usize],
+    ) -> [u8; HEADER_BYTES as usize] {
+        let mac = self.mac(covers, &[&header[..48]]);
+        header[48..].copy_from_slice(&mac);
+        header
+    }
+}
+
+/// Where the footer lies in a segment of `file_bytes`, from the last [`TRAILER_BYTES`] of it. Its checksum is proved by
+/// [`Secret::decode_footer`]; until then this bounds what is read.
+pub(super) fn decode_trailer(file_bytes: u64, trailer: &[u8]) -> Option<Trailer> {
+    if trailer.len() != TRAILER_BYTES as usize || trailer[..8] != *FOOTER_MAGIC {
+        return None;
+    }
+    let (footer_offset, count) = (u32_at(trailer, 8)?, u32_at(trailer, 12)?);
+    let fits = u64::from(footer_offset) + footer_bytes(count as usize) == file_bytes;
+    (fits && footer_offset >= HEADER_BYTES).then_some(Trailer { footer_offset, count })
+}
+
+fn decode_entry(bytes: &[u8], records_end: u32) -> Option<Entry> {
+    let key = bytes[..32].try_into().ok()?;
+    let (offset, len) = (u32_at(bytes, 32)?, u32_at(bytes, 36)?);
+    let entry = Entry { key, kind: Kind::decode(bytes[40])?, offset, len };
+    let aligned = offset >= HEADER_BYTES && offset.is_multiple_of(HEADER_BYTES);
+    let inside = len <= PAYLOAD_BYTES_MAX && entry.end() <= u64::from(records_end);
+    (aligned && inside).then_some(entry)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secret() -> Secret {
+        Secret::new([7; 32])
+    }
+
+    fn entries(lens: &[u32]) -> (Vec<Entry>, u32) {
+        let mut offset = HEADER_BYTES;
+        let list = lens.iter().enumerate().map(|(i, &len)| {
+            let kind = if i % 3 == 0 { Kind::Manifest } else { Kind::Chunk };
+            let entry = Entry { key: [i as u8; 32], kind, offset, len };
+            offset = entry.end() as u32;
+            entry
+        });
+        (list.collect(), offset)
+    }
+
+    proptest! {
+        #[test]
+        fn footers_come_back_and_a_flipped_bit_is_refused(
+            lens in prop::collection::vec(0..=PAYLOAD_BYTES_MAX, 0..20), id: u64, at: prop::sample::Index, bit in 0..8,
+        ) {
+            let (entries, end) = entries(&lens);
+            let mut footer = secret().encode_footer(id, end, &entries);
+            let file_bytes = u64::from(end) + footer.len() as u64;
+            let open = |footer: &[u8]| {
+                let trailer = decode_trailer(file_bytes, &footer[footer.len() - TRAILER_BYTES as usize..])?;
+                secret().decode_footer(id, trailer, footer)
+            };
+            prop_assert_eq!(footer.len() as u64, footer_bytes(entries.len()));
+            prop_assert_eq!(open(&footer), Some(entries));
+            let at = at.index(footer.len());
+            footer[at] ^= 1u8 << bit;
+            prop_assert_eq!(open(&footer), None);
+        }
+
+        #[test]
+        fn record_headers_come_back_and_a_flipped_bit_is_refused(
+            key: [u8; 32], len in 0..=PAYLOAD_BYTES_MAX, at in 0..64usize, bit in 0..8,
+        ) {
+            let mut header = secret().encode_record(Kind::Chunk, &key, len);
+            let entry = Entry { key, kind: Kind::Chunk, offset: 64, len };
+            prop_assert_eq!(secret().decode_record(64, &header), Some(entry));
+            header[at] ^= 1u8 << bit;
+            prop_assert_eq!(secret().decode_record(64, &header), None);
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_without_a_crash(bytes in prop::collection::vec(any::<u8>(), 0..200), size: u64) {
+            prop_assert_eq!(decode_trailer(size, &bytes), None);
+            let trailer = Trailer { footer_offset: 64, count: 2 };
+            prop_assert_eq!(secret().decode_footer(1, trailer, &bytes), None);
+        }
+    }
+
+    #[test]
+    fn another_key_or_another_segment_is_refused() {
+        let (entries, end) = entries(&[100, 5000]);
+        let footer = secret().encode_footer(3, end, &entries);
+        let trailer =
+            decode_trailer(u64::from(end) + footer.len() as u64, &footer[footer.len() - 32..]).unwrap();
+        assert!(secret().decode_footer(3, trailer, &footer).is_some());
+        assert!(secret().decode_footer(4, trailer, &footer).is_none());
+        assert!(Secret::new([8; 32]).decode_footer(3, trailer, &footer).is_none());
+        assert!(secret().is_segment(3, &secret().encode_segment(3)));
+        assert!(!secret().is_segment(4, &secret().encode_segment(3)));
+    }
+
+    #[test]
+    fn an_entry_that_reaches_past_the_records_is_refused() {
+        let (mut entries, end) = entries(&[100, 5000]);
+        entries[1].len += 64;
+        let footer = secret().encode_footer(3, end, &entries);
+        let trailer =
+            decode_trailer(u64::from(end) + footer.len() as u64, &footer[footer.len() - 32..]).unwrap();
+        assert_eq!(secret().decode_footer(3, trailer, &footer), None);
+    }
+
+    #[test]
+    fn the_secret_survives_its_text_form() {
+        assert_eq!(Secret::from_hex(&secret().to_hex()).unwrap().0, secret().0);
+        assert!(Secret::from_hex("07").is_none());
+    }
+}

@@ -1,0 +1,86 @@
+//! Making room: evicting segments until what is about to be written keeps within the limits.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use tracing::debug;
+
+use super::directory::DirectoryLock;
+use super::eviction::{Limits, Listed, choose, missing_space};
+use super::index::Candidate;
+use super::record::SegmentId;
+use super::shared::{Counters, Shared};
+
+/// What making room came to.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// Whether there is room now.
+    pub(super) enough: bool,
+    /// The segments that are gone from the directory; their files are still open, their records still in the index.
+    pub(super) dying: Vec<SegmentId>,
+    /// Their records that were used.
+    pub(super) used: Vec<Candidate>,
+}
+
+impl Shared {
+    /// The limits when `grow_bytes` are about to be added.
+    pub(super) fn limits(&self, grow_bytes: u64) -> io::Result<Limits> {
+        let (available, total) = self.directory.space()?;
+        Ok(Limits {
+            size_bytes: self.bounds.size_bytes,
+            segment_bytes: u64::from(self.bounds.segment_bytes),
+            grow_bytes,
+            missing_bytes: missing_space(available, total, self.bounds.min_free_ratio, grow_bytes),
+        })
+    }
+
+    /// Evicts until `grow_bytes` can be added. `listed` is what the directory holds, and is known to the index.
+    pub(super) fn make_room(
+        &self,
+        lock: &DirectoryLock,
+        listed: &[Listed],
+        grow_bytes: u64,
+    ) -> io::Result<Room> {
+        let limits = self.limits(grow_bytes)?;
+        let mut protected = BTreeSet::new();
+        loop {
+            let plan = choose(&mut self.index(), listed, &protected, &limits);
+            let victims = listed.iter().filter(|segment| plan.victims.contains(&segment.id));
+            let busy: Vec<SegmentId> =
+                victims.filter(|one| one.open && self.is_busy(one.id)).map(|one| one.id).collect();
+            if busy.is_empty() {
+                return self.evict(lock, listed, &plan.victims, plan.enough);
+            }
+            // Each turn protects at least one more, so this ends.
+            protected.extend(busy);
+        }
+    }
+
+    /// Whether a process appends to `segment`.
+    fn is_busy(&self, segment: SegmentId) -> bool {
+        !matches!(self.directory.claim_segment(segment, true), Ok(Some(_)))
+    }
+
+    fn evict(
+        &self,
+        lock: &DirectoryLock,
+        listed: &[Listed],
+        victims: &[SegmentId],
+        enough: bool,
+    ) -> io::Result<Room> {
+        let mut room = Room { enough, dying: Vec::new(), used: Vec::new() };
+        for segment in listed.iter().filter(|segment| victims.contains(&segment.id)) {
+            let used = self.index().candidates(segment.id);
+            if !used.is_empty() {
+                // Kept open, so that what moves on can be read after the name is gone.
+                let _ = self.file(segment.id);
+            }
+            self.directory.remove_segment(lock, segment.id)?;
+            debug!("evicted segment {:016x}, {} bytes", segment.id, segment.bytes);
+            Counters::add(&self.counters.evicted_bytes, segment.bytes);
+            room.dying.push(segment.id);
+            room.used.extend(used);
+        }
+        Ok(room)
+    }
+}

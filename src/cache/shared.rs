@@ -1,0 +1,199 @@
+//! What readers and the writer share: the index, the open files, the counters, and reading a record with its proof.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use lru::LruCache;
+use tracing::warn;
+
+use super::directory::Directory;
+use super::index::{Index, Location};
+use super::manifest::{ManifestPage, ManifestTable};
+use super::queue::Queue;
+use super::record::{Key, Kind, Secret, SegmentId};
+use super::segment::{are_neighbours, read_payloads};
+use crate::chunk::{ChunkHash, VerifiedChunk};
+
+/// Most segment files that are kept open for reading. A stream needs one; 64 serve many at once and are far from the
+/// usual limit of 1,024 descriptors.
+const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+
+/// Most records that are read with one system call: 4 MiB of full chunks.
+const RUN_RECORDS_MAX: usize = 16;
+
+/// The limits of a cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Most bytes of all segments.
+    pub(super) size_bytes: u64,
+    /// Most bytes of one segment.
+    pub(super) segment_bytes: u32,
+    /// Share of the file system that stays free.
+    pub(super) min_free_ratio: f64,
+}
+
+/// What happened since the cache was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) hits: AtomicU64,
+    pub(super) misses: AtomicU64,
+    pub(super) corrupt: AtomicU64,
+    pub(super) inserts: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) evicted_bytes: AtomicU64,
+}
+
+impl Counters {
+    /// Adds to one of them.
+    pub(super) fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// A record to be read: its key, kind and place.
+pub(super) type Wanted = (Key, Kind, Location);
+
+/// A payload that proved itself.
+#[derive(Debug)]
+pub(super) enum Proven {
+    /// A chunk.
+    Chunk(VerifiedChunk),
+    /// A page, and its bytes.
+    Manifest(ManifestPage, Bytes),
+}
+
+/// What readers and the writer share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) directory: Directory,
+    pub(super) secret: Secret,
+    pub(super) bounds: Bounds,
+    pub(super) queue: Queue,
+    pub(super) counters: Counters,
+    index: Mutex<Index>,
+    manifests: Mutex<ManifestTable>,
+    files: Mutex<LruCache<SegmentId, Arc<File>>>,
+    warned_corrupt: AtomicBool,
+}
+
+impl Shared {
+    /// Puts the parts together.
+    pub(super) fn new(directory: Directory, secret: Secret, bounds: Bounds, index: Index) -> Self {
+        Self {
+            directory,
+            secret,
+            bounds,
+            queue: Queue::default(),
+            counters: Counters::default(),
+            index: Mutex::new(index),
+            manifests: Mutex::default(),
+            files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
+            warned_corrupt: AtomicBool::new(false),
+        }
+    }
+
+    /// The index. Never held over I/O.
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The manifest pages in memory. Never held over I/O.
+    pub(super) fn manifests(&self) -> MutexGuard<'_, ManifestTable> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn files(&self) -> MutexGuard<'_, LruCache<SegmentId, Arc<File>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file of `segment`, opened if need be.
+    pub(super) fn file(&self, segment: SegmentId) -> io::Result<Arc<File>> {
+        if let Some(file) = self.files().get(&segment) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(self.directory.open_segment(segment)?);
+        self.keep_file(segment, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Keeps `file` open for readers.
+    pub(super) fn keep_file(&self, segment: SegmentId, file: Arc<File>) {
+        self.files().put(segment, file);
+    }
+
+    /// Closes every file that nobody reads at this moment: an unlinked segment takes space until nobody has it open.
+    pub(super) fn close_files(&self) {
+        self.files().clear();
+    }
+
+    /// Forgets a segment, its records and its file.
+    pub(super) fn forget_segment(&self, segment: SegmentId) {
+        self.index().remove_segment(segment);
+        self.files().pop(&segment);
+    }
+
+    /// Reads and proves records; neighbours that follow each other with one system call. `None` for what is not there or
+    /// does not prove itself: that is forgotten.
+    pub(super) fn read(&self, wanted: &[Wanted]) -> Vec<Option<Proven>> {
+        let mut results = Vec::with_capacity(wanted.len());
+        for run in runs(wanted) {
+            results.extend(self.read_run(run));
+        }
+        results
+    }
+
+    fn read_run(&self, run: &[Wanted]) -> Vec<Option<Proven>> {
+        let places: Vec<Location> = run.iter().map(|(.., at)| *at).collect();
+        let Some(first) = places.first() else { return Vec::new() };
+        let payloads = match self.file(first.segment) {
+            Ok(file) => read_payloads(&file, &places),
+            Err(error) => {
+                let evicted = error.kind() == ErrorKind::NotFound;
+                for wanted in run {
+                    self.forget(wanted, evicted);
+                }
+                return run.iter().map(|_| None).collect();
+            }
+        };
+        let proven = payloads.into_iter().zip(run).map(|(payload, wanted)| {
+            let proven = payload.and_then(|payload| self.prove(wanted.0, wanted.1, payload.into()));
+            if proven.is_none() {
+                self.forget(wanted, false);
+            }
+            proven
+        });
+        proven.collect()
+    }
+
+    fn prove(&self, key: Key, kind: Kind, payload: Bytes) -> Option<Proven> {
+        match kind {
+            Kind::Chunk => VerifiedChunk::verify(ChunkHash::from_bytes(key), payload).ok().map(Proven::Chunk),
+            Kind::Manifest => {
+                let page = ManifestPage::decode(&self.secret, &key, &payload)?;
+                Some(Proven::Manifest(page, payload))
+            }
+        }
+    }
+
+    /// Forgets a record that could not be read; damage is counted, being evicted by another process is not damage.
+    fn forget(&self, (key, _, at): &Wanted, evicted: bool) {
+        if !self.index().remove_at(key, *at) || evicted {
+            return;
+        }
+        Counters::add(&self.counters.corrupt, 1);
+        if !self.warned_corrupt.swap(true, Ordering::Relaxed) {
+            let path = self.directory.path(at.segment, false);
+            warn!("{} is damaged at byte {}; what is lost is fetched again", path.display(), at.offset);
+        }
+    }
+}
+
+/// Cuts `wanted` into runs of neighbours on disk.
+fn runs(wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
+    let neighbours = wanted.chunk_by(|(.., first), (.., second)| are_neighbours(first, second));
+    neighbours.flat_map(|run| run.chunks(RUN_RECORDS_MAX))
+}

@@ -1,0 +1,299 @@
+//! The cache on disk: [`DiskCache`], which answers readers and feeds the writer.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::directory::Directory;
+use super::error::CacheError;
+use super::index::Location;
+use super::manifest::{DirtyPage, FileKey, Lookup, ManifestPage, PageId};
+use super::queue::{Item, Payload, Pushed};
+use super::record::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, footer_bytes, stored_bytes};
+use super::recovery::recover;
+use super::shared::{Bounds, Counters, Proven, Shared, Wanted};
+use super::writer::Writer;
+use super::{CacheStats, ChunkCache};
+use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
+
+/// Smallest and largest segment that is chosen where the caller chooses none, in bytes. Room is made by segments: 1/32 of
+/// the cache keeps that fine-grained. Below 4 MiB chunks would fill too much of one, above 64 MiB nothing gets better.
+const SEGMENT_BYTES: (u64, u64) = (4 * 1024 * 1024, 64 * 1024 * 1024);
+const SEGMENTS: u64 = 32;
+
+/// What works at all as size of a segment, in bytes.
+const SEGMENT_BYTES_POSSIBLE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
+
+/// How long [`ChunkCache::flush`] waits for the disk: 16 MiB take a slow disk a second.
+const FLUSH_WAIT: Duration = Duration::from_secs(10);
+
+/// How long an unmount waits for the writer to finish its segment. What is left unfinished is recovered at the next start.
+const STOP_WAIT: Duration = Duration::from_secs(5);
+
+/// Most records that [`DiskCache::verify`] reads between two reports: up to 4 MiB.
+const VERIFY_BATCH: usize = 16;
+
+/// How a cache is to be.
+#[derive(Debug, Clone)]
+pub struct CacheConfig {
+    /// Where it lies; made if it does not exist. May be shared by processes of one user.
+    pub directory: PathBuf,
+    /// Most bytes its segments take on disk, for all processes together.
+    pub size_bytes: u64,
+    /// Share of the file system, 0 to 1, that the cache leaves free.
+    pub min_free_ratio: f64,
+    /// Most bytes of one segment; by default a 32nd of the size, between 4 MiB and 64 MiB.
+    pub segment_bytes: Option<u64>,
+}
+
+impl CacheConfig {
+    fn bounds(&self) -> Result<Bounds, CacheError> {
+        let chosen = (self.size_bytes / SEGMENTS).clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
+        let segment_bytes = self.segment_bytes.unwrap_or(chosen);
+        if !SEGMENT_BYTES_POSSIBLE.contains(&segment_bytes) {
+            return Err(CacheError::SegmentSize { segment_bytes });
+        }
+        // One is being written while another one is evicted.
+        let least_bytes = 2 * segment_bytes;
+        if self.size_bytes < least_bytes {
+            return Err(CacheError::TooSmall { size_bytes: self.size_bytes, least_bytes });
+        }
+        let min_free_ratio = self.min_free_ratio.clamp(0.0, 1.0);
+        Ok(Bounds { size_bytes: self.size_bytes, segment_bytes: segment_bytes as u32, min_free_ratio })
+    }
+}
+
+/// How far [`DiskCache::verify`] is; at the end, what it found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Records in the cache when it began.
+    pub records_total: u64,
+    /// Records read so far.
+    pub records: u64,
+    /// Bytes of payload read so far.
+    pub bytes: u64,
+    /// Records that were damaged; they are forgotten.
+    pub bad: u64,
+}
+
+/// The cache on disk. Dropping it writes what waits (with a deadline) and finishes its segment.
+#[derive(Debug)]
+pub struct DiskCache {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl DiskCache {
+    /// Opens the cache in `config.directory`. Reads the ends of its segments, not their content; blocks on the disk.
+    pub fn open(config: &CacheConfig) -> Result<Self, CacheError> {
+        let bounds = config.bounds()?;
+        let (directory, secret) = Directory::open(&config.directory)?;
+        let lock = if directory.read_only { None } else { Some(directory.lock()?) };
+        let index = recover(&directory, &secret, lock.as_ref())?;
+        let shared = Arc::new(Shared::new(directory, secret, bounds, index));
+        if let Some(lock) = lock {
+            // The size may be smaller than it was last time.
+            let listed = shared.directory.list().map_err(CacheError::io("list", &config.directory))?;
+            let room = shared.make_room(&lock, &listed, 0);
+            let room = room.map_err(CacheError::io("make room in", &config.directory))?;
+            room.dying.iter().for_each(|&segment| shared.forget_segment(segment));
+        }
+        let writer = Writer::new(Arc::clone(&shared));
+        let thread = thread::Builder::new().name("wormhole-cache".to_owned()).spawn(move || writer.run());
+        let thread = thread.map_err(CacheError::io("start the writer of", &config.directory))?;
+        Ok(Self { shared, writer: Some(thread) })
+    }
+
+    /// Takes in at once what other processes wrote and evicted; done by itself at most once a second where chunks are
+    /// missed. Returns whether that was done within some seconds.
+    pub fn refresh(&self) -> bool {
+        self.shared.queue.refresh_now(Instant::now() + FLUSH_WAIT)
+    }
+
+    /// Reads and proves every record; `report` is told how far it is, and ends it by returning `false`. Blocks.
+    pub fn verify(&self, mut report: impl FnMut(&VerifyProgress) -> bool) -> VerifyProgress {
+        let all = self.shared.index().all();
+        let mut progress = VerifyProgress { records_total: all.len() as u64, ..VerifyProgress::default() };
+        for batch in all.chunks(VERIFY_BATCH) {
+            // Not the records that were not read: another process may have evicted them meanwhile.
+            let corrupt = || self.shared.counters.corrupt.load(Ordering::Relaxed);
+            let before = corrupt();
+            drop(self.shared.read(batch));
+            progress.bad += corrupt() - before;
+            progress.records += batch.len() as u64;
+            progress.bytes += batch.iter().map(|(.., at)| u64::from(at.len)).sum::<u64>();
+            if !report(&progress) {
+                break;
+            }
+        }
+        progress
+    }
+
+    fn push(&self, item: Item) -> bool {
+        let counters = &self.shared.counters;
+        match self.shared.queue.push(item) {
+            Pushed::Accepted => Counters::add(&counters.inserts, 1),
+            Pushed::Duplicate => {}
+            Pushed::Refused => {
+                Counters::add(&counters.dropped, 1);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn push_pages(&self, pages: Vec<DirtyPage>) {
+        if self.shared.directory.read_only {
+            return;
+        }
+        for (id, page) in pages {
+            self.push(Item { key: id.key(), payload: Payload::Manifest(page) });
+        }
+    }
+
+    /// Whether a payload of `len` bytes fits beside survivors of an eviction into one segment.
+    fn fits(&self, len: usize) -> bool {
+        let half = u64::from(self.shared.bounds.segment_bytes / 2);
+        let overhead = u64::from(HEADER_BYTES) + footer_bytes(0);
+        len <= PAYLOAD_BYTES_MAX as usize && stored_bytes(len as u32) + overhead <= half
+    }
+
+    fn read_page(&self, id: PageId) -> Option<ManifestPage> {
+        let key = id.key();
+        if let Some(Payload::Manifest(page)) = self.shared.queue.get(&key, Kind::Manifest) {
+            return Some(Arc::unwrap_or_clone(page));
+        }
+        let at = self.shared.index().find(&key, Kind::Manifest)?;
+        match self.shared.read(&[(key, Kind::Manifest, at)]).pop()?? {
+            Proven::Manifest(page, _) => Some(page),
+            Proven::Chunk(_) => None,
+        }
+    }
+
+    /// Looks again for a chunk that was not where the index said: it may have moved, or still wait to be written.
+    fn load_again(&self, hash: ChunkHash, tried: Option<Location>) -> Option<VerifiedChunk> {
+        let key = *hash.as_bytes();
+        if let Some(Payload::Chunk(chunk)) = self.shared.queue.get(&key, Kind::Chunk) {
+            return Some(chunk);
+        }
+        let at = self.shared.index().peek(&key, Kind::Chunk).filter(|at| Some(*at) != tried)?;
+        self.shared.read(&[(key, Kind::Chunk, at)]).pop()?.and_then(into_chunk)
+    }
+}
+
+impl ChunkCache for DiskCache {
+    fn contains(&self, hash: ChunkHash) -> bool {
+        let key = hash.as_bytes();
+        let found = self.shared.index().contains(key, Kind::Chunk)
+            || self.shared.queue.get(key, Kind::Chunk).is_some();
+        if !found {
+            self.shared.queue.want_refresh();
+        }
+        found
+    }
+
+    fn load_run(&self, hashes: &[ChunkHash]) -> Vec<Option<VerifiedChunk>> {
+        let places: Vec<Option<Location>> = {
+            let mut index = self.shared.index();
+            hashes.iter().map(|hash| index.find(hash.as_bytes(), Kind::Chunk)).collect()
+        };
+        let placed = hashes.iter().zip(&places);
+        let wanted: Vec<Wanted> =
+            placed.filter_map(|(hash, at)| Some((*hash.as_bytes(), Kind::Chunk, (*at)?))).collect();
+        let mut read = self.shared.read(&wanted).into_iter();
+        let chunks: Vec<Option<VerifiedChunk>> = hashes
+            .iter()
+            .zip(places)
+            .map(|(hash, at)| {
+                let chunk = at.and_then(|_| read.next().flatten().and_then(into_chunk));
+                chunk.or_else(|| self.load_again(*hash, at))
+            })
+            .collect();
+        let hits = chunks.iter().flatten().count();
+        Counters::add(&self.shared.counters.hits, hits as u64);
+        Counters::add(&self.shared.counters.misses, (hashes.len() - hits) as u64);
+        if hits < hashes.len() {
+            self.shared.queue.want_refresh();
+        }
+        chunks
+    }
+
+    fn insert(&self, chunk: VerifiedChunk) {
+        let key = *chunk.hash().as_bytes();
+        if self.shared.directory.read_only || !self.fits(chunk.bytes().len()) {
+            Counters::add(&self.shared.counters.dropped, 1);
+        } else if !self.shared.index().contains(&key, Kind::Chunk) {
+            self.push(Item { key, payload: Payload::Chunk(chunk) });
+        }
+    }
+
+    fn known_hash(&self, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash> {
+        let (id, slot) = PageId::of(*file, index);
+        match self.shared.manifests().lookup(id, slot) {
+            Lookup::Known(hash) => return Some(hash),
+            Lookup::Unknown => return None,
+            Lookup::AskDisk => {}
+        }
+        let page = self.read_page(id)?;
+        let gave_way = self.shared.manifests().join(id, &page);
+        self.push_pages(gave_way.into_iter().collect());
+        page.get(slot)
+    }
+
+    fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash) {
+        let (id, slot) = PageId::of(*file, index);
+        let due = self.shared.manifests().record(id, slot, hash);
+        self.push_pages(due);
+    }
+
+    fn flush_file(&self, file: &FileKey) {
+        let due = self.shared.manifests().take_dirty_of(*file);
+        self.push_pages(due);
+    }
+
+    fn flush(&self) -> bool {
+        let deadline = Instant::now() + FLUSH_WAIT;
+        let drained = self.shared.queue.drain(deadline);
+        let due = self.shared.manifests().take_dirty();
+        self.push_pages(due);
+        drained && self.shared.queue.drain(deadline)
+    }
+
+    fn stats(&self) -> CacheStats {
+        let index = self.shared.index();
+        let counters = &self.shared.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CacheStats {
+            entries: index.len() as u64,
+            bytes: index.bytes(),
+            segments: index.segments().len() as u64,
+            hits: get(&counters.hits),
+            misses: get(&counters.misses),
+            corrupt: get(&counters.corrupt),
+            inserts: get(&counters.inserts),
+            dropped: get(&counters.dropped),
+            evicted_bytes: get(&counters.evicted_bytes),
+        }
+    }
+}
+
+impl Drop for DiskCache {
+    fn drop(&mut self) {
+        let due = self.shared.manifests().take_dirty();
+        self.push_pages(due);
+        let stopped = self.shared.queue.stop(Instant::now() + STOP_WAIT);
+        // A writer that hangs in a dead disk is left behind: an unmount must end.
+        if let Some(writer) = self.writer.take().filter(|_| stopped) {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn into_chunk(proven: Proven) -> Option<VerifiedChunk> {
+    match proven {
+        Proven::Chunk(chunk) => Some(chunk),
+        Proven::Manifest(..) => None,
+    }
+}

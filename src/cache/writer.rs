@@ -1,0 +1,358 @@
+//! The one thread that writes: batches of records, new segments, and what other processes changed.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use super::directory::DirectoryLock;
+use super::error::CacheError;
+use super::eviction::{Listed, adoptable, survivors, survivors_bytes};
+use super::index::Candidate;
+use super::queue::{Item, Payload, Task};
+use super::record::{HEADER_BYTES, Kind, SegmentId};
+use super::segment::{OpenSegment, Record, read_records};
+use super::shared::{Counters, Proven, Shared, Wanted};
+
+/// How often is looked what other processes wrote, at most, where records were missed.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After this long without work the segment files are closed, so that segments which another process evicted do not take
+/// space for ever.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
+/// How often the free space of the file system is looked at, at most, beside when a segment is made.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most bytes of surviving records in memory at a time.
+const MOVE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The writer's own state.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    current: Option<OpenSegment>,
+    may_adopt: bool,
+    space_checked: Option<Instant>,
+    warned_refused: bool,
+}
+
+/// Why nothing is written at the moment.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("the segments of other processes leave no room within the size of the cache")]
+    Size,
+    #[error("the file system has less free space than the cache must leave")]
+    Space,
+    #[error(transparent)]
+    Directory(#[from] CacheError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Writer {
+    /// A writer that has written nothing yet.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, current: None, may_adopt: true, space_checked: None, warned_refused: false }
+    }
+
+    /// Works until the queue is stopped and empty, then finishes the segment.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _left = Left(&shared);
+        loop {
+            match shared.queue.next(IDLE_AFTER) {
+                Task::Write(batch) => {
+                    self.write(&batch);
+                    shared.queue.written(&batch);
+                }
+                Task::Refresh => {
+                    self.refresh();
+                    shared.queue.refreshed(Instant::now() + REFRESH_INTERVAL);
+                }
+                Task::Idle => shared.close_files(),
+                Task::Stop => break,
+            }
+        }
+        if let Err(error) = self.finish() {
+            debug!("the last segment stays open, the next start will finish it: {error}");
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), Refused> {
+        if self.current.is_some() {
+            let lock = self.shared.directory.lock()?;
+            self.seal(&lock)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &[Item]) {
+        let records: Vec<Record> = batch.iter().filter_map(|item| self.encode(item)).collect();
+        let mut rest = &records[..];
+        while let Some((_, _, payload)) = rest.first() {
+            let written = self
+                .check_space()
+                .and_then(|()| self.ready_for(payload.len()))
+                .and_then(|()| self.append(rest));
+            match written {
+                Ok(count) => rest = &rest[count..],
+                Err(refused) => {
+                    Counters::add(&self.shared.counters.dropped, rest.len() as u64);
+                    self.warn_refused(&refused);
+                    return;
+                }
+            }
+            self.warned_refused = false;
+        }
+    }
+
+    /// One warning when writing begins to fail; the next only after it worked again.
+    fn warn_refused(&mut self, refused: &Refused) {
+        if !std::mem::replace(&mut self.warned_refused, true) {
+            warn!("the disk cache takes nothing at the moment, reads go on: {refused}");
+        }
+    }
+
+    /// The record for `item`; `None` when the disk has it already.
+    fn encode(&self, item: &Item) -> Option<Record> {
+        match &item.payload {
+            Payload::Chunk(chunk) => {
+                let known = self.shared.index().contains(&item.key, Kind::Chunk);
+                (!known).then(|| (Kind::Chunk, item.key, chunk.bytes().clone()))
+            }
+            Payload::Manifest(page) => {
+                let at = self.shared.index().peek(&item.key, Kind::Manifest);
+                let on_disk = at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)]));
+                let page = match on_disk.and_then(|mut read| read.pop()?) {
+                    Some(Proven::Manifest(mut joined, _)) => joined.join(page).then_some(joined)?,
+                    _ => page.as_ref().clone(),
+                };
+                Some((Kind::Manifest, item.key, page.encode(&self.shared.secret, &item.key).into()))
+            }
+        }
+    }
+
+    /// Appends the first of `records` to the current segment, as many as fit. Returns how many that were.
+    fn append(&mut self, records: &[Record]) -> Result<usize, Refused> {
+        let Some(current) = &mut self.current else { return Err(Refused::Size) };
+        let count = current.fitting(records.iter().map(|(.., payload)| payload.len()));
+        let (entries, result) = current.append(&self.shared.secret, &records[..count]);
+        self.shared.index().extend(current.id, &entries, u64::from(current.end), current.end, false);
+        match result {
+            Err(error) if entries.is_empty() => Err(error.into()),
+            _ => Ok(entries.len()),
+        }
+    }
+
+    /// Sees to a current segment that has room for a payload of `len` bytes.
+    fn ready_for(&mut self, len: usize) -> Result<(), Refused> {
+        let fits = |current: &OpenSegment| current.fitting([len].into_iter()) == 1;
+        if self.current.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        let lock = self.shared.directory.lock()?;
+        self.seal(&lock)?;
+        let mut listed = self.look()?;
+        if std::mem::replace(&mut self.may_adopt, false) && self.adopt(&lock, &listed)? {
+            if self.current.as_ref().is_some_and(fits) {
+                return Ok(());
+            }
+            self.seal(&lock)?;
+            listed = self.look()?;
+        }
+        self.start_segment(lock, &listed)?;
+        if self.current.as_ref().is_some_and(fits) { Ok(()) } else { Err(Refused::Size) }
+    }
+
+    /// Makes a new segment in the place of the oldest ones, and moves into it what of those was used.
+    fn start_segment(&mut self, lock: DirectoryLock, listed: &[Listed]) -> Result<(), Refused> {
+        let segment_bytes = u64::from(self.shared.bounds.segment_bytes);
+        let room = self.shared.make_room(&lock, listed, segment_bytes)?;
+        let result = if room.enough { self.create(&lock, listed) } else { Err(self.no_room()) };
+        drop(lock);
+        if result.is_ok() {
+            self.move_here(&survivors(room.used, survivors_bytes(segment_bytes)));
+        }
+        room.dying.iter().for_each(|&segment| self.shared.forget_segment(segment));
+        result
+    }
+
+    fn create(&mut self, lock: &DirectoryLock, listed: &[Listed]) -> Result<(), Refused> {
+        let shared = &self.shared;
+        let youngest = listed.last().map_or(0, |last| last.id);
+        let known = shared.index().segments().keys().next_back().copied().unwrap_or(0);
+        // Numbers are not used again, also not after everything was cleared under our feet.
+        let id = youngest.max(known) + 1;
+        let segment =
+            OpenSegment::create(&shared.directory, lock, &shared.secret, id, shared.bounds.segment_bytes)?;
+        self.take_up(segment);
+        Ok(())
+    }
+
+    /// Goes on with the youngest segment of an earlier process, where it has room and the limits allow it to grow.
+    fn adopt(&mut self, lock: &DirectoryLock, listed: &[Listed]) -> Result<bool, Refused> {
+        let shared = &self.shared;
+        let segment_bytes = u64::from(shared.bounds.segment_bytes);
+        let Some(last) = adoptable(listed, segment_bytes) else { return Ok(false) };
+        let Some(file) = shared.directory.claim_segment(last.id, false)? else { return Ok(false) };
+        let records = read_records(&file, &shared.secret, last.id, 0, true)?;
+        let grown = Listed { open: true, ..last };
+        let others = listed.iter().map(|one| if one.id == last.id { &grown } else { one });
+        let reserved: u64 = others.map(|one| one.reserved(segment_bytes)).sum();
+        let missing_bytes = shared.limits(segment_bytes - last.bytes)?.missing_bytes;
+        if !records.from_footer || reserved > shared.bounds.size_bytes || missing_bytes > 0 {
+            return Ok(false);
+        }
+        shared.directory.rename_segment(lock, last.id, true)?;
+        let segment = OpenSegment::resume(file, last.id, &records, shared.bounds.segment_bytes)?;
+        self.take_up(segment);
+        Ok(true)
+    }
+
+    fn take_up(&mut self, segment: OpenSegment) {
+        self.shared.index().extend(segment.id, &[], u64::from(segment.end), segment.end, false);
+        self.shared.keep_file(segment.id, Arc::clone(&segment.file));
+        self.current = Some(segment);
+    }
+
+    fn seal(&mut self, lock: &DirectoryLock) -> Result<(), Refused> {
+        let Some(segment) = self.current.take() else { return Ok(()) };
+        let (id, end) = (segment.id, segment.end);
+        if end == HEADER_BYTES {
+            self.shared.directory.remove_segment(lock, id)?;
+            self.shared.forget_segment(id);
+            return Ok(());
+        }
+        match segment.seal(&self.shared.directory, lock, &self.shared.secret) {
+            Ok(bytes) => self.shared.index().extend(id, &[], bytes, end, true),
+            // Cleared under our feet.
+            Err(error) if error.kind() == ErrorKind::NotFound => self.shared.forget_segment(id),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Writes surviving records anew; each pays one of its uses.
+    fn move_here(&mut self, candidates: &[Candidate]) {
+        let mut moved_bytes = 0;
+        let by_size = |one: &Candidate| {
+            moved_bytes += u64::from(one.entry.len);
+            moved_bytes / MOVE_BYTES
+        };
+        let groups: Vec<u64> = candidates.iter().map(by_size).collect();
+        let mut rest = candidates;
+        for group in groups.chunk_by(PartialEq::eq) {
+            let (now, later) = rest.split_at(group.len());
+            rest = later;
+            let wanted: Vec<Wanted> =
+                now.iter().map(|one| (one.entry.key, one.entry.kind, one.location())).collect();
+            let read = self.shared.read(&wanted);
+            let proven = read.into_iter().zip(&wanted);
+            let records: Vec<Record> =
+                proven.filter_map(|(proven, wanted)| Some(to_record(proven?, wanted))).collect();
+            if let Err(refused) = self.append(&records) {
+                self.warn_refused(&refused);
+                return;
+            }
+            let mut index = self.shared.index();
+            for (_, key, _) in &records {
+                index.spend_hit(key);
+            }
+        }
+    }
+
+    /// Gives room back when the file system has too little; looks at most once a second.
+    fn check_space(&mut self) -> Result<(), Refused> {
+        let now = Instant::now();
+        if self.space_checked.is_some_and(|checked| now - checked < SPACE_INTERVAL) {
+            return Ok(());
+        }
+        if self.shared.limits(0)?.missing_bytes > 0 {
+            let lock = self.shared.directory.lock()?;
+            let listed = self.look()?;
+            let room = self.shared.make_room(&lock, &listed, 0)?;
+            room.dying.iter().for_each(|&segment| self.shared.forget_segment(segment));
+            if !room.enough {
+                return Err(self.no_room());
+            }
+        }
+        self.space_checked = Some(now);
+        Ok(())
+    }
+
+    fn no_room(&self) -> Refused {
+        let lacks_space = self.shared.limits(0).is_ok_and(|limits| limits.missing_bytes > 0);
+        if lacks_space { Refused::Space } else { Refused::Size }
+    }
+
+    fn refresh(&mut self) {
+        if let Err(error) = self.look() {
+            debug!("cannot list the cache directory: {error}");
+        }
+    }
+
+    /// What the directory holds; from then on the index knows it too.
+    fn look(&mut self) -> io::Result<Vec<Listed>> {
+        let listed = self.shared.directory.list()?;
+        self.take_in(&listed);
+        Ok(listed)
+    }
+
+    /// Makes the index agree with the directory: forgets segments that are gone, reads what others wrote.
+    fn take_in(&mut self, listed: &[Listed]) {
+        let own = self.current.as_ref().map(|segment| segment.id);
+        let gone: Vec<SegmentId> = {
+            let index = self.shared.index();
+            let is_listed = |id: &SegmentId| listed.binary_search_by_key(id, |one| one.id).is_ok();
+            index.segments().keys().copied().filter(|id| !is_listed(id)).collect()
+        };
+        for id in gone {
+            self.shared.forget_segment(id);
+            if own == Some(id) {
+                // Cleared under our feet: the file has no name any more.
+                self.current = None;
+            }
+        }
+        for segment in listed.iter().filter(|segment| own != Some(segment.id)) {
+            if let Err(error) = self.take_in_segment(*segment)
+                && error.kind() != ErrorKind::NotFound
+            {
+                debug!("cannot read segment {:016x}: {error}", segment.id);
+            }
+        }
+    }
+
+    fn take_in_segment(&self, segment: Listed) -> io::Result<()> {
+        let from = {
+            let index = self.shared.index();
+            let known = index.segments().get(&segment.id);
+            if known.is_some_and(|known| known.bytes == segment.bytes && known.sealed != segment.open) {
+                return Ok(());
+            }
+            known.map_or(0, |known| known.end)
+        };
+        let file = self.shared.file(segment.id)?;
+        let records = read_records(&file, &self.shared.secret, segment.id, from, !segment.open)?;
+        let mut index = self.shared.index();
+        index.extend(segment.id, &records.entries, segment.bytes, records.end, !segment.open);
+        Ok(())
+    }
+}
+
+fn to_record(proven: Proven, wanted: &Wanted) -> Record {
+    let payload = match proven {
+        Proven::Chunk(chunk) => chunk.into_bytes(),
+        Proven::Manifest(_, payload) => payload,
+    };
+    (wanted.1, wanted.0, payload)
+}
+
+/// Tells the queue that nobody writes any more, also when the thread panics.
+struct Left<'a>(&'a Shared);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.0.queue.writer_left();
+    }
+}

@@ -1,0 +1,99 @@
+//! Names: one content, one chunk of it, and those who read ahead in it. Pure: values only.
+
+use crate::cache::FileKey;
+use crate::chunk::{ChunkIndex, ChunkRange};
+use crate::proto::{NodeId, Version};
+
+/// One content: a file in one version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileContent {
+    /// Which file.
+    pub node: NodeId,
+    /// In which version; its size is the content's.
+    pub version: Version,
+    /// Name of this content in the cache, derived from the host's key, the node and the version.
+    pub key: FileKey,
+    /// Whether the version names one content only. What is not settled is never kept on disk, and what was read of it
+    /// is not used once it is.
+    pub settled: bool,
+}
+
+impl FileContent {
+    pub(super) const fn chunk(&self, index: ChunkIndex) -> ChunkKey {
+        ChunkKey { file: self.key, settled: self.settled, index }
+    }
+
+    /// Length of a chunk, in bytes; 0 behind the end of the file.
+    pub(super) const fn chunk_bytes(&self, index: ChunkIndex) -> u64 {
+        index.bytes_in(self.version.size).len
+    }
+
+    /// What of `chunks` lies in the file.
+    pub(super) fn clamp(&self, chunks: ChunkRange) -> ChunkRange {
+        chunks.bytes_in(self.version.size).chunks()
+    }
+}
+
+/// Names one chunk of one content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ChunkKey {
+    pub(super) file: FileKey,
+    pub(super) settled: bool,
+    pub(super) index: ChunkIndex,
+}
+
+/// Names who reads ahead: a run through an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OwnerId {
+    /// The open file: a number that is not used for another open file of this [`super::Fetcher`].
+    pub handle: u64,
+    /// The run through it.
+    pub cursor: u64,
+}
+
+/// Cuts `chunks` at multiples of `step` chunks.
+pub(super) fn cut(chunks: ChunkRange, step: u64) -> impl Iterator<Item = ChunkRange> {
+    let all = chunks.as_range();
+    let mut at = all.start;
+    std::iter::from_fn(move || {
+        let end = (at / step + 1).saturating_mul(step).min(all.end);
+        let part = ChunkRange::new(ChunkIndex(at), end.checked_sub(at)?);
+        at = end;
+        (part.count > 0).then_some(part)
+    })
+}
+
+/// The runs of neighbours in `indices`, which must ascend, cut at multiples of `step` chunks.
+pub(super) fn runs(indices: impl IntoIterator<Item = ChunkIndex>, step: u64) -> Vec<ChunkRange> {
+    let mut runs: Vec<ChunkRange> = Vec::new();
+    for index in indices {
+        match runs.last_mut() {
+            Some(run) if run.as_range().end == index.0 && index.0 % step != 0 => run.count += 1,
+            _ => runs.push(ChunkRange::new(index, 1)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(runs: impl IntoIterator<Item = ChunkRange>) -> Vec<(u64, u64)> {
+        runs.into_iter().map(|run| (run.first.0, run.count)).collect()
+    }
+
+    #[test]
+    fn ranges_are_cut_at_steps() {
+        let range = |first, count| ChunkRange::new(ChunkIndex(first), count);
+        assert_eq!(pairs(cut(range(3, 7), 4)), [(3, 1), (4, 4), (8, 2)]);
+        assert_eq!(pairs(cut(range(8, 4), 4)), [(8, 4)]);
+        assert_eq!(pairs(cut(range(8, 0), 4)), []);
+    }
+
+    #[test]
+    fn neighbours_form_runs() {
+        let indices = [2, 3, 4, 5, 7, 9, 10].map(ChunkIndex);
+        assert_eq!(pairs(runs(indices, 4)), [(2, 2), (4, 2), (7, 1), (9, 2)]);
+    }
+}

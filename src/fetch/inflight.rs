@@ -1,0 +1,228 @@
+//! Chunks under way: which request brings them, and who waits. Pure: no clock, no task.
+//!
+//! A chunk is under way at most once; whoever wants it meanwhile joins. A request ends when all its chunks were
+//! delivered, when it fails, or when nobody wants it any more: no reader waits, and every owner has given it up.
+
+use std::collections::HashMap;
+
+use super::content::{ChunkKey, OwnerId};
+
+/// Names a request; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RequestId(pub(super) u64);
+
+/// Names one who waits for one chunk; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct WaiterId(pub(super) u64);
+
+/// What became of a chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Delivery<W> {
+    /// Who waited.
+    pub(super) waiters: Vec<W>,
+    /// For whom it was asked ahead; `None` where it was demanded.
+    pub(super) owner: Option<OwnerId>,
+}
+
+/// Who is to be told that a request failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failure<W> {
+    /// Those who waited for chunks that were not delivered.
+    pub(super) waiters: Vec<W>,
+    /// Whether the request was made ahead of its readers.
+    pub(super) was_ahead: bool,
+}
+
+/// The table of what is under way.
+#[derive(Debug)]
+pub(super) struct Inflight<W> {
+    chunks: HashMap<ChunkKey, Chunk<W>>,
+    requests: HashMap<RequestId, Request>,
+    bytes: u64,
+    ahead_bytes: u64,
+    ahead_requests: usize,
+    ids_used: u64,
+}
+
+#[derive(Debug)]
+struct Chunk<W> {
+    request: RequestId,
+    bytes: u64,
+    waiters: Vec<(WaiterId, W)>,
+}
+
+#[derive(Debug)]
+struct Request {
+    /// The chunks that are still to come.
+    left: Vec<ChunkKey>,
+    /// Who has it made ahead, and who joined; the first is accounted for it. Empty for a demand.
+    owners: Vec<OwnerId>,
+    was_ahead: bool,
+    waiters: usize,
+}
+
+impl Request {
+    const fn is_wanted(&self) -> bool {
+        self.waiters > 0 || !self.owners.is_empty()
+    }
+}
+
+impl<W> Inflight<W> {
+    pub(super) fn new() -> Self {
+        Self {
+            chunks: HashMap::new(),
+            requests: HashMap::new(),
+            bytes: 0,
+            ahead_bytes: 0,
+            ahead_requests: 0,
+            ids_used: 0,
+        }
+    }
+
+    /// Everything under way, in bytes.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What was asked for ahead, in bytes.
+    pub(super) const fn ahead_bytes(&self) -> u64 {
+        self.ahead_bytes
+    }
+
+    /// Requests made ahead.
+    pub(super) const fn ahead_requests(&self) -> usize {
+        self.ahead_requests
+    }
+
+    /// Chunks under way.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// What was asked for ahead for one owner, in bytes.
+    pub(super) fn ahead_bytes_of(&self, owner: OwnerId) -> u64 {
+        let of_owner = self.requests.values().filter(|request| request.owners.first() == Some(&owner));
+        of_owner.flat_map(|request| &request.left).map(|key| self.chunks[key].bytes).sum()
+    }
+
+    /// Those for whom something is under way.
+    pub(super) fn owners(&self) -> impl Iterator<Item = OwnerId> {
+        self.requests.values().flat_map(|request| request.owners.iter().copied())
+    }
+
+    pub(super) fn contains(&self, key: &ChunkKey) -> bool {
+        self.chunks.contains_key(key)
+    }
+
+    /// A request for chunks, each with its length in bytes, none of which may be under way. It is a demand without
+    /// `owner`, and must then be joined before anything is cancelled.
+    pub(super) fn begin(&mut self, owner: Option<OwnerId>, chunks: &[(ChunkKey, u64)]) -> RequestId {
+        let id = RequestId(self.next_id());
+        for (key, bytes) in chunks {
+            let chunk = Chunk { request: id, bytes: *bytes, waiters: Vec::new() };
+            let before = self.chunks.insert(*key, chunk);
+            assert!(before.is_none(), "a chunk must not be asked for twice");
+            self.bytes += bytes;
+            self.ahead_bytes += if owner.is_some() { *bytes } else { 0 };
+        }
+        self.ahead_requests += usize::from(owner.is_some());
+        let left = chunks.iter().map(|(key, _)| *key).collect();
+        let owners = owner.into_iter().collect();
+        self.requests.insert(id, Request { left, owners, was_ahead: owner.is_some(), waiters: 0 });
+        id
+    }
+
+    /// Waits for a chunk; `None` where it is not under way.
+    pub(super) fn join(&mut self, key: &ChunkKey, waiter: impl FnOnce() -> W) -> Option<WaiterId> {
+        let id = WaiterId(self.next_id());
+        let chunk = self.chunks.get_mut(key)?;
+        chunk.waiters.push((id, waiter()));
+        self.requests.get_mut(&chunk.request).expect("every chunk has its request").waiters += 1;
+        Some(id)
+    }
+
+    /// Another owner wants a chunk that is under way ahead of its reader anyhow.
+    pub(super) fn adopt(&mut self, key: &ChunkKey, owner: OwnerId) {
+        let Some(chunk) = self.chunks.get(key) else { return };
+        let request = self.requests.get_mut(&chunk.request).expect("every chunk has its request");
+        if request.was_ahead && !request.owners.contains(&owner) {
+            request.owners.push(owner);
+        }
+    }
+
+    /// A chunk has come; `None` where the request was cancelled meanwhile or brought it before.
+    pub(super) fn deliver(&mut self, id: RequestId, key: &ChunkKey) -> Option<Delivery<W>> {
+        if self.chunks.get(key)?.request != id {
+            return None;
+        }
+        let chunk = self.remove_chunk(key);
+        let request = self.requests.get_mut(&id).expect("every chunk has its request");
+        request.left.retain(|left| left != key);
+        request.waiters -= chunk.waiters.len();
+        let owner = request.owners.first().copied();
+        if request.left.is_empty() {
+            self.remove_request(id);
+        }
+        Some(Delivery { waiters: chunk.waiters.into_iter().map(|(_, waiter)| waiter).collect(), owner })
+    }
+
+    /// A request ends without its remaining chunks; `None` where it had none left.
+    pub(super) fn fail(&mut self, id: RequestId) -> Option<Failure<W>> {
+        let (request, waiters) = self.remove_request(id)?;
+        Some(Failure { waiters, was_ahead: request.was_ahead })
+    }
+
+    /// One who waited for a chunk no longer does. Says which request nobody wants any more; it is gone from the table.
+    pub(super) fn leave(&mut self, key: &ChunkKey, waiter: WaiterId) -> Option<RequestId> {
+        let chunk = self.chunks.get_mut(key)?;
+        let at = chunk.waiters.iter().position(|(id, _)| *id == waiter)?;
+        chunk.waiters.swap_remove(at);
+        let id = chunk.request;
+        let request = self.requests.get_mut(&id).expect("every chunk has its request");
+        request.waiters -= 1;
+        if request.is_wanted() {
+            return None;
+        }
+        self.remove_request(id);
+        Some(id)
+    }
+
+    /// Owners give up what was asked for them. Says which requests nobody wants any more; they are gone from the table.
+    pub(super) fn cancel(&mut self, gives_up: impl Fn(OwnerId) -> bool) -> Vec<RequestId> {
+        let mut unwanted = Vec::new();
+        for (id, request) in &mut self.requests {
+            let before = request.owners.len();
+            request.owners.retain(|owner| !gives_up(*owner));
+            if request.owners.len() < before && !request.is_wanted() {
+                unwanted.push(*id);
+            }
+        }
+        for id in &unwanted {
+            self.remove_request(*id);
+        }
+        unwanted
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.ids_used += 1;
+        self.ids_used
+    }
+
+    fn remove_chunk(&mut self, key: &ChunkKey) -> Chunk<W> {
+        let chunk = self.chunks.remove(key).expect("whoever removes a chunk has seen it");
+        self.bytes -= chunk.bytes;
+        if self.requests[&chunk.request].was_ahead {
+            self.ahead_bytes -= chunk.bytes;
+        }
+        chunk
+    }
+
+    fn remove_request(&mut self, id: RequestId) -> Option<(Request, Vec<W>)> {
+        let left = std::mem::take(&mut self.requests.get_mut(&id)?.left);
+        let chunks: Vec<Chunk<W>> = left.iter().map(|key| self.remove_chunk(key)).collect();
+        let request = self.requests.remove(&id)?;
+        self.ahead_requests -= usize::from(request.was_ahead);
+        let waiters = chunks.into_iter().flat_map(|chunk| chunk.waiters).map(|(_, waiter)| waiter).collect();
+        Some((request, waiters))
+    }
+}

@@ -1,0 +1,219 @@
+//! Those who wait for content: reads, whole or in pieces, and how they leave.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use super::content::ChunkKey;
+use super::inflight::WaiterId;
+use super::ledger::Part;
+use super::{Failed, FetchError, Fetcher, FileContent};
+use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
+use crate::client::{CallError, ContentPart, Lane};
+use crate::prefetch::Demand;
+use crate::proto::ReadRequest;
+
+impl Fetcher {
+    /// The bytes of `range`, cut at the end of the file, if all of them are in memory. Neither waits nor blocks.
+    ///
+    /// Inside one chunk this shares the chunk's buffer; across chunks it copies once.
+    pub fn read_memory(&self, content: &FileContent, range: ByteRange) -> Option<Bytes> {
+        let range = range.clamp_to(content.version.size);
+        let chunks = range.chunks();
+        let (found, launches) = self.with_state(|state| {
+            let found = if chunks.count == 1 {
+                Some(Found::One(state.ledger.get(&content.chunk(chunks.first))?))
+            } else {
+                let keys = chunks.iter().map(|index| content.chunk(index));
+                Some(Found::Many(keys.map(|key| state.ledger.get(&key)).collect::<Option<_>>()?))
+            };
+            state.counters.hits_memory += 1;
+            Some((found?, state.admit()))
+        })?;
+        self.launch(launches);
+        Some(match found {
+            Found::One(chunk) => slice(&chunk, chunks.first, range),
+            Found::Many(parts) => join(&parts, chunks, range),
+        })
+    }
+
+    /// The bytes of `range`, cut at the end of the file, from wherever they are. `demand` says whether exactly a piece
+    /// or whole chunks should be fetched for it; it must cover the range. Dropping the call ends requests that nobody
+    /// else wants.
+    pub async fn read(
+        &self,
+        content: &FileContent,
+        range: ByteRange,
+        demand: Demand,
+    ) -> Result<Bytes, FetchError> {
+        let range = range.clamp_to(content.version.size);
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        if let Some(bytes) = self.read_memory(content, range) {
+            return Ok(bytes);
+        }
+        match demand {
+            Demand::Piece(piece) if piece.contains(range) && !self.has_chunks(content, range).await => {
+                let bytes = self.read_piece(content, piece.clamp_to(content.version.size)).await?;
+                let start = (range.offset - piece.offset) as usize;
+                Ok(bytes.slice(start..start + range.len as usize))
+            }
+            _ => self.read_chunks(content, range).await,
+        }
+    }
+
+    async fn read_chunks(&self, content: &FileContent, range: ByteRange) -> Result<Bytes, FetchError> {
+        let chunks = range.chunks();
+        let parts = match self.wait_for_chunks(content, chunks).await {
+            // What failed was not asked for by a reader: perhaps long ago, perhaps on a link that was bad then.
+            Err(Failed { was_ahead: true, error: FetchError::Call(_) }) => {
+                self.wait_for_chunks(content, chunks).await
+            }
+            result => result,
+        };
+        let parts = parts.map_err(|failed| failed.error)?;
+        Ok(match parts.as_slice() {
+            [chunk] => slice(chunk, chunks.first, range),
+            parts => join(parts, chunks, range),
+        })
+    }
+
+    async fn wait_for_chunks(&self, content: &FileContent, chunks: ChunkRange) -> Result<Vec<Bytes>, Failed> {
+        let mut receivers = VecDeque::new();
+        let (parts, launches) = self.with_state(|state| {
+            let (parts, starts) = state.ledger.demand(content, chunks, || {
+                let (sender, receiver) = oneshot::channel();
+                receivers.push_back(receiver);
+                sender
+            });
+            (parts, state.register(starts))
+        });
+        let mut leave = LeaveOnDrop { fetcher: self, waits: &parts };
+        self.launch(launches);
+        let mut found = Vec::with_capacity(parts.len());
+        for part in &parts {
+            found.push(match part {
+                Part::Here(bytes) => bytes.clone(),
+                Part::Waits(..) => {
+                    let receiver = receivers.pop_front().expect("every waiting part has its receiver");
+                    receiver.await.unwrap_or_else(|_| Err(Failed::closed()))?
+                }
+            });
+        }
+        leave.waits = &[];
+        Ok(found)
+    }
+
+    /// Whether all chunks of the range are at hand or under way, so that a piece need not be asked of the host.
+    async fn has_chunks(&self, content: &FileContent, range: ByteRange) -> bool {
+        let content = *content;
+        let missing: Vec<ChunkIndex> = self.with_state(|state| {
+            range.chunks().iter().filter(|index| !state.ledger.has(&content.chunk(*index))).collect()
+        });
+        if missing.is_empty() || !content.settled {
+            return missing.is_empty();
+        }
+        let cache = Arc::clone(&self.cache);
+        let on_disk = move || {
+            missing
+                .iter()
+                .all(|index| cache.known_hash(&content.key, *index).is_some_and(|hash| cache.contains(hash)))
+        };
+        self.runtime.spawn_blocking(on_disk).await.unwrap_or(false)
+    }
+
+    async fn read_piece(&self, content: &FileContent, piece: ByteRange) -> Result<Bytes, FetchError> {
+        let request = ReadRequest {
+            node: content.node,
+            version: content.version,
+            range: piece,
+            whole_chunks: false,
+            known: Vec::new(),
+        };
+        self.with_state(|state| state.counters.host_requests += 1);
+        let mut parts = self.client.read(request, Lane::Demand);
+        let mut found = None;
+        while let Some(part) = parts.recv().await {
+            match part? {
+                ContentPart::Piece { offset, bytes }
+                    if offset == piece.offset && bytes.len() as u64 == piece.len =>
+                {
+                    found = Some(bytes);
+                }
+                ContentPart::End { .. } => {
+                    let bytes = found.ok_or_else(|| bad_answer("no piece where one was asked for"))?;
+                    self.with_state(|state| {
+                        state.counters.host_pieces += 1;
+                        state.counters.host_bytes += bytes.len() as u64;
+                    });
+                    return Ok(bytes);
+                }
+                _ => return Err(bad_answer("something else than the piece that was asked for")),
+            }
+        }
+        Err(CallError::Closed.into())
+    }
+
+    fn leave(&self, waits: impl Iterator<Item = (ChunkKey, WaiterId)>) {
+        let (ended, launches) = self.with_state(|state| {
+            let unwanted: Vec<_> = waits.filter_map(|(key, id)| state.ledger.leave(&key, id)).collect();
+            let ended: Vec<_> = unwanted.iter().filter_map(|id| state.running.remove(id)).collect();
+            (ended, state.admit())
+        });
+        drop(ended);
+        self.launch(launches);
+    }
+}
+
+impl Failed {
+    pub(super) const fn closed() -> Self {
+        Self { error: FetchError::Call(CallError::Closed), was_ahead: false }
+    }
+}
+
+pub(super) fn bad_answer(what: &str) -> FetchError {
+    FetchError::Call(CallError::BadAnswer(what.to_owned()))
+}
+
+enum Found {
+    One(Bytes),
+    Many(Vec<Bytes>),
+}
+
+/// A reader that goes away before it is served stands in no line.
+struct LeaveOnDrop<'a> {
+    fetcher: &'a Fetcher,
+    waits: &'a [Part],
+}
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        let waits = self.waits.iter().filter_map(|part| match part {
+            Part::Waits(key, id) => Some((*key, *id)),
+            Part::Here(_) => None,
+        });
+        if !self.waits.is_empty() {
+            self.fetcher.leave(waits);
+        }
+    }
+}
+
+/// The bytes of `range` in the one chunk that holds them, without copying.
+fn slice(chunk: &Bytes, index: ChunkIndex, range: ByteRange) -> Bytes {
+    let start = (range.offset - index.offset()) as usize;
+    chunk.slice(start..start + range.len as usize)
+}
+
+/// The bytes of `range` out of the chunks that hold them, copied once.
+fn join(parts: &[Bytes], chunks: ChunkRange, range: ByteRange) -> Bytes {
+    let mut joined = BytesMut::with_capacity(range.len as usize);
+    for (index, part) in chunks.iter().zip(parts) {
+        let start = range.offset.saturating_sub(index.offset()) as usize;
+        let end = ((range.end() - index.offset()) as usize).min(part.len());
+        joined.extend_from_slice(&part[start..end]);
+    }
+    joined.freeze()
+}

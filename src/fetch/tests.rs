@@ -1,0 +1,1 @@
+//! Tests over a host in memory.

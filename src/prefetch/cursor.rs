@@ -1,0 +1,265 @@
+//! One run through a file: where the reader is, what it left out, and what is on its way to it.
+
+use std::time::{Duration, Instant};
+
+use super::history::{Opening, RunKind};
+use super::window::{Limits, PROVED_WINDOW_BYTES, STEP_CHUNKS, Window};
+use super::{CursorId, PIECE_BYTES_MAX, chunk_at_or_behind};
+use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A read so far behind the reader still belongs to its run, in bytes. 1 MiB is the value of mountpoint-s3 and hf-mount.
+const BACK_SEEK_BYTES: u64 = MIB;
+
+/// A skip so far forward stays in its run, in bytes. 16 MiB is the value of mountpoint-s3 and hf-mount.
+const FORWARD_SKIP_BYTES: u64 = 16 * MIB;
+
+/// A gap of this many bytes in front of a read is a request that has not arrived yet, in bytes.
+///
+/// Half the kernel's readahead of 128 KiB; small, because a lookup must not be taken for a run by chance.
+const ADJACENT_GAP_BYTES: u64 = 64 * 1024;
+
+/// A run that was read so far without a gap opens its window, in bytes.
+///
+/// The kernel's readahead passes 32 KiB with its second request, a reader of 4 KiB pages with its eighth; of these the
+/// third and later are served by the chunk that the second one fetched.
+const PROOF_BYTES: u64 = 32 * 1024;
+
+/// How many gaps are remembered: as many as FUSE threads can put requests out of order.
+const HOLES_MAX: usize = 8;
+
+/// After so long a pause what was read ahead may have been evicted, so it is planned anew.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// How a read lies to a run it belongs to; the closest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Relation {
+    /// Goes on where the run stands, give or take what the kernel puts out of order.
+    Adjacent,
+    /// Fills what an earlier read left out.
+    Late,
+    /// Lies in what is on its way already.
+    InWindow,
+    /// Lies shortly behind the reader.
+    Behind,
+    /// Leaves out a part of the file, but goes on.
+    Skip,
+}
+
+impl Relation {
+    /// Whether the run goes on.
+    pub(super) const fn is_forward(self) -> bool {
+        matches!(self, Self::Adjacent | Self::InWindow)
+    }
+}
+
+/// One run through a file.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    id: CursorId,
+    kind: RunKind,
+    start: u64,
+    /// One behind the farthest byte read.
+    position: u64,
+    /// Bytes read one after the other; what a skip leaves out does not count.
+    progress_bytes: u64,
+    /// What was left out before `position` by reads that came out of order.
+    holes: Vec<ByteRange>,
+    /// Everything from the reader to here has been asked for.
+    planned_end: ChunkIndex,
+    window: Window,
+    /// Where the run ends if it is like those before it.
+    expected_end: Option<u64>,
+    last_read: Instant,
+    /// Whether a second read went on from the first.
+    followed: bool,
+    recorded: bool,
+    given_up: bool,
+}
+
+impl Cursor {
+    pub(super) fn begin(id: CursorId, first: ByteRange, opening: Opening, now: Instant) -> Self {
+        Self {
+            id,
+            kind: RunKind::of_first_read(first.len),
+            start: first.offset,
+            position: first.end(),
+            progress_bytes: first.len,
+            holes: Vec::new(),
+            planned_end: ChunkIndex::containing(first.offset),
+            window: Window::opened(opening.window_bytes, first.len),
+            expected_end: opening.expected_run_bytes.map(|bytes| first.offset.saturating_add(bytes)),
+            last_read: now,
+            followed: false,
+            recorded: false,
+            given_up: false,
+        }
+    }
+
+    pub(super) const fn id(&self) -> CursorId {
+        self.id
+    }
+
+    pub(super) const fn kind(&self) -> RunKind {
+        self.kind
+    }
+
+    pub(super) const fn is_open(&self) -> bool {
+        self.window.is_open()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Length of the run so far, in bytes.
+    pub(super) const fn run_bytes(&self) -> u64 {
+        self.position - self.start
+    }
+
+    /// Whether the run's length is news; it is not until the run goes on.
+    pub(super) const fn take_unrecorded(&mut self) -> bool {
+        !std::mem::replace(&mut self.recorded, true)
+    }
+
+    /// What is on its way is no longer wanted; should the run go on, it is planned again.
+    pub(super) const fn give_up(&mut self) {
+        self.given_up = true;
+        self.planned_end = chunk_at_or_behind(self.position);
+    }
+
+    pub(super) const fn was_given_up(&self) -> bool {
+        self.given_up
+    }
+
+    pub(super) const fn distance(&self, range: ByteRange) -> u64 {
+        self.position.abs_diff(range.offset)
+    }
+
+    /// How a read lies to this run; `None` where it belongs to another.
+    pub(super) fn relation(&self, range: ByteRange) -> Option<Relation> {
+        if range.offset <= self.position {
+            return self.relation_behind(range);
+        }
+        let gap = range.offset - self.position;
+        let in_window = self.is_open() && range.offset < self.planned_end.offset();
+        if gap <= ADJACENT_GAP_BYTES.max(2 * range.len) {
+            Some(Relation::Adjacent)
+        } else if in_window {
+            Some(Relation::InWindow)
+        } else if gap <= FORWARD_SKIP_BYTES && self.is_open() && range.len >= PIECE_BYTES_MAX {
+            Some(Relation::Skip)
+        } else {
+            None
+        }
+    }
+
+    fn relation_behind(&self, range: ByteRange) -> Option<Relation> {
+        if range.end() > self.position {
+            return (self.position - range.offset <= BACK_SEEK_BYTES).then_some(Relation::Adjacent);
+        }
+        if self.holes.iter().any(|hole| hole.intersect(range).is_some()) {
+            return Some(Relation::Late);
+        }
+        (self.position - range.offset <= BACK_SEEK_BYTES).then_some(Relation::Behind)
+    }
+
+    /// Takes note of a read. Says whether it is part of a sequence, so that whole chunks are worth it.
+    pub(super) fn advance(&mut self, range: ByteRange, relation: Relation, now: Instant) -> bool {
+        if now.saturating_duration_since(self.last_read) > IDLE_MAX {
+            self.planned_end = self.planned_end.min(chunk_at_or_behind(self.position));
+        }
+        self.last_read = now;
+        match relation {
+            Relation::Adjacent | Relation::InWindow => self.go_on(range),
+            Relation::Late => self.fill(range),
+            Relation::Behind => {}
+            Relation::Skip => {
+                self.holes.clear();
+                self.position = range.end();
+                self.planned_end = self.planned_end.max(ChunkIndex::containing(range.offset));
+                self.expected_end = None;
+            }
+        }
+        relation != Relation::Behind || self.is_open()
+    }
+
+    fn go_on(&mut self, range: ByteRange) {
+        self.followed = true;
+        self.recorded = false;
+        self.given_up = false;
+        self.progress_bytes += range.len.min(range.end() - self.position);
+        if range.offset > self.position {
+            if self.holes.len() == HOLES_MAX {
+                self.holes.remove(0);
+            }
+            self.holes.push(ByteRange::new(self.position, range.offset - self.position));
+        }
+        self.position = range.end();
+        self.planned_end = self.planned_end.max(ChunkIndex::containing(range.offset));
+        if self.expected_end.is_some_and(|end| self.position > end) {
+            self.expected_end = None;
+        }
+    }
+
+    fn fill(&mut self, range: ByteRange) {
+        let mut left = Vec::with_capacity(self.holes.len() + 1);
+        for hole in self.holes.drain(..) {
+            let Some(filled) = hole.intersect(range) else {
+                left.push(hole);
+                continue;
+            };
+            self.progress_bytes += filled.len;
+            left.push(ByteRange::new(hole.offset, filled.offset - hole.offset));
+            left.push(ByteRange::new(filled.end(), hole.end() - filled.end()));
+        }
+        left.retain(|hole| !hole.is_empty());
+        let surplus = left.len().saturating_sub(HOLES_MAX);
+        self.holes.extend(left.drain(surplus..));
+    }
+
+    /// The read in hand asks for these chunks itself.
+    pub(super) fn note_asked(&mut self, chunks: ChunkRange) {
+        self.planned_end = self.planned_end.max(ChunkIndex(chunks.as_range().end));
+    }
+
+    /// What to ask for ahead of the reader now, in a file of `size` bytes.
+    pub(super) fn top_up(&mut self, size: u64, limits: Limits) -> Option<ChunkRange> {
+        if !self.is_open() {
+            if !self.followed || self.progress_bytes < PROOF_BYTES {
+                return None;
+            }
+            self.window = Window::opened(PROVED_WINDOW_BYTES, self.progress_bytes);
+        }
+        let left_bytes = self.planned_end.offset().saturating_sub(self.position);
+        if !self.window.is_due(left_bytes, limits) {
+            return None;
+        }
+        self.window.grow(self.progress_bytes, limits);
+        let end = self.target(size, limits);
+        let first = self.planned_end.max(ChunkIndex::containing(self.position));
+        if end <= first {
+            return None;
+        }
+        self.planned_end = end;
+        Some(ChunkRange::new(first, end.0 - first.0))
+    }
+    /// Where the next request ends: a window in front of the reader, not behind the end of the file or of the run that
+    /// is expected, and on the border of a step unless one of these ends it.
+    fn target(&self, size: u64, limits: Limits) -> ChunkIndex {
+        let mut wanted = self.position.saturating_add(self.window.bytes(limits)).min(size);
+        let mut ends_here = wanted == size;
+        if let Some(expected) = self.expected_end.filter(|expected| *expected <= wanted) {
+            (wanted, ends_here) = (expected, true);
+        }
+        let mut end = chunk_at_or_behind(wanted);
+        let most = self.position.saturating_add(limits.window_bytes_max);
+        if end.offset().min(size) > most {
+            end = ChunkIndex::containing(most);
+        }
+        let on_step = ChunkIndex(end.0 - end.0 % STEP_CHUNKS);
+        if ends_here || on_step <= self.planned_end { end } else { on_step }
+    }
+}

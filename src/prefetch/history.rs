@@ -1,0 +1,154 @@
+//! What earlier reads of an open file teach about the next ones.
+
+use std::collections::VecDeque;
+
+use super::window::LARGE_WINDOW_BYTES;
+use crate::chunk::{CHUNK_BYTES, ChunkRange};
+
+/// A first read of at least this many bytes is a hint of a run, in bytes.
+///
+/// 128 KiB is the largest request of the kernel's readahead and the buffer of `cat`; who looks something up reads less.
+const LARGE_READ_BYTES: u64 = 128 * 1024;
+
+/// Runs that began with a small read must have come this far for the next such read to open a window, in bytes.
+///
+/// 1 MiB: whoever looks up records never reads that far; a player that fills its buffer does.
+const SMALL_FIRST_RUN_BYTES_MIN: u64 = 1024 * 1024;
+
+/// How many chunks that were touched by a piece are remembered.
+///
+/// 512 of them span 128 MiB, and are searched in a tenth of a microsecond.
+const PIECES_REMEMBERED: usize = 512;
+
+/// Runs are told apart by how they begin: only runs of the same kind predict each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunKind {
+    SmallFirst,
+    LargeFirst,
+}
+
+impl RunKind {
+    pub(super) const fn of_first_read(len: u64) -> Self {
+        if len < LARGE_READ_BYTES { Self::SmallFirst } else { Self::LargeFirst }
+    }
+}
+
+/// How a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Opening {
+    /// The first window, behind the first read; 0 for none.
+    pub(super) window_bytes: u64,
+    /// How long the run will be if it is like the ones before it, which were all alike.
+    pub(super) expected_run_bytes: Option<u64>,
+}
+
+impl Opening {
+    const CLOSED: Self = Self { window_bytes: 0, expected_run_bytes: None };
+}
+
+/// Lengths of the last two runs of each kind, in bytes.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    small_first: [Option<u64>; 2],
+    large_first: [Option<u64>; 2],
+}
+
+impl Runs {
+    /// Takes note of a run that is over, for all that is known.
+    pub(super) const fn record(&mut self, kind: RunKind, run_bytes: u64) {
+        let lengths = match kind {
+            RunKind::SmallFirst => &mut self.small_first,
+            RunKind::LargeFirst => &mut self.large_first,
+        };
+        *lengths = [lengths[1], Some(run_bytes)];
+    }
+
+    /// How to begin a run whose first read has `first_bytes` bytes.
+    ///
+    /// Two runs are asked, and the shorter one is believed: one long run among short ones is no habit.
+    pub(super) fn opening(&self, kind: RunKind, first_bytes: u64) -> Opening {
+        let lengths = match kind {
+            RunKind::SmallFirst => self.small_first,
+            RunKind::LargeFirst => self.large_first,
+        };
+        let [Some(a), Some(b)] = lengths else {
+            let window_bytes = if kind == RunKind::LargeFirst { LARGE_WINDOW_BYTES } else { 0 };
+            return Opening { window_bytes, expected_run_bytes: None };
+        };
+        let (shorter, longer) = (a.min(b), a.max(b));
+        if kind == RunKind::SmallFirst && shorter < SMALL_FIRST_RUN_BYTES_MIN {
+            return Opening::CLOSED;
+        }
+        let alike = longer - shorter <= CHUNK_BYTES;
+        Opening {
+            window_bytes: shorter.saturating_sub(first_bytes),
+            expected_run_bytes: alike.then_some(longer),
+        }
+    }
+}
+
+/// The chunks that were touched by pieces lately.
+#[derive(Debug, Default)]
+pub(super) struct PieceTouches(VecDeque<u64>);
+
+impl PieceTouches {
+    pub(super) fn contains_any(&self, chunks: ChunkRange) -> bool {
+        chunks.iter().any(|index| self.0.contains(&index.0))
+    }
+
+    pub(super) fn record(&mut self, chunks: ChunkRange) {
+        for index in chunks.iter() {
+            if self.0.len() == PIECES_REMEMBERED {
+                self.0.pop_front();
+            }
+            self.0.push_back(index.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::ChunkIndex;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn two_runs_make_a_habit_and_the_shorter_is_believed() {
+        let mut runs = Runs::default();
+        let kind = RunKind::LargeFirst;
+        assert_eq!(runs.opening(kind, MIB).window_bytes, LARGE_WINDOW_BYTES);
+        runs.record(kind, 8 * MIB);
+        assert_eq!(runs.opening(kind, MIB).window_bytes, LARGE_WINDOW_BYTES);
+        runs.record(kind, 3 * MIB);
+        let opening = runs.opening(kind, MIB);
+        assert_eq!(opening, Opening { window_bytes: 2 * MIB, expected_run_bytes: None });
+        runs.record(kind, 3 * MIB);
+        assert_eq!(runs.opening(kind, MIB).expected_run_bytes, Some(3 * MIB));
+    }
+
+    #[test]
+    fn lookups_never_open_a_window() {
+        let mut runs = Runs::default();
+        let kind = RunKind::SmallFirst;
+        assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
+        runs.record(kind, 100 * MIB);
+        runs.record(kind, 4096);
+        assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
+        // Long runs teach only about their own kind.
+        runs.record(RunKind::LargeFirst, 100 * MIB);
+        runs.record(RunKind::LargeFirst, 100 * MIB);
+        assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
+    }
+
+    #[test]
+    fn old_touches_are_forgotten() {
+        let mut touches = PieceTouches::default();
+        for index in 0..=PIECES_REMEMBERED as u64 {
+            touches.record(ChunkRange::new(ChunkIndex(index), 1));
+        }
+        assert!(!touches.contains_any(ChunkRange::new(ChunkIndex(0), 1)));
+        assert!(touches.contains_any(ChunkRange::new(ChunkIndex(1), 1)));
+        assert_eq!(touches.0.len(), PIECES_REMEMBERED);
+    }
+}

@@ -1,6 +1,7 @@
 //! What can go wrong below a system call, and the one place where it becomes an error number.
 
 use crate::client::CallError;
+use crate::fetch::FetchError;
 use crate::proto::{Errno, ErrorCode};
 
 /// Why an operation on the mount failed.
@@ -10,8 +11,8 @@ pub enum FsError {
     #[error(transparent)]
     Call(#[from] CallError),
     /// Content could not be had.
-    #[error("content cannot be read: {0}")]
-    Content(String, Errno),
+    #[error(transparent)]
+    Content(FetchError),
     /// There is no such name.
     #[error("no such file or directory")]
     NotFound,
@@ -41,12 +42,21 @@ pub enum FsError {
     Invalid,
 }
 
+impl From<FetchError> for FsError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Call(error) => Self::Call(error),
+            other => Self::Content(other),
+        }
+    }
+}
+
 impl FsError {
     /// What to tell the program that made the system call.
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Call(error) => error.errno(),
-            Self::Content(_, errno) => *errno,
+            Self::Content(error) => error.errno(),
             Self::NotFound => Errno::ENOENT,
             Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
             Self::BadHandle(_) => Errno::EBADF,
@@ -74,8 +84,6 @@ impl FsError {
 pub(super) enum Remedy {
     /// Look the node up again by its path, then repeat.
     Resolve,
-    /// Ask for the new attributes, then repeat.
-    Revalidate,
     /// Answer from an old copy if there is one: the host is out of reach.
     UseCopy,
     /// Report it.
@@ -88,7 +96,6 @@ impl Remedy {
             CallError::TimedOut(_) => Self::UseCopy,
             CallError::Host(refusal) => match refusal.code {
                 ErrorCode::UnknownNode => Self::Resolve,
-                ErrorCode::VersionChanged => Self::Revalidate,
                 _ => Self::None,
             },
             CallError::BadAnswer(_) | CallError::Closed => Self::None,
@@ -110,7 +117,8 @@ mod tests {
             (FsError::Call(system(Errno::EACCES)), Errno::EACCES),
             (FsError::Call(CallError::TimedOut(Duration::from_secs(1))), Errno::ETIMEDOUT),
             (FsError::Call(CallError::Closed), Errno::ENOTCONN),
-            (FsError::Content("a chunk is damaged".into(), Errno::EIO), Errno::EIO),
+            (FsError::from(FetchError::VersionChanged), Errno::EIO),
+            (FsError::from(FetchError::UnknownNode), Errno::ESTALE),
             (FsError::NotFound, Errno::ENOENT),
             (FsError::UnknownInode(7), Errno::ESTALE),
             (FsError::BadHandle(7), Errno::EBADF),
@@ -130,7 +138,7 @@ mod tests {
     fn only_what_can_be_mended_is_mended() {
         let host = |code| CallError::Host(WireError::new(code, ""));
         assert_eq!(Remedy::of(&host(ErrorCode::UnknownNode)), Remedy::Resolve);
-        assert_eq!(Remedy::of(&host(ErrorCode::VersionChanged)), Remedy::Revalidate);
+        assert_eq!(Remedy::of(&host(ErrorCode::VersionChanged)), Remedy::None);
         assert_eq!(Remedy::of(&CallError::TimedOut(Duration::ZERO)), Remedy::UseCopy);
         assert_eq!(Remedy::of(&host(ErrorCode::Refused)), Remedy::None);
         assert_eq!(Remedy::of(&CallError::Closed), Remedy::None);

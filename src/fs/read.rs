@@ -4,6 +4,9 @@
 //! asked for and the whole call begins again. Bytes of two versions never meet in one answer. That holds for what
 //! the kernel asks in one request: past the page cache that is one `read(2)` of up to 1 MiB (see `open_mode`).
 //!
+//! A file whose last change is so young that its next one may bear the same stamp is read with one request for each call,
+//! past everything that is kept: parts that were fetched apart could belong to two states that look alike.
+//!
 //! What lies in memory is served without asking as long as the attributes hold. A reader that goes on reading never waits
 //! for them: they are asked for anew, behind its back, when half of their time is over.
 
@@ -13,15 +16,15 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::error::Remedy;
 use super::events::FsEvent;
 use super::files::OpenFile;
 use super::inodes::Inode;
 use super::nodes::Age;
-use super::{FileSystem, FsError, lock};
+use super::{FileSystem, FsError, attributes, lock};
+use crate::cache::FileKey;
 use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, Lane};
-use crate::fetch::FileContent;
+use crate::fetch::{FetchError, FileContent, OwnerId};
 use crate::prefetch::{Limits, Plan, Prefetcher, window_limit};
 use crate::proto::{Attributes, ReadRequest, SeekTarget, Version};
 
@@ -58,6 +61,9 @@ impl FileSystem {
         if range.is_empty() {
             return Some(Bytes::new());
         }
+        if !attributes::tell_changes_apart(&attributes) {
+            return None;
+        }
         let content = self.content_of(&attributes);
         let bytes = self.fetcher.read_memory(&content, range)?;
         self.adopt(handle, &file, &attributes);
@@ -75,7 +81,7 @@ impl FileSystem {
         for attempt in 0..ATTEMPTS_MAX + SINGLE_ATTEMPTS_MAX {
             self.adopt(handle, &file, &attributes);
             let recoveries = self.node_of(file.inode)?.1;
-            let answer = if attempt < ATTEMPTS_MAX {
+            let answer = if attempt < ATTEMPTS_MAX && attributes::tell_changes_apart(&attributes) {
                 self.read_version(handle, &file, &attributes, range).await
             } else {
                 self.read_single(&attributes, range).await
@@ -87,13 +93,13 @@ impl FileSystem {
                 }
                 Err(error) => error,
             };
-            match Remedy::of(&error) {
-                Remedy::Revalidate => attributes = self.attributes_from_host(file.inode).await?.0,
-                Remedy::Resolve if may_recover => {
+            match error {
+                FetchError::VersionChanged => attributes = self.attributes_from_host(file.inode).await?.0,
+                FetchError::UnknownNode if may_recover => {
                     may_recover = false;
                     self.recover(file.inode, recoveries).await?;
                 }
-                _ => return Err(error.into()),
+                error => return Err(error.into()),
             }
         }
         Err(FsError::KeepsChanging(ATTEMPTS_MAX + SINGLE_ATTEMPTS_MAX))
@@ -105,13 +111,6 @@ impl FileSystem {
         self.ask(file.inode, |client, node| async move { client.seek(node, offset, target).await }).await
     }
 
-    /// Nobody waits for what was asked ahead for this handle.
-    pub(super) fn cancel_reads(&self, handle: u64, file: &OpenFile) {
-        for cursor in lock(&file.reads).prefetcher.cursors() {
-            self.fetcher.cancel(handle, cursor);
-        }
-    }
-
     /// One attempt to read one version.
     async fn read_version(
         &self,
@@ -119,18 +118,18 @@ impl FileSystem {
         file: &OpenFile,
         attributes: &Attributes,
         range: ByteRange,
-    ) -> Result<Bytes, CallError> {
+    ) -> Result<Bytes, FetchError> {
         let range = range.clamp_to(attributes.size);
         if range.is_empty() {
             return Ok(Bytes::new());
         }
         let content = self.content_of(attributes);
         let plan = self.plan(handle, file, &content, range);
-        self.fetcher.read(&content, plan.demand, range).await
+        self.fetcher.read(&content, range, plan.demand).await
     }
 
     /// One attempt to read one version with one request for everything, past everything that is kept.
-    async fn read_single(&self, attributes: &Attributes, range: ByteRange) -> Result<Bytes, CallError> {
+    async fn read_single(&self, attributes: &Attributes, range: ByteRange) -> Result<Bytes, FetchError> {
         let range = range.clamp_to(attributes.size);
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -164,10 +163,10 @@ impl FileSystem {
         let limits = Limits { window_bytes_max };
         let plan = lock(&file.reads).prefetcher.on_read(Instant::now(), range, content.version.size, limits);
         for cursor in &plan.cancel {
-            self.fetcher.cancel(handle, *cursor);
+            self.fetcher.cancel(OwnerId { handle, cursor: cursor.0 });
         }
         if let Some(ahead) = plan.ahead {
-            self.fetcher.ahead(content, handle, ahead.cursor, ahead.range);
+            self.fetcher.ahead(content, ahead.range, OwnerId { handle, cursor: ahead.cursor.0 });
         }
         plan
     }
@@ -180,9 +179,9 @@ impl FileSystem {
             if reads.version == attributes.version() {
                 return;
             }
-            let old = std::mem::replace(&mut *reads, ReadState::new(attributes));
-            old.prefetcher.cursors().for_each(|cursor| self.fetcher.cancel(handle, cursor));
+            *reads = ReadState::new(attributes);
         }
+        self.fetcher.cancel_handle(handle);
         self.drop_pages(file.inode, attributes);
     }
 
@@ -224,7 +223,7 @@ impl FileSystem {
         FileContent {
             node: attributes.node,
             version: attributes.version(),
-            key: content_key(&self.config.host_key, attributes),
+            key: FileKey::from_bytes(content_key(&self.config.host_key, attributes)),
             settled: attributes.is_settled(),
         }
     }

@@ -149,7 +149,7 @@ impl FileSystem {
                 }
                 ContentPart::End { .. } if missing == 0 => return Ok(bytes.freeze()),
                 ContentPart::End { .. } => {
-                    return Err(CallError::BadAnswer("a part of a file is missing".into()));
+                    return Err(CallError::BadAnswer("a part of the file is missing".into()).into());
                 }
                 ContentPart::Same { .. } => {}
             }

@@ -1,4 +1,5 @@
 //! Every test that needs more than one module, in one binary.
 
+mod cli;
 mod fs;
 mod tidy;

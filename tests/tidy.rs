@@ -60,8 +60,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Pure modules and files: bytes and `now` in, values out.
 const PURE: &[&str] = &["src/chunk/", "src/proto/", "src/prefetch/"];
 
-/// A file is pure, too, when its module doc says so with this mark.
-const PURE_MARK: &str = "Pure:";
+/// A file is pure, too, when its module doc says so with one of these marks.
+const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];
 
 /// What a pure file may not touch.
 const IMPURE: &[&str] = &[
@@ -79,6 +79,7 @@ struct Source {
     /// Path from the repository's root.
     name: String,
     text: String,
+    is_test: bool,
 }
 
 impl Source {
@@ -103,17 +104,30 @@ impl Source {
         })
     }
 
-    /// Whether the whole file is a test: it lies under `tests/` or is included under `cfg(test)`.
+    /// Whether the whole file is a test: it lies under `tests/` or `benches/`, or its parent includes it under `cfg(test)`.
     fn is_test(&self) -> bool {
-        self.name.starts_with("tests/")
-            || self.name.starts_with("benches/")
-            || self.name.contains("/tests/")
-            || ["tests.rs", "conformance.rs", "simulate.rs"].iter().any(|end| self.name.ends_with(end))
+        self.is_test
+    }
+
+    /// Paths, without `.rs`, of the modules which this file includes for tests only.
+    fn test_modules(&self) -> Vec<String> {
+        let folder = self
+            .name
+            .strip_suffix("mod.rs")
+            .map_or_else(|| format!("{}/", self.name.trim_end_matches(".rs")), str::to_owned);
+        let lines: Vec<&str> = self.text.lines().collect();
+        let names = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]").filter_map(|pair| {
+            pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';')
+        });
+        names.map(|name| format!("{folder}{name}")).collect()
     }
 
     fn is_pure(&self) -> bool {
-        let doc_says_so =
-            self.text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains(PURE_MARK));
+        let doc_says_so = self
+            .text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .any(|line| PURE_MARKS.iter().any(|mark| line.contains(mark)));
         doc_says_so || PURE.iter().any(|prefix| self.name.starts_with(prefix))
     }
 
@@ -137,7 +151,8 @@ fn collect(folder: &Path, sources: &mut Vec<Source>) {
             collect(&path, sources);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-            sources.push(Source { name, text: fs::read_to_string(&path).unwrap() });
+            let is_test = name.starts_with("tests/") || name.starts_with("benches/");
+            sources.push(Source { name, text: fs::read_to_string(&path).unwrap(), is_test });
         }
     }
 }
@@ -148,6 +163,12 @@ fn sources() -> Vec<Source> {
         collect(&root().join(folder), &mut sources);
     }
     assert!(sources.len() > 20, "the sources were not found");
+    let test_modules: Vec<String> = sources.iter().flat_map(Source::test_modules).collect();
+    for source in &mut sources {
+        let path = source.name.trim_end_matches(".rs");
+        source.is_test |=
+            test_modules.iter().any(|module| path == module || path.starts_with(&format!("{module}/")));
+    }
     sources
 }
 

@@ -6,16 +6,22 @@
 mod demo;
 mod host;
 mod key;
+mod logging;
 mod mount;
+mod mount_daemon;
 mod pair;
 mod status;
 mod sum;
 mod umount;
+mod words;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::config::Environment;
 
 /// Mounts a folder of another machine so that it feels local.
 #[derive(Debug, Parser)]
@@ -47,6 +53,19 @@ enum Command {
     Pair(pair::Arguments),
     /// Host, mount and read sample files on this machine, and show what happened
     Demo(demo::Arguments),
+    /// What `mount` leaves behind
+    #[command(name = mount_daemon::NAME, hide = true)]
+    MountDaemon(mount_daemon::Arguments),
+}
+
+impl Command {
+    /// Where the log goes, if not to standard error.
+    fn log_file(&self) -> Option<&Path> {
+        match self {
+            Self::MountDaemon(arguments) => arguments.log_file.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a command ends without success, and with which exit code.
@@ -85,8 +104,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage_or_help(&error),
     };
-    start_logging(cli.verbose);
-    match run(cli.command) {
+    let outcome =
+        logging::start(cli.verbose, cli.command.log_file()).and_then(|()| run(cli.command, cli.verbose));
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wormhole: {error}");
@@ -95,35 +115,52 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), CliError> {
+fn run(command: Command, verbose: u8) -> Result<(), CliError> {
     match command {
         Command::Host(arguments) => host::run(arguments),
-        Command::Mount(arguments) => mount::run(arguments),
+        Command::Mount(arguments) => mount::run(&arguments, verbose),
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Sum(arguments) => sum::run(&arguments),
         Command::Key(arguments) => key::run(arguments),
         Command::Pair(arguments) => pair::run(arguments),
-        Command::Demo(arguments) => demo::run(arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::MountDaemon(arguments) => mount_daemon::run(&arguments),
     }
 }
 
-/// clap's own exit code for a wrong command line is 2, which mount(8) keeps for the system.
+/// clap's own exit code for a wrong command line is 2, which mount(8) keeps for the system; and its words are many lines.
 fn usage_or_help(error: &clap::Error) -> ExitCode {
-    let wrong = error.use_stderr();
-    // The stream being closed already leaves nobody to tell.
-    let _ = error.print();
-    if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS }
+    use clap::error::ErrorKind;
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // The stream being closed already leaves nobody to tell.
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    }
+    let text = error.to_string();
+    let words: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    eprintln!("wormhole: {}; --help shows what there is", words.join(" ").trim_start_matches("error: "));
+    ExitCode::from(1)
 }
 
-/// Logs go to standard error: warnings, with `-v` what happens, with `-vv` all of it; `WORMHOLE_LOG` overrides.
-fn start_logging(verbose: u8) {
-    let default = match verbose {
-        0 => "warn",
-        1 => "wormhole=info,warn",
-        _ => "wormhole=debug,info",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WORMHOLE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+/// Where control sockets may be: this user's, and for root everybody's.
+fn control_directories() -> Vec<PathBuf> {
+    let environment = Environment::of_process();
+    let mut directories = vec![environment.control_dir()];
+    if environment.is_root() {
+        let entries = std::fs::read_dir("/run/user").into_iter().flatten();
+        directories.extend(entries.flatten().map(|entry| entry.path().join("wormhole")));
+    }
+    directories
+}
+
+/// Whether a program can be found as the shell would.
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }

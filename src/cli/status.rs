@@ -1,11 +1,259 @@
-//! `wormhole status`.
+//! `wormhole status`: what the mounts and hosts of this machine are doing.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use super::CliError;
+use super::words::{amount, count, duration};
+use crate::control::{self, DaemonKind, LinkWord, StatusReport};
+use crate::metrics::{Metric, Reading, Readings};
+use crate::mount::table;
+
+/// Between two looks of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Moves to the top left and clears the terminal.
+const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
+#[command(after_help = metrics_help())]
+pub(super) struct Arguments {
+    /// Only the mount on this directory
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: Option<PathBuf>,
 
-pub(super) fn run(_arguments: &Arguments) -> Result<(), CliError> {
-    Err(CliError::system("not there yet"))
+    /// Print a JSON array, one object a daemon
+    #[arg(long)]
+    json: bool,
+
+    /// Look again every second, until Ctrl-C; with --json one array a line
+    #[arg(short, long)]
+    watch: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
+    loop {
+        let reports = reports(arguments)?;
+        let text = match (arguments.json, arguments.watch) {
+            (true, true) => serde_json::to_string(&reports).map_err(CliError::system)? + "\n",
+            (true, false) => serde_json::to_string_pretty(&reports).map_err(CliError::system)? + "\n",
+            (false, _) => table_of(&reports),
+        };
+        let clear = if arguments.watch && io::stdout().is_terminal() { CLEAR } else { "" };
+        let mut out = io::stdout().lock();
+        if write!(out, "{clear}{text}").and_then(|()| out.flush()).is_err() || !arguments.watch {
+            // Nobody reads any more, or nobody wants more.
+            return Ok(());
+        }
+        drop(out);
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+/// Every daemon that answers, and every mount whose daemon does not.
+fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
+    let mut reports = Vec::new();
+    for directory in super::control_directories() {
+        // A directory of another user that cannot be read has nothing to tell.
+        let daemons = control::daemons(&directory).unwrap_or_default();
+        reports.extend(daemons.iter().filter_map(|daemon| daemon.status().ok()));
+    }
+    let mounts =
+        table::mounts().map_err(|error| CliError::system(format!("/proc/self/mountinfo: {error}")))?;
+    for entry in mounts.into_iter().filter(table::MountEntry::is_wormhole) {
+        let known = |report: &StatusReport| report.mountpoint.as_ref() == Some(&entry.mountpoint);
+        if !reports.iter().any(known) {
+            reports.push(unreachable(entry));
+        }
+    }
+    let Some(wanted) = &arguments.mountpoint else { return Ok(reports) };
+    let wrong = |why: &dyn std::fmt::Display| CliError::system(format!("{}: {why}", wanted.display()));
+    let place = table::resolve(wanted).map_err(|error| wrong(&error))?;
+    reports.retain(|report| report.mountpoint.as_ref() == Some(&place));
+    if reports.is_empty() {
+        return Err(wrong(&"no wormhole mount"));
+    }
+    Ok(reports)
+}
+
+fn unreachable(entry: table::MountEntry) -> StatusReport {
+    StatusReport {
+        kind: DaemonKind::Mount,
+        pid: 0,
+        version: String::new(),
+        source: vec![entry.source],
+        mountpoint: Some(entry.mountpoint),
+        state: LinkWord::Unreachable,
+        address: None,
+        transport: String::new(),
+        engine: None,
+        readings: Readings::default(),
+    }
+}
+
+/// A few lines for each daemon.
+fn table_of(reports: &[StatusReport]) -> String {
+    if reports.is_empty() {
+        return "Nothing is mounted or served by wormhole on this machine.\n".to_owned();
+    }
+    let lines: Vec<_> = reports
+        .iter()
+        .map(|report| match report.kind {
+            DaemonKind::Mount => mount_lines(report),
+            DaemonKind::Host => host_lines(report),
+        })
+        .collect();
+    lines.join("\n")
+}
+
+fn mount_lines(report: &StatusReport) -> String {
+    let mountpoint = report.mountpoint.clone().unwrap_or_default();
+    let mut text = format!("{}  {}\n", mountpoint.display(), report.source.join(" "));
+    let readings = &report.readings;
+    let number = |metric| readings.count(metric);
+    let address = report.address.as_deref().unwrap_or("the host");
+    let link = match report.state {
+        LinkWord::Unreachable => {
+            text.push_str(
+                "  its daemon does not answer: it is another user's, hangs, or died (`wormhole umount -f`)\n",
+            );
+            return text;
+        }
+        LinkWord::Disconnected => "the host does not answer: what is known still does".to_owned(),
+        LinkWord::Connected | LinkWord::Serving => {
+            format!("connected to {address} by {}, round trip {} ms", report.transport, rtt(readings))
+        }
+    };
+    let up = duration(number(Metric::UptimeSeconds) * 1000);
+    let reconnects = number(Metric::Reconnects);
+    let _ = writeln!(text, "  {link}; {reconnects} reconnects; up {up}, process {}", report.pid);
+    let _ = writeln!(
+        text,
+        "  content  {} from the host; {} chunks from the disk, {} reads from memory",
+        amount(number(Metric::HostBytes)),
+        count(number(Metric::DiskChunks)),
+        count(number(Metric::MemoryReads)),
+    );
+    let _ = writeln!(
+        text,
+        "  wire     {} received, {} sent; lately {}/s; {} requests in flight, {} of them ahead",
+        amount(number(Metric::WireReceivedBytes)),
+        amount(number(Metric::WireSentBytes)),
+        amount(number(Metric::LinkBytesPerSecond)),
+        number(Metric::RequestsInFlight),
+        number(Metric::PrefetchInFlight),
+    );
+    if readings.get(Metric::CacheLimitBytes).is_some() {
+        let _ = writeln!(
+            text,
+            "  cache    {} of {} in {} entries; {} hits, {} misses",
+            amount(number(Metric::CacheUsedBytes)),
+            amount(number(Metric::CacheLimitBytes)),
+            count(number(Metric::CacheEntries)),
+            count(number(Metric::CacheHits)),
+            count(number(Metric::CacheMisses)),
+        );
+    }
+    text
+}
+
+fn host_lines(report: &StatusReport) -> String {
+    let number = |metric| report.readings.count(metric);
+    let address = report.address.as_deref().unwrap_or("?");
+    let mut text = format!("host on {address}  {}\n", report.source.join(" "));
+    let up = duration(number(Metric::UptimeSeconds) * 1000);
+    let engine = report.engine.as_deref().unwrap_or("?");
+    let _ = writeln!(
+        text,
+        "  {} clients; disk by {engine}, net by {}; up {up}, process {}",
+        number(Metric::Clients),
+        report.transport,
+        report.pid
+    );
+    let _ = writeln!(
+        text,
+        "  served   {} in {} requests; {} connections turned away",
+        amount(number(Metric::ServedBytes)),
+        count(number(Metric::Requests)),
+        count(number(Metric::Refused)),
+    );
+    text
+}
+
+fn rtt(readings: &Readings) -> String {
+    match readings.get(Metric::RttMs) {
+        Some(Reading::Real(ms)) => format!("{ms:.1}"),
+        Some(Reading::Count(ms)) => ms.to_string(),
+        None => "?".to_owned(),
+    }
+}
+
+/// The keys of the JSON that are numbers, from the one table.
+fn metrics_help() -> String {
+    let width = Metric::ALL.iter().map(|metric| metric.name().len()).max().unwrap_or_default();
+    let mut help = String::from("Numbers in the JSON, where a daemon has them:\n");
+    for metric in Metric::ALL {
+        let _ = writeln!(help, "  {:width$}  {}", metric.name(), metric.meaning());
+    }
+    help.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(kind: DaemonKind) -> StatusReport {
+        let mut readings = Readings::default();
+        readings.set(Metric::HostBytes, 3_u64 << 20);
+        readings.set(Metric::RttMs, 1.25);
+        readings.set(Metric::CacheLimitBytes, 1_u64 << 30);
+        readings.set(Metric::Clients, 2_u64);
+        StatusReport {
+            kind,
+            pid: 42,
+            version: "1".to_owned(),
+            source: vec!["nas:/media".to_owned()],
+            mountpoint: (kind == DaemonKind::Mount).then(|| "/mnt".into()),
+            state: LinkWord::Connected,
+            address: Some("10.0.0.1:4433".to_owned()),
+            transport: "quic".to_owned(),
+            engine: Some("uring".to_owned()),
+            readings,
+        }
+    }
+
+    #[test]
+    fn a_mount_says_where_its_bytes_came_from() {
+        let text = table_of(&[report(DaemonKind::Mount)]);
+        for part in ["/mnt  nas:/media", "10.0.0.1:4433", "1.2 ms", "3.0 MiB from the host", "of 1.0 GiB"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_lost_host_is_told() {
+        let mut lost = report(DaemonKind::Mount);
+        lost.state = LinkWord::Disconnected;
+        assert!(table_of(&[lost]).contains("the host does not answer"));
+    }
+
+    #[test]
+    fn a_host_says_whom_it_serves() {
+        let text = table_of(&[report(DaemonKind::Host)]);
+        assert!(text.contains("2 clients; disk by uring"), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_told_as_such() {
+        assert!(table_of(&[]).contains("Nothing"));
+    }
+
+    #[test]
+    fn every_metric_stands_in_the_help() {
+        let help = metrics_help();
+        assert!(Metric::ALL.iter().all(|metric| help.contains(metric.name())));
+    }
 }

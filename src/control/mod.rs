@@ -1,1 +1,115 @@
 //! Status and orders over a unix socket.
+//!
+//! Every daemon, mount or host, has a socket in the control directory of its user (0700): `mount-KEY-PID.sock`, where KEY stands for
+//! the mountpoint, or `host-PID.sock`. A line of JSON is an order, a line of JSON the answer; several may follow on one connection.
+//!
+//! ```text
+//! "status"                     -> {"status":{"kind":"mount","pid":42,…}}
+//! "stop"                       -> "done"        and then the daemon unmounts, flushes and ends
+//! "abort"                      -> "done"        and then it ends without waiting for anything
+//! anything else                -> {"refused":"…"}
+//! ```
+//!
+//! Lines and waits are bounded on both sides: a daemon that hangs does not make `wormhole status` hang.
+
+mod ask;
+mod report;
+mod serve;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use ask::{Daemon, ask, daemon_of_mount, daemons};
+pub use report::{DaemonKind, LinkWord, StatusReport};
+pub use serve::ControlSocket;
+
+/// Longest order, in bytes: the longest there is has 8.
+const ORDER_BYTES_MAX: usize = 1024;
+
+/// Longest answer, in bytes: a report is some 2 KiB.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long either side waits for the other's next line.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// What a daemon is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Say how it is.
+    Status,
+    /// End: unmount, flush, be gone.
+    Stop,
+    /// End now, whoever waits.
+    Abort,
+}
+
+/// What a daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Order::Status`].
+    Status(Box<StatusReport>),
+    /// The order was taken.
+    Done,
+    /// It was not, and why.
+    Refused(String),
+}
+
+/// What answers behind the socket.
+pub trait Controlled: Send + Sync + 'static {
+    /// How it is now. Never waits for the network.
+    fn status(&self) -> StatusReport;
+    /// Begins to end; does not wait for it.
+    fn stop(&self);
+    /// Begins to end without waiting for anything.
+    fn abort(&self);
+}
+
+/// Why a daemon cannot be reached, or cannot be reached by others.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The directory of the sockets cannot be used.
+    #[error("control directory {}: {why}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A socket cannot be made or used.
+    #[error("control socket {}: {source}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The daemon answers nothing that makes sense.
+    #[error("the daemon behind {} answers nothing that this version understands", path.display())]
+    BadAnswer {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The daemon does not want to.
+    #[error("the daemon behind {} refuses: {why}", path.display())]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// Its words.
+        why: String,
+    },
+}
+
+impl ControlError {
+    /// Whether nobody listens behind the socket any more.
+    pub fn is_nobody(&self) -> bool {
+        matches!(self, Self::Socket { source, .. }
+            if matches!(source.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound))
+    }
+}
+
+#[cfg(test)]
+mod tests;

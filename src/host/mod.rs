@@ -1,1 +1,327 @@
 //! The daemon that serves folders.
+//!
+//! In reading order:
+//!
+//! 1. [`exports`], [`keys`], [`tickets`], [`admission`], [`state`]: what is served to whom, and where that is written
+//! 2. [`confine`], [`attributes`], [`nodes`], [`handles`], [`tree`]: from a client's node to a descriptor, never outside
+//! 3. [`sessions`], [`session`], [`opens`]: what outlives a connection
+//! 4. [`core`], [`connection`], [`greeting`], [`context`]: a client from its knock to its end
+//! 5. [`requests`], [`answer`], [`metadata`], [`directory`]: streams and their answers
+//! 6. [`content`], [`ahead`], [`lending`], [`sum`]: from the disk engine to the stream
+//! 7. [`keeping`], [`addresses`], [`counters`], [`status`]: the daemon itself
+//!
+//! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
+
+mod addresses;
+mod admission;
+mod ahead;
+mod answer;
+mod attributes;
+mod confine;
+mod connection;
+mod content;
+mod context;
+mod core;
+mod counters;
+mod directory;
+mod exports;
+mod greeting;
+mod handles;
+mod keeping;
+mod keys;
+mod lending;
+mod metadata;
+mod nodes;
+mod opens;
+mod requests;
+mod session;
+mod sessions;
+mod state;
+mod status;
+mod sum;
+mod tickets;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::io::{Engine, EngineConfig, EngineKind, IoError};
+use crate::proto::InstanceId;
+use crate::transport::{
+    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, Ticket, TicketSecret, TransportError,
+    TransportTuning, ticket::TicketError,
+};
+
+pub use exports::{Export, ExportError};
+pub use keys::{AuthorizedKey, AuthorizedKeys};
+pub use state::{RunningHost, StateDir, StateError};
+pub use status::{ClientStatus, ExportStatus, HostStatus};
+pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState};
+
+use self::connection::{CLOSE_SHUTDOWN, SHUTDOWN_TEXT};
+use self::core::{Core, seconds_now};
+
+/// How long running requests may take to finish when the daemon ends.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long clients may take to be told of the end.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Most connections at a time, greeted or not. Each may hold some 100 MiB in the worst case, so a few thousand hostile
+/// ones that were let in could exhaust a machine; strangers hold next to nothing.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// Descriptors kept open between requests.
+const HANDLES_MAX: usize = 1024;
+
+/// Descriptors the process asks for at most: far more than clients use, and less than would slow a kernel down.
+const DESCRIPTORS_WANTED: u64 = 1 << 20;
+
+/// What a daemon is made of.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// What to serve; at least one, each name once.
+    pub exports: Vec<Export>,
+    /// UDP address and port; port 0 picks one.
+    pub listen: SocketAddr,
+    /// Folder for key, authorised keys and tickets.
+    pub state_dir: PathBuf,
+    /// Whether to refuse every change in every export.
+    pub read_only: bool,
+    /// What reads the disk.
+    pub engine: EngineKind,
+    /// How connections behave.
+    pub tuning: TransportTuning,
+}
+
+impl HostConfig {
+    /// The defaults: all addresses, port 4433.
+    pub fn new(exports: Vec<Export>, state_dir: PathBuf) -> Self {
+        Self {
+            exports,
+            listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT),
+            state_dir,
+            read_only: false,
+            engine: EngineKind::Auto,
+            tuning: TransportTuning::default(),
+        }
+    }
+}
+
+/// Why a daemon does not start, or cannot make a ticket.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Something cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The folder of state cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The disk engine does not start.
+    #[error(transparent)]
+    Engine(#[from] IoError),
+    /// The socket cannot be opened.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A ticket cannot be made.
+    #[error("cannot make a ticket: {0}")]
+    Ticket(#[from] TicketError),
+    /// A ticket for an export that is not served.
+    #[error("cannot make a ticket: there is no export {export:?}; this host serves {served}")]
+    UnknownExport {
+        /// What was asked for.
+        export: String,
+        /// What there is.
+        served: String,
+    },
+    /// A daemon that runs wrote down an address that is none.
+    #[error("cannot make a ticket: the running host's address {0:?} cannot be understood")]
+    Address(String),
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    NoRandomness,
+}
+
+/// How long a new ticket is good, and for how many keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TicketTerms {
+    /// In seconds from now; `None` for ever.
+    pub expires_seconds: Option<u64>,
+    /// Keys it lets in.
+    pub keys_max: u32,
+}
+
+impl Default for TicketTerms {
+    fn default() -> Self {
+        Self { expires_seconds: Some(EXPIRES_SECONDS_DEFAULT), keys_max: 1 }
+    }
+}
+
+/// A daemon that runs. Dropping it ends it at once; [`Host::shutdown`] lets it finish what it is at.
+#[derive(Debug)]
+pub struct Host {
+    core: Arc<Core>,
+    endpoint: Endpoint,
+    identity: PublicKey,
+    ending: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+    keeping: JoinHandle<()>,
+}
+
+impl Host {
+    /// Starts serving. Must be called inside a tokio runtime; blocks for a moment.
+    pub fn start(config: HostConfig) -> Result<Self, HostError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let identity = state.identity()?;
+        let mut exports = config.exports;
+        exports.iter_mut().for_each(|export| export.read_only |= config.read_only);
+        let engine = Engine::start(&EngineConfig { kind: config.engine, ..EngineConfig::default() })?;
+        let instance = InstanceId(random()?);
+        let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
+        let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
+        let names = core.exports.iter().map(|open| open.export.name.clone()).collect();
+        let addresses = addresses::reachable(endpoint.local_address());
+        core.state.write_running(&RunningHost {
+            process: std::process::id(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            exports: names,
+        })?;
+        let (ending, is_ending) = watch::channel(false);
+        let accepting = tokio::spawn(accept(Arc::clone(&core), endpoint.clone(), is_ending));
+        let keeping = tokio::spawn(keeping::run(Arc::clone(&core)));
+        Ok(Self { core, endpoint, identity: identity.public_key(), ending, accepting, keeping })
+    }
+
+    /// The address and port it listens on.
+    pub fn listening(&self) -> SocketAddr {
+        self.endpoint.local_address()
+    }
+
+    /// Its key, by which clients know it.
+    pub fn identity(&self) -> PublicKey {
+        self.identity
+    }
+
+    /// Makes a ticket for an export.
+    pub fn ticket(&self, export: &str, terms: TicketTerms) -> Result<Ticket, HostError> {
+        let addresses = addresses::reachable(self.listening()).into_iter().map(Into::into).collect();
+        let served = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
+        issue(&self.core.state, self.identity, addresses, served, export, terms)
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> HostStatus {
+        HostStatus::of(&self.core)
+    }
+
+    /// Ends: accepts nothing more, finishes what runs within 5 seconds, and tells clients why it goes.
+    pub async fn shutdown(mut self) {
+        // Nobody listening means that accepting has ended already.
+        let _ = self.ending.send(true);
+        if timeout(DRAIN_DEADLINE, &mut self.accepting).await.is_err() {
+            tracing::warn!("requests still ran after {} s and were cut off", DRAIN_DEADLINE.as_secs());
+        }
+        self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+        let _ = timeout(GOODBYE_DEADLINE, self.endpoint.wait_idle()).await;
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.keeping.abort();
+        self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+        self.core.state.clear_running(std::process::id());
+    }
+}
+
+/// Makes a ticket for an export of the daemon that runs with this state, without asking it.
+pub fn issue_beside(
+    state: &StateDir,
+    running: &RunningHost,
+    export: &str,
+    terms: TicketTerms,
+) -> Result<Ticket, HostError> {
+    let parse = |text: &String| text.parse().map_err(|_| HostError::Address(text.clone()));
+    let addresses = running.addresses.iter().map(parse).collect::<Result<Vec<HostAddress>, _>>()?;
+    let identity: Identity = state.identity()?;
+    issue(state, identity.public_key(), addresses, running.exports.clone(), export, terms)
+}
+
+fn issue(
+    state: &StateDir,
+    identity: PublicKey,
+    addresses: Vec<HostAddress>,
+    served: Vec<String>,
+    export: &str,
+    terms: TicketTerms,
+) -> Result<Ticket, HostError> {
+    if !served.iter().any(|name| name == export) {
+        return Err(HostError::UnknownExport { export: export.to_owned(), served: served.join(", ") });
+    }
+    let secret: [u8; 16] = random()?;
+    let ticket = Ticket::new(addresses, identity, export.to_owned(), TicketSecret(secret))?;
+    let now = seconds_now();
+    let expires = terms.expires_seconds.map(|seconds| now.saturating_add(seconds));
+    state.update(|_, tickets| {
+        tickets.issue(crate::proto::TicketSecret(secret), export, expires, terms.keys_max, now)
+    })?;
+    Ok(ticket)
+}
+
+/// Takes clients in until the daemon ends, then waits for them to finish.
+async fn accept(core: Arc<Core>, endpoint: Endpoint, ending: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let mut until = ending.clone();
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) if connections.len() >= CONNECTIONS_MAX => {
+                    tracing::warn!("refused {}: {CONNECTIONS_MAX} connections are open", incoming.remote_address());
+                    incoming.refuse();
+                }
+                Some(incoming) => {
+                    connections.spawn(connection::serve(Arc::clone(&core), incoming, ending.clone()));
+                }
+                None => break,
+            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!("a connection ended in disorder: {error}");
+                }
+            }
+            _ = until.wait_for(|ends| *ends) => break,
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// Raises the limit of open files as far as it goes; returns what to keep between requests and what clients may hold.
+fn descriptors() -> (usize, usize) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let wanted = hard.min(DESCRIPTORS_WANTED).max(soft);
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
+        Ok(()) => wanted,
+        Err(_) => soft,
+    };
+    // Half for clients' open files; what is left serves requests under way.
+    let limit = limit.min(DESCRIPTORS_WANTED) as usize;
+    (HANDLES_MAX.min(limit / 4), limit / 2)
+}
+
+fn random<const BYTES: usize>() -> Result<[u8; BYTES], HostError> {
+    let mut bytes = [0; BYTES];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| HostError::NoRandomness)?;
+    Ok(bytes)
+}

@@ -1,1 +1,331 @@
-//! Disk I/O for host and cache behind one small trait.
+//! Disk I/O for host and cache behind one small trait, and the only place with `unsafe`.
+//!
+//! An [`Engine`] reads into buffers of a fixed pool and hands them out as [`Bytes`] without a copy; the buffer returns
+//! when the last clone is dropped. Behind it stands one of two backends:
+//!
+//! - `io_uring`: a thread per ring, which sleeps in the kernel when there is nothing to do, submits all that was queued
+//!   in one call, and reads into buffers that were registered once (`READ_FIXED`);
+//! - `blocking`: a few threads with `pread`, for where containers or administrators forbid `io_uring`.
+//!
+//! [`EngineKind::Auto`] takes the first that works and says why it was not the first of the list.
+//!
+//! # What bounds what
+//!
+//! - Memory: reads wait for a buffer of the pool, first come, first served, so nobody starves. Buffers are 256 KiB;
+//!   reads of at most [`SMALL_READ_BYTES`] have a share of their own, so a random 4 KiB read does not queue behind a
+//!   bulk transfer that holds all the large ones. Whoever keeps `Bytes` keeps a buffer: copy what is to stay for long, and do not collect
+//!   the answers of more reads than the pool has buffers, as the last would wait for the first to be dropped.
+//! - Queue: at most `rings * ring_depth` operations are queued or running; others wait for a place.
+//! - Time: a file system that hangs hangs its operations only. Dropping the future gives them up: the operation keeps
+//!   buffer and file until the kernel is done with them, then they return.
+//!
+//! # Shutdown
+//!
+//! Dropping the last clone of an [`Engine`] lets running operations end, then its threads. Nothing waits for that.
+//! [`Bytes`] may outlive the engine.
+
+mod backend;
+mod blocking;
+mod diagnosis;
+mod error;
+mod operation;
+mod pool;
+mod stats;
+pub mod sys;
+mod uring;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod denied;
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::chunk::CHUNK_BYTES;
+
+pub use error::IoError;
+pub use pool::SMALL_READ_BYTES;
+pub use stats::EngineStats;
+
+use backend::Backend;
+use blocking::Blocking;
+use operation::{Operation, Ticket, Work};
+use pool::Pool;
+use stats::Counters;
+use uring::Uring;
+
+/// Which backend an engine is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineKind {
+    /// `io_uring` where it works, else threads.
+    #[default]
+    Auto,
+    /// `io_uring`, or an error.
+    Uring,
+    /// Threads that block.
+    Blocking,
+}
+
+/// What an engine is made of. The default suits a host and a client alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Which backend.
+    pub kind: EngineKind,
+    /// Memory of the buffer pool, in bytes. With `io_uring` it is locked. 64 MiB: 240 reads of a chunk.
+    pub pool_bytes: usize,
+    /// Size of a buffer, so the most that one read can ask for, in bytes: a chunk. A multiple of 4 KiB.
+    pub buffer_bytes: usize,
+    /// Rings, each with a thread. One copies from the page cache faster than QUIC can send on the same machine.
+    pub rings: usize,
+    /// Operations in flight on one ring. 256: as many as the default pool has buffers.
+    pub ring_depth: u32,
+    /// Threads of the blocking backend. 16: as many reads in flight as an SSD needs to show its speed.
+    pub blocking_threads: usize,
+}
+
+/// Reads and writes files. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    backend: Box<dyn Backend>,
+    pool: Arc<Pool>,
+    places: Arc<Semaphore>,
+    counters: Arc<Counters>,
+    buffer_bytes: usize,
+    fallback_reason: Option<String>,
+}
+
+impl Engine {
+    /// Starts threads and allocates the pool.
+    ///
+    /// [`EngineKind::Auto`] falls back to threads where `io_uring` cannot be used, and logs one warning with the
+    /// likely cause and its cure; [`EngineKind::Uring`] fails with the same text. Where only the registration of
+    /// buffers fails, `io_uring` is used without it: see [`Engine::fallback_reason`].
+    pub fn start(config: &EngineConfig) -> Result<Self, IoError> {
+        config.check()?;
+        let pool = Pool::new(config.pool_bytes, config.buffer_bytes)?;
+        let counters = Arc::new(Counters::default());
+        let (backend, fallback_reason) = start_backend(config, &pool, &counters)?;
+        let places = Arc::new(Semaphore::new(config.operations_max()));
+        let buffer_bytes = config.buffer_bytes;
+        let shared = Shared { backend, pool, places, counters, buffer_bytes, fallback_reason };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// `io_uring` or `blocking`.
+    pub fn name(&self) -> &'static str {
+        self.shared.backend.name()
+    }
+
+    /// Why this engine is slower than it could be, and what would help; `None` when all is as it should be.
+    pub fn fallback_reason(&self) -> Option<&str> {
+        self.shared.fallback_reason.as_deref()
+    }
+
+    /// The most that one [`Engine::read`] can ask for, in bytes.
+    pub fn read_bytes_max(&self) -> usize {
+        self.shared.buffer_bytes
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.counters.snapshot(&self.shared.pool)
+    }
+
+    /// Reads `len` bytes at `offset`, fewer only where the file ends. Waits for a buffer first.
+    ///
+    /// `len` is at most [`Engine::read_bytes_max`]. Dropping the future abandons the read.
+    pub async fn read<F>(&self, file: Arc<F>, offset: u64, len: usize) -> Result<Bytes, IoError>
+    where
+        F: AsFd + Send + Sync + 'static,
+    {
+        if len > self.shared.buffer_bytes {
+            return Err(IoError::ReadTooLong { len, len_max: self.shared.buffer_bytes });
+        }
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        check_range(offset, len)?;
+        let buffer = self.shared.pool.acquire(len).await;
+        let (reply, answer) = oneshot::channel();
+        self.run(file, offset, Work::Read { buffer, want: len, reply }).await;
+        match answer.await {
+            Ok(Ok(buffer)) => Ok(Bytes::from_owner(buffer)),
+            Ok(Err(errno)) => Err(IoError::Failed { what: "read", offset, len, errno }),
+            Err(_) => Err(IoError::Stopped),
+        }
+    }
+
+    /// Writes all of `bytes` at `offset`. They may be in the page cache only when this returns.
+    ///
+    /// Dropping the future abandons the write: nothing, some or all of it may reach the file.
+    pub async fn write<F>(&self, file: Arc<F>, offset: u64, bytes: Bytes) -> Result<(), IoError>
+    where
+        F: AsFd + Send + Sync + 'static,
+    {
+        let len = bytes.len();
+        if len == 0 {
+            return Ok(());
+        }
+        check_range(offset, len)?;
+        let (reply, answer) = oneshot::channel();
+        self.run(file, offset, Work::Write { bytes, reply }).await;
+        match answer.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(errno)) => Err(IoError::Failed { what: "write", offset, len, errno }),
+            Err(_) => Err(IoError::Stopped),
+        }
+    }
+
+    /// Waits for a place in the queue and hands the work over.
+    async fn run<F>(&self, file: Arc<F>, offset: u64, work: Work)
+    where
+        F: AsFd + Send + Sync + 'static,
+    {
+        let place = Arc::clone(&self.shared.places).acquire_owned().await;
+        let place = place.expect("the semaphore is never closed");
+        let ticket = Ticket::new(place, Arc::clone(&self.shared.counters));
+        self.shared.backend.push(Operation::new(file, offset, work, ticket));
+    }
+}
+
+impl EngineConfig {
+    fn check(&self) -> Result<(), IoError> {
+        if self.rings == 0 || self.ring_depth == 0 || self.blocking_threads == 0 {
+            return Err(IoError::Config("rings, ring depth and blocking threads must be at least 1"));
+        }
+        if self.rings > RINGS_MAX || self.ring_depth > RING_DEPTH_MAX || self.blocking_threads > THREADS_MAX {
+            return Err(IoError::Config("at most 64 rings, a ring depth of 4096, and 1024 blocking threads"));
+        }
+        Ok(())
+    }
+
+    fn operations_max(&self) -> usize {
+        self.rings * self.ring_depth as usize
+    }
+}
+
+/// Rings beyond the number of cores help nobody.
+const RINGS_MAX: usize = 64;
+/// The kernel takes 32,768; nothing reads so many files at once.
+const RING_DEPTH_MAX: u32 = 4096;
+/// A thread costs a stack and a task in the kernel.
+const THREADS_MAX: usize = 1024;
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            kind: EngineKind::Auto,
+            pool_bytes: 64 << 20,
+            buffer_bytes: CHUNK_BYTES as usize,
+            rings: 1,
+            ring_depth: 256,
+            blocking_threads: 16,
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("name", &self.name()).field("stats", &self.stats()).finish()
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Blocking => "blocking",
+        })
+    }
+}
+
+impl FromStr for EngineKind {
+    type Err = IoError;
+
+    fn from_str(text: &str) -> Result<Self, IoError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "blocking" => Ok(Self::Blocking),
+            _ => Err(IoError::UnknownKind(text.to_owned())),
+        }
+    }
+}
+
+/// The backend that `config` asks for, and what to say about it.
+fn start_backend(
+    config: &EngineConfig,
+    pool: &Arc<Pool>,
+    counters: &Arc<Counters>,
+) -> Result<(Box<dyn Backend>, Option<String>), IoError> {
+    let blocking = || Blocking::start(config.blocking_threads);
+    if config.kind == EngineKind::Blocking {
+        return Ok((Box::new(blocking()?), None));
+    }
+    match Uring::start(config.rings, config.ring_depth, pool, counters) {
+        Ok((uring, note)) => {
+            if let Some(note) = &note {
+                tracing::info!("{note}");
+            }
+            Ok((Box::new(uring), note))
+        }
+        Err(error) if config.kind == EngineKind::Auto => {
+            let reason = error.to_string();
+            tracing::warn!("reading files with blocking threads: {reason}");
+            Ok((Box::new(blocking()?), Some(reason)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Offsets are signed in the kernel, and -1 means something else there.
+fn check_range(offset: u64, len: usize) -> Result<(), IoError> {
+    match offset.checked_add(len as u64) {
+        Some(end) if i64::try_from(end).is_ok() => Ok(()),
+        _ => Err(IoError::Failed { what: "access", offset, len, errno: Errno::EINVAL }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_as_they_are_shown() {
+        for kind in [EngineKind::Auto, EngineKind::Uring, EngineKind::Blocking] {
+            assert_eq!(kind.to_string().parse::<EngineKind>().unwrap(), kind);
+        }
+        let error = "libaio".parse::<EngineKind>().unwrap_err().to_string();
+        assert!(error.contains("libaio") && error.contains("uring"), "{error}");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let good = EngineConfig { kind: EngineKind::Blocking, ..EngineConfig::default() };
+        assert!(Engine::start(&good).is_ok());
+        for bad in [
+            EngineConfig { rings: 0, ..good.clone() },
+            EngineConfig { ring_depth: 0, ..good.clone() },
+            EngineConfig { ring_depth: 1 << 20, ..good.clone() },
+            EngineConfig { blocking_threads: 0, ..good.clone() },
+            EngineConfig { pool_bytes: 4096, ..good.clone() },
+            EngineConfig { buffer_bytes: 4095, ..good.clone() },
+            EngineConfig { buffer_bytes: 0, ..good.clone() },
+            EngineConfig { pool_bytes: 1 << 40, ..good.clone() },
+        ] {
+            assert!(matches!(Engine::start(&bad), Err(IoError::Config(_))), "{bad:?}");
+        }
+    }
+}

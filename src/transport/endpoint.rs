@@ -77,7 +77,7 @@ impl Endpoint {
         Self::open(listen, identity, tuning, Some(server), UDP_PAYLOAD_BYTES_MAX, alpn)
     }
 
-    fn client_speaking(
+    pub(super) fn client_speaking(
         alpn: &'static [u8],
         identity: &Identity,
         tuning: &TransportTuning,

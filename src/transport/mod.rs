@@ -47,3 +47,6 @@ pub use source::{DEFAULT_PORT, HostAddress, Source};
 pub use ticket::{Ticket, TicketSecret};
 pub use tls::ExpectedHost;
 pub use tuning::TransportTuning;
+
+#[cfg(test)]
+mod tests;

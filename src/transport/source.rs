@@ -357,7 +357,8 @@ mod tests {
         #[test]
         fn sub_path_never_leaves_the_export(path in "[a./]{0,30}") {
             if let Ok(Source::Address { export, sub_path, .. }) = format!("h:/{path}").parse() {
-                prop_assert!(!format!("{export}/{sub_path}").split('/').any(|part| part == ".." || part == "."));
+                let inside = export.split('/').chain(sub_path.split('/')).all(|part| part != ".." && part != ".");
+                prop_assert!(inside);
             }
         }
     }

@@ -131,6 +131,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form `map_err` wants")]
 fn tls_error(error: TlsError) -> TransportError {
     TransportError::Tls(error.to_string())
 }

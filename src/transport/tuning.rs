@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::{
-    congestion::CongestionKind,
+    congestion::{AckPolicy, CongestionKind},
     path::{Path, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
 };
 
@@ -87,10 +87,16 @@ impl TransportTuning {
             .max_idle_timeout(self.idle_timeout.try_into().ok())
             .initial_rtt(self.initial_rtt)
             .datagram_receive_buffer_size(None)
-            .congestion_controller_factory(self.congestion.factory());
+            .congestion_controller_factory(
+                self.congestion.factory(self.ack_policy(), self.initial_datagram_bytes(path)),
+            );
         self.configure_acks(&mut config);
         self.configure_datagram_size(&mut config, path);
         Arc::new(config)
+    }
+
+    fn ack_policy(&self) -> AckPolicy {
+        AckPolicy { delay_max: self.ack_delay_max, threshold_packets: self.ack_threshold_packets }
     }
 
     fn configure_acks(&self, config: &mut TransportConfig) {
@@ -101,14 +107,23 @@ impl TransportTuning {
     }
 
     fn configure_datagram_size(&self, config: &mut TransportConfig, path: Path) {
-        let upper = path.udp_payload_bytes_max.min(self.datagram_bytes_max).max(UDP_PAYLOAD_BYTES_MIN);
+        let upper = self.datagram_bytes(path);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(upper).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
         config.mtu_discovery_config(Some(discovery)).min_mtu(UDP_PAYLOAD_BYTES_MIN);
-        // On this machine there is no hop that could be narrower than the interface: start at full size.
-        config.initial_mtu(if path.same_machine { upper } else { UDP_PAYLOAD_BYTES_MIN });
+        config.initial_mtu(self.initial_datagram_bytes(path));
         // Less than two datagrams fit one 64 KiB send: batching is over.
         config.enable_segmentation_offload(upper <= UDP_PAYLOAD_BYTES_MAX / 2);
+    }
+
+    /// The largest datagram that the path and the configuration allow.
+    fn datagram_bytes(&self, path: Path) -> u16 {
+        path.udp_payload_bytes_max.min(self.datagram_bytes_max).max(UDP_PAYLOAD_BYTES_MIN)
+    }
+
+    /// The size to start with. On this machine there is no hop that could be narrower than the interface: full size.
+    fn initial_datagram_bytes(&self, path: Path) -> u16 {
+        if path.same_machine { self.datagram_bytes(path) } else { UDP_PAYLOAD_BYTES_MIN }
     }
 }
 

@@ -5,6 +5,15 @@ use std::{fmt, str::FromStr, sync::Arc};
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use thiserror::Error;
 
+use adapter::DeliveryFactory;
+use delivery::INITIAL_WINDOW_PACKETS;
+pub use delivery::{AckPolicy, DeliveryRate};
+
+mod adapter;
+mod delivery;
+#[cfg(test)]
+mod simulate;
+
 /// A congestion control by name, as `-o cc=` takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CongestionKind {
@@ -33,12 +42,32 @@ impl CongestionKind {
         }
     }
 
-    /// What quinn builds a connection's controller with.
-    pub(super) fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
+    /// What quinn builds a connection's controller with. `acks` is what the peer is asked to do, `packet_bytes` the size
+    /// of the first packets.
+    pub(super) fn factory(
+        self,
+        acks: AckPolicy,
+        packet_bytes: u16,
+    ) -> Arc<dyn ControllerFactory + Send + Sync> {
+        // quinn's own first window is 14,720 bytes, whatever the packet: on loopback not even one would fit.
+        let initial_window_bytes = INITIAL_WINDOW_PACKETS * u64::from(packet_bytes);
         match self {
-            Self::Delivery | Self::Bbr => Arc::new(BbrConfig::default()),
-            Self::Cubic => Arc::new(CubicConfig::default()),
-            Self::NewReno => Arc::new(NewRenoConfig::default()),
+            Self::Delivery => Arc::new(DeliveryFactory { acks }),
+            Self::Bbr => {
+                let mut config = BbrConfig::default();
+                config.initial_window(initial_window_bytes);
+                Arc::new(config)
+            }
+            Self::Cubic => {
+                let mut config = CubicConfig::default();
+                config.initial_window(initial_window_bytes);
+                Arc::new(config)
+            }
+            Self::NewReno => {
+                let mut config = NewRenoConfig::default();
+                config.initial_window(initial_window_bytes);
+                Arc::new(config)
+            }
         }
     }
 }

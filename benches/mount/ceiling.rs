@@ -1,0 +1,152 @@
+//! What the parts can do alone, measured in the same run: the disk, the network, the hash, the kernel.
+//!
+//! The raw QUIC ceiling runs in two processes of this same program (`--role`), so that each end can be put in its namespace and
+//! its processor time read.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use bytes::Bytes;
+use wormhole::chunk::{CHUNK_BYTES, ChunkHash};
+use wormhole::transport::{Endpoint, ExpectedHost, Identity, Lane, PublicKey, TransportTuning};
+
+use super::Failure;
+use super::net::Net;
+use super::process::{Daemon, run};
+
+/// Streams of the raw transfer; as many requests as the mount usually has under way.
+const STREAMS: u64 = 8;
+
+/// What a part reached.
+pub struct Ceiling {
+    /// Throughput.
+    pub mb_per_second: f64,
+    /// Processor time of all that took part, in seconds per GiB.
+    pub cpu_seconds_per_gib: f64,
+}
+
+impl Ceiling {
+    pub(crate) fn new(bytes: u64, seconds: f64, cpu_seconds: f64) -> Self {
+        Self {
+            mb_per_second: bytes as f64 / 1e6 / seconds,
+            cpu_seconds_per_gib: cpu_seconds * (1u64 << 30) as f64 / bytes as f64,
+        }
+    }
+}
+
+/// `cat` of the file where it lies.
+pub fn raw_disk(file: &Path) -> Result<Ceiling, Failure> {
+    let took = run(Command::new("cat").arg(file))?;
+    Ok(Ceiling::new(file.metadata()?.len(), took.seconds, took.cpu_seconds))
+}
+
+/// BLAKE3 of the file's content in chunks, one core.
+pub fn blake3(bytes: u64) -> Ceiling {
+    let chunk = vec![0x5a; CHUNK_BYTES as usize];
+    let start = Instant::now();
+    for _ in 0..bytes / CHUNK_BYTES {
+        std::hint::black_box(ChunkHash::of(&chunk));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    Ceiling::new(bytes, seconds, seconds)
+}
+
+/// Writing as many bytes as the cache does, to the disk where the cache lies.
+pub fn cache_write(folder: &Path, bytes: u64) -> Result<Ceiling, Failure> {
+    let path = folder.join("ceiling");
+    let chunk = vec![0x5a; CHUNK_BYTES as usize];
+    let cpu_before = own_cpu_seconds();
+    let start = Instant::now();
+    let mut file = File::create(&path)?;
+    for _ in 0..bytes / CHUNK_BYTES {
+        file.write_all(&chunk)?;
+    }
+    drop(file);
+    let ceiling = Ceiling::new(bytes, start.elapsed().as_secs_f64(), own_cpu_seconds() - cpu_before);
+    std::fs::remove_file(path)?;
+    Ok(ceiling)
+}
+
+fn own_cpu_seconds() -> f64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike;
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage takes RUSAGE_SELF");
+    (usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6
+}
+
+/// `bytes` over the project's own transport with its own tuning, and nothing else.
+pub fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
+    let program = std::env::current_exe()?;
+    let program = program.to_str().ok_or("the program's path is not text")?;
+    let mut command = net.host_command(program);
+    command.args(["--role", "quic-host", "--address", &net.address]);
+    let mut host = Daemon::start(command, true)?;
+    let mut line = String::new();
+    BufReader::new(host.child().stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
+    let [address, key] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        return Err(format!("the raw QUIC host said {line:?}").into());
+    };
+    let mut command = net.client_command(program);
+    command.args(["--role", "quic-client", "--address", address, "--key", key, "--bytes", &bytes.to_string()]);
+    let mut client = Daemon::start(command, true)?;
+    let mut seconds = String::new();
+    client.child().stdout.take().ok_or("no standard output")?.read_to_string(&mut seconds)?;
+    // Both are read before the client is reaped: its entry in /proc stays until then.
+    let cpu = host.cpu_seconds() + client.cpu_seconds();
+    let seconds: f64 = seconds.trim().parse().map_err(|_| format!("the raw QUIC client said {seconds:?}"))?;
+    Ok(Ceiling::new(bytes, seconds, cpu))
+}
+
+/// The process that sends; ends when it is told to.
+pub fn quic_host(address: &str) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let identity = Identity::generate()?;
+        let listen: SocketAddr = format!("{address}:0").parse()?;
+        let endpoint = Endpoint::host(listen, &identity, &TransportTuning::default())?;
+        println!("{} {}", endpoint.local_address(), identity.public_key());
+        while let Some(incoming) = endpoint.accept().await {
+            let connection = incoming.handshake().await?;
+            while let Ok((mut send, mut receive)) = connection.accept_stream().await {
+                tokio::spawn(async move {
+                    let mut wanted = [0; 8];
+                    receive.read_exact(&mut wanted).await.ok()?;
+                    let chunk = Bytes::from(vec![0x5a; CHUNK_BYTES as usize]);
+                    for _ in 0..u64::from_le_bytes(wanted) / CHUNK_BYTES {
+                        send.write_chunk(chunk.clone()).await.ok()?;
+                    }
+                    send.finish().ok()
+                });
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The process that receives; prints the seconds it took.
+pub fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let identity = Identity::generate()?;
+        let (address, key): (SocketAddr, PublicKey) = (address.parse()?, key.parse()?);
+        let endpoint = Endpoint::client(&identity, &TransportTuning::default(), address)?;
+        let connection = endpoint.connect(address, ExpectedHost::Key(key)).await?;
+        let start = Instant::now();
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let (mut send, mut receive) = connection.open_stream(Lane::Demand).await?;
+            send.write_all(&(bytes / STREAMS).to_le_bytes()).await?;
+            readers.spawn(async move {
+                let mut buffer = vec![0; CHUNK_BYTES as usize];
+                while let Ok(Some(_)) = receive.read(&mut buffer).await {}
+            });
+        }
+        readers.join_all().await;
+        println!("{}", start.elapsed().as_secs_f64());
+        Ok(())
+    })
+}

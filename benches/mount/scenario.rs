@@ -1,0 +1,224 @@
+//! The measurements in their order; each begins with nothing of the mount in memory or on disk unless it says otherwise.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::ceiling::{self, Ceiling};
+use super::net::Net;
+use super::probe::{self, Random};
+use super::process::run;
+use super::report::Report;
+use super::sshfs::{self, Sshfs};
+use super::wormhole::{Host, Mount};
+use super::{Arguments, Failure, Scenario};
+
+const MIB: u64 = 1 << 20;
+
+/// Random reads of one measurement; enough for a 99th percentile.
+const RANDOM_READS: usize = 200;
+const SEEKS: usize = 20;
+
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    net: &'a Net,
+    /// Hosted files.
+    data: PathBuf,
+    /// Keys, cache and mount points; removed at the end.
+    state: PathBuf,
+    report: Report,
+}
+
+/// Everything that was asked for.
+pub fn run_all(arguments: &Arguments, net: &Net) -> Result<Report, Failure> {
+    let data = arguments.data_dir.join(format!("wormhole-bench-{}", std::process::id()));
+    let state = arguments.cache_dir.join(format!("wormhole-bench-{}", std::process::id()));
+    fs::create_dir_all(&data)?;
+    fs::create_dir_all(&state)?;
+    let report = Report::new(&net.name);
+    let mut bench = Bench { arguments, net, data, state, report };
+    let done = bench.run();
+    fs::remove_dir_all(&bench.data)?;
+    fs::remove_dir_all(&bench.state)?;
+    done?;
+    Ok(bench.report)
+}
+
+impl Bench<'_> {
+    fn run(&mut self) -> Result<(), Failure> {
+        let bytes = self.arguments.size_mib * MIB;
+        let file = self.data.join("large");
+        probe::write_random(&file, bytes, 1)?;
+        let (mut sum_of_parts, mut quic) = (None, None);
+        if self.arguments.wants(Scenario::Ceilings) {
+            let (sum, raw) = self.ceilings(&file, bytes)?;
+            (sum_of_parts, quic) = (Some(sum), Some(raw));
+        }
+        // What was just written is too young to be kept in a cache.
+        std::thread::sleep(std::time::Duration::from_millis(2200));
+        if self.arguments.wants(Scenario::Cold) {
+            let peer = if self.arguments.sshfs && sshfs::is_installed() { Some(self.cold_sshfs(bytes)?) } else { None };
+            self.cold(bytes, sum_of_parts, quic, peer)?;
+        }
+        if self.arguments.wants(Scenario::Remount) {
+            self.remount(bytes)?;
+        }
+        if self.arguments.wants(Scenario::Latency) {
+            self.latency()?;
+        }
+        fs::remove_file(file)?;
+        if self.arguments.wants(Scenario::Readers) {
+            self.readers(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The parts alone; gives the sum of their processor time per GiB, and what raw QUIC reaches.
+    fn ceilings(&mut self, file: &Path, bytes: u64) -> Result<(f64, f64), Failure> {
+        let disk = ceiling::raw_disk(file)?;
+        let quic = ceiling::raw_quic(self.net, bytes)?;
+        let hash = ceiling::blake3(bytes);
+        let write = ceiling::cache_write(&self.state, bytes)?;
+        let cached = ceiling::fuse_stub(&self.state, bytes, false)?;
+        let direct = ceiling::fuse_stub(&self.state, bytes, true)?;
+        for (name, ceiling) in [
+            ("raw disk (`cat` where the file lies)", &disk),
+            ("raw QUIC, both ends, 8 streams", &quic),
+            ("BLAKE3, one core", &hash),
+            ("writing the cache", &write),
+            ("FUSE stub through the page cache, reader included", &cached),
+            ("FUSE stub with direct I/O, reader included", &direct),
+        ] {
+            self.report.add(name, ceiling.mb_per_second, "MB/s");
+            self.report.add(&format!("{name}, processor"), ceiling.cpu_seconds_per_gib, "s/GiB");
+        }
+        let sum = quic.cpu_seconds_per_gib
+            + 2.0 * hash.cpu_seconds_per_gib
+            + write.cpu_seconds_per_gib
+            + cached.cpu_seconds_per_gib;
+        Ok((sum, quic.mb_per_second))
+    }
+
+    fn cold_sshfs(&mut self, bytes: u64) -> Result<f64, Failure> {
+        let mut speeds = Vec::new();
+        for _ in 0..self.arguments.runs {
+            let peer = Sshfs::start(self.net, &self.data, &self.state)?;
+            let before = peer.cpu_seconds();
+            let took = run(Command::new("timeout").args(["60", "cat"]).arg(peer.point.join("large")))?;
+            let cpu = took.cpu_seconds + peer.cpu_seconds() - before;
+            speeds.push(Ceiling::new(bytes, took.seconds, cpu));
+        }
+        speeds.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
+        let median = &speeds[speeds.len() / 2];
+        self.report.add("sshfs, one cold `cat`", median.mb_per_second, "MB/s");
+        self.report.add("sshfs, processor", median.cpu_seconds_per_gib, "s/GiB");
+        Ok(median.mb_per_second)
+    }
+
+    fn cold(&mut self, bytes: u64, sum_of_parts: Option<f64>, quic: Option<f64>, peer: Option<f64>) -> Result<(), Failure> {
+        let host = Host::start(self.net, &self.data, &self.state)?;
+        let mut runs = Vec::new();
+        for _ in 0..self.arguments.runs {
+            self.forget_cache()?;
+            let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+            let before = host.daemon.cpu_seconds() + mount.daemon.cpu_seconds();
+            let took = run(Command::new("cat").arg(mount.point.join("large")))?;
+            let cpu = took.cpu_seconds + host.daemon.cpu_seconds() + mount.daemon.cpu_seconds() - before;
+            runs.push(Ceiling::new(bytes, took.seconds, cpu));
+            mount.stop()?;
+        }
+        runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
+        let median = &runs[runs.len() / 2];
+        let (speed, cpu) = (median.mb_per_second, median.cpu_seconds_per_gib);
+        let what = "one cold `cat`";
+        self.report.add(what, speed, "MB/s");
+        if let Some(quic) = quic {
+            self.report.add_beside(what, speed, "MB/s", quic, "raw QUIC");
+        }
+        if let Some(mbit) = self.arguments.link_mbit {
+            self.report.add_beside(what, speed, "MB/s", mbit / 8.0, "the link");
+        }
+        if let Some(peer) = peer {
+            self.report.add_beside(what, speed, "MB/s", peer, "sshfs");
+        }
+        let what = "processor of both daemons and the reader";
+        match sum_of_parts {
+            Some(sum) => self.report.add_beside(what, cpu, "s/GiB", sum, "sum of the parts"),
+            None => self.report.add(what, cpu, "s/GiB"),
+        }
+        Ok(())
+    }
+
+    fn remount(&mut self, bytes: u64) -> Result<(), Failure> {
+        let host = Host::start(self.net, &self.data, &self.state)?;
+        self.forget_cache()?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        run(Command::new("cat").arg(mount.point.join("large")))?;
+        mount.stop()?;
+        let stub = ceiling::fuse_stub(&self.state, bytes, true)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let took = run(Command::new("cat").arg(mount.point.join("large")))?;
+        let speed = Ceiling::new(bytes, took.seconds, took.cpu_seconds).mb_per_second;
+        self.report.add_beside("`cat` after a remount, from the disk cache", speed, "MB/s", stub.mb_per_second, "FUSE stub, direct I/O");
+        let received = mount.status()?["wire_received_bytes"].as_f64().unwrap_or(f64::NAN);
+        self.report.add("received over the wire for it", received / 1e3, "kB");
+        mount.stop()
+    }
+
+    fn latency(&mut self) -> Result<(), Failure> {
+        let host = Host::start(self.net, &self.data, &self.state)?;
+        let mut firsts = Vec::new();
+        for _ in 0..self.arguments.runs {
+            self.forget_cache()?;
+            let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+            fs::metadata(&mount.point)?;
+            firsts.push(probe::first_bytes_ms(&mount.point.join("large"))?);
+            mount.stop()?;
+        }
+        firsts.sort_by(f64::total_cmp);
+        self.forget_cache()?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let large = mount.point.join("large");
+        let rtt = mount.status()?["rtt_ms"].as_f64().unwrap_or(f64::NAN);
+        let random = probe::random_reads_ms(&large, RANDOM_READS, &mut Random(2))?;
+        mount.stop()?;
+        self.forget_cache()?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let scrub = probe::scrub_seconds(&mount.point.join("large"), SEEKS, &mut Random(3))?;
+        mount.stop()?;
+        self.report.add("round-trip time, measured by QUIC", rtt, "ms");
+        self.report.add_beside("look-up, open and first 64 KiB of a cold file", firsts[firsts.len() / 2], "ms", rtt, "round trip");
+        self.report.add_beside("random 4 KiB read, median", probe::percentile(&random, 0.5), "ms", rtt, "round trip");
+        self.report.add_beside("random 4 KiB read, 99th percentile", probe::percentile(&random, 0.99), "ms", rtt, "round trip");
+        self.report.add_beside("20 seeks, each reading 2 MiB", scrub * 1e3, "ms", SEEKS as f64 * (rtt + 40.0), "20 x (round trip + 40 ms)");
+        Ok(())
+    }
+
+    fn readers(&mut self, bytes: u64) -> Result<(), Failure> {
+        let count = self.arguments.readers;
+        // Memory bounds the data: sparse files of one size would all have one hash, so each begins with its own bytes.
+        let each = bytes.min(8 * 1024 * MIB / count as u64);
+        for number in 0..count {
+            probe::write_random(&self.data.join(format!("reader {number}")), each, 100 + number as u64)?;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2200));
+        self.forget_cache()?;
+        let host = Host::start(self.net, &self.data, &self.state)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let files: Vec<PathBuf> = (0..count).map(|number| mount.point.join(format!("reader {number}"))).collect();
+        let times = probe::parallel_seconds(&files, each)?;
+        let slowest = times[times.len() - 1];
+        self.report.add(&format!("{count} readers of {} MiB each, together", each / MIB), (each * count as u64) as f64 / 1e6 / slowest, "MB/s");
+        self.report.add_beside("slowest reader", slowest, "s", times[0], "fastest reader");
+        self.report.add_beside("host's memory at most", host.daemon.peak_mib(), "MiB", 256.0, "bound");
+        self.report.add_beside("mount's memory at most", mount.daemon.peak_mib(), "MiB", 256.0, "bound");
+        mount.stop()
+    }
+
+    fn forget_cache(&self) -> Result<(), Failure> {
+        match fs::remove_dir_all(self.state.join("cache")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Disks that are full, nearly full, or read-only. These need a file system of their own and run as root only.
+
+use std::io::Write;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::geteuid;
+
+use super::*;
+
+/// A small file system in memory, unmounted when dropped.
+struct SmallDisk {
+    directory: TempDir,
+}
+
+impl SmallDisk {
+    /// `None`, said aloud, where it cannot be mounted.
+    fn mount(bytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let options = format!("size={bytes},mode=700");
+        let mounted = geteuid().is_root().then(|| {
+            mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+        });
+        match mounted {
+            Some(Ok(())) => Some(Self { directory }),
+            other => {
+                eprintln!("SKIPPED: needs root and the right to mount a tmpfs: {other:?}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Fills the disk with a file of somebody else, but for `free_bytes`.
+    fn fill_but(&self, free_bytes: u64) -> PathBuf {
+        let path = self.path().join("other");
+        let mut file = fs::File::create(&path).unwrap();
+        let piece = [0; 4096];
+        while file.write_all(&piece).is_ok() {}
+        let len = file.metadata().unwrap().len();
+        file.set_len(len - free_bytes).unwrap();
+        path
+    }
+
+    fn make_read_only(&self) {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, self.path(), None::<&str>, flags, None::<&str>).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_drops_inserts_and_nothing_else() {
+    let Some(disk) = SmallDisk::mount(8 << 20) else { return };
+    let cache = open(disk.path(), 1 << 28, 1 << 22);
+    let chunks: Vec<VerifiedChunk> = (0..40).map(|number| chunk(number, 65_536)).collect();
+    insert(&cache, &chunks[0]);
+    let other = disk.fill_but(1 << 20);
+    for chunk in &chunks {
+        insert(&cache, chunk);
+    }
+    let stats = cache.stats();
+    assert!(stats.dropped >= 23 && stats.entries >= 10, "{stats:?}");
+    let found = chunks.iter().filter(|chunk| cache.load(chunk.hash()).as_ref() == Some(chunk)).count() as u64;
+    assert_eq!((found, cache.stats().corrupt), (stats.entries, 0));
+    drop(cache);
+    // The footer did not fit either, perhaps; a start finds everything all the same.
+    let cache = open(disk.path(), 1 << 28, 1 << 22);
+    assert_eq!(cache.stats().entries, stats.entries);
+    // With room again it goes on where it stopped.
+    fs::remove_file(other).unwrap();
+    for chunk in &chunks {
+        insert(&cache, chunk);
+    }
+    assert!(chunks.iter().all(|chunk| cache.load(chunk.hash()).as_ref() == Some(chunk)));
+}
+
+#[test]
+fn the_floor_of_free_space_is_left() {
+    let Some(disk) = SmallDisk::mount(4 << 20) else { return };
+    let config = CacheConfig { min_free_ratio: 0.5, ..config(disk.path(), 1 << 28, 1 << 18) };
+    let cache = DiskCache::open(&config).unwrap();
+    (0..100).for_each(|number| insert(&cache, &chunk(number, 65_536)));
+    assert!(disk_bytes(disk.path()) <= 2 << 20);
+    assert!(disk_bytes(disk.path()) >= 1 << 20);
+    assert_eq!(cache.stats().dropped, 0);
+    assert!(cache.load(chunk(99, 65_536).hash()).is_some());
+    drop(cache);
+    // Somebody else takes the room: the cache gives way.
+    fs::write(disk.path().join("other"), vec![0; 2 << 20]).unwrap();
+    let cache = DiskCache::open(&config).unwrap();
+    assert_eq!(disk_bytes(disk.path()), 0);
+    insert(&cache, &chunk(1, 65_536));
+    assert_eq!((cache.stats().dropped, cache.stats().segments), (1, 0));
+}
+
+#[test]
+fn a_read_only_cache_is_read() {
+    let Some(disk) = SmallDisk::mount(1 << 20) else { return };
+    let one = chunk(1, 5000);
+    let cache = open(disk.path(), 1 << 19, 1 << 16);
+    cache.record_hash(&file_key(1), ChunkIndex(3), one.hash());
+    insert(&cache, &one);
+    drop(cache);
+    disk.make_read_only();
+    let cache = open(disk.path(), 1 << 19, 1 << 16);
+    assert_eq!(cache.load(one.hash()), Some(one.clone()));
+    assert_eq!(cache.known_hash(&file_key(1), ChunkIndex(3)), Some(one.hash()));
+    insert(&cache, &chunk(2, 5000));
+    assert_eq!(cache.load(chunk(2, 5000).hash()), None);
+    assert_eq!(cache.stats().dropped, 1);
+    assert!(cache.refresh());
+    let fresh = DiskCache::open(&config(&disk.path().join("elsewhere"), 1 << 19, 1 << 16));
+    assert!(matches!(fresh, Err(CacheError::Io { .. })));
+}

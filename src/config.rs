@@ -1,1 +1,0 @@
-//! What was typed, turned into what it means; bad values die here.

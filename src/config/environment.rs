@@ -1,0 +1,161 @@
+//! Where files belong when nobody says: by the rules of the file-system hierarchy for root, of XDG for people.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The name of every directory of ours.
+const NAME: &str = "wormhole";
+
+/// Which daemon's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one that mounts.
+    Client,
+    /// The one that serves.
+    Host,
+}
+
+impl Side {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// Nothing says where files of this user belong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot tell where to keep the {what}: HOME is not set; set it, or give `{option}`")]
+pub struct NoHome {
+    what: &'static str,
+    option: &'static str,
+}
+
+/// What decides about places: the user and a few environment variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// The effective user.
+    pub uid: u32,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+    /// `XDG_STATE_HOME`.
+    pub state_home: Option<PathBuf>,
+    /// `XDG_CACHE_HOME`.
+    pub cache_home: Option<PathBuf>,
+    /// `XDG_RUNTIME_DIR`.
+    pub runtime_dir: Option<PathBuf>,
+}
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Self {
+        Self::new(nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name))
+    }
+
+    /// With the variables that `variable` knows. Relative paths are ignored, as XDG demands.
+    pub fn new(uid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let directory = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        Self {
+            uid,
+            home: directory("HOME"),
+            state_home: directory("XDG_STATE_HOME"),
+            cache_home: directory("XDG_CACHE_HOME"),
+            runtime_dir: directory("XDG_RUNTIME_DIR"),
+        }
+    }
+
+    /// Whether root asks.
+    pub const fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// Keys, known hosts, tickets: `/var/lib/wormhole/client`, or `~/.local/state/wormhole/client`.
+    pub fn state_dir(&self, side: Side) -> Result<PathBuf, NoHome> {
+        let base = if self.is_root() {
+            PathBuf::from("/var/lib")
+        } else {
+            self.below_home(self.state_home.as_ref(), ".local/state")
+                .ok_or(NoHome { what: "keys", option: "--state-dir" })?
+        };
+        Ok(base.join(NAME).join(side.name()))
+    }
+
+    /// The chunk cache: `/var/cache/wormhole`, or `~/.cache/wormhole`.
+    pub fn cache_dir(&self) -> Result<PathBuf, NoHome> {
+        let base = if self.is_root() {
+            PathBuf::from("/var/cache")
+        } else {
+            self.below_home(self.cache_home.as_ref(), ".cache")
+                .ok_or(NoHome { what: "cache", option: "--cache-dir" })?
+        };
+        Ok(base.join(NAME))
+    }
+
+    /// Control sockets: `/run/wormhole`, or `$XDG_RUNTIME_DIR/wormhole`, or, without a login session, `/tmp/wormhole-UID`.
+    pub fn control_dir(&self) -> PathBuf {
+        if self.is_root() {
+            return PathBuf::from("/run").join(NAME);
+        }
+        match &self.runtime_dir {
+            Some(runtime) => runtime.join(NAME),
+            None => PathBuf::from(format!("/tmp/{NAME}-{}", self.uid)),
+        }
+    }
+
+    fn below_home(&self, chosen: Option<&PathBuf>, usual: &str) -> Option<PathBuf> {
+        chosen.cloned().or_else(|| self.home.as_ref().map(|home| home.join(usual)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn with(uid: u32, variables: &[(&str, &str)]) -> Environment {
+        Environment::new(uid, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    #[test]
+    fn root_uses_the_system_directories_whatever_its_environment() {
+        for root in [with(0, &[]), with(0, &[("HOME", "/root"), ("XDG_STATE_HOME", "/elsewhere")])] {
+            assert_eq!(root.state_dir(Side::Client).unwrap(), Path::new("/var/lib/wormhole/client"));
+            assert_eq!(root.state_dir(Side::Host).unwrap(), Path::new("/var/lib/wormhole/host"));
+            assert_eq!(root.cache_dir().unwrap(), Path::new("/var/cache/wormhole"));
+            assert_eq!(root.control_dir(), Path::new("/run/wormhole"));
+        }
+    }
+
+    #[test]
+    fn people_use_their_home() {
+        let ann = with(1000, &[("HOME", "/home/ann")]);
+        assert_eq!(ann.state_dir(Side::Client).unwrap(), Path::new("/home/ann/.local/state/wormhole/client"));
+        assert_eq!(ann.cache_dir().unwrap(), Path::new("/home/ann/.cache/wormhole"));
+        assert_eq!(ann.control_dir(), Path::new("/tmp/wormhole-1000"));
+    }
+
+    #[test]
+    fn xdg_directories_win_unless_they_are_relative() {
+        let variables = [
+            ("HOME", "/home/ann"),
+            ("XDG_STATE_HOME", "/s"),
+            ("XDG_CACHE_HOME", "c"),
+            ("XDG_RUNTIME_DIR", "/run/user/1000"),
+        ];
+        let ann = with(1000, &variables);
+        assert_eq!(ann.state_dir(Side::Client).unwrap(), Path::new("/s/wormhole/client"));
+        assert_eq!(ann.cache_dir().unwrap(), Path::new("/home/ann/.cache/wormhole"));
+        assert_eq!(ann.control_dir(), Path::new("/run/user/1000/wormhole"));
+    }
+
+    #[test]
+    fn without_a_home_the_option_is_named() {
+        let daemon = with(1000, &[]);
+        assert!(daemon.state_dir(Side::Client).unwrap_err().to_string().contains("--state-dir"));
+        assert!(daemon.cache_dir().unwrap_err().to_string().contains("--cache-dir"));
+    }
+}

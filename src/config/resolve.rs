@@ -1,0 +1,421 @@
+//! From what was said to what is meant: every option put where it takes effect, defaults filled in.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::options::{AttributeTimes, CacheMode, CacheOptions, HostOptions, TransferOptions};
+use super::{Environment, MountOptions, NoHome, Side, Size, Visibility};
+use crate::cache::CacheConfig;
+use crate::chunk::CHUNK_BYTES;
+use crate::fetch::FetchConfig;
+use crate::fs::{Freshness, Ownership};
+use crate::fuse::{Access, FuseConfig};
+use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
+use crate::transport::source::SourceError;
+use crate::transport::{DEFAULT_PORT, HostAddress, KnownHosts, Source, Ticket, TransportTuning};
+
+/// Most that the cache takes when nobody says otherwise.
+const CACHE_BYTES_DEFAULT_MAX: u64 = 20 << 30;
+/// Share of the disk that the cache takes at most when nobody says otherwise.
+const CACHE_SHARE_DEFAULT: Size = Size::Percent(10);
+/// Share of the disk that the cache leaves free when nobody says otherwise: what ext4 keeps for root.
+const MIN_FREE_DEFAULT: Size = Size::Percent(5);
+
+/// Memory for content when nobody says otherwise: three quarters keep chunks, one is for what is on the wire.
+const MEMORY_BYTES_DEFAULT: u64 = 128 << 20;
+/// Less would not hold what a slow link has under way.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+/// With `cache=loose` attributes are believed as long as NFS's `acregmax` lets them be.
+const LOOSE: Duration = Duration::from_secs(60);
+
+/// `hard`: longer than any mount lives.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A credentials file holds one word.
+const CREDENTIALS_BYTES_MAX: u64 = 16 * 1024;
+
+/// What is mounted where, apart from options.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// What is mounted.
+    pub source: Source,
+    /// The same for people.
+    pub label: String,
+    /// Where, absolute.
+    pub mountpoint: PathBuf,
+    /// Where keys and known hosts are, if not where they usually are.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Why what was said cannot be meant.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No place for files.
+    #[error(transparent)]
+    NoHome(#[from] NoHome),
+    /// The source is not one.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// `credentials=` holds no ticket.
+    #[error("credentials file {}: {why}", path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Nobody says which host that is.
+    #[error(
+        "the host {host} is not known here: mount it once by a ticket (on the host: `wormhole pair`), or give one with -o credentials=FILE"
+    )]
+    UnknownHost {
+        /// The host.
+        host: HostAddress,
+    },
+    /// The known-hosts file cannot be used.
+    #[error(transparent)]
+    KnownHosts(#[from] crate::transport::known_hosts::KnownHostsError),
+    /// The disk of the cache does not say how large it is.
+    #[error("cache directory {}: {why}", path.display())]
+    CacheDisk {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Puts every option where it takes effect. Reads the known hosts and the credentials.
+pub fn mount_config(
+    places: Places,
+    options: &MountOptions,
+    environment: &Environment,
+) -> Result<MountConfig, ConfigError> {
+    let state = |name: &str| match &places.state_dir {
+        Some(directory) => Ok(directory.join(name)),
+        None => environment.state_dir(Side::Client).map(|directory| directory.join(name)),
+    };
+    let host = &options.host;
+    let known_hosts = KnownHosts::at(match &host.known_hosts {
+        Some(path) => path.clone(),
+        None => state("known_hosts")?,
+    });
+    let identity_file = match &host.identity {
+        Some(path) => path.clone(),
+        None => state("identity")?,
+    };
+    let memory_bytes = memory_bytes(options.cache.memory);
+    Ok(MountConfig {
+        remote: remote(&places.source, host, &known_hosts)?,
+        known_hosts,
+        identity_file,
+        mountpoint: places.mountpoint,
+        control_dir: environment.control_dir(),
+        link: link(&options.transfer, options.patience.deadline(), memory_bytes),
+        cache: cache(&options.cache, environment)?,
+        fetch: fetch(&options.transfer, memory_bytes),
+        freshness: freshness(&options.attributes, options.cache.mode),
+        ownership: Ownership {
+            uid: options.ownership.uid,
+            gid: options.ownership.gid,
+            file_mask: options.ownership.file_mask.unwrap_or(0),
+            directory_mask: options.ownership.directory_mask.unwrap_or(0),
+        },
+        fuse: fuse(options, &places.label),
+        label: places.label,
+    })
+}
+
+/// Which host, by which key it is known, and what lets us in.
+fn remote(source: &Source, options: &HostOptions, known: &KnownHosts) -> Result<Remote, ConfigError> {
+    match source {
+        Source::Ticket(ticket) => Ok(Remote {
+            addresses: ticket.addresses().to_vec(),
+            key: ticket.host_key(),
+            export: ticket.export().to_owned(),
+            sub_path: Vec::new(),
+            secret: Some(ticket.secret()),
+        }),
+        Source::Address { host, port, export, sub_path } => {
+            let port = port.or(options.port).unwrap_or(DEFAULT_PORT);
+            let address = HostAddress::new(host, port)?;
+            let ticket = options.credentials.as_deref().map(read_ticket).transpose()?;
+            let key = match &ticket {
+                Some(ticket) => ticket.host_key(),
+                None => known
+                    .lookup(&address)?
+                    .ok_or_else(|| ConfigError::UnknownHost { host: address.clone() })?,
+            };
+            Ok(Remote {
+                addresses: vec![address],
+                key,
+                export: export.clone(),
+                sub_path: sub_path.clone().into_bytes(),
+                secret: ticket.map(|ticket| ticket.secret()),
+            })
+        }
+    }
+}
+
+fn read_ticket(path: &Path) -> Result<Ticket, ConfigError> {
+    let wrong = |why: &dyn std::fmt::Display| ConfigError::Credentials {
+        path: path.to_owned(),
+        why: why.to_string(),
+    };
+    let mut text = String::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(CREDENTIALS_BYTES_MAX).read_to_string(&mut text))
+        .map_err(|error| wrong(&error))?;
+    text.trim().parse().map_err(|error| wrong(&error))
+}
+
+fn link(options: &TransferOptions, deadline: Option<Duration>, memory_bytes: u64) -> LinkConfig {
+    let connections = options.connections.unwrap_or(1);
+    let mut tuning = TransportTuning::for_memory(memory_bytes / 4 / u64::from(connections));
+    if let Some(congestion) = options.congestion {
+        tuning.congestion = congestion;
+    }
+    LinkConfig { deadline: deadline.unwrap_or(FOREVER), connections: connections.into(), tuning }
+}
+
+fn fetch(options: &TransferOptions, memory_bytes: u64) -> FetchConfig {
+    let mut fetch = FetchConfig { memory_bytes: memory_bytes / 4 * 3, ..FetchConfig::default() };
+    if let Some(ahead_bytes) = options.read_ahead_bytes {
+        let request_bytes = fetch.request_chunks * CHUNK_BYTES;
+        fetch.ahead_requests_max = ahead_bytes.div_ceil(request_bytes) as usize;
+    }
+    fetch
+}
+
+fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
+    let mut fuse = FuseConfig {
+        source: label.to_owned(),
+        access: match options.kernel.visibility {
+            Visibility::Owner => Access::Owner,
+            Visibility::OwnerAndRoot => Access::RootAndOwner,
+            Visibility::Everyone => Access::All,
+        },
+        read_only: true,
+        default_permissions: options.kernel.checks_permissions(),
+        allows_devices: options.kernel.dev,
+        allows_set_uid: options.kernel.suid,
+        allows_exec: !options.kernel.no_exec,
+        ..FuseConfig::default()
+    };
+    if let Some(ahead_bytes) = options.transfer.read_ahead_bytes {
+        // Who wants little read ahead does not want the kernel to do it either.
+        fuse.read_ahead_bytes = fuse.read_ahead_bytes.min(u32::try_from(ahead_bytes).unwrap_or(u32::MAX));
+    }
+    fuse
+}
+
+/// The lifetimes that NFS tells apart are one here, for files and directories: a second, but not below a minimum that was said,
+/// and not above a maximum that was said. What is said of attributes holds for names too, unless names are spoken of.
+fn freshness(times: &AttributeTimes, mode: CacheMode) -> Freshness {
+    let mut usual = Freshness::default();
+    if mode == CacheMode::Loose {
+        usual = Freshness { attributes: LOOSE, entries: LOOSE, ..usual };
+    }
+    let at_least = times.regular_min.max(times.directory_min).unwrap_or(Duration::ZERO);
+    let at_most = [times.regular_max, times.directory_max].into_iter().flatten().min();
+    let bounded = |usual: Duration| usual.max(at_least).min(at_most.unwrap_or(Duration::MAX));
+    Freshness {
+        attributes: bounded(usual.attributes),
+        entries: times.entry.unwrap_or_else(|| bounded(usual.entries)),
+        absence: times.negative.unwrap_or_else(|| usual.absence.min(bounded(usual.entries))),
+    }
+}
+
+fn cache(options: &CacheOptions, environment: &Environment) -> Result<Option<CacheChoice>, ConfigError> {
+    if options.mode == CacheMode::None {
+        return Ok(None);
+    }
+    let directory = match &options.directory {
+        Some(directory) => directory.clone(),
+        None => environment.cache_dir()?,
+    };
+    let disk_bytes = disk_bytes(&directory)
+        .map_err(|error| ConfigError::CacheDisk { path: directory.clone(), why: error.desc().to_owned() })?;
+    let size_bytes = match options.size {
+        Some(size) => size.bytes_of(disk_bytes),
+        None => CACHE_SHARE_DEFAULT.bytes_of(disk_bytes).min(CACHE_BYTES_DEFAULT_MAX),
+    };
+    let min_free_bytes = options.min_free.unwrap_or(MIN_FREE_DEFAULT).bytes_of(disk_bytes);
+    let config = CacheConfig {
+        directory,
+        size_bytes,
+        min_free_ratio: min_free_bytes as f64 / disk_bytes.max(1) as f64,
+        segment_bytes: None,
+    };
+    Ok(Some(CacheChoice { config, asked_for: options.directory.is_some() }))
+}
+
+/// Size of the file system on which `directory` is, or will be made.
+fn disk_bytes(directory: &Path) -> nix::Result<u64> {
+    let mut last = nix::errno::Errno::ENOENT;
+    for existing in directory.ancestors() {
+        match nix::sys::statvfs::statvfs(existing) {
+            Ok(found) => return Ok(found.blocks() * found.fragment_size()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// What `memory_target=` means on this machine, in bytes.
+fn memory_bytes(target: Option<Size>) -> u64 {
+    let bytes = match target {
+        None => MEMORY_BYTES_DEFAULT,
+        Some(Size::Bytes(bytes)) => bytes,
+        Some(share) => share.bytes_of(machine_memory_bytes()),
+    };
+    bytes.max(MEMORY_BYTES_MIN)
+}
+
+/// What this process may use: the machine's memory, or less where its control group says so.
+fn machine_memory_bytes() -> u64 {
+    let text = |path| fs::read_to_string(path).unwrap_or_default();
+    let kib = text("/proc/meminfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+    let total = kib.map_or(MEMORY_BYTES_DEFAULT, |kib: u64| kib * 1024);
+    text("/sys/fs/cgroup/memory.max").trim().parse().map_or(total, |limit: u64| limit.min(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Accounts, LocalAccounts};
+    use crate::transport::{CongestionKind, Identity, TicketSecret};
+
+    fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
+        let environment = Environment { uid: 1000, home: Some("/home/ann".into()), ..Environment::default() };
+        let accounts: &dyn Accounts = &LocalAccounts;
+        let options = MountOptions::parse([list], false, &environment, accounts).unwrap().options;
+        let places =
+            Places { source, label: "nas:/m".to_owned(), mountpoint: "/mnt".into(), state_dir: None };
+        mount_config(places, &options, &environment)
+    }
+
+    fn ticket() -> Ticket {
+        let address = HostAddress::new("nas", 4433).unwrap();
+        let key = Identity::generate().unwrap().public_key();
+        Ticket::new(vec![address], key, "m".to_owned(), TicketSecret([7; 16])).unwrap()
+    }
+
+    fn config(list: &str) -> MountConfig {
+        config_of(Source::Ticket(ticket()), list).unwrap()
+    }
+
+    #[test]
+    fn nothing_said_means_the_defaults() {
+        let config = config("");
+        assert_eq!(config.link.deadline, Duration::from_secs(60));
+        assert_eq!(config.link.connections, 1);
+        assert_eq!(config.link.tuning, TransportTuning::default());
+        assert_eq!(config.fetch, FetchConfig::default());
+        assert_eq!(config.freshness, Freshness::default());
+        assert_eq!(config.ownership, Ownership::default());
+        assert_eq!(config.identity_file, Path::new("/home/ann/.local/state/wormhole/client/identity"));
+        assert!(config.remote.secret.is_some());
+        let cache = config.cache.unwrap();
+        assert!(!cache.asked_for && cache.config.size_bytes <= CACHE_BYTES_DEFAULT_MAX);
+        assert!((cache.config.min_free_ratio - 0.05).abs() < 0.001);
+    }
+
+    #[test]
+    fn every_option_reaches_what_it_sets() {
+        assert_eq!(config("timeo=50,retrans=3").link.deadline, Duration::from_secs(15));
+        assert_eq!(config("hard").link.deadline, FOREVER);
+        assert_eq!(config("nconnect=4").link.connections, 4);
+        assert_eq!(config("cc=cubic").link.tuning.congestion, CongestionKind::Cubic);
+        assert_eq!(config("memory_target=256M").fetch.memory_bytes, 192 << 20);
+        assert_eq!(config("memory_target=256M").link.tuning, TransportTuning::for_memory(64 << 20));
+        assert!(config("memory_target=50%").fetch.memory_bytes > MEMORY_BYTES_MIN / 2);
+        assert_eq!(config("memory_target=1").fetch.memory_bytes, MEMORY_BYTES_MIN / 4 * 3);
+        assert_eq!(config("read_ahead=8M").fetch.ahead_requests_max, 8);
+        assert_eq!(config("read_ahead=0").fetch.ahead_requests_max, 0);
+        assert_eq!(config("identity=/k").identity_file, Path::new("/k"));
+        assert_eq!(config("known_hosts=/h").known_hosts.path(), Path::new("/h"));
+        let owned = config("uid=1,gid=2,umask=022,fmask=0133").ownership;
+        let expected = Ownership { uid: Some(1), gid: Some(2), file_mask: 0o133, directory_mask: 0o022 };
+        assert_eq!(owned, expected);
+    }
+
+    #[test]
+    fn kernel_options_reach_the_kernel() {
+        let fuse = |list| config(list).fuse;
+        let usual = fuse("");
+        let expected =
+            FuseConfig { source: "nas:/m".to_owned(), default_permissions: false, ..FuseConfig::default() };
+        assert_eq!(usual, expected);
+        assert!(usual.read_only && !usual.allows_devices && !usual.allows_set_uid);
+        assert_eq!(fuse("noexec"), FuseConfig { allows_exec: false, ..usual.clone() });
+        assert_eq!(fuse("allow_root").access, Access::RootAndOwner);
+        let open = fuse("allow_other");
+        assert!(open.access == Access::All && open.default_permissions);
+        assert_eq!(fuse("default_permissions"), FuseConfig { default_permissions: true, ..usual.clone() });
+        assert_eq!(fuse("read_ahead=0"), FuseConfig { read_ahead_bytes: 0, ..usual.clone() });
+        assert_eq!(fuse("read_ahead=1G"), usual);
+    }
+
+    #[test]
+    fn cache_options_reach_the_cache() {
+        assert!(config("cache=none").cache.is_none());
+        let cache = config("cache_dir=/,cache_size=1G,cache_min_free=20%").cache.unwrap();
+        assert!(cache.asked_for);
+        assert_eq!((cache.config.directory.as_path(), cache.config.size_bytes), (Path::new("/"), 1 << 30));
+        assert!((cache.config.min_free_ratio - 0.2).abs() < 0.001);
+    }
+
+    #[test]
+    fn attribute_times_become_one() {
+        let seconds = |list| {
+            let times = config(list).freshness;
+            [times.attributes, times.entries, times.absence].map(|time| time.as_secs_f32())
+        };
+        for (list, expected) in [
+            ("", [1.0, 1.0, 0.5]),
+            ("noac", [0.0, 0.0, 0.0]),
+            ("actimeo=30", [30.0, 30.0, 0.5]),
+            ("acregmin=3", [3.0, 3.0, 0.5]),
+            ("acregmin=3,acdirmin=30,acregmax=60,acdirmax=10", [10.0, 10.0, 0.5]),
+            ("acregmax=60", [1.0, 1.0, 0.5]),
+            ("actimeo=0", [0.0, 0.0, 0.0]),
+            ("attr_timeout=5,entry_timeout=0.25,negative_timeout=2", [5.0, 0.25, 2.0]),
+            ("cache=loose", [60.0, 60.0, 0.5]),
+            ("cache=loose,acregmax=5", [5.0, 5.0, 0.5]),
+        ] {
+            assert_eq!(seconds(list), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_host_by_name_must_be_known_or_vouched_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (hosts, credentials) = (directory.path().join("hosts"), directory.path().join("ticket"));
+        let source: Source = "nas:/m/films".parse().unwrap();
+        let list = format!("known_hosts={},port=7000", hosts.display());
+        let error = config_of(source.clone(), &list).unwrap_err();
+        assert!(error.to_string().contains("nas:7000 is not known here"), "{error}");
+
+        let ticket = ticket();
+        fs::write(&credentials, format!("{ticket}\n")).unwrap();
+        let vouched = format!("{list},credentials={}", credentials.display());
+        let remote = config_of(source.clone(), &vouched).unwrap().remote;
+        assert_eq!((remote.key, remote.secret), (ticket.host_key(), Some(ticket.secret())));
+        assert_eq!((remote.export.as_str(), remote.sub_path.as_slice()), ("m", b"films".as_slice()));
+        assert_eq!(remote.addresses, [HostAddress::new("nas", 7000).unwrap()]);
+
+        let known = HostAddress::new("nas", 7000).unwrap();
+        KnownHosts::at(&hosts).add(&known, ticket.host_key()).unwrap();
+        let remote = config_of(source.clone(), &list).unwrap().remote;
+        assert_eq!((remote.key, remote.secret), (ticket.host_key(), None));
+
+        let missing = format!("{list},credentials=/nowhere");
+        assert!(matches!(config_of(source, &missing), Err(ConfigError::Credentials { .. })));
+    }
+}

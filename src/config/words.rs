@@ -1,0 +1,111 @@
+//! `-o` lists cut into options.
+//!
+//! Pure. Names are compared with `_` for `-`, so that `allow-other` is `allow_other`. A comma between double quotes does not cut,
+//! as in mount(8); the quotes themselves fall away.
+
+use super::OptionError;
+
+/// One option of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Word {
+    /// As it was typed, for messages.
+    pub(super) typed: String,
+    /// As it is compared: with `_` for `-`.
+    pub(super) name: String,
+    /// What stands behind the first `=`.
+    pub(super) value: Option<String>,
+}
+
+/// Cuts `a,b=c` into its options; empty ones fall away.
+pub(super) fn split(list: &str) -> Result<Vec<Word>, OptionError> {
+    let mut words = Vec::new();
+    let mut current = String::new();
+    let mut quoted = false;
+    for character in list.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            ',' if !quoted => words.extend(word(&std::mem::take(&mut current))),
+            _ => current.push(character),
+        }
+    }
+    if quoted {
+        return Err(OptionError::OpenQuote(list.to_owned()));
+    }
+    words.extend(word(&current));
+    Ok(words)
+}
+
+fn word(text: &str) -> Option<Word> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name.trim(), Some(value.to_owned())),
+        None => (text.trim(), None),
+    };
+    (!text.trim().is_empty()).then(|| Word { typed: name.to_owned(), name: name.replace('-', "_"), value })
+}
+
+impl Word {
+    /// For an option that takes no value.
+    pub(super) fn flag(&self) -> Result<(), OptionError> {
+        match &self.value {
+            None => Ok(()),
+            Some(value) => {
+                Err(OptionError::UnexpectedValue { name: self.typed.clone(), value: value.clone() })
+            }
+        }
+    }
+
+    /// For an option that needs a value, read by `parse`; `allowed` says what that takes.
+    pub(super) fn value<T>(
+        &self,
+        allowed: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, OptionError> {
+        match self.value.as_deref() {
+            None | Some("") => Err(OptionError::MissingValue { name: self.typed.clone(), allowed }),
+            Some(value) => parse(value).ok_or_else(|| OptionError::BadValue {
+                name: self.typed.clone(),
+                value: value.to_owned(),
+                allowed,
+            }),
+        }
+    }
+
+    /// The option is promised, but not built yet.
+    pub(super) fn not_available(&self, instead: &'static str) -> OptionError {
+        let option = match &self.value {
+            None => self.typed.clone(),
+            Some(value) => format!("{}={value}", self.typed),
+        };
+        OptionError::NotAvailable { option, instead }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(list: &str) -> Vec<(String, Option<String>)> {
+        split(list).unwrap().into_iter().map(|word| (word.name, word.value)).collect()
+    }
+
+    #[test]
+    fn lists_are_cut_at_commas() {
+        let expected = vec![
+            ("ro".to_owned(), None),
+            ("cache_size".to_owned(), Some("50G".to_owned())),
+            ("comment".to_owned(), Some("a=b".to_owned())),
+        ];
+        assert_eq!(pairs("ro,,cache-size=50G, ,comment=a=b,"), expected);
+    }
+
+    #[test]
+    fn quotes_keep_commas() {
+        assert_eq!(pairs(r#"cache_dir="/a,b",ro"#)[0].1.as_deref(), Some("/a,b"));
+        assert!(matches!(split(r#"ro,x="y"#), Err(OptionError::OpenQuote(_))));
+    }
+
+    #[test]
+    fn only_names_lose_their_hyphens() {
+        assert_eq!(pairs("cache-dir=/a-b"), [("cache_dir".to_owned(), Some("/a-b".to_owned()))]);
+    }
+}

@@ -1,0 +1,175 @@
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::metrics::{Metric, Readings};
+
+#[derive(Default)]
+struct Model {
+    stopped: AtomicU32,
+    aborted: AtomicU32,
+}
+
+fn report() -> StatusReport {
+    let mut readings = Readings::default();
+    readings.set(Metric::HostBytes, 7_u64);
+    readings.set(Metric::RttMs, 0.5);
+    StatusReport {
+        kind: DaemonKind::Mount,
+        pid: std::process::id(),
+        version: "1".to_owned(),
+        source: vec!["nas:/media".to_owned()],
+        mountpoint: Some("/mnt".into()),
+        state: LinkWord::Connected,
+        address: Some("10.0.0.1:4433".to_owned()),
+        transport: "quic".to_owned(),
+        engine: None,
+        readings,
+    }
+}
+
+impl Controlled for Model {
+    fn status(&self) -> StatusReport {
+        report()
+    }
+
+    fn stop(&self) {
+        self.stopped.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn abort(&self) {
+        self.aborted.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A runtime of its own threads, a directory, a daemon, and its socket.
+struct Stage {
+    model: Arc<Model>,
+    socket: ControlSocket,
+    directory: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn stage() -> Stage {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let model = Arc::new(Model::default());
+    let guard = runtime.enter();
+    let socket =
+        ControlSocket::open(&directory.path().join("wormhole"), Some(Path::new("/mnt")), model.clone())
+            .unwrap();
+    drop(guard);
+    Stage { model, socket, directory, _runtime: runtime }
+}
+
+impl Stage {
+    fn sockets(&self) -> PathBuf {
+        self.directory.path().join("wormhole")
+    }
+
+    fn say(&self, text: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.socket.path()).unwrap();
+        stream.write_all(text).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        // A daemon that hangs up on nonsense may do so before all of it was read.
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+}
+
+#[test]
+fn orders_reach_the_daemon_and_answers_come_back() {
+    let stage = stage();
+    let found = daemon_of_mount(&stage.sockets(), Path::new("/mnt")).unwrap().unwrap();
+    assert_eq!(found.status().unwrap(), report());
+    found.order(Order::Stop).unwrap();
+    assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 1);
+    found.order(Order::Abort).unwrap();
+    assert_eq!(stage.model.aborted.load(Ordering::SeqCst), 1);
+    assert_eq!(daemon_of_mount(&stage.sockets(), Path::new("/other")).unwrap(), None);
+}
+
+#[test]
+fn several_orders_share_a_connection() {
+    let stage = stage();
+    let answers = stage.say(b"\"stop\"\n\"stop\"\n\"abort\"\n");
+    assert_eq!(answers, "\"done\"\n\"done\"\n\"done\"\n");
+    assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn nonsense_is_refused_and_hung_up_on() {
+    let stage = stage();
+    for nonsense in [b"hello\n\"stop\"\n".to_vec(), b"\"stop\"".to_vec(), vec![b'x'; ORDER_BYTES_MAX * 4]] {
+        let answer = stage.say(&nonsense);
+        assert!(answer.is_empty() || answer.starts_with("{\"refused\""), "{answer}");
+    }
+    assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn the_socket_goes_with_the_daemon() {
+    let stage = stage();
+    let path = stage.socket.path().to_owned();
+    assert_eq!(std::fs::metadata(stage.sockets()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(path.exists());
+    drop(stage.socket);
+    assert!(!path.exists());
+    let error = ask(&path, Order::Status).unwrap_err();
+    assert!(error.is_nobody(), "{error}");
+}
+
+#[test]
+fn what_a_dead_daemon_left_is_cleaned_and_other_files_are_not() {
+    let stage = stage();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let stale = stage.sockets().join(format!("host-{}.sock", child.id()));
+    std::fs::write(&stale, "").unwrap();
+    std::fs::write(stage.sockets().join("notes"), "").unwrap();
+    let found = daemons(&stage.sockets()).unwrap();
+    assert_eq!(found.iter().map(|daemon| daemon.pid).collect::<Vec<_>>(), [std::process::id()]);
+    assert!(!stale.exists());
+    assert!(stage.sockets().join("notes").exists());
+}
+
+#[test]
+fn a_directory_that_others_may_write_to_is_refused() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let error = ControlSocket::open(directory.path(), None, Arc::new(Model::default())).unwrap_err();
+    assert!(matches!(error, ControlError::Directory { .. }), "{error}");
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_does_not_hold_the_asker_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("host-1.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let error = ask(&path, Order::Status).unwrap_err();
+    assert!(error.to_string().contains("timed out"), "{error}");
+}
+
+#[test]
+fn a_report_keeps_its_shape_in_json() {
+    let text = serde_json::to_string(&Answer::Status(Box::new(report()))).unwrap();
+    assert!(text.starts_with("{\"status\":{\"kind\":\"mount\",\"pid\":"), "{text}");
+    assert!(text.contains("\"host_bytes\":7,\"rtt_ms\":0.5") && !text.contains("engine"), "{text}");
+    assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), Answer::Status(Box::new(report())));
+}
+
+proptest! {
+    #[test]
+    fn no_answer_makes_the_asker_panic(text in ".{0,200}") {
+        let _ = serde_json::from_str::<Answer>(&text);
+    }
+}

@@ -1,0 +1,118 @@
+//! Reads of one file that run side by side and come back in order, each proved to be of the version asked for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+
+use super::attributes::system_error;
+use super::context::ClientContext;
+use super::tree::Handle;
+use crate::chunk::ByteRange;
+use crate::proto::{Errno, ErrorCode, Version, WireError};
+
+/// Most reads of one request at a time: 2 MiB, which keeps an SSD busy and a disk streaming.
+const READS_AHEAD_MAX: usize = 8;
+
+/// A part of a file.
+#[derive(Debug)]
+pub(super) struct Part<T> {
+    /// Which bytes.
+    pub(super) range: ByteRange,
+    /// What was made of them.
+    pub(super) content: T,
+    /// The connection's leave to have read this one ahead, for as long as it waits to be sent.
+    _leave: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads under way. Dropping it gives them up.
+#[derive(Debug)]
+pub(super) struct ReadAhead<T, R> {
+    context: Arc<ClientContext>,
+    file: Arc<Handle>,
+    version: Version,
+    /// What is still to be begun.
+    ranges: R,
+    /// What to make of the bytes, in the task that read them.
+    finish: fn(Bytes) -> T,
+    running: VecDeque<Running<T>>,
+}
+
+impl<T: Send + 'static, R: Iterator<Item = ByteRange>> ReadAhead<T, R> {
+    /// Will read `ranges`, each at most a chunk long and within the size of `version`.
+    pub(super) fn new(
+        context: Arc<ClientContext>,
+        file: Arc<Handle>,
+        version: Version,
+        ranges: R,
+        finish: fn(Bytes) -> T,
+    ) -> Self {
+        Self { context, file, version, ranges, finish, running: VecDeque::new() }
+    }
+
+    /// The next part, or `None` after the last.
+    pub(super) async fn next(&mut self) -> Option<Result<Part<T>, WireError>> {
+        while self.running.len() < READS_AHEAD_MAX {
+            // One read a request needs no leave, so that requests never wait for each other.
+            let leave = self.context.leave_to_read_ahead();
+            if leave.is_none() && !self.running.is_empty() {
+                break;
+            }
+            let Some(range) = self.ranges.next() else { break };
+            self.begin(range, leave);
+        }
+        let mut first = self.running.pop_front()?;
+        Some((&mut first.0).await.unwrap_or_else(|_| Err(WireError::system(Errno::EIO))))
+    }
+
+    fn begin(&mut self, range: ByteRange, leave: Option<OwnedSemaphorePermit>) {
+        let (context, file) = (Arc::clone(&self.context), Arc::clone(&self.file));
+        let (version, finish) = (self.version, self.finish);
+        self.running.push_back(Running(tokio::spawn(async move {
+            let bytes = read(&context, &file, range).await?;
+            check_version(&file, version).await?;
+            if bytes.len() as u64 != range.len {
+                return Err(WireError::new(
+                    ErrorCode::System(Errno::EIO),
+                    "the file is shorter than it says",
+                ));
+            }
+            let content = finish(context.lending.lend(bytes));
+            Ok(Part { range, content, _leave: leave })
+        })));
+    }
+}
+
+/// Reads through the engine.
+async fn read(context: &ClientContext, file: &Handle, range: ByteRange) -> Result<Bytes, WireError> {
+    let _under_way = context.counters().disk_inflight.enter();
+    let read = context.engine().read(Arc::clone(&file.file), range.offset, range.len as usize);
+    read.await.map_err(|error| {
+        tracing::debug!("reading {:?}: {error}", file.node);
+        system_error(error.errno())
+    })
+}
+
+/// Whether the file still is what was asked for.
+pub(super) async fn check_version(file: &Arc<Handle>, version: Version) -> Result<(), WireError> {
+    let found = if file.is_local {
+        file.attributes()?
+    } else {
+        let file = Arc::clone(file);
+        let asked = tokio::task::spawn_blocking(move || file.attributes()).await;
+        asked.unwrap_or_else(|_| Err(WireError::system(Errno::EIO)))?
+    };
+    if found.version() == version { Ok(()) } else { Err(WireError::new(ErrorCode::VersionChanged, "")) }
+}
+
+/// A read in a task of its own, given up when dropped.
+#[derive(Debug)]
+struct Running<T>(JoinHandle<Result<Part<T>, WireError>>);
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

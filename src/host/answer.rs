@@ -1,0 +1,106 @@
+//! The two halves of a request's stream, as frames and content.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::proto::{ContentHeader, ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, encode_frame, frame_len};
+use crate::transport::connection::set_lane;
+use crate::transport::{Lane, ReadExactError, RecvStream, SendStream};
+
+/// How long a request may take to arrive once its stream is open; it is one small frame.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Most bytes of a request: far above the largest, a read that carries 64 hashes (2.2 KiB) or a hello with the longest
+/// path. Answers may be longer.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// The client no longer wants the answer, or is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gone;
+
+/// Reads the body of the one frame that a client sends.
+pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Vec<u8>, WireError> {
+    let read = async {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        receive.read_exact(&mut header).await.map_err(cut_short)?;
+        let len = frame_len(header).map_err(malformed)?;
+        if len > REQUEST_BYTES_MAX {
+            return Err(malformed(format!("a request of {len} bytes; at most {REQUEST_BYTES_MAX} are read")));
+        }
+        let mut body = vec![0; len];
+        receive.read_exact(&mut body).await.map_err(cut_short)?;
+        Ok(body)
+    };
+    let late = |_| Err(malformed(format!("no whole request within {} s", REQUEST_DEADLINE.as_secs())));
+    timeout(REQUEST_DEADLINE, read).await.unwrap_or_else(late)
+}
+
+fn cut_short(error: ReadExactError) -> WireError {
+    malformed(format!("the request ends too soon: {error}"))
+}
+
+pub(super) fn malformed(why: impl ToString) -> WireError {
+    WireError::new(ErrorCode::Malformed, why.to_string())
+}
+
+/// Where the answer goes. Dropped before [`Self::finish`], it tells the client that the answer is not whole.
+#[derive(Debug)]
+pub(super) struct Answer {
+    send: SendStream,
+    is_finished: bool,
+}
+
+impl Answer {
+    /// An answer on `send`, before anything is written.
+    pub(super) fn new(send: SendStream) -> Self {
+        Self { send, is_finished: false }
+    }
+
+    /// Sends the answer's first message.
+    pub(super) async fn reply(&mut self, reply: &Result<Reply, WireError>) -> Result<(), Gone> {
+        self.frame(reply).await
+    }
+
+    /// Sends one more message.
+    pub(super) async fn frame(&mut self, message: &impl Serialize) -> Result<(), Gone> {
+        self.send.write_chunk(encode_frame(message).into()).await.map_err(|_| Gone)
+    }
+
+    /// Sends a part of a file; its bytes are not copied.
+    pub(super) async fn content(&mut self, header: ContentHeader, bytes: Bytes) -> Result<(), Gone> {
+        let mut parts = [encode_frame(&header).into(), bytes];
+        self.send.write_all_chunks(&mut parts).await.map_err(|_| Gone)
+    }
+
+    /// What this answer gives way to.
+    pub(super) fn set_lane(&self, lane: Lane) {
+        set_lane(&self.send, lane);
+    }
+
+    /// Comes back when the client no longer wants the answer.
+    pub(super) fn unwanted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.send.stopped();
+        async move {
+            let _ = stopped.await;
+        }
+    }
+
+    /// The answer is whole.
+    pub(super) fn finish(&mut self) {
+        self.is_finished = true;
+        // It fails only where the client has stopped the stream.
+        let _ = self.send.finish();
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // quinn would finish the stream, and half an answer would look like a whole one.
+            let _ = self.send.reset(0u32.into());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Opening what a client named without ever leaving the folder that was shared: no `..`, no symlinks, no magic links.
+//!
+//! Mount points below the folder are crossed: they are part of what its owner sees there.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, ResolveFlag, open, openat};
+use nix::sys::stat::Mode;
+
+use crate::io::sys;
+
+/// Longest path given to the kernel in one call, in bytes: below its `PATH_MAX` of 4096, with the NUL.
+const PATH_BYTES_MAX: usize = 4000;
+
+/// Opens what `path` (names joined by `/`, relative, not empty) leads to below `root`.
+///
+/// A symlink at the end is opened itself where `flags` hold `O_PATH`, and is ELOOP otherwise; one on the way is ELOOP
+/// or ENOTDIR.
+pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
+    let (mut path, mut folder) = (path, None);
+    while path.len() > PATH_BYTES_MAX {
+        let cut = path[..PATH_BYTES_MAX].iter().rposition(|byte| *byte == b'/').ok_or(Errno::ENAMETOOLONG)?;
+        let at = folder.as_ref().map_or(root, AsFd::as_fd);
+        folder = Some(open_short(at, &path[..cut], OFlag::O_PATH | OFlag::O_DIRECTORY)?);
+        path = &path[cut + 1..];
+    }
+    open_short(folder.as_ref().map_or(root, AsFd::as_fd), path, flags)
+}
+
+/// Opens the regular file or folder behind an `O_PATH` descriptor for reading: that very inode, wherever its names are.
+///
+/// Whoever calls has made sure that it is one of the two: opening a device or a pipe has effects.
+pub(super) fn open_for_reading(fd: BorrowedFd<'_>, is_folder: bool) -> Result<OwnedFd, Errno> {
+    // Not O_NONBLOCK: io_uring would answer EAGAIN for what is not in memory.
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    if is_folder {
+        return openat(fd, ".", flags | OFlag::O_DIRECTORY, Mode::empty());
+    }
+    open(proc_path(fd).as_str(), flags, Mode::empty())
+}
+
+/// The name that `/proc` has for a descriptor, for calls that take paths only.
+pub(super) fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn open_short(at: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    if has_openat2() {
+        sys::open_beneath(at, path, flags, Mode::empty(), ResolveFlag::RESOLVE_NO_SYMLINKS)
+    } else {
+        open_by_steps(at, path, flags)
+    }
+}
+
+/// Whether the kernel has `openat2` (Linux 5.6) and whatever guards this process lets it through.
+fn has_openat2() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let Ok(root) = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else {
+            return true;
+        };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let probe = sys::open_beneath(root.as_fd(), ".", flags, Mode::empty(), ResolveFlag::empty());
+        // Container runtimes older than the call answer EPERM for what they do not know.
+        !matches!(probe, Err(Errno::ENOSYS | Errno::EPERM))
+    })
+}
+
+/// The same for older kernels: one name a call, each a folder that is not reached through a link.
+fn open_by_steps(at: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
+    let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    if names.iter().any(|name| matches!(*name, b"" | b".." | b".")) {
+        return Err(Errno::EXDEV);
+    }
+    let last = names.pop().ok_or(Errno::ENOENT)?;
+    let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut folder = None;
+    for name in names {
+        folder = Some(openat(folder.as_ref().map_or(at, AsFd::as_fd), name, step, Mode::empty())?);
+    }
+    openat(folder.as_ref().map_or(at, AsFd::as_fd), last, flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::fstat;
+
+    use super::*;
+
+    type Open = fn(BorrowedFd<'_>, &[u8], OFlag) -> Result<OwnedFd, Errno>;
+
+    /// Both ways must refuse and find the same.
+    const WAYS: [Open; 2] = [open_beneath, |at, path, flags| {
+        open_by_steps(at, path, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+    }];
+
+    fn tree() -> (tempfile::TempDir, OwnedFd) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("export/a/b")).unwrap();
+        fs::write(folder.path().join("export/a/b/file"), "inside").unwrap();
+        fs::write(folder.path().join("secret"), "outside").unwrap();
+        symlink("../secret", folder.path().join("export/out")).unwrap();
+        symlink("..", folder.path().join("export/up")).unwrap();
+        symlink("b", folder.path().join("export/a/within")).unwrap();
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let root = open(&folder.path().join("export"), flags, Mode::empty()).unwrap();
+        (folder, root)
+    }
+
+    #[test]
+    fn what_lies_below_is_found() {
+        let (_folder, root) = tree();
+        for way in WAYS {
+            assert!(way(root.as_fd(), b"a/b/file", OFlag::O_PATH).is_ok());
+            assert_eq!(way(root.as_fd(), b"a/none", OFlag::O_PATH).unwrap_err(), Errno::ENOENT);
+        }
+    }
+
+    #[test]
+    fn nothing_leads_out() {
+        let (folder, root) = tree();
+        let absolute = folder.path().join("secret");
+        let absolute = absolute.as_os_str().as_encoded_bytes();
+        for way in WAYS {
+            for path in
+                [b"..".as_slice(), b"../secret", b"a/../../secret", b"up/secret", b"/etc/passwd", absolute]
+            {
+                assert!(way(root.as_fd(), path, OFlag::O_PATH).is_err(), "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn links_are_opened_as_links_and_never_followed() {
+        let (_folder, root) = tree();
+        for way in WAYS {
+            let link = way(root.as_fd(), b"out", OFlag::O_PATH).unwrap();
+            assert_eq!(fstat(&link).unwrap().st_mode & libc::S_IFMT, libc::S_IFLNK);
+            assert_eq!(way(root.as_fd(), b"out", OFlag::O_RDONLY).unwrap_err(), Errno::ELOOP);
+            assert!(way(root.as_fd(), b"a/within/file", OFlag::O_PATH).is_err());
+        }
+    }
+
+    #[test]
+    fn paths_longer_than_the_kernel_takes_are_walked() {
+        let (_folder, root) = tree();
+        let name = [b'x'; 200];
+        let mut at = root.try_clone().unwrap();
+        for _ in 0..30 {
+            nix::sys::stat::mkdirat(&at, &name[..], Mode::S_IRWXU).unwrap();
+            at = openat(&at, &name[..], OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        }
+        let found = open_beneath(root.as_fd(), &[&name[..]; 30].join(&b'/'), OFlag::O_PATH).unwrap();
+        assert_eq!(fstat(&found).unwrap().st_ino, fstat(&at).unwrap().st_ino);
+    }
+
+    #[test]
+    fn the_inode_behind_a_path_descriptor_is_opened_not_its_name() {
+        let (folder, root) = tree();
+        let file = open_beneath(root.as_fd(), b"a/b/file", OFlag::O_PATH).unwrap();
+        fs::rename(folder.path().join("secret"), folder.path().join("export/a/b/file")).unwrap();
+        let file = fs::File::from(open_for_reading(file.as_fd(), false).unwrap());
+        assert_eq!(std::io::read_to_string(file).unwrap(), "inside");
+    }
+}

@@ -1,0 +1,156 @@
+//! Requests for content: chunks of one version of a file, or exactly some bytes of it.
+
+use std::sync::Arc;
+
+use super::ahead::{ReadAhead, check_version};
+use super::answer::{Answer, Gone, malformed};
+use super::attributes::now;
+use super::context::ClientContext;
+use super::tree::Handle;
+use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::proto::{ContentHeader, KNOWN_HASHES_MAX, READ_CHUNKS_MAX, ReadRequest, Reply, WireError};
+use crate::transport::Lane;
+
+/// Answers a request for content.
+pub(super) async fn serve(
+    context: &Arc<ClientContext>,
+    request: ReadRequest,
+    answer: &mut Answer,
+) -> Result<(), Gone> {
+    let file = match open(context, &request).await {
+        Ok(file) => file,
+        Err(error) => return answer.reply(&Err(error)).await,
+    };
+    answer.set_lane(Lane::Demand);
+    answer.reply(&Ok(Reply::Content)).await?;
+    let unwanted = answer.unwanted();
+    let sent = async {
+        if request.whole_chunks {
+            send_chunks(context, &file, &request, answer).await
+        } else {
+            send_piece(context, &file, &request, answer).await
+        }
+    };
+    let sent = tokio::select! {
+        sent = sent => sent,
+        // Also while the disk is read and nothing is written, a reader that gave up is noticed.
+        () = unwanted => Err(Stop::Gone),
+    };
+    let observed = now();
+    let last = match sent.and(check_version(&file, request.version).await.map_err(Stop::Failed)) {
+        Ok(()) => ContentHeader::End { observed },
+        Err(Stop::Failed(error)) => ContentHeader::Failed(error.code),
+        Err(Stop::Gone) => return Err(Gone),
+    };
+    answer.frame(&last).await
+}
+
+/// Why no more is sent.
+enum Stop {
+    Failed(WireError),
+    Gone,
+}
+
+impl From<Gone> for Stop {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// The file, if the request makes sense and the file is in the version asked for.
+async fn open(context: &Arc<ClientContext>, request: &ReadRequest) -> Result<Arc<Handle>, WireError> {
+    check(request)?;
+    let node = request.node;
+    let file = match context.session.file_at_hand(node) {
+        Some(file) => file,
+        None => context.blocking(move |session| session.file(node)).await?,
+    };
+    check_version(&file, request.version).await?;
+    Ok(file)
+}
+
+fn check(request: &ReadRequest) -> Result<(), WireError> {
+    let range = request.range;
+    if range.offset.checked_add(range.len).is_none() {
+        return Err(malformed("a range that passes the end of all numbers"));
+    }
+    if request.whole_chunks && range.chunks().count > READ_CHUNKS_MAX {
+        return Err(malformed(format!("a read of more than {READ_CHUNKS_MAX} chunks")));
+    }
+    if !request.whole_chunks && range.len > CHUNK_BYTES {
+        return Err(malformed(format!("a piece of more than {CHUNK_BYTES} bytes")));
+    }
+    if request.known.len() > KNOWN_HASHES_MAX {
+        return Err(malformed(format!("more than {KNOWN_HASHES_MAX} known hashes")));
+    }
+    Ok(())
+}
+
+async fn send_chunks(
+    context: &Arc<ClientContext>,
+    file: &Arc<Handle>,
+    request: &ReadRequest,
+    answer: &mut Answer,
+) -> Result<(), Stop> {
+    let size = request.version.size;
+    let chunks = request.range.clamp_to(size).chunks();
+    let ranges = chunks.iter().map(move |index| index.bytes_in(size));
+    let version = request.version;
+    let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
+    let mut parts = ReadAhead::new(context_of_reads, file, version, ranges, VerifiedChunk::compute);
+    let mut position = 0;
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(Stop::Failed)?;
+        let known = request.known.get(position).copied().flatten();
+        send_chunk(context, ChunkIndex::containing(part.range.offset), known, &part.content, answer).await?;
+        position += 1;
+    }
+    Ok(())
+}
+
+async fn send_chunk(
+    context: &ClientContext,
+    index: ChunkIndex,
+    known: Option<ChunkHash>,
+    chunk: &VerifiedChunk,
+    answer: &mut Answer,
+) -> Result<(), Gone> {
+    let hash = chunk.hash();
+    if known == Some(hash) {
+        context.counters().chunks_same.add(1);
+        return answer.frame(&ContentHeader::Same { index }).await;
+    }
+    let len = chunk.bytes().len() as u32;
+    send(context, ContentHeader::Chunk { index, hash, len }, chunk, answer).await
+}
+
+async fn send_piece(
+    context: &Arc<ClientContext>,
+    file: &Arc<Handle>,
+    request: &ReadRequest,
+    answer: &mut Answer,
+) -> Result<(), Stop> {
+    let range = request.range.clamp_to(request.version.size);
+    let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
+    let ranges = std::iter::once(range);
+    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, VerifiedChunk::compute);
+    while let Some(part) = parts.next().await {
+        let chunk = part.map_err(Stop::Failed)?.content;
+        let ByteRange { offset, len } = range;
+        let header = ContentHeader::Piece { offset, hash: chunk.hash(), len: len as u32 };
+        send(context, header, &chunk, answer).await?;
+    }
+    Ok(())
+}
+
+async fn send(
+    context: &ClientContext,
+    header: ContentHeader,
+    chunk: &VerifiedChunk,
+    answer: &mut Answer,
+) -> Result<(), Gone> {
+    let _waiting = context.counters().send_inflight.enter();
+    answer.content(header, chunk.bytes().clone()).await?;
+    context.counters().content_bytes_sent.add(chunk.bytes().len() as u64);
+    Ok(())
+}

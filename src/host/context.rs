@@ -1,0 +1,85 @@
+//! What the requests of one connection share.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::counters::Counters;
+use super::lending::Lending;
+use super::session::Session;
+use crate::io::Engine;
+use crate::proto::{Errno, WireError};
+
+/// Reads that all requests of a connection may have ahead of what is being sent: 16 MiB, besides one a request.
+const READS_AHEAD_MAX: usize = 64;
+
+/// System calls that a connection may have waiting for the disk. One client on a file system that hangs must not take
+/// all of the daemon's threads (tokio has 512).
+const BLOCKING_MAX: usize = 64;
+
+/// One connection of one client, let in.
+#[derive(Debug)]
+pub(super) struct ClientContext {
+    /// What it may see.
+    pub(super) session: Arc<Session>,
+    /// Whether every change is refused.
+    pub(super) read_only: bool,
+    /// Its share of the engine's buffers.
+    pub(super) lending: Lending,
+    engine: Engine,
+    counters: Arc<Counters>,
+    ahead: Arc<Semaphore>,
+    blocking: Arc<Semaphore>,
+}
+
+impl ClientContext {
+    /// For a new connection; `lending` is its share.
+    pub(super) fn new(
+        session: Arc<Session>,
+        read_only: bool,
+        lending: Lending,
+        engine: Engine,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (ahead, blocking) = (Semaphore::new(READS_AHEAD_MAX), Semaphore::new(BLOCKING_MAX));
+        Self {
+            session,
+            read_only,
+            lending,
+            engine,
+            counters,
+            ahead: Arc::new(ahead),
+            blocking: Arc::new(blocking),
+        }
+    }
+
+    /// What reads files.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What is counted.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Leave to read one more part before it is needed, where the connection has not too many already.
+    pub(super) fn leave_to_read_ahead(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.ahead).try_acquire_owned().ok()
+    }
+
+    /// Runs system calls where they may wait. What panics answers EIO.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        calls: impl FnOnce(&Session) -> Result<T, WireError> + Send + 'static,
+    ) -> Result<T, WireError> {
+        let place = Arc::clone(&self.blocking).acquire_owned().await;
+        let session = Arc::clone(&self.session);
+        let run = move || {
+            // Held by the thread: a request that is given up leaves its call behind.
+            let _place = place;
+            calls(&session)
+        };
+        tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(WireError::system(Errno::EIO)))
+    }
+}

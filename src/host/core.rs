@@ -1,0 +1,162 @@
+//! What all connections of a daemon share: exports, state, sessions, the disk engine, and who is connected.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::OFlag;
+use tokio::sync::Semaphore;
+
+use super::attributes::system_error;
+use super::confine::open_beneath;
+use super::counters::Counters;
+use super::exports::{Export, ExportError};
+use super::lending::Lending;
+use super::session::Session;
+use super::sessions::Sessions;
+use super::state::StateDir;
+use super::tree::{Known, Tree};
+use crate::io::Engine;
+use crate::proto::{Errno, InstanceId, NodeId, SessionId, WireError};
+use crate::transport::{Connection, PublicKey};
+
+/// An export and the descriptor of its folder.
+#[derive(Debug)]
+pub(super) struct OpenExport {
+    pub(super) export: Export,
+    root: OwnedFd,
+}
+
+/// A connection that was let in.
+#[derive(Debug, Clone)]
+pub(super) struct LiveClient {
+    pub(super) key: PublicKey,
+    pub(super) session: SessionId,
+    pub(super) export: String,
+    pub(super) sub_path: Vec<u8>,
+    pub(super) since: Instant,
+    pub(super) connection: Connection,
+}
+
+/// The daemon's common ground.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) exports: Vec<OpenExport>,
+    pub(super) state: StateDir,
+    pub(super) instance: InstanceId,
+    pub(super) engine: Engine,
+    pub(super) counters: Arc<Counters>,
+    pub(super) lending: Lending,
+    pub(super) known: Arc<Known>,
+    /// Descriptors that sessions may hold.
+    pub(super) descriptors: Arc<Semaphore>,
+    sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
+    trees: Mutex<HashMap<(usize, NodeId), Weak<Tree>>>,
+    clients: Mutex<HashMap<u64, LiveClient>>,
+    clients_made: AtomicU64,
+}
+
+/// Takes a client off the list when its connection is served no more.
+pub(super) struct Listed {
+    core: Arc<Core>,
+    id: u64,
+}
+
+impl Core {
+    /// Opens the exports' folders. `handles_max` descriptors are kept between requests, `opens_max` for clients.
+    pub(super) fn new(
+        exports: Vec<Export>,
+        state: StateDir,
+        instance: InstanceId,
+        engine: Engine,
+        (handles_max, opens_max): (usize, usize),
+    ) -> Result<Self, ExportError> {
+        Export::check_all(&exports)?;
+        let open = |export: Export| Ok(OpenExport { root: export.open()?, export });
+        let exports = exports.into_iter().map(open).collect::<Result<_, ExportError>>()?;
+        Ok(Self {
+            exports,
+            state,
+            instance,
+            counters: Arc::new(Counters::default()),
+            lending: Lending::new(engine.stats().pool_buffers as usize),
+            engine,
+            known: Arc::new(Known::new(handles_max)),
+            descriptors: Arc::new(Semaphore::new(opens_max)),
+            sessions: Mutex::new(Sessions::new()),
+            trees: Mutex::default(),
+            clients: Mutex::default(),
+            clients_made: AtomicU64::new(0),
+        })
+    }
+
+    /// Which export has this name.
+    pub(super) fn export(&self, name: &str) -> Option<usize> {
+        self.exports.iter().position(|open| open.export.name == name)
+    }
+
+    /// The tree below `sub_path` of an export; clients of the same folder share it. Blocks.
+    ///
+    /// The path's names have been checked.
+    pub(super) fn tree(&self, export: usize, sub_path: &[u8]) -> Result<Arc<Tree>, WireError> {
+        let top = &self.exports[export].root;
+        let root = if sub_path.is_empty() {
+            top.try_clone().map_err(|_| WireError::system(Errno::EMFILE))?
+        } else {
+            open_beneath(top.as_fd(), sub_path, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(system_error)?
+        };
+        let fresh = Arc::new(Tree::new(root, Arc::clone(&self.known))?);
+        let mut trees = lock(&self.trees);
+        trees.retain(|_, tree| tree.strong_count() > 0);
+        let place = trees.entry((export, fresh.root_node())).or_default();
+        if let Some(tree) = place.upgrade() {
+            return Ok(tree);
+        }
+        *place = Arc::downgrade(&fresh);
+        Ok(fresh)
+    }
+
+    /// The sessions, for a moment.
+    pub(super) fn sessions(&self) -> MutexGuard<'_, Sessions<PublicKey, SessionId, Session>> {
+        lock(&self.sessions)
+    }
+
+    /// Puts a client on the list.
+    pub(super) fn list(self: &Arc<Self>, client: LiveClient) -> Listed {
+        let id = self.clients_made.fetch_add(1, Ordering::Relaxed);
+        lock(&self.clients).insert(id, client);
+        Listed { core: Arc::clone(self), id }
+    }
+
+    /// Who is connected.
+    pub(super) fn clients(&self) -> Vec<LiveClient> {
+        lock(&self.clients).values().cloned().collect()
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let client = lock(&self.core.clients).remove(&self.id);
+        if let Some(client) = client {
+            self.core.sessions().detach(client.key, client.session, Instant::now());
+        }
+    }
+}
+
+/// Seconds since the epoch, by the host's clock.
+pub(super) fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// For logs: who, from where.
+pub(super) fn who(key: PublicKey, address: SocketAddr) -> String {
+    format!("{address} (key {key})")
+}
+
+/// What the locks guard is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,207 @@
+//! The first stream of a connection: the client says who it is and what it wants, and is let in or refused in words.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::admission::{Admission, Refusal, admit};
+use super::answer::{Answer, malformed, read_request};
+use super::context::ClientContext;
+use super::core::{Core, Listed, LiveClient, seconds_now, who};
+use super::session::Session;
+use super::sessions::SESSION_KEEP;
+use super::state::StateError;
+use super::tree::{Tree, check_name};
+use crate::proto::{
+    ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, decode_body,
+};
+use crate::transport::{Connection, PublicKey};
+
+/// How long a client may take from the handshake to its welcome.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a client that was refused may take to read why.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Code with which the connection of a refused client is closed.
+pub(super) const CLOSE_REFUSED: u32 = 1;
+
+/// Longest path below an export that can be mounted, in bytes; Linux's `PATH_MAX`.
+const SUB_PATH_BYTES_MAX: usize = 4096;
+
+/// A client that was let in; off the list when this is dropped.
+pub(super) struct Guest {
+    pub(super) context: Arc<ClientContext>,
+    pub(super) _listed: Listed,
+}
+
+/// Hears a client out. `None`: it was refused, told why, and disconnected.
+pub(super) async fn greet(core: &Arc<Core>, connection: &Connection) -> Option<Guest> {
+    let who = who(connection.peer_key(), connection.remote_address());
+    let greeted = timeout(HELLO_DEADLINE, hear(core, connection)).await;
+    let refusal = match greeted {
+        Ok(Ok(guest)) => return Some(guest),
+        Ok(Err(refusal)) => refusal,
+        Err(_) => WireError::new(ErrorCode::Refused, "the client did not say hello in time"),
+    };
+    core.counters.refused.add(1);
+    tracing::warn!("refused {who}: {refusal}");
+    connection.close(CLOSE_REFUSED, &refusal.to_string());
+    None
+}
+
+async fn hear(core: &Arc<Core>, connection: &Connection) -> Result<Guest, WireError> {
+    let gone = |error| refused(format!("the client left: {error}"));
+    let (send, mut receive) = connection.accept_stream().await.map_err(gone)?;
+    let mut answer = Answer::new(send);
+    let decided = match read_request(&mut receive).await.and_then(|body| decode_hello(&body)) {
+        Ok(hello) => let_in(core, connection, hello).await,
+        Err(error) => Err(error),
+    };
+    let (reply, guest) = match decided {
+        Ok((welcome, guest)) => (Ok(Reply::Welcome(welcome)), Ok(guest)),
+        Err(error) => (Err(error.clone()), Err(error)),
+    };
+    let told = answer.reply(&reply).await;
+    answer.finish();
+    if guest.is_err() && told.is_ok() {
+        // Closing at once would overtake the words.
+        let _ = timeout(GOODBYE_DEADLINE, answer.unwanted()).await;
+    }
+    guest
+}
+
+/// The hello in the first message. One of another version is known as such although its rest may look different.
+fn decode_hello(body: &[u8]) -> Result<Hello, WireError> {
+    match decode_body(body) {
+        Ok(Request::Hello(hello)) => Ok(hello),
+        Ok(_) => Err(refused("the first message of a connection must be the hello")),
+        Err(error) => match postcard::take_from_bytes::<(u32, u16)>(body) {
+            Ok(((0, version), _)) if version != PROTOCOL_VERSION => Err(refused(Refusal::Version(version))),
+            _ => Err(malformed(error)),
+        },
+    }
+}
+
+async fn let_in(
+    core: &Arc<Core>,
+    connection: &Connection,
+    hello: Hello,
+) -> Result<(Welcome, Guest), WireError> {
+    let key = connection.peer_key();
+    let (decider, asked) = (Arc::clone(core), hello.clone());
+    let decide = move || decide(&decider, key, &asked);
+    let decided = tokio::task::spawn_blocking(decide).await;
+    let (read_only, tree) = decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
+    let guest = seat(core, connection, &hello, Arc::clone(&tree), read_only)?;
+    // A key that was revoked while it came in was not on the list yet when the list was gone through.
+    let (decider, export) = (Arc::clone(core), hello.export.clone());
+    let recheck = tokio::task::spawn_blocking(move || {
+        let keys = decider.state.keys().map_err(|error| not_now(&error))?;
+        let still = keys.find(key).is_some_and(|known| known.may_mount(&export));
+        if still { tree.root() } else { Err(refused(Refusal::UnknownKey(key))) }
+    });
+    let root = recheck.await.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
+    let who = who(key, connection.remote_address());
+    let folder = String::from_utf8_lossy(&hello.sub_path);
+    tracing::info!("{who} is connected to {}/{folder}", hello.export);
+    let welcome = Welcome {
+        features: Features::SUPPORTED.shared_with(hello.features),
+        instance: core.instance,
+        root,
+        read_only,
+        session_keep_ms: SESSION_KEEP.as_millis() as u32,
+    };
+    Ok((welcome, guest))
+}
+
+/// Whether the client may come in, whether it may only read, and which folder it gets. Blocks.
+fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(bool, Arc<Tree>), WireError> {
+    let names: Vec<&str> = core.exports.iter().map(|open| open.export.name.as_str()).collect();
+    let now = seconds_now();
+    let keys = core.state.keys().map_err(|error| not_now(&error))?;
+    let tickets = core.state.tickets().map_err(|error| not_now(&error))?;
+    let admission = admit(hello, key, &names, &keys, &tickets, now).map_err(refused)?;
+    let export = core.export(&hello.export).ok_or_else(|| refused("the export is gone"))?;
+    let tree = find_folder(core, export, hello)?;
+    if admission.enrol_by.is_some() {
+        enrol(core, key, hello, &names, now)?;
+    }
+    Ok((admission.read_only || core.exports[export].export.read_only, tree))
+}
+
+/// Writes the key down. The ticket is looked at again, as another client may have used it up meanwhile.
+fn enrol(core: &Core, key: PublicKey, hello: &Hello, names: &[&str], now: u64) -> Result<(), WireError> {
+    let enrolled = core.state.update(|keys, tickets| {
+        let Admission { enrol_by, .. } = admit(hello, key, names, keys, tickets, now)?;
+        if let Some(id) = enrol_by {
+            tickets.redeem(&id, key);
+            keys.add(key, &hello.export, &format!("let in by ticket {id}"));
+            tracing::info!("the ticket {id} let the key {key} in");
+        }
+        Ok::<(), Refusal>(())
+    });
+    enrolled.map_err(|error| not_now(&error))?.map_err(refused)
+}
+
+fn find_folder(core: &Core, export: usize, hello: &Hello) -> Result<Arc<Tree>, WireError> {
+    let path = &hello.sub_path;
+    if path.len() > SUB_PATH_BYTES_MAX {
+        return Err(malformed("the path below the export is too long"));
+    }
+    if !path.is_empty() {
+        path.split(|byte| *byte == b'/').try_for_each(|name| check_name(name).map(drop))?;
+    }
+    core.tree(export, path).map_err(|error| {
+        let path = String::from_utf8_lossy(path);
+        refused(format!("cannot serve the folder {path:?} of the export {:?}: {error}", hello.export))
+    })
+}
+
+/// Joins the client's session, or begins it, and puts the client on the list.
+fn seat(
+    core: &Arc<Core>,
+    connection: &Connection,
+    hello: &Hello,
+    tree: Arc<Tree>,
+    read_only: bool,
+) -> Result<Guest, WireError> {
+    let key = connection.peer_key();
+    let (export, sub_path) = (hello.export.clone(), hello.sub_path.clone());
+    let fresh = Session::new(tree, export.clone(), sub_path.clone(), Arc::clone(&core.descriptors));
+    let session = core
+        .sessions()
+        .attach(key, hello.session, Arc::new(fresh))
+        .map_err(|error| WireError::new(ErrorCode::Busy, error.to_string()))?;
+    // From here on the list takes the connection off the session again.
+    let listed = core.list(LiveClient {
+        key,
+        session: hello.session,
+        export,
+        sub_path,
+        since: Instant::now(),
+        connection: connection.clone(),
+    });
+    if session.export != hello.export || session.sub_path != hello.sub_path {
+        return Err(refused("this session has mounted another folder"));
+    }
+    let context = ClientContext::new(
+        session,
+        read_only,
+        core.lending.for_connection(),
+        core.engine.clone(),
+        Arc::clone(&core.counters),
+    );
+    Ok(Guest { context: Arc::new(context), _listed: listed })
+}
+
+fn refused(why: impl ToString) -> WireError {
+    WireError::new(ErrorCode::Refused, why.to_string())
+}
+
+/// The client learns no more than that the fault is not its own.
+fn not_now(error: &StateError) -> WireError {
+    tracing::error!("{error}");
+    WireError::new(ErrorCode::Busy, "the host cannot read its own state; its log says more")
+}

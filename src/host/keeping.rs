@@ -1,0 +1,56 @@
+//! What the daemon does once a second: lets go of what is over, and shows out whom the keys no longer let in.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, who};
+use super::state::KeysStamp;
+
+/// How often. A key that was revoked is out within this and what one look at the file takes.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Code with which the connection of a revoked key is closed.
+pub(super) const CLOSE_REVOKED: u32 = 3;
+
+/// Runs for as long as the daemon does; drop it to end it.
+pub(super) async fn run(core: Arc<Core>) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    let mut stamp = None;
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        let over = core.sessions().expire(now);
+        // Files are closed outside of the lock.
+        drop(over);
+        core.known.expire(now);
+        let looker = Arc::clone(&core);
+        let looked = tokio::task::spawn_blocking(move || show_out(&looker, stamp));
+        if let Ok(seen) = looked.await {
+            stamp = seen;
+        }
+    }
+}
+
+/// Closes the connections of keys that may no longer come in, if the file changed since `stamp`. Blocks.
+fn show_out(core: &Core, stamp: KeysStamp) -> KeysStamp {
+    let seen = core.state.keys_stamp();
+    if seen == stamp {
+        return stamp;
+    }
+    let keys = match core.state.keys() {
+        Ok(keys) => keys,
+        Err(error) => {
+            tracing::error!("cannot tell whose key was revoked: {error}");
+            return stamp;
+        }
+    };
+    for client in core.clients() {
+        if keys.find(client.key).is_some_and(|known| known.may_mount(&client.export)) {
+            continue;
+        }
+        tracing::warn!("{} was revoked", who(client.key, client.connection.remote_address()));
+        client.connection.close(CLOSE_REVOKED, "this key was revoked on the host");
+        drop(core.sessions().remove_key(client.key));
+    }
+    seen
+}

@@ -1,0 +1,119 @@
+//! Requests that are answered by one message and a few system calls. All of it blocks.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+
+use nix::errno::Errno as SystemErrno;
+use nix::fcntl::{AT_FDCWD, AtFlags, readlinkat};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{AccessFlags, Whence, faccessat, lseek64};
+
+use super::attributes::system_error;
+use super::confine::proc_path;
+use super::session::Session;
+use crate::io::sys::{self, XattrTarget};
+use crate::proto::{Errno, ErrorCode, FileKind, FsStatistics, NodeId, Reply, Request, SeekTarget, WireError};
+
+/// Longest name of an extended attribute, in bytes (the kernel's `XATTR_NAME_MAX`).
+const XATTR_NAME_BYTES_MAX: usize = 255;
+
+/// Attributes that only the host's root may see; its daemon does not pass them on.
+const XATTR_HIDDEN_PREFIX: &[u8] = b"trusted.";
+
+/// Answers a request about names and attributes; `read_only` tells whether the client may change nothing.
+pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Result<Reply, WireError> {
+    match request {
+        Request::Ping => Ok(Reply::Done),
+        Request::Lookup { parent, name } => session.tree.lookup(parent, &name).map(Reply::Attributes),
+        Request::GetAttributes { node } => session.attributes(node).map(Reply::Attributes),
+        Request::ReadLink { node } => read_link(session, node),
+        Request::StatFs { node } => fs_statistics(session, node),
+        Request::GetXattr { node, name } => get_xattr(session, node, name),
+        Request::ListXattr { node } => list_xattr(session, node),
+        Request::Access { node, mask } => access(session, read_only, node, mask),
+        Request::Open { node } => session.open(node).map(Reply::Attributes),
+        Request::Close { node } => {
+            session.close(node);
+            Ok(Reply::Done)
+        }
+        Request::Seek { node, offset, target } => seek(session, node, offset, target),
+        Request::Hello(_) => Err(WireError::new(ErrorCode::Malformed, "the connection has had its hello")),
+        Request::ReadDirectory { .. } | Request::Read(_) | Request::Sum { .. } => {
+            Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream"))
+        }
+    }
+}
+
+fn read_link(session: &Session, node: NodeId) -> Result<Reply, WireError> {
+    let (reached, found) = session.reach(node)?;
+    if found.kind != FileKind::Symlink {
+        return Err(WireError::system(Errno::EINVAL));
+    }
+    readlinkat(reached.as_fd(), "").map(|target| Reply::Bytes(target.into_vec())).map_err(system_error)
+}
+
+fn fs_statistics(session: &Session, node: NodeId) -> Result<Reply, WireError> {
+    let (reached, _) = session.reach(node)?;
+    let found = fstatvfs(&reached).map_err(system_error)?;
+    Ok(Reply::FsStatistics(FsStatistics {
+        // statvfs counts its blocks in fragments.
+        block_bytes: found.fragment_size() as u32,
+        blocks: found.blocks(),
+        blocks_free: found.blocks_free(),
+        blocks_available: found.blocks_available(),
+        inodes: found.files(),
+        inodes_free: found.files_free(),
+        name_bytes_max: found.name_max() as u32,
+    }))
+}
+
+fn get_xattr(session: &Session, node: NodeId, name: Vec<u8>) -> Result<Reply, WireError> {
+    if name.len() > XATTR_NAME_BYTES_MAX {
+        return Err(WireError::system(Errno::ERANGE));
+    }
+    if name.starts_with(XATTR_HIDDEN_PREFIX) {
+        return Err(WireError::system(Errno::ENODATA));
+    }
+    let name = CString::new(name)
+        .map_err(|_| WireError::new(ErrorCode::Malformed, "an attribute's name holds a NUL"))?;
+    let (reached, _) = session.reach(node)?;
+    sys::get_xattr(XattrTarget::Fd(reached.as_fd()), &name).map(Reply::Bytes).map_err(system_error)
+}
+
+fn list_xattr(session: &Session, node: NodeId) -> Result<Reply, WireError> {
+    let (reached, _) = session.reach(node)?;
+    match sys::list_xattr(XattrTarget::Fd(reached.as_fd())) {
+        Ok(list) => {
+            let shown = sys::split_xattr_names(&list).filter(|name| !name.starts_with(XATTR_HIDDEN_PREFIX));
+            Ok(Reply::Bytes(shown.flat_map(|name| [name, b"\0"]).collect::<Vec<_>>().concat()))
+        }
+        // A file system without attributes has an empty list of them.
+        Err(SystemErrno::EOPNOTSUPP) => Ok(Reply::Bytes(Vec::new())),
+        Err(errno) => Err(system_error(errno)),
+    }
+}
+
+fn access(session: &Session, read_only: bool, node: NodeId, mask: u8) -> Result<Reply, WireError> {
+    let Some(wanted) = AccessFlags::from_bits(i32::from(mask)) else {
+        return Err(WireError::system(Errno::EINVAL));
+    };
+    if read_only && wanted.contains(AccessFlags::W_OK) {
+        return Err(WireError::system(Errno::EROFS));
+    }
+    let (reached, _) = session.reach(node)?;
+    faccessat(AT_FDCWD, proc_path(reached.as_fd()).as_str(), wanted, AtFlags::AT_EACCESS)
+        .map(|()| Reply::Done)
+        .map_err(system_error)
+}
+
+fn seek(session: &Session, node: NodeId, offset: u64, target: SeekTarget) -> Result<Reply, WireError> {
+    let file = session.file(node)?;
+    let offset = i64::try_from(offset).map_err(|_| WireError::system(Errno::ENXIO))?;
+    let whence = match target {
+        SeekTarget::Data => Whence::SeekData,
+        SeekTarget::Hole => Whence::SeekHole,
+    };
+    // This moves the descriptor's own offset, which nothing reads by.
+    lseek64(&*file.file, offset, whence).map(|found| Reply::Offset(found as u64)).map_err(system_error)
+}

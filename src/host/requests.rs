@@ -1,0 +1,62 @@
+//! From a stream to its answer.
+
+use std::sync::Arc;
+
+use super::answer::{Answer, Gone, malformed, read_request};
+use super::context::ClientContext;
+use super::{content, directory, metadata, sum};
+use crate::proto::{Reply, Request, WireError, decode_body};
+use crate::transport::{Lane, RecvStream, SendStream};
+
+/// Serves one stream. Whatever the client sent, the stream alone suffers.
+pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut receive: RecvStream) {
+    let mut answer = Answer::new(send);
+    answer.set_lane(Lane::Metadata);
+    let request =
+        read_request(&mut receive).await.and_then(|body| decode_body::<Request>(&body).map_err(malformed));
+    context.counters().requests.add(1);
+    let answered = match request {
+        Ok(request) => dispatch(&context, request, &mut answer).await,
+        Err(error) => {
+            tracing::debug!("a request that breaks the protocol: {error}");
+            answer.reply(&Err(error)).await
+        }
+    };
+    match answered {
+        Ok(()) => {
+            answer.finish();
+            // Until it has arrived the request is not over: a daemon that ends waits for it.
+            answer.unwanted().await;
+        }
+        Err(Gone) => tracing::trace!("a request was given up"),
+    }
+}
+
+async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut Answer) -> Result<(), Gone> {
+    match request {
+        Request::Read(request) => content::serve(context, request, answer).await,
+        Request::ReadDirectory { node } => directory::serve(context, node, answer).await,
+        Request::Sum { node } => {
+            answer.set_lane(Lane::Background);
+            let reply = unless_unwanted(answer, sum::serve(context, node)).await?;
+            answer.reply(&reply).await
+        }
+        Request::Ping => answer.reply(&Ok(Reply::Done)).await,
+        request => {
+            let read_only = context.read_only;
+            let calls = context.blocking(move |session| metadata::answer(session, read_only, request));
+            answer.reply(&calls.await).await
+        }
+    }
+}
+
+/// Works as long as somebody wants to know.
+async fn unless_unwanted(
+    answer: &Answer,
+    work: impl Future<Output = Result<Reply, WireError>>,
+) -> Result<Result<Reply, WireError>, Gone> {
+    tokio::select! {
+        reply = work => Ok(reply),
+        () = answer.unwanted() => Err(Gone),
+    }
+}

@@ -1,0 +1,122 @@
+//! What a daemon tells of itself.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::core::Core;
+
+/// The daemon at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HostStatus {
+    /// What is served.
+    pub exports: Vec<ExportStatus>,
+    /// Who is connected: one entry a connection.
+    pub clients: Vec<ClientStatus>,
+    /// Sessions that live, with or without a connection.
+    pub sessions: u64,
+    /// Files held open for clients.
+    pub open_files: u64,
+    /// Nodes that are known by where they were seen.
+    pub known_nodes: u64,
+    /// What reads the disk: `io_uring` or `blocking`.
+    pub engine: String,
+    /// Why that is slower than it could be.
+    pub engine_fallback: Option<String>,
+    /// Reads at the engine now.
+    pub disk_inflight: u64,
+    /// Chunks that wait for room in their stream now.
+    pub send_inflight: u64,
+    /// Bytes of content sent since the start.
+    pub content_bytes_sent: u64,
+    /// Chunks not sent since the start, because the client held them.
+    pub chunks_same: u64,
+    /// Requests since the start.
+    pub requests: u64,
+    /// Clients refused since the start.
+    pub refused: u64,
+}
+
+/// One export.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExportStatus {
+    /// Its name.
+    pub name: String,
+    /// The folder on the host.
+    pub path: String,
+    /// Whether nobody may change anything in it.
+    pub read_only: bool,
+}
+
+/// One connection.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClientStatus {
+    /// The client's key.
+    pub key: String,
+    /// From where.
+    pub address: String,
+    /// What it has mounted: the export and the folder below it.
+    pub export: String,
+    /// For how long, in seconds.
+    pub connected_seconds: u64,
+    /// Round-trip time, in milliseconds.
+    pub rtt_ms: f64,
+    /// Bytes sent to it, headers and repetitions included.
+    pub bytes_sent: u64,
+    /// Packets deemed lost, of those sent.
+    pub lost_packets: u64,
+}
+
+impl HostStatus {
+    pub(super) fn of(core: &Core) -> Self {
+        let counters = &core.counters;
+        let (sessions, open_files) = {
+            let sessions = core.sessions();
+            (sessions.iter().count() as u64, sessions.iter().map(|session| session.opens()).sum())
+        };
+        Self {
+            exports: exports(core),
+            clients: clients(core),
+            sessions,
+            open_files,
+            known_nodes: core.known.nodes() as u64,
+            engine: core.engine.name().to_owned(),
+            engine_fallback: core.engine.fallback_reason().map(str::to_owned),
+            disk_inflight: counters.disk_inflight.get(),
+            send_inflight: counters.send_inflight.get(),
+            content_bytes_sent: counters.content_bytes_sent.get(),
+            chunks_same: counters.chunks_same.get(),
+            requests: counters.requests.get(),
+            refused: counters.refused.get(),
+        }
+    }
+}
+
+fn exports(core: &Core) -> Vec<ExportStatus> {
+    let status = |open: &super::core::OpenExport| ExportStatus {
+        name: open.export.name.clone(),
+        path: open.export.path.display().to_string(),
+        read_only: open.export.read_only,
+    };
+    core.exports.iter().map(status).collect()
+}
+
+fn clients(core: &Core) -> Vec<ClientStatus> {
+    let now = Instant::now();
+    let mut clients = core.clients();
+    clients.sort_by_key(|client| client.since);
+    let status = |client: super::core::LiveClient| {
+        let stats = client.connection.stats();
+        let folder = String::from_utf8_lossy(&client.sub_path);
+        ClientStatus {
+            key: client.key.to_string(),
+            address: client.connection.remote_address().to_string(),
+            export: if folder.is_empty() { client.export } else { format!("{}/{folder}", client.export) },
+            connected_seconds: now.saturating_duration_since(client.since).as_secs(),
+            rtt_ms: stats.rtt.as_secs_f64() * 1e3,
+            bytes_sent: stats.bytes_sent,
+            lost_packets: stats.lost_packets,
+        }
+    };
+    clients.into_iter().map(status).collect()
+}

@@ -1,0 +1,273 @@
+//! Join tickets: which were given out, for what, until when, and to whom they opened the door.
+//!
+//! Pure: `now` comes in as an argument. Of the secret only the hash is kept, so that whoever reads the file cannot use it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::ChunkHash;
+use crate::proto::TicketSecret;
+use crate::transport::PublicKey;
+
+/// How long a ticket is good when nobody says otherwise, in seconds: a day.
+pub const EXPIRES_SECONDS_DEFAULT: u64 = 24 * 3600;
+
+/// How long a ticket that is no longer good is listed, in seconds: a week, so that a late guest is told why.
+const REMEMBERED_SECONDS: u64 = 7 * 24 * 3600;
+
+/// Most tickets kept; the oldest give way. A daemon that is restarted every minute makes 1,440 a day.
+const TICKETS_MAX: usize = 4096;
+
+/// Characters of a ticket's name: 32 bits of its hash.
+const ID_CHARACTERS: usize = 8;
+
+/// One ticket that was given out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketRecord {
+    /// Its name, for lists and to revoke it; tells nothing of the secret.
+    pub id: String,
+    /// BLAKE3 of the secret, 64 hexadecimal digits.
+    pub secret_hash: String,
+    /// Which export it opens.
+    pub export: String,
+    /// When it was made, in seconds since the epoch.
+    pub created: u64,
+    /// When it stops letting keys in, in seconds since the epoch; `None` for never.
+    pub expires: Option<u64>,
+    /// How many keys it lets in, in all.
+    pub keys_max: u32,
+    /// The keys it let in.
+    pub used_by: Vec<String>,
+    /// Whether it was taken back.
+    pub revoked: bool,
+}
+
+/// What a ticket is good for at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TicketState {
+    /// It lets a key in.
+    Good,
+    /// It let in as many keys as it was made for.
+    Used,
+    /// Its time is over.
+    Expired,
+    /// It was taken back.
+    Revoked,
+}
+
+impl TicketRecord {
+    /// What it is good for at `now`, in seconds since the epoch.
+    pub fn state(&self, now: u64) -> TicketState {
+        if self.revoked {
+            TicketState::Revoked
+        } else if self.expires.is_some_and(|expires| now >= expires) {
+            TicketState::Expired
+        } else if self.used_by.len() >= self.keys_max as usize {
+            TicketState::Used
+        } else {
+            TicketState::Good
+        }
+    }
+}
+
+/// Why a ticket does not open the door.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TicketRefusal {
+    #[error("this host knows no such ticket; ask for a new one")]
+    Unknown,
+    #[error("the ticket {id} has expired; ask for a new one (`wormhole pair new` on the host)")]
+    Expired { id: String },
+    #[error("the ticket {id} was revoked; ask for a new one")]
+    Revoked { id: String },
+    #[error(
+        "the ticket {id} has let in as many keys as it was made for; ask for a new one (`wormhole pair new` on the host)"
+    )]
+    Used { id: String },
+    #[error("the ticket {id} is for the export {export:?}; mount that, or ask for another ticket")]
+    OtherExport { id: String, export: String },
+    #[error("this key was let in by the ticket {id} before, and revoked since; ask for a new ticket")]
+    KeyRevoked { id: String },
+}
+
+/// All tickets that are remembered, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketBook {
+    tickets: Vec<TicketRecord>,
+}
+
+impl TicketBook {
+    /// Notes a new ticket and returns its name. `expires` is in seconds since the epoch.
+    pub fn issue(
+        &mut self,
+        secret: TicketSecret,
+        export: &str,
+        expires: Option<u64>,
+        keys_max: u32,
+        now: u64,
+    ) -> String {
+        self.forget_old(now);
+        let secret_hash = hash(secret);
+        let id = secret_hash[..ID_CHARACTERS].to_owned();
+        self.tickets.push(TicketRecord {
+            id: id.clone(),
+            secret_hash,
+            export: export.to_owned(),
+            created: now,
+            expires,
+            keys_max,
+            used_by: Vec::new(),
+            revoked: false,
+        });
+        id
+    }
+
+    /// Whether the secret lets `key` in to `export` at `now`, and by which ticket. Changes nothing.
+    pub(super) fn check(
+        &self,
+        secret: TicketSecret,
+        key: PublicKey,
+        export: &str,
+        now: u64,
+    ) -> Result<&TicketRecord, TicketRefusal> {
+        let secret_hash = hash(secret);
+        let found = self.tickets.iter().find(|ticket| ticket.secret_hash == secret_hash);
+        let ticket = found.ok_or(TicketRefusal::Unknown)?;
+        let id = ticket.id.clone();
+        // Whoever asks here is not among the authorised keys, or no longer.
+        let was_let_in = ticket.used_by.contains(&key.to_string());
+        match ticket.state(now) {
+            TicketState::Revoked => Err(TicketRefusal::Revoked { id }),
+            TicketState::Expired => Err(TicketRefusal::Expired { id }),
+            TicketState::Good | TicketState::Used if was_let_in => Err(TicketRefusal::KeyRevoked { id }),
+            TicketState::Used => Err(TicketRefusal::Used { id }),
+            TicketState::Good if ticket.export != export => {
+                Err(TicketRefusal::OtherExport { id, export: ticket.export.clone() })
+            }
+            TicketState::Good => Ok(ticket),
+        }
+    }
+
+    /// Notes that the ticket named `id` let `key` in.
+    pub(super) fn redeem(&mut self, id: &str, key: PublicKey) {
+        if let Some(ticket) = self.tickets.iter_mut().find(|ticket| ticket.id == id) {
+            ticket.used_by.push(key.to_string());
+        }
+    }
+
+    /// Takes a ticket back; `false` where there is none of that name.
+    pub fn revoke(&mut self, id: &str) -> bool {
+        let found = self.tickets.iter_mut().find(|ticket| ticket.id == id);
+        found.map(|ticket| ticket.revoked = true).is_some()
+    }
+
+    /// All tickets, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &TicketRecord> {
+        self.tickets.iter()
+    }
+
+    fn forget_old(&mut self, now: u64) {
+        self.tickets.retain(|ticket| {
+            let over_since = match ticket.state(now) {
+                TicketState::Good => return true,
+                TicketState::Expired => ticket.expires.unwrap_or(ticket.created),
+                TicketState::Used | TicketState::Revoked => ticket.created,
+            };
+            now.saturating_sub(over_since) < REMEMBERED_SECONDS
+        });
+        let excess = (self.tickets.len() + 1).saturating_sub(TICKETS_MAX);
+        self.tickets.drain(..excess);
+    }
+}
+
+/// A secret has 128 bits of chance, so its plain hash cannot be searched for.
+fn hash(secret: TicketSecret) -> String {
+    ChunkHash::of(&secret.0).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: TicketSecret = TicketSecret([7; 16]);
+    const NOW: u64 = 1_000_000;
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey([byte; 32])
+    }
+
+    fn book(keys_max: u32) -> (TicketBook, String) {
+        let mut book = TicketBook::default();
+        let id = book.issue(SECRET, "media", Some(NOW + 10), keys_max, NOW);
+        (book, id)
+    }
+
+    #[test]
+    fn a_ticket_is_good_until_it_expires() {
+        let (book, id) = book(1);
+        assert_eq!(book.check(SECRET, key(1), "media", NOW + 9).unwrap().id, id);
+        let refusal = book.check(SECRET, key(1), "media", NOW + 10).unwrap_err();
+        assert_eq!(refusal, TicketRefusal::Expired { id });
+    }
+
+    #[test]
+    fn a_ticket_without_end_stays_good() {
+        let mut book = TicketBook::default();
+        book.issue(SECRET, "media", None, 1, NOW);
+        assert!(book.check(SECRET, key(1), "media", u64::MAX).is_ok());
+    }
+
+    #[test]
+    fn a_ticket_lets_in_as_many_keys_as_it_was_made_for() {
+        let (mut book, id) = book(2);
+        for byte in 1..=2 {
+            assert!(book.check(SECRET, key(byte), "media", NOW).is_ok());
+            book.redeem(&id, key(byte));
+        }
+        assert_eq!(book.check(SECRET, key(3), "media", NOW), Err(TicketRefusal::Used { id }));
+    }
+
+    #[test]
+    fn a_revoked_key_does_not_come_back_by_its_old_ticket() {
+        let (mut book, id) = book(5);
+        book.redeem(&id, key(1));
+        assert_eq!(book.check(SECRET, key(1), "media", NOW), Err(TicketRefusal::KeyRevoked { id }));
+    }
+
+    #[test]
+    fn other_secrets_exports_and_revoked_tickets_are_refused() {
+        let (mut book, id) = book(1);
+        let other = TicketSecret([8; 16]);
+        assert_eq!(book.check(other, key(1), "media", NOW), Err(TicketRefusal::Unknown));
+        let refusal = book.check(SECRET, key(1), "home", NOW).unwrap_err();
+        assert_eq!(refusal, TicketRefusal::OtherExport { id: id.clone(), export: "media".into() });
+        assert!(book.revoke(&id) && !book.revoke("none"));
+        assert_eq!(book.check(SECRET, key(1), "media", NOW), Err(TicketRefusal::Revoked { id }));
+    }
+
+    #[test]
+    fn tickets_that_are_over_are_forgotten_after_a_week() {
+        let (mut book, _) = book(1);
+        book.issue(TicketSecret([1; 16]), "media", None, 1, NOW + REMEMBERED_SECONDS);
+        assert_eq!(book.iter().count(), 2);
+        book.issue(TicketSecret([2; 16]), "media", None, 1, NOW + 10 + REMEMBERED_SECONDS);
+        assert_eq!(book.iter().count(), 2);
+    }
+
+    #[test]
+    fn the_book_is_bounded_and_the_oldest_go() {
+        let mut book = TicketBook::default();
+        for i in 0..TICKETS_MAX as u64 + 5 {
+            book.issue(TicketSecret(u128::from(i).to_le_bytes()), "media", None, 1, i);
+        }
+        assert_eq!(book.iter().count(), TICKETS_MAX);
+        assert_eq!(book.iter().next().unwrap().created, 5);
+    }
+
+    #[test]
+    fn the_secret_is_not_in_the_file() {
+        let (book, _) = book(1);
+        let text = serde_json::to_string(&book).unwrap();
+        assert!(!text.contains("07070707") && !text.contains("7,7,7"));
+        assert_eq!(serde_json::from_str::<TicketBook>(&text).unwrap(), book);
+    }
+}

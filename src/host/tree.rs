@@ -1,0 +1,261 @@
+//! A folder as its clients see it: from nodes to descriptors, none of which ever lies outside.
+//!
+//! Everything here blocks for as long as the disk does.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{self, FsType, fstatfs};
+
+use super::attributes::{self, system_error, unknown_node};
+use super::confine::{open_beneath, open_for_reading};
+use super::handles::HandleCache;
+use super::nodes::{NODES_MAX, NodeTable, TreeId};
+use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, WireError};
+
+/// File systems whose inodes lie in memory once a file is open, so that asking for its times never waits.
+const LOCAL_FILE_SYSTEMS: [FsType; 7] = [
+    statfs::EXT4_SUPER_MAGIC,
+    statfs::XFS_SUPER_MAGIC,
+    statfs::BTRFS_SUPER_MAGIC,
+    statfs::TMPFS_MAGIC,
+    statfs::OVERLAYFS_SUPER_MAGIC,
+    statfs::F2FS_SUPER_MAGIC,
+    FsType(0x2fc1_2fc1), // zfs
+];
+
+/// An open node: a regular file open for reading, or a folder as a place to look names up from.
+#[derive(Debug)]
+pub(super) struct Handle {
+    /// What is open; an `O_PATH` descriptor where it is a folder.
+    pub(super) file: Arc<File>,
+    /// Which node.
+    pub(super) node: NodeId,
+    /// Whether it is a folder.
+    pub(super) is_folder: bool,
+    /// Whether its attributes can be asked for without waiting.
+    pub(super) is_local: bool,
+}
+
+impl Handle {
+    fn new(fd: OwnedFd, node: NodeId, is_folder: bool) -> Arc<Self> {
+        let is_local = fstatfs(&fd).is_ok_and(|found| LOCAL_FILE_SYSTEMS.contains(&found.filesystem_type()));
+        Arc::new(Self { file: Arc::new(File::from(fd)), node, is_folder, is_local })
+    }
+
+    /// What `stat` tells now.
+    pub(super) fn attributes(&self) -> Result<Attributes, WireError> {
+        attributes::of_open(self.file.as_fd())
+    }
+}
+
+/// A descriptor of any node, good for asking about it.
+#[derive(Debug)]
+pub(super) enum Reached {
+    /// One that is kept.
+    Handle(Arc<Handle>),
+    /// One for this request: `O_PATH`.
+    Path(OwnedFd),
+}
+
+impl AsFd for Reached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Handle(handle) => handle.file.as_fd(),
+            Self::Path(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// What is known of the nodes of all trees.
+#[derive(Debug)]
+pub(super) struct Known {
+    nodes: Mutex<NodeTable>,
+    handles: Mutex<HandleCache<Handle>>,
+    trees: AtomicU64,
+}
+
+impl Known {
+    /// Nothing yet; at most `handles_max` descriptors are kept open.
+    pub(super) fn new(handles_max: usize) -> Self {
+        Self {
+            nodes: Mutex::new(NodeTable::new(NODES_MAX)),
+            handles: Mutex::new(HandleCache::new(handles_max)),
+            trees: AtomicU64::new(0),
+        }
+    }
+
+    /// Closes what was not used lately.
+    pub(super) fn expire(&self, now: Instant) {
+        lock(&self.handles).expire(now);
+    }
+
+    /// How many nodes are known.
+    pub(super) fn nodes(&self) -> usize {
+        lock(&self.nodes).len()
+    }
+}
+
+/// One folder and everything below it.
+#[derive(Debug)]
+pub(super) struct Tree {
+    id: TreeId,
+    root: Arc<Handle>,
+    known: Arc<Known>,
+}
+
+impl Tree {
+    /// The tree below `root`, an `O_PATH` descriptor of a folder.
+    pub(super) fn new(root: OwnedFd, known: Arc<Known>) -> Result<Self, WireError> {
+        let node = attributes::of_open(root.as_fd())?.node;
+        let id = TreeId(known.trees.fetch_add(1, Ordering::Relaxed));
+        Ok(Self { id, root: Handle::new(root, node, true), known })
+    }
+
+    /// The root's attributes.
+    pub(super) fn root(&self) -> Result<Attributes, WireError> {
+        self.root.attributes()
+    }
+
+    /// Which node the root is.
+    pub(super) fn root_node(&self) -> NodeId {
+        self.root.node
+    }
+
+    /// The attributes of the entry `name` of `parent`; its node is known from then on.
+    pub(super) fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
+        let c_name = check_name(name)?;
+        let folder = self.folder(parent)?;
+        let found = attributes::of_entry(folder.file.as_fd(), &c_name)?;
+        self.record(parent, [(found.node, name)]);
+        Ok(found)
+    }
+
+    /// Notes where nodes were seen: entries of `parent`.
+    pub(super) fn record<'a>(&self, parent: NodeId, entries: impl IntoIterator<Item = (NodeId, &'a [u8])>) {
+        let mut nodes = lock(&self.known.nodes);
+        for (node, name) in entries {
+            // The root is found without the table, and must not hang below one of its own folders.
+            if node != self.root.node {
+                nodes.record(self.id, node, parent, name);
+            }
+        }
+    }
+
+    /// A folder, as a place to look names up from. ENOTDIR where it is something else.
+    pub(super) fn folder(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
+        if let Some(handle) = self.kept(node) {
+            return if handle.is_folder { Ok(handle) } else { Err(system_error(Errno::ENOTDIR)) };
+        }
+        match self.reach_by_path(node)? {
+            (Reached::Handle(handle), _) => Ok(handle),
+            (Reached::Path(_), _) => Err(system_error(Errno::ENOTDIR)),
+        }
+    }
+
+    /// A regular file, open for reading. EISDIR for a folder, EINVAL for what is neither: that is never opened.
+    pub(super) fn file(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
+        match self.kept(node) {
+            Some(handle) if handle.is_folder => Err(system_error(Errno::EISDIR)),
+            Some(handle) => Ok(handle),
+            None => self.open_by_path(node).map(|(handle, _)| handle),
+        }
+    }
+
+    /// A regular file that is open already.
+    pub(super) fn file_at_hand(&self, node: NodeId) -> Option<Arc<Handle>> {
+        self.kept(node).filter(|handle| !handle.is_folder)
+    }
+
+    /// A regular file and its attributes, found by its path, so that a file which was replaced is noticed.
+    pub(super) fn open_by_path(&self, node: NodeId) -> Result<(Arc<Handle>, Attributes), WireError> {
+        let (reached, found) = self.reach_by_path(node)?;
+        let (Reached::Path(fd), FileKind::Regular) = (&reached, found.kind) else {
+            let is_folder = found.kind == FileKind::Directory;
+            return Err(system_error(if is_folder { Errno::EISDIR } else { Errno::EINVAL }));
+        };
+        let opened = open_for_reading(fd.as_fd(), false).map_err(system_error)?;
+        let handle = Handle::new(opened, node, false);
+        self.keep(&handle);
+        Ok((handle, found))
+    }
+
+    /// Any node, and what it looked like if it had to be looked at.
+    pub(super) fn reach(&self, node: NodeId) -> Result<(Reached, Option<Attributes>), WireError> {
+        match self.kept(node) {
+            Some(handle) => Ok((Reached::Handle(handle), None)),
+            None => self.reach_by_path(node).map(|(reached, found)| (reached, Some(found))),
+        }
+    }
+
+    /// The attributes of a node that has a name.
+    pub(super) fn attributes(&self, node: NodeId) -> Result<Attributes, WireError> {
+        let found = match self.reach(node)? {
+            (_, Some(found)) => found,
+            (reached, None) => attributes::of_open(reached.as_fd())?,
+        };
+        // A descriptor outlives its file's last name; a client that did not open it has no claim to it.
+        if found.links == 0 && node != self.root.node { Err(unknown_node()) } else { Ok(found) }
+    }
+
+    /// Any node by its path; folders are kept.
+    pub(super) fn reach_by_path(&self, node: NodeId) -> Result<(Reached, Attributes), WireError> {
+        if node == self.root.node {
+            return Ok((Reached::Handle(Arc::clone(&self.root)), self.root()?));
+        }
+        let path = lock(&self.known.nodes).path(self.id, self.root.node, node).ok_or_else(unknown_node)?;
+        let fd = open_beneath(self.root.file.as_fd(), &path, OFlag::O_PATH).map_err(gone_or_system)?;
+        let found = attributes::of_open(fd.as_fd())?;
+        if found.node != node {
+            return Err(unknown_node());
+        }
+        if found.kind != FileKind::Directory {
+            return Ok((Reached::Path(fd), found));
+        }
+        let handle = Handle::new(fd, node, true);
+        self.keep(&handle);
+        Ok((Reached::Handle(handle), found))
+    }
+
+    fn kept(&self, node: NodeId) -> Option<Arc<Handle>> {
+        if node == self.root.node {
+            return Some(Arc::clone(&self.root));
+        }
+        lock(&self.known.handles).get(self.id, node, Instant::now())
+    }
+
+    fn keep(&self, handle: &Arc<Handle>) {
+        lock(&self.known.handles).put(self.id, handle.node, Arc::clone(handle), Instant::now());
+    }
+}
+
+/// A name as the protocol allows it: what leads anywhere else than to an entry of its folder breaks the protocol.
+pub(super) fn check_name(name: &[u8]) -> Result<CString, WireError> {
+    let malformed = |why: &str| WireError::new(ErrorCode::Malformed, format!("a name {why}"));
+    match name {
+        b"" => Err(malformed("is empty")),
+        b"." | b".." => Err(malformed("is `.` or `..`")),
+        name if name.contains(&b'/') => Err(malformed("holds a `/`")),
+        name if name.len() > NAME_BYTES_MAX => Err(system_error(Errno::ENAMETOOLONG)),
+        name => CString::new(name).map_err(|_| malformed("holds a NUL")),
+    }
+}
+
+/// Where the way to a node no longer leads anywhere, the client looks for a new one.
+fn gone_or_system(errno: Errno) -> WireError {
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV | Errno::ESTALE => unknown_node(),
+        errno => system_error(errno),
+    }
+}
+
+/// A panic while the lock was held leaves a table of hints, which is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

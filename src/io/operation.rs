@@ -1,0 +1,295 @@
+//! One read or write on its way, and the rules by which it goes on after a partial result.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::pool::PooledBuffer;
+use super::stats::{Counters, add};
+
+/// Times that an operation is tried again after EINTR or EAGAIN. Regular files give neither for long; a descriptor
+/// that is not a file and never ready must not keep a thread busy.
+const RETRIES_MAX: u8 = 8;
+
+/// A read or write with all that the kernel needs until it is done: file, buffer, place in the queue.
+pub(super) struct Operation {
+    file: Arc<dyn AsFd + Send + Sync>,
+    offset: u64,
+    done: usize,
+    retries: u8,
+    work: Work,
+    ticket: Ticket,
+}
+
+/// What is to be done, and who waits for it.
+pub(super) enum Work {
+    /// Fill the first `want` bytes of `buffer`.
+    Read {
+        /// Where the bytes go.
+        buffer: PooledBuffer,
+        /// How many bytes.
+        want: usize,
+        /// Who waits.
+        reply: oneshot::Sender<Result<PooledBuffer, Errno>>,
+    },
+    /// Write all of `bytes`.
+    Write {
+        /// What to write.
+        bytes: Bytes,
+        /// Who waits.
+        reply: oneshot::Sender<Result<(), Errno>>,
+    },
+}
+
+/// The memory that the rest of an operation concerns, for the kernel.
+pub(super) enum Target {
+    /// To be filled: pointer, length, index of the registered buffer it lies in.
+    Read(*mut u8, usize, u16),
+    /// To be written: pointer, length.
+    Write(*const u8, usize),
+}
+
+/// A place in the queue; counts its operation as in flight for as long as it lives.
+pub(super) struct Ticket {
+    counters: Arc<Counters>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Ticket {
+    /// Counts one operation more.
+    pub(super) fn new(place: OwnedSemaphorePermit, counters: Arc<Counters>) -> Self {
+        let now = counters.in_flight.fetch_add(1, Relaxed) + 1;
+        counters.in_flight_max.fetch_max(now, Relaxed);
+        Self { counters, _place: place }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.counters.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Operation {
+    /// An operation of which nothing is done yet.
+    pub(super) fn new(file: Arc<dyn AsFd + Send + Sync>, offset: u64, work: Work, ticket: Ticket) -> Self {
+        Self { file, offset, done: 0, retries: 0, work, ticket }
+    }
+
+    /// The file it concerns.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Where in the file the rest begins.
+    pub(super) fn position(&self) -> u64 {
+        self.offset + self.done as u64
+    }
+
+    /// Bytes that are still to be moved.
+    pub(super) fn remaining(&self) -> usize {
+        match &self.work {
+            Work::Read { want, .. } => want - self.done,
+            Work::Write { bytes, .. } => bytes.len() - self.done,
+        }
+    }
+
+    /// Whether nobody waits for the answer any more. Never true of a write that has begun: half of it would stay.
+    pub(super) fn is_abandoned(&self) -> bool {
+        match &self.work {
+            Work::Read { reply, .. } => reply.is_closed(),
+            Work::Write { reply, .. } => self.done == 0 && reply.is_closed(),
+        }
+    }
+
+    /// Drops an operation that nobody waits for.
+    pub(super) fn cancel(self) {
+        add(&self.ticket.counters.cancelled, 1);
+    }
+
+    /// The memory of the rest. The pointers are good for as long as the operation lives, and only one may use them at
+    /// a time.
+    pub(super) fn target(&mut self) -> Target {
+        match &mut self.work {
+            Work::Read { buffer, want, .. } => {
+                let index = buffer.index();
+                let rest = &mut buffer.memory()[self.done..*want];
+                Target::Read(rest.as_mut_ptr(), rest.len(), index)
+            }
+            Work::Write { bytes, .. } => {
+                let rest = &bytes[self.done..];
+                Target::Write(rest.as_ptr(), rest.len())
+            }
+        }
+    }
+
+    /// Runs one system call for the rest with `read` or `write`.
+    pub(super) fn call(
+        &mut self,
+        read: impl FnOnce(BorrowedFd<'_>, &mut [u8], u64) -> Result<usize, Errno>,
+        write: impl FnOnce(BorrowedFd<'_>, &[u8], u64) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        let (fd, position) = (self.file.as_fd(), self.offset + self.done as u64);
+        match &mut self.work {
+            Work::Read { buffer, want, .. } => read(fd, &mut buffer.memory()[self.done..*want], position),
+            Work::Write { bytes, .. } => write(fd, &bytes[self.done..], position),
+        }
+    }
+
+    /// Takes what the kernel said about the rest. Returns the operation when it must be submitted again, else has
+    /// answered it.
+    pub(super) fn advance(mut self, outcome: Result<usize, Errno>) -> Option<Self> {
+        match outcome {
+            Err(Errno::EINTR | Errno::EAGAIN) if self.retries < RETRIES_MAX => {
+                self.retries += 1;
+                Some(self)
+            }
+            Err(errno) => self.answer(Err(errno)),
+            // No progress: the file ends here, and a write that moves nothing must not be tried for ever.
+            Ok(0) => match self.work {
+                Work::Read { .. } => self.answer(Ok(())),
+                Work::Write { .. } => self.answer(Err(Errno::EIO)),
+            },
+            Ok(moved) => {
+                self.done += moved.min(self.remaining());
+                if self.remaining() == 0 {
+                    return self.answer(Ok(()));
+                }
+                if matches!(self.work, Work::Read { .. }) {
+                    add(&self.ticket.counters.short_reads, 1);
+                }
+                Some(self)
+            }
+        }
+    }
+
+    /// Gives up an operation whose memory the kernel may still use: the caller learns that, the memory is never used
+    /// again.
+    pub(super) fn leak(self) {
+        match self.work {
+            Work::Read { buffer, .. } => std::mem::forget(buffer),
+            Work::Write { bytes, .. } => std::mem::forget(bytes),
+        }
+        std::mem::forget(self.file);
+    }
+
+    /// Sends the answer. File and place are let go first: who has the answer finds them free.
+    fn answer(self, outcome: Result<(), Errno>) -> Option<Self> {
+        let Self { file, done, work, ticket, .. } = self;
+        drop(file);
+        let counters = Arc::clone(&ticket.counters);
+        drop(ticket);
+        let done_bytes = done as u64;
+        // A send fails when nobody waits any more; what it carries is dropped then, which is right.
+        match work {
+            Work::Read { mut buffer, reply, .. } => {
+                add(&counters.reads, 1);
+                add(&counters.read_bytes, done_bytes);
+                buffer.set_filled(done);
+                let _ = reply.send(outcome.map(|()| buffer));
+            }
+            Work::Write { bytes, reply } => {
+                add(&counters.writes, 1);
+                add(&counters.written_bytes, done_bytes);
+                drop(bytes);
+                let _ = reply.send(outcome);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::super::pool::Pool;
+    use super::*;
+
+    fn ticket(counters: &Arc<Counters>) -> Ticket {
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Ticket::new(place, Arc::clone(counters))
+    }
+
+    fn file() -> Arc<dyn AsFd + Send + Sync> {
+        Arc::new(tempfile::tempfile().unwrap())
+    }
+
+    async fn read(
+        counters: &Arc<Counters>,
+        want: usize,
+    ) -> (Operation, oneshot::Receiver<Result<PooledBuffer, Errno>>) {
+        let buffer = Pool::new(1 << 20, 1 << 17).unwrap().acquire(want).await;
+        let (reply, answer) = oneshot::channel();
+        (Operation::new(file(), 1000, Work::Read { buffer, want, reply }, ticket(counters)), answer)
+    }
+
+    fn write(counters: &Arc<Counters>, len: usize) -> (Operation, oneshot::Receiver<Result<(), Errno>>) {
+        let (reply, answer) = oneshot::channel();
+        let work = Work::Write { bytes: vec![0; len].into(), reply };
+        (Operation::new(file(), 0, work, ticket(counters)), answer)
+    }
+
+    #[tokio::test]
+    async fn short_reads_go_on_where_they_stopped() {
+        let counters = Arc::default();
+        let (operation, answer) = read(&counters, 100).await;
+        let operation = operation.advance(Ok(30)).unwrap();
+        assert_eq!((operation.position(), operation.remaining()), (1030, 70));
+        let operation = operation.advance(Ok(69)).unwrap();
+        assert!(operation.advance(Ok(1)).is_none());
+        assert_eq!(answer.await.unwrap().unwrap().as_ref().len(), 100);
+
+        let (operation, answer) = read(&counters, 100).await;
+        assert!(operation.advance(Ok(30)).unwrap().advance(Ok(0)).is_none());
+        assert_eq!(answer.await.unwrap().unwrap().as_ref().len(), 30, "the file ends there");
+        assert_eq!((counters.short_reads.load(Relaxed), counters.reads.load(Relaxed)), (3, 2));
+        assert_eq!((counters.read_bytes.load(Relaxed), counters.in_flight.load(Relaxed)), (130, 0));
+    }
+
+    #[tokio::test]
+    async fn an_error_after_a_part_is_an_error() {
+        let (operation, answer) = read(&Arc::default(), 100).await;
+        assert!(operation.advance(Ok(30)).unwrap().advance(Err(Errno::EIO)).is_none());
+        assert_eq!(answer.await.unwrap().err(), Some(Errno::EIO));
+    }
+
+    #[tokio::test]
+    async fn interruptions_are_retried_but_not_for_ever() {
+        for errno in [Errno::EINTR, Errno::EAGAIN] {
+            let (operation, answer) = read(&Arc::default(), 100).await;
+            let mut rest = Some(operation);
+            let mut tries = 0;
+            while let Some(operation) = rest {
+                tries += 1;
+                rest = operation.advance(Err(errno));
+            }
+            assert_eq!(tries, u32::from(RETRIES_MAX) + 1);
+            assert_eq!(answer.await.unwrap().err(), Some(errno));
+        }
+    }
+
+    #[tokio::test]
+    async fn writes_go_on_or_fail() {
+        let counters = Arc::default();
+        let (operation, answer) = write(&counters, 10);
+        assert!(operation.advance(Ok(4)).unwrap().advance(Ok(6)).is_none());
+        assert_eq!(answer.await.unwrap(), Ok(()));
+        let (operation, answer) = write(&counters, 10);
+        assert!(operation.advance(Ok(4)).unwrap().advance(Ok(0)).is_none());
+        assert_eq!(answer.await.unwrap(), Err(Errno::EIO));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_has_begun_is_finished() {
+        let (operation, answer) = write(&Arc::default(), 10);
+        assert!(!operation.is_abandoned());
+        drop(answer);
+        assert!(operation.is_abandoned());
+        assert!(!operation.advance(Ok(4)).unwrap().is_abandoned());
+    }
+}

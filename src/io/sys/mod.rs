@@ -1,0 +1,19 @@
+//! System calls that need `unsafe` or a retry rule, each behind a safe function.
+//!
+//! What `nix` wraps safely is not wrapped again: `posix_fadvise`, `faccessat`, `renameat2`, `pread`, `pwrite`,
+//! `fallocate` and their like are called from there. All functions here block for as long as the file system does:
+//! call them from a thread that may block.
+
+mod limits;
+mod open;
+mod socket;
+mod stat;
+mod xattr;
+
+pub use limits::raise_memlock;
+pub use open::open_beneath;
+pub use socket::{set_receive_buffer_force, set_send_buffer_force};
+pub use stat::{Statx, Timestamp, fstatx, statx};
+pub use xattr::{
+    XATTR_BYTES_MAX, XattrSet, XattrTarget, get_xattr, list_xattr, remove_xattr, set_xattr, split_xattr_names,
+};

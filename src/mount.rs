@@ -1,1 +1,0 @@
-//! The mount side wired on one screen, with its shutdown order.

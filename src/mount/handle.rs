@@ -1,0 +1,150 @@
+//! What is known of a running mount from outside, and what it can be told.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::MountConfig;
+use crate::cache::ChunkCache;
+use crate::client::quic::{ClientStatistics, QuicClient};
+use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport};
+use crate::fetch::Fetcher;
+use crate::metrics::{Metric, Readings};
+
+/// What a mount is to do. What comes later counts for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wanted {
+    /// Serve.
+    Run,
+    /// End.
+    Stop,
+    /// End without waiting for anything.
+    Abort,
+}
+
+/// A running mount, for `status` and for whoever ends it.
+pub struct MountHandle {
+    label: String,
+    mountpoint: PathBuf,
+    cache_limit_bytes: Option<u64>,
+    started: Instant,
+    client: Arc<QuicClient>,
+    fetcher: Arc<Fetcher>,
+    cache: Arc<dyn ChunkCache>,
+    wanted: watch::Sender<Wanted>,
+}
+
+impl MountHandle {
+    pub(super) fn new(
+        config: &MountConfig,
+        client: Arc<QuicClient>,
+        fetcher: Arc<Fetcher>,
+        cache: Arc<dyn ChunkCache>,
+    ) -> Self {
+        Self {
+            label: config.label.clone(),
+            mountpoint: config.mountpoint.clone(),
+            cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
+            started: Instant::now(),
+            client,
+            fetcher,
+            cache,
+            wanted: watch::Sender::new(Wanted::Run),
+        }
+    }
+
+    /// What it is to do.
+    pub(super) fn wanted(&self) -> Wanted {
+        *self.wanted.borrow()
+    }
+
+    /// Completes when at least this much is wanted.
+    pub(super) async fn until(&self, least: Wanted) {
+        // Fails only when the sender is gone, and the sender is here.
+        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted >= least).await;
+    }
+
+    fn want(&self, more: Wanted) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = more > *wanted;
+            *wanted = more.max(*wanted);
+            changed
+        });
+    }
+
+    fn readings(&self, client: &ClientStatistics) -> Readings {
+        let (fetch, cache) = (self.fetcher.statistics(), self.cache.stats());
+        let mut readings = Readings::default();
+        readings.set(Metric::UptimeSeconds, self.started.elapsed().as_secs());
+        readings.set(Metric::RttMs, client.rtt_ms);
+        readings.set(Metric::LinkBytesPerSecond, client.bytes_per_second);
+        readings.set(Metric::WireSentBytes, client.bytes_sent);
+        readings.set(Metric::WireReceivedBytes, client.bytes_received);
+        readings.set(Metric::PacketsSent, client.packets_sent);
+        readings.set(Metric::PacketsLost, client.packets_lost);
+        readings.set(Metric::PacketBytes, u64::from(client.mtu_bytes));
+        readings.set(Metric::Connections, client.connections);
+        readings.set(Metric::Reconnects, client.reconnects);
+        readings.set(Metric::HostRestarts, client.instance_changes);
+        readings.set(Metric::BadAnswers, client.bad_answers);
+        readings.set(Metric::Requests, client.requests);
+        readings.set(Metric::RequestsInFlight, client.requests_in_flight);
+        readings.set(Metric::HostBytes, fetch.host_bytes);
+        readings.set(Metric::HostChunks, fetch.host_chunks);
+        readings.set(Metric::DiskChunks, fetch.hits_disk);
+        readings.set(Metric::MemoryReads, fetch.hits_memory);
+        readings.set(Metric::MemoryUsedBytes, fetch.memory_bytes);
+        readings.set(Metric::FetchInFlightBytes, fetch.inflight_bytes);
+        readings.set(Metric::PrefetchInFlight, fetch.ahead_requests);
+        readings.set(Metric::PrefetchQueued, fetch.ahead_queued);
+        readings.set(Metric::PrefetchWastedChunks, fetch.ahead_wasted_chunks);
+        if let Some(limit_bytes) = self.cache_limit_bytes {
+            readings.set(Metric::CacheLimitBytes, limit_bytes);
+            readings.set(Metric::CacheUsedBytes, cache.bytes);
+            readings.set(Metric::CacheEntries, cache.entries);
+            readings.set(Metric::CacheHits, cache.hits);
+            readings.set(Metric::CacheMisses, cache.misses);
+            readings.set(Metric::CacheDamaged, cache.corrupt);
+            readings.set(Metric::CacheDropped, cache.dropped);
+            readings.set(Metric::CacheEvictedBytes, cache.evicted_bytes);
+        }
+        readings
+    }
+}
+
+/// What to tell of a link: a silent one may only be slow, the others are down.
+fn link_word(state: &str) -> LinkWord {
+    match state {
+        "connected" | "silent" => LinkWord::Connected,
+        _ => LinkWord::Disconnected,
+    }
+}
+
+/// Behind the control socket.
+impl Controlled for MountHandle {
+    fn status(&self) -> StatusReport {
+        let client = self.client.statistics();
+        StatusReport {
+            kind: DaemonKind::Mount,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: vec![self.label.clone()],
+            mountpoint: Some(self.mountpoint.clone()),
+            state: link_word(client.state),
+            address: client.address.clone(),
+            transport: client.transport.to_owned(),
+            engine: None,
+            readings: self.readings(&client),
+        }
+    }
+
+    fn stop(&self) {
+        self.want(Wanted::Stop);
+    }
+
+    fn abort(&self) {
+        self.want(Wanted::Abort);
+    }
+}

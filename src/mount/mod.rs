@@ -1,0 +1,310 @@
+//! The mount side wired on one screen, with its shutdown order.
+//!
+//! ```text
+//! kernel -> fuse session -> FileSystem -> Fetcher -> QuicClient -> host
+//!                                            |-----> DiskCache
+//! ```
+//!
+//! A [`Mount`] is started from the right to the left, so that nothing is asked before it can be answered, and shut down from the
+//! left to the right: no more questions from the kernel, then no more requests, then what was learned goes to the disk, then the
+//! host is told goodbye, and the control socket goes last, so that `wormhole status` sees all of it.
+
+mod handle;
+pub mod table;
+mod unmount;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+pub use handle::MountHandle;
+use handle::Wanted;
+pub use unmount::{Detach, UnmountError, abort_connection, unmount};
+
+use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
+use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
+use crate::control::ControlSocket;
+use crate::fetch::{FetchConfig, Fetcher};
+use crate::fs::{FileSystem, Freshness, FsConfig, Ownership};
+use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
+use crate::proto::{SessionId, TicketSecret};
+use crate::transport::identity::{IdentityError, random_bytes};
+use crate::transport::{
+    DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
+};
+
+/// How long those who are still in a mount that was told to end may take to leave it.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
+
+/// How long the cache may take to write what it holds: what is not written is fetched again, that is all.
+const CACHE_FLUSH_WAIT: Duration = Duration::from_secs(5);
+
+/// How long the host is given to hear the goodbye.
+const GOODBYE_WAIT: Duration = Duration::from_secs(2);
+
+/// Everything a mount has to know.
+#[derive(Clone)]
+pub struct MountConfig {
+    /// Which folder of which host.
+    pub remote: Remote,
+    /// Where the host's key is kept for the next time.
+    pub known_hosts: KnownHosts,
+    /// Where this machine's key is; made if it does not exist.
+    pub identity_file: PathBuf,
+    /// What is mounted, for people.
+    pub label: String,
+    /// Where, absolute and without symbolic links.
+    pub mountpoint: PathBuf,
+    /// Where the control socket is made.
+    pub control_dir: PathBuf,
+    /// The way to the host.
+    pub link: LinkConfig,
+    /// What is kept on disk; nothing if `None`.
+    pub cache: Option<CacheChoice>,
+    /// What is kept in memory and asked ahead.
+    pub fetch: FetchConfig,
+    /// How long attributes and names are believed.
+    pub freshness: Freshness,
+    /// Who appears to own what.
+    pub ownership: Ownership,
+    /// How the kernel treats the mount.
+    pub fuse: FuseConfig,
+}
+
+/// Which folder of which host.
+#[derive(Clone)]
+pub struct Remote {
+    /// Where the host may be.
+    pub addresses: Vec<HostAddress>,
+    /// The key it must prove.
+    pub key: PublicKey,
+    /// The export.
+    pub export: String,
+    /// The path below it, without a leading `/`.
+    pub sub_path: Vec<u8>,
+    /// What lets us in the first time.
+    pub secret: Option<crate::transport::TicketSecret>,
+}
+
+/// The way to the host.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// How long an operation may take.
+    pub deadline: Duration,
+    /// Connections to use.
+    pub connections: usize,
+    /// Numbers for QUIC.
+    pub tuning: TransportTuning,
+}
+
+/// What is kept on disk.
+#[derive(Debug, Clone)]
+pub struct CacheChoice {
+    /// Where and how much.
+    pub config: CacheConfig,
+    /// The directory was named: that it cannot be used is an error then, and not only a pity.
+    pub asked_for: bool,
+}
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// This machine's key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The host.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The cache.
+    #[error("cache: {0}; name another directory with --cache-dir, or do without by -o cache=none")]
+    Cache(#[from] CacheError),
+    /// The kernel.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+    /// The process is ending.
+    #[error("mounting was interrupted")]
+    Interrupted,
+}
+
+impl MountError {
+    /// Whether it may go better a little later, without anybody doing anything.
+    pub const fn may_pass(&self) -> bool {
+        matches!(self, Self::Connect(ConnectError::NoAnswer { .. } | ConnectError::Transport(_)))
+    }
+}
+
+/// A mount that answers.
+pub struct Mount {
+    session: Arc<Mounted>,
+    cache: Arc<dyn ChunkCache>,
+    client: Arc<QuicClient>,
+    handle: Arc<MountHandle>,
+    control: Option<ControlSocket>,
+}
+
+impl Mount {
+    /// Connects, and mounts. When this returns the mount answers.
+    pub async fn start(config: MountConfig) -> Result<Self, MountError> {
+        let client = QuicClient::connect(client_config(&config)?).await?;
+        remember(&config);
+        let cache = open_cache(config.cache.clone()).await?;
+        let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
+        let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
+        let session = Arc::new(mount_on(file_system, &config).await?);
+        let handle = Arc::new(MountHandle::new(&config, Arc::clone(&client), fetcher, Arc::clone(&cache)));
+        let control =
+            ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
+        let control = control
+            .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this mount"))
+            .ok();
+        Ok(Self { session, cache, client, handle, control })
+    }
+
+    /// What tells this mount to end.
+    pub const fn handle(&self) -> &Arc<MountHandle> {
+        &self.handle
+    }
+
+    /// Waits until the kernel has let go of the mount; if it is told to end before, makes the kernel let go.
+    pub async fn ended(&self) {
+        tokio::select! {
+            () = self.served() => return,
+            () = self.handle.until(Wanted::Stop) => {}
+        }
+        let leave = async {
+            let session = Arc::clone(&self.session);
+            // Fails only while the runtime shuts down.
+            let _ = tokio::task::spawn_blocking(move || leave_tree(&session)).await;
+            if timeout(LEAVE_WAIT, self.served()).await.is_err() {
+                tracing::warn!(
+                    "{} is still in use: ending all the same",
+                    self.session.mountpoint().display()
+                );
+            }
+        };
+        tokio::select! {
+            () = leave => {}
+            () = self.handle.until(Wanted::Abort) => {}
+        }
+    }
+
+    async fn served(&self) {
+        if let Err(error) = self.session.ended().await {
+            tracing::warn!("the kernel ended the mount: {error}");
+        }
+    }
+
+    /// Ends everything in its order, within some seconds.
+    pub async fn shut_down(self) {
+        let waits = self.handle.wanted() != Wanted::Abort;
+        drop(self.session);
+        if waits {
+            let cache = Arc::clone(&self.cache);
+            let flushed = tokio::task::spawn_blocking(move || cache.flush());
+            if !matches!(timeout(CACHE_FLUSH_WAIT, flushed).await, Ok(Ok(true))) {
+                tracing::warn!("the cache could not write all it held: it will be fetched again");
+            }
+            // Who does not hear it keeps our session for a while, nothing more.
+            let _ = timeout(GOODBYE_WAIT, self.client.shutdown()).await;
+        }
+        drop(self.control);
+    }
+}
+
+/// Out of the tree when nobody is in it, else out of sight.
+fn leave_tree(session: &Mounted) {
+    if session.unmount(UnmountHow::Clean).is_err()
+        && let Err(error) = session.unmount(UnmountHow::Detach)
+    {
+        tracing::warn!("{error}");
+    }
+}
+
+/// What is mounted, as people write it: `HOST:/EXPORT/PATH`, with the port where it is not the usual one. Never a secret.
+pub fn label(source: &Source, port_option: Option<u16>) -> String {
+    let (host, port, export, sub_path) = match source {
+        Source::Ticket(ticket) => {
+            let first = ticket.addresses().first();
+            let host = first.map_or("?", HostAddress::host);
+            (host, first.map_or(DEFAULT_PORT, HostAddress::port), ticket.export(), "")
+        }
+        Source::Address { host, port, export, sub_path } => {
+            (host.as_str(), port.or(port_option).unwrap_or(DEFAULT_PORT), export.as_str(), sub_path.as_str())
+        }
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let path =
+        [export, sub_path].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("/");
+    let label = if port == DEFAULT_PORT {
+        format!("{host}:/{path}")
+    } else {
+        format!("wormhole://{host}:{port}/{path}")
+    };
+    // The kernel's mount options are separated by commas.
+    label.replace(|character: char| character == ',' || character == '\\' || character.is_control(), "_")
+}
+
+fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
+    let identity = Arc::new(Identity::load_or_create(&config.identity_file)?);
+    let (remote, link) = (&config.remote, &config.link);
+    let mut client = ClientConfig::new(
+        remote.addresses.clone(),
+        ExpectedHost::Key(remote.key),
+        remote.export.clone(),
+        identity,
+        SessionId(random_bytes()?),
+    );
+    client.sub_path.clone_from(&remote.sub_path);
+    client.ticket = remote.secret.map(|secret| TicketSecret(secret.0));
+    client.deadline = link.deadline;
+    client.connections = link.connections;
+    client.tuning = link.tuning.clone();
+    Ok(client)
+}
+
+/// Keeps the host's key, so that next time its name is enough.
+fn remember(config: &MountConfig) {
+    for address in &config.remote.addresses {
+        if let Err(error) = config.known_hosts.add(address, config.remote.key) {
+            // The ticket said which key is right; another host may have had this address before.
+            tracing::warn!("{error}; next time mounting {address} without a ticket will not work");
+        }
+    }
+}
+
+async fn open_cache(choice: Option<CacheChoice>) -> Result<Arc<dyn ChunkCache>, MountError> {
+    let Some(choice) = choice else { return Ok(Arc::new(NoCache)) };
+    let config = choice.config;
+    let opened = tokio::task::spawn_blocking(move || DiskCache::open(&config)).await;
+    match opened {
+        Ok(Ok(cache)) => Ok(Arc::new(cache)),
+        Ok(Err(error)) if choice.asked_for => Err(error.into()),
+        Ok(Err(error)) => {
+            tracing::warn!("cache: {error}; going on without");
+            Ok(Arc::new(NoCache))
+        }
+        // The runtime is shutting down.
+        Err(_) => Ok(Arc::new(NoCache)),
+    }
+}
+
+/// Waits for the kernel, or for fusermount3, on a thread that may.
+async fn mount_on(file_system: Arc<FileSystem>, config: &MountConfig) -> Result<Mounted, MountError> {
+    let (mountpoint, fuse) = (config.mountpoint.clone(), config.fuse.clone());
+    match tokio::task::spawn_blocking(move || fuse::mount(&file_system, &mountpoint, &fuse)).await {
+        Ok(mounted) => Ok(mounted?),
+        Err(_) => Err(MountError::Interrupted),
+    }
+}
+
+fn fs_config(config: &MountConfig) -> FsConfig {
+    FsConfig {
+        host_key: *config.remote.key.as_bytes(),
+        freshness: config.freshness,
+        ownership: config.ownership,
+        default_permissions: config.fuse.default_permissions,
+        ..FsConfig::default()
+    }
+}

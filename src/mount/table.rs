@@ -1,0 +1,146 @@
+//! Which wormhole mounts there are, without touching any: a file system whose daemon hangs makes `stat` hang.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// What `/proc/mounts` shows as the type.
+pub const FS_TYPE: &str = "fuse.wormhole";
+
+/// One mounted file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Its type.
+    pub fs_type: String,
+    /// What is mounted, as shown to people.
+    pub source: String,
+    /// The minor number of its device: what the kernel calls a FUSE connection by.
+    pub device_minor: u32,
+}
+
+impl MountEntry {
+    /// Whether it is one of ours.
+    pub fn is_wormhole(&self) -> bool {
+        self.fs_type == FS_TYPE
+    }
+}
+
+/// All mounts that this process sees, in the order in which they were made.
+pub fn mounts() -> io::Result<Vec<MountEntry>> {
+    fs::read("/proc/self/mountinfo").map(|text| parse(&text))
+}
+
+/// What is mounted at `mountpoint`, the topmost if there are several.
+pub fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(mounts()?.into_iter().rev().find(|entry| entry.mountpoint == mountpoint))
+}
+
+/// The absolute path of what may be a mountpoint. Its last name is not looked at, only what lies above.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(above), Some(name)) => Ok(above.canonicalize()?.join(name)),
+        // It ends in `..`, or is the root.
+        _ => absolute.canonicalize(),
+    }
+}
+
+/// Reads the lines of `mountinfo`, see proc(5). Lines of another shape are left out.
+fn parse(text: &[u8]) -> Vec<MountEntry> {
+    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
+    let (device, mountpoint) = (words.get(2)?, words.get(4)?);
+    // Optional words stand before the lone hyphen.
+    let behind = words.iter().skip(6).position(|word| *word == b"-")? + 7;
+    let (_, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
+    Some(MountEntry {
+        mountpoint: OsString::from_vec(unescape(mountpoint)).into(),
+        fs_type: String::from_utf8_lossy(words.get(behind)?).into_owned(),
+        source: String::from_utf8_lossy(&unescape(words.get(behind + 1)?)).into_owned(),
+        device_minor: minor.parse().ok()?,
+    })
+}
+
+/// The kernel writes blanks, newlines and backslashes as three octal digits behind a backslash.
+fn unescape(word: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = (first == b'\\').then(|| after.get(..3)).flatten().and_then(octal);
+        plain.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    plain
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INFO: &[u8] = b"22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
+        30 22 0:26 / /proc rw shared:12 master:1 - proc proc rw\n\
+        41 22 0:45 / /mnt/a\\040b ro,nosuid,nodev shared:2 - fuse.wormhole nas:/media ro,user_id=0\n\
+        nonsense\n";
+
+    #[test]
+    fn lines_are_read_with_and_without_optional_words() {
+        let entries = parse(INFO);
+        assert_eq!(entries.len(), 3);
+        let expected = MountEntry {
+            mountpoint: "/mnt/a b".into(),
+            fs_type: FS_TYPE.to_owned(),
+            source: "nas:/media".to_owned(),
+            device_minor: 45,
+        };
+        assert_eq!(entries[2], expected);
+        assert!(expected.is_wormhole() && !entries[0].is_wormhole());
+    }
+
+    #[test]
+    fn the_root_of_this_machine_is_mounted() {
+        assert!(mount_at(Path::new("/")).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_last_name_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let above = directory.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink("/", above.join("link")).unwrap();
+        assert_eq!(resolve(&above.join("link/")).unwrap(), above.join("link"));
+        assert_eq!(resolve(&above.join("link/missing")).unwrap(), Path::new("/missing"));
+        assert_eq!(resolve(&above.join("link/..")).unwrap(), Path::new("/"));
+        assert!(resolve(&above.join("missing/x")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_kernel_escapes_comes_back(name in proptest::collection::vec(any::<u8>(), 0..20)) {
+            let mut escaped = Vec::new();
+            for byte in &name {
+                match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").bytes()),
+                    other => escaped.push(*other),
+                }
+            }
+            prop_assert_eq!(unescape(&escaped), name);
+        }
+
+        #[test]
+        fn no_text_makes_the_reader_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            parse(&text);
+        }
+    }
+}

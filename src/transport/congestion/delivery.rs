@@ -1,0 +1,606 @@
+//! Congestion control by delivery rate: keep in flight what the link carries in one round trip, and a tenth more.
+//!
+//! Loss-based control (cubic, newreno) takes every lost packet for a full queue and crawls on radio links; quinn's BBR
+//! keeps twice the link's content in flight, and quinn's pacer (1.25 x window / rtt, whatever a controller says of pacing)
+//! then floods the queue and loses half. This controller measures two things and multiplies them:
+//!
+//! * **bandwidth**: bytes acknowledged per time over each round trip, the best of the last eight rounds. A round in
+//!   which the application had too little to send may raise the estimate but never lowers it.
+//! * **the empty round trip**: the smallest seen in ten seconds. When none so small was seen for that long, the window
+//!   shrinks to half for two rounds, so that the queue drains and shows it again.
+//!
+//! The window is 1.1 x their product, plus what the peer's held-back acknowledgements hide. One round in eight asks for a
+//! quarter more (and goes on asking while that brings more); the next one drains what that left in the queue. Losses below
+//! 8 % are the link's nature and are ignored; above, the queue overflows, and the newest round's rate replaces the
+//! best. Start-up doubles each round until the rate stops growing or the round trip grows.
+//!
+//! Times are durations since an origin of the caller's choice. No clock, no randomness: `simulate` (tests) drives
+//! this through whole transfers in simulated time.
+
+use std::{collections::VecDeque, time::Duration};
+
+/// Rounds whose best is the bandwidth: one full cycle of asking for more, so a success of the last ask is not forgotten.
+const ROUNDS_REMEMBERED: usize = 8;
+/// In flight over bandwidth x round trip: a tenth in the queue keeps the link busy when acknowledgements come unevenly.
+const WINDOW_GAIN: f64 = 1.1;
+/// Factor on the window in the round that asks for more.
+const PROBE_GAIN: f64 = 1.25;
+/// In flight over bandwidth x round trip in the round after: below one, so that the queue empties and the true round
+/// trip shows.
+const DRAIN_WINDOW_GAIN: f64 = 0.95;
+/// Growth of the rate in an asking round that makes the next one ask again: well above what noise brings.
+const PROBE_SUCCESS: f64 = 1.1;
+/// Loss that is still the link's nature: 8 % random loss leaves more than nine tenths of a link.
+const LOSS_TOLERATED: f64 = 0.08;
+/// Growth of a round's smallest round trip that shows a queue; heavy loss without one is the link's nature too, and the
+/// window, a multiple of what arrives, bounds what is sent in vain.
+const STANDING_QUEUE: f64 = 1.03;
+const STANDING_QUEUE_MIN: Duration = Duration::from_millis(1);
+/// Loss that radio has and a good cable never; beyond it the queue may be a short one that our own tenth overflows.
+const LOSS_OF_A_GOOD_LINK: f64 = 0.02;
+/// In flight over bandwidth x round trip when losses are beyond that: nothing in the queue.
+const WINDOW_GAIN_LOSSY: f64 = 1.0;
+/// Loss is judged over at least this many packets: one in ten is no statistic.
+const LOSS_SAMPLE_PACKETS: u64 = 64;
+/// However bad one judgement is, it takes at most this factor off the estimate: a cut of half a second is not a slower
+/// link.
+const LOSS_CUT: f64 = 0.5;
+/// Start-up ends after this many rounds that grew by less than a quarter.
+const STARTUP_FLAT_ROUNDS: u32 = 3;
+const STARTUP_GROWTH: f64 = 1.25;
+/// Start-up also ends when the round trip has grown by an eighth, but at least by the time scheduling alone may add.
+const STARTUP_RTT_GROWTH: f64 = 0.125;
+const STARTUP_RTT_GROWTH_MIN: Duration = Duration::from_millis(4);
+/// Age at which the smallest round trip is looked for anew: paths change.
+const RTT_MIN_AGE: Duration = Duration::from_secs(10);
+/// Below this, not the link but the schedulers of both ends decide when acknowledgements come; the window covers it.
+const RTT_FLOOR: Duration = Duration::from_millis(1);
+/// A round lasts at least this long, so that on a LAN eight of them are more than one hiccup of a scheduler.
+const ROUND_MIN: Duration = Duration::from_millis(10);
+/// Silence after which the old estimate is only a hint: start-up resumes from half of it.
+const IDLE_RESTART: Duration = Duration::from_secs(10);
+/// First window: 32 packets. The pacer spreads them; a smaller start costs a round trip for each halving.
+pub(super) const INITIAL_WINDOW_PACKETS: u64 = 32;
+/// Smallest window: fewer packets cannot show a loss before a timer does.
+const WINDOW_PACKETS_MIN: u64 = 16;
+/// Largest window: beyond this quinn switches its pacer off.
+const WINDOW_BYTES_MAX: u64 = u32::MAX as u64;
+/// Snapshots kept: some rounds of them at 32 a round.
+const SNAPSHOTS_MAX: usize = 512;
+
+/// How long and how many packets the peer may hold an acknowledgement back: bytes that have arrived, but count as in
+/// flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AckPolicy {
+    /// Longest delay.
+    pub delay_max: Duration,
+    /// Packets that may arrive before it must acknowledge.
+    pub threshold_packets: u32,
+}
+
+/// The controller's state: told of what is sent, acknowledged and lost, it answers with a window.
+#[derive(Clone, Debug)]
+pub struct DeliveryRate {
+    acks: AckPolicy,
+    packet_bytes: u64,
+    window_bytes: u64,
+    mode: Mode,
+    sampler: Sampler,
+    rates: BestRate,
+    round: Round,
+    losses: Losses,
+    /// The last judgement found more loss than a good link has.
+    lossy: bool,
+    rtt_min: Option<RttMin>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    /// Doubling.
+    Startup { best_rate: f64, flat_rounds: u32 },
+    /// Holding the estimate; after `rounds` more, asking for more.
+    Cruise { rounds: usize },
+    /// Asking for more than `before` bytes a second.
+    Probe { before: f64 },
+    /// Letting the queue run empty.
+    Drain,
+    /// At half the window until the round trip of an empty queue has been seen.
+    MeasureRtt { rounds: u32 },
+}
+
+impl DeliveryRate {
+    /// A controller for packets of `packet_bytes` to a peer that acknowledges by `acks`.
+    pub fn new(packet_bytes: u16, acks: AckPolicy) -> Self {
+        let packet_bytes = u64::from(packet_bytes);
+        Self {
+            acks,
+            packet_bytes,
+            window_bytes: INITIAL_WINDOW_PACKETS * packet_bytes,
+            mode: Mode::startup(),
+            sampler: Sampler::default(),
+            rates: BestRate::default(),
+            round: Round::default(),
+            losses: Losses::default(),
+            lossy: false,
+            rtt_min: None,
+        }
+    }
+
+    /// Bytes that may be in flight.
+    pub fn window_bytes(&self) -> u64 {
+        self.window_bytes
+    }
+
+    /// The bandwidth estimate in bytes a second; 0 before the first.
+    pub fn bandwidth_bytes_per_second(&self) -> f64 {
+        self.rates.best()
+    }
+
+    /// A packet was sent.
+    pub fn on_sent(&mut self, now: Duration, bytes: u64) {
+        let idle =
+            self.sampler.in_flight_bytes == 0 && now.saturating_sub(self.sampler.last_sent) > IDLE_RESTART;
+        if idle && !matches!(self.mode, Mode::Startup { .. }) {
+            self.restart(self.window_bytes / 2);
+            self.round.begin(now);
+        }
+        let spacing = self.rtt_min.map_or(Duration::ZERO, |rtt| rtt.value / 32);
+        self.sampler.on_sent(now, bytes, spacing);
+    }
+
+    /// A packet sent at `sent` was acknowledged.
+    pub fn on_ack(&mut self, sent: Duration, bytes: u64) {
+        self.sampler.on_ack(sent, bytes);
+        self.losses.delivered_bytes += bytes;
+        if matches!(self.mode, Mode::Startup { .. }) {
+            self.window_bytes = (self.window_bytes + bytes).min(WINDOW_BYTES_MAX);
+        }
+    }
+
+    /// All packets of one acknowledgement have been reported; `in_flight_bytes` are left. `app_limited`: the application
+    /// had no more to send.
+    pub fn on_end_acks(&mut self, now: Duration, in_flight_bytes: u64, app_limited: bool) {
+        self.sampler.in_flight_bytes = in_flight_bytes;
+        let Some(sample) = self.sampler.finish(now) else { return };
+        if app_limited {
+            self.sampler.mark_app_limited();
+        }
+        self.learn_rtt(now, sample.rtt);
+        // Over less than a round trip the rate says more about bunched acknowledgements than about the link.
+        let whole = self.rtt_min.is_none_or(|rtt| sample.interval >= rtt.value);
+        if whole && sample.interval > Duration::ZERO {
+            let rate = sample.delivered_bytes as f64 / sample.interval.as_secs_f64();
+            self.round.add(rate, sample.app_limited);
+        }
+        if self.startup_rtt_inflated() {
+            self.leave_startup();
+        }
+        if self.round.is_over(now, sample.newest_sent) {
+            self.end_round(now);
+        }
+        self.update_window();
+    }
+
+    /// Packets were lost. `persistent`: nothing sent over several timeouts arrived.
+    pub fn on_loss(&mut self, lost_bytes: u64, persistent: bool) {
+        self.sampler.in_flight_bytes = self.sampler.in_flight_bytes.saturating_sub(lost_bytes);
+        self.losses.lost_bytes += lost_bytes;
+        if persistent {
+            // The link was gone. What it carries now is unknown; two doublings bring the old rate back.
+            self.rates.forget();
+            self.losses = Losses::default();
+            self.restart(self.window_bytes / 4);
+        }
+    }
+
+    /// Packets have another size from now on.
+    pub fn on_packet_size(&mut self, packet_bytes: u16) {
+        self.packet_bytes = u64::from(packet_bytes);
+        self.window_bytes = self.clamped(self.window_bytes);
+    }
+
+    fn restart(&mut self, window_bytes: u64) {
+        self.mode = Mode::startup();
+        self.window_bytes = window_bytes.clamp(
+            INITIAL_WINDOW_PACKETS * self.packet_bytes,
+            WINDOW_BYTES_MAX.max(INITIAL_WINDOW_PACKETS * self.packet_bytes),
+        );
+        self.round = Round { began: self.round.began, ..Round::default() };
+    }
+
+    fn learn_rtt(&mut self, now: Duration, sample: Duration) {
+        self.round.rtt_min = self.round.rtt_min.min(sample);
+        self.round.rtt_samples += 1;
+        match &mut self.rtt_min {
+            Some(known) if sample > known.value => {}
+            known => *known = Some(RttMin { value: sample.max(Duration::from_micros(1)), seen: now }),
+        }
+    }
+
+    fn startup_rtt_inflated(&self) -> bool {
+        let Some(rtt) = self.rtt_min else { return false };
+        let growth = rtt.value.mul_f64(STARTUP_RTT_GROWTH).max(STARTUP_RTT_GROWTH_MIN);
+        matches!(self.mode, Mode::Startup { .. })
+            && self.round.rtt_samples >= 8
+            && self.round.rtt_min > rtt.value + growth
+    }
+
+    fn leave_startup(&mut self) {
+        self.rates.add(self.round.best_rate);
+        // Through the drain: start-up leaves a queue behind.
+        self.mode = Mode::Drain;
+    }
+
+    fn end_round(&mut self, now: Duration) {
+        let round = self.round;
+        self.round.begin(now);
+        if round.counts(self.rates.best()) {
+            self.rates.add(round.best_rate);
+        }
+        let loss = self.losses.judge(LOSS_SAMPLE_PACKETS * self.packet_bytes);
+        self.lossy = loss.map_or(self.lossy, |loss| loss > LOSS_OF_A_GOOD_LINK);
+        let overflow = loss.is_some_and(|loss| loss > LOSS_TOLERATED) && self.queue_stands(&round);
+        if overflow && round.best_rate > 0.0 {
+            self.rates.replace(round.best_rate.max(self.rates.best() * LOSS_CUT));
+        }
+        self.mode = self.next_mode(now, &round, overflow);
+    }
+
+    /// Whether not even the fastest packet of the round found an empty queue.
+    fn queue_stands(&self, round: &Round) -> bool {
+        self.rtt_min.is_some_and(|rtt| {
+            round.rtt_min > rtt.value.mul_f64(STANDING_QUEUE).max(rtt.value + STANDING_QUEUE_MIN)
+        })
+    }
+
+    fn next_mode(&mut self, now: Duration, round: &Round, overflow: bool) -> Mode {
+        match self.mode {
+            Mode::Startup { .. } if overflow => Mode::Drain,
+            Mode::Startup { best_rate, flat_rounds } => {
+                Mode::after_startup_round(round, best_rate, flat_rounds)
+            }
+            Mode::MeasureRtt { rounds: 0 } => {
+                self.rtt_min = Some(RttMin { value: round.rtt_min.max(Duration::from_micros(1)), seen: now });
+                Mode::Cruise { rounds: 0 }
+            }
+            Mode::MeasureRtt { rounds } => Mode::MeasureRtt { rounds: rounds - 1 },
+            _ if self.rtt_min.is_some_and(|rtt| now.saturating_sub(rtt.seen) > RTT_MIN_AGE) => {
+                Mode::MeasureRtt { rounds: 1 }
+            }
+            Mode::Probe { before } if !overflow && round.best_rate > before * PROBE_SUCCESS => {
+                Mode::Probe { before: round.best_rate }
+            }
+            Mode::Probe { .. } => Mode::Drain,
+            Mode::Drain => Mode::Cruise { rounds: ROUNDS_REMEMBERED - 3 },
+            Mode::Cruise { rounds: 0 } => Mode::Probe { before: self.rates.best() },
+            Mode::Cruise { rounds } => Mode::Cruise { rounds: rounds - 1 },
+        }
+    }
+
+    fn update_window(&mut self) {
+        let Some(rtt) = self.rtt_min else { return };
+        let cruise = if self.lossy { WINDOW_GAIN_LOSSY } else { WINDOW_GAIN };
+        let gain = match self.mode {
+            Mode::Startup { .. } => return,
+            Mode::Cruise { .. } => cruise,
+            Mode::Probe { .. } => cruise * PROBE_GAIN,
+            Mode::Drain => DRAIN_WINDOW_GAIN,
+            Mode::MeasureRtt { .. } => 0.5,
+        };
+        let rate = self.rates.best();
+        let pipe_bytes = rate * rtt.value.max(RTT_FLOOR).as_secs_f64() * gain;
+        let held_back_bytes = (rate * self.acks.delay_max.as_secs_f64())
+            .min((u64::from(self.acks.threshold_packets) * self.packet_bytes) as f64);
+        self.window_bytes = self.clamped((pipe_bytes + held_back_bytes) as u64);
+    }
+
+    fn clamped(&self, window_bytes: u64) -> u64 {
+        let floor = WINDOW_PACKETS_MIN * self.packet_bytes;
+        window_bytes.clamp(floor, WINDOW_BYTES_MAX.max(floor))
+    }
+}
+
+impl Mode {
+    fn startup() -> Self {
+        Self::Startup { best_rate: 0.0, flat_rounds: 0 }
+    }
+
+    fn after_startup_round(round: &Round, best_rate: f64, flat_rounds: u32) -> Self {
+        if round.app_limited {
+            // Too little was sent to say that the rate has stopped growing.
+            return Self::Startup { best_rate, flat_rounds };
+        }
+        if round.best_rate >= best_rate * STARTUP_GROWTH {
+            return Self::Startup { best_rate: round.best_rate, flat_rounds: 0 };
+        }
+        if flat_rounds + 1 >= STARTUP_FLAT_ROUNDS {
+            return Self::Drain;
+        }
+        Self::Startup { best_rate, flat_rounds: flat_rounds + 1 }
+    }
+}
+
+/// The smallest round trip and when it was last seen.
+#[derive(Clone, Copy, Debug)]
+struct RttMin {
+    value: Duration,
+    seen: Duration,
+}
+
+/// One round trip's worth of acknowledgements: it ends when a packet sent after its beginning is acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    began: Duration,
+    best_rate: f64,
+    app_limited: bool,
+    rtt_min: Duration,
+    rtt_samples: u32,
+}
+
+impl Default for Round {
+    fn default() -> Self {
+        Self {
+            began: Duration::ZERO,
+            best_rate: 0.0,
+            app_limited: false,
+            rtt_min: Duration::MAX,
+            rtt_samples: 0,
+        }
+    }
+}
+
+impl Round {
+    fn begin(&mut self, now: Duration) {
+        *self = Self { began: now, ..Self::default() };
+    }
+
+    fn add(&mut self, rate: f64, app_limited: bool) {
+        self.best_rate = self.best_rate.max(rate);
+        self.app_limited |= app_limited;
+    }
+
+    fn is_over(&self, now: Duration, newest_sent: Duration) -> bool {
+        newest_sent >= self.began && now.saturating_sub(self.began) >= ROUND_MIN
+    }
+
+    /// Whether the round says something about the link: an idle application's round only if it is good news.
+    fn counts(&self, best_so_far: f64) -> bool {
+        self.best_rate > 0.0 && (!self.app_limited || self.best_rate > best_so_far)
+    }
+}
+
+/// The rates of the last rounds.
+#[derive(Clone, Debug, Default)]
+struct BestRate {
+    rounds: VecDeque<f64>,
+}
+
+impl BestRate {
+    fn best(&self) -> f64 {
+        self.rounds.iter().copied().fold(0.0, f64::max)
+    }
+
+    fn add(&mut self, rate: f64) {
+        if self.rounds.len() == ROUNDS_REMEMBERED {
+            self.rounds.pop_front();
+        }
+        self.rounds.push_back(rate);
+    }
+
+    fn replace(&mut self, rate: f64) {
+        self.forget();
+        self.add(rate);
+    }
+
+    fn forget(&mut self) {
+        self.rounds.clear();
+    }
+}
+
+/// Bytes lost and delivered since the last judgement.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losses {
+    lost_bytes: u64,
+    delivered_bytes: u64,
+}
+
+impl Losses {
+    /// The share lost, once `sample_bytes` have been counted; then counting starts anew.
+    fn judge(&mut self, sample_bytes: u64) -> Option<f64> {
+        let counted = self.lost_bytes + self.delivered_bytes;
+        if counted < sample_bytes.max(1) {
+            return None;
+        }
+        let share = self.lost_bytes as f64 / counted as f64;
+        *self = Self::default();
+        Some(share)
+    }
+}
+
+/// Where delivery stood when a packet left: the rate over its flight is what was delivered since, over the longer of
+/// the time the sender and the time the acknowledgements took for it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Snapshot {
+    sent: Duration,
+    delivered_bytes: u64,
+    delivered_at: Duration,
+    first_sent: Duration,
+    app_limited: bool,
+}
+
+/// What one acknowledgement tells.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    newest_sent: Duration,
+    rtt: Duration,
+    delivered_bytes: u64,
+    interval: Duration,
+    app_limited: bool,
+}
+
+/// Turns sendings and acknowledgements into rate samples (after draft-cheng-iccrg-delivery-rate-estimation).
+#[derive(Clone, Debug, Default)]
+struct Sampler {
+    delivered_bytes: u64,
+    delivered_at: Duration,
+    first_sent: Duration,
+    last_sent: Duration,
+    in_flight_bytes: u64,
+    /// Until more than this is delivered, packets left while the application had paused.
+    app_limited_until_bytes: Option<u64>,
+    snapshots: VecDeque<Snapshot>,
+    newest_acked: Option<Duration>,
+}
+
+impl Sampler {
+    fn on_sent(&mut self, now: Duration, bytes: u64, spacing: Duration) {
+        if self.in_flight_bytes == 0 {
+            self.first_sent = now;
+            self.delivered_at = now;
+        }
+        self.in_flight_bytes += bytes;
+        self.last_sent = now;
+        let due = self.snapshots.back().is_none_or(|last| now > last.sent + spacing);
+        if due {
+            if self.snapshots.len() == SNAPSHOTS_MAX {
+                self.snapshots.pop_front();
+            }
+            self.snapshots.push_back(Snapshot {
+                sent: now,
+                delivered_bytes: self.delivered_bytes,
+                delivered_at: self.delivered_at,
+                first_sent: self.first_sent,
+                app_limited: self.app_limited_until_bytes.is_some_and(|until| self.delivered_bytes <= until),
+            });
+        }
+    }
+
+    fn on_ack(&mut self, sent: Duration, bytes: u64) {
+        self.delivered_bytes += bytes;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+        self.newest_acked = self.newest_acked.max(Some(sent));
+    }
+
+    fn finish(&mut self, now: Duration) -> Option<Sample> {
+        let newest_sent = self.newest_acked.take()?;
+        self.delivered_at = now;
+        let position = self.snapshots.partition_point(|snapshot| snapshot.sent <= newest_sent);
+        // Snapshots before the one that covers the newest packet will not be asked for again.
+        self.snapshots.drain(..position.saturating_sub(1));
+        let snapshot = *self.snapshots.front().filter(|_| position > 0)?;
+        self.first_sent = self.first_sent.max(newest_sent);
+        let sending = newest_sent.saturating_sub(snapshot.first_sent);
+        let acknowledging = now.saturating_sub(snapshot.delivered_at);
+        Some(Sample {
+            newest_sent,
+            rtt: now.saturating_sub(newest_sent),
+            delivered_bytes: self.delivered_bytes - snapshot.delivered_bytes,
+            interval: sending.max(acknowledging),
+            app_limited: snapshot.app_limited,
+        })
+    }
+
+    fn mark_app_limited(&mut self) {
+        self.app_limited_until_bytes = Some(self.delivered_bytes + self.in_flight_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ACKS: AckPolicy = AckPolicy { delay_max: Duration::from_millis(5), threshold_packets: 64 };
+    const PACKET: u64 = 1_200;
+    const RTT: Duration = Duration::from_millis(50);
+
+    /// Sends `packets` at once and acknowledges them all one round trip later.
+    fn one_round(controller: &mut DeliveryRate, now: &mut Duration, packets: u64, app_limited: bool) {
+        let sent = *now;
+        (0..packets).for_each(|_| controller.on_sent(sent, PACKET));
+        *now += RTT;
+        (0..packets).for_each(|_| controller.on_ack(sent, PACKET));
+        controller.on_end_acks(*now, 0, app_limited);
+    }
+
+    /// A controller that has seen rounds of 500 packets, and the time.
+    fn settled() -> (DeliveryRate, Duration) {
+        let mut controller = DeliveryRate::new(PACKET as u16, ACKS);
+        let mut now = Duration::from_secs(1);
+        for _ in 0..30 {
+            one_round(&mut controller, &mut now, 500, false);
+        }
+        (controller, now)
+    }
+
+    #[test]
+    fn settles_at_rate_times_round_trip() {
+        let (controller, _) = settled();
+        let pipe = 500 * PACKET;
+        assert!((controller.bandwidth_bytes_per_second() - pipe as f64 / RTT.as_secs_f64()).abs() < 1.0);
+        assert!(
+            (pipe * 9 / 10..pipe * 17 / 10).contains(&controller.window_bytes()),
+            "{}",
+            controller.window_bytes()
+        );
+    }
+
+    #[test]
+    fn an_application_that_sends_little_does_not_lower_the_estimate() {
+        let (mut controller, mut now) = settled();
+        let before = controller.bandwidth_bytes_per_second();
+        for _ in 0..100 {
+            one_round(&mut controller, &mut now, 3, true);
+        }
+        assert!((controller.bandwidth_bytes_per_second() - before).abs() < 1.0);
+        for _ in 0..=ROUNDS_REMEMBERED + 1 {
+            one_round(&mut controller, &mut now, 30, false);
+        }
+        assert!(controller.bandwidth_bytes_per_second() < before / 10.0);
+    }
+
+    #[test]
+    fn persistent_loss_starts_over_from_a_quarter() {
+        let (mut controller, mut now) = settled();
+        let before = controller.window_bytes();
+        controller.on_loss(400 * PACKET, true);
+        assert_eq!(controller.window_bytes(), before / 4);
+        one_round(&mut controller, &mut now, before / 4 / PACKET, false);
+        one_round(&mut controller, &mut now, before / 2 / PACKET, false);
+        assert!(controller.window_bytes() > before * 8 / 10);
+    }
+
+    #[test]
+    fn long_silence_halves_and_doubles_again() {
+        let (mut controller, mut now) = settled();
+        let before = controller.window_bytes();
+        now += IDLE_RESTART * 2;
+        controller.on_sent(now, PACKET);
+        assert_eq!(controller.window_bytes(), before / 2);
+    }
+
+    proptest! {
+        #[test]
+        fn window_stays_within_its_bounds_whatever_is_reported(
+            steps in prop::collection::vec((0..6_u8, 0..200_000_u64, 0..2_000_000_u64), 1..300),
+        ) {
+            let mut controller = DeliveryRate::new(1_200, ACKS);
+            let mut now = Duration::ZERO;
+            for (kind, micros, bytes) in steps {
+                now += Duration::from_micros(micros);
+                match kind {
+                    0 | 1 => controller.on_sent(now, bytes),
+                    2 => controller.on_ack(now.saturating_sub(Duration::from_micros(bytes)), bytes),
+                    3 => controller.on_end_acks(now, bytes, bytes % 2 == 0),
+                    4 => controller.on_loss(bytes, bytes % 7 == 0),
+                    _ => controller.on_packet_size(if bytes % 2 == 0 { 1_200 } else { 65_507 }),
+                }
+                let window = controller.window_bytes();
+                prop_assert!((WINDOW_PACKETS_MIN * 1_200..=WINDOW_BYTES_MAX).contains(&window), "{}", window);
+                prop_assert!(controller.sampler.snapshots.len() <= SNAPSHOTS_MAX);
+                prop_assert!(controller.rates.rounds.len() <= ROUNDS_REMEMBERED);
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Two endpoints in one process, over loopback: what the rest of wormhole relies on.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{
+    CloseReason, CongestionKind, Connection, Endpoint, ExpectedHost, Identity, Lane, TransportError,
+    TransportTuning, connect_any,
+};
+
+/// Nothing on loopback takes this long; a hang becomes a failure.
+const DEADLINE: Duration = Duration::from_secs(60);
+const ANY_PORT: &str = "127.0.0.1:0";
+
+struct Pair {
+    host_end: Endpoint,
+    client_end: Endpoint,
+    at_host: Connection,
+    at_client: Connection,
+}
+
+async fn pair(listen: &str, tuning: &TransportTuning) -> (Pair, Identity, Identity) {
+    let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let host_end = Endpoint::host(listen.parse().unwrap(), &host, tuning).unwrap();
+    let address = reachable(host_end.local_address());
+    let client_end = Endpoint::client(&client, tuning, address).unwrap();
+    let expected = ExpectedHost::Key(host.public_key());
+    let (at_host, at_client) = tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
+    let pair = Pair { host_end, client_end, at_host: at_host.unwrap(), at_client: at_client.unwrap() };
+    (pair, host, client)
+}
+
+/// A wildcard address is reached through loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
+}
+
+async fn accept_one(host: &Endpoint) -> Result<Connection, TransportError> {
+    host.accept().await.unwrap().handshake().await
+}
+
+async fn within_deadline(test: impl Future<Output = ()>) {
+    tokio::time::timeout(DEADLINE, test).await.expect("the test hangs");
+}
+
+#[tokio::test]
+async fn both_ends_learn_the_other_ones_key() {
+    within_deadline(async {
+        let (pair, host, client) = pair("[::]:0", &TransportTuning::default()).await;
+        assert_eq!(pair.at_client.peer_key(), host.public_key());
+        assert_eq!(pair.at_host.peer_key(), client.public_key());
+        assert!(pair.at_host.remote_address().is_ipv4(), "an IPv4 peer is shown as one");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn wrong_host_key_is_refused_and_both_keys_are_told() {
+    within_deadline(async {
+        let (host, client, other) =
+            (Identity::generate().unwrap(), Identity::generate().unwrap(), Identity::generate().unwrap());
+        let tuning = TransportTuning::default();
+        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+        let address = host_end.local_address();
+        let client_end = Endpoint::client(&client, &tuning, address).unwrap();
+        let expected = ExpectedHost::Key(other.public_key());
+        let (at_host, at_client) = tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
+        assert!(at_host.is_err());
+        let words = at_client.unwrap_err().to_string();
+        assert!(words.contains(&host.public_key().to_string()), "{words}");
+        assert!(words.contains(&other.public_key().to_string()), "{words}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn first_contact_takes_any_key_and_tells_it() {
+    within_deadline(async {
+        let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let tuning = TransportTuning::default();
+        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+        let address = host_end.local_address();
+        let client_end = Endpoint::client(&client, &tuning, address).unwrap();
+        let (_at_host, at_client) =
+            tokio::join!(accept_one(&host_end), client_end.connect(address, ExpectedHost::Any));
+        assert_eq!(at_client.unwrap().peer_key(), host.public_key());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_protocol_is_refused() {
+    within_deadline(async {
+        let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let tuning = TransportTuning::default();
+        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+        let address = host_end.local_address();
+        let client_end = Endpoint::client_speaking(b"wormhole/0", &client, &tuning, address).unwrap();
+        let expected = ExpectedHost::Key(host.public_key());
+        let (at_host, at_client) = tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
+        assert!(matches!(at_host, Err(TransportError::Handshake { .. })));
+        assert!(matches!(at_client, Err(TransportError::Connect { .. })));
+    })
+    .await;
+}
+
+/// Moves `bytes` of a pattern over each of `streams` at once; both ends' sums must be equal.
+async fn transfer(pair: &Pair, streams: usize, bytes: usize) {
+    let content: bytes::Bytes =
+        (0..bytes).map(|index| (index * 31 + index / 251) as u8).collect::<Vec<u8>>().into();
+    let wanted = blake3::hash(&content);
+    let host = pair.at_host.clone();
+    let serve = tokio::spawn(async move {
+        for _ in 0..streams {
+            let (mut send, mut receive) = host.accept_stream().await.unwrap();
+            let content = content.clone();
+            tokio::spawn(async move {
+                assert_eq!(receive.read_to_end(16).await.unwrap(), b"get");
+                send.write_chunk(content).await.unwrap();
+                send.finish().unwrap();
+                send.stopped().await.unwrap();
+            });
+        }
+    });
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..streams {
+        let client = pair.at_client.clone();
+        requests.spawn(async move {
+            let (mut send, mut receive) = client.open_stream(Lane::Demand).await.unwrap();
+            send.write_all(b"get").await.unwrap();
+            send.finish().unwrap();
+            blake3::hash(&receive.read_to_end(usize::MAX).await.unwrap())
+        });
+    }
+    for sum in requests.join_all().await {
+        assert_eq!(sum, wanted);
+    }
+    serve.await.unwrap();
+}
+
+async fn eight_streams_arrive_whole(congestion: CongestionKind) {
+    within_deadline(async {
+        let tuning = TransportTuning { congestion, ..TransportTuning::default() };
+        let (pair, ..) = pair(ANY_PORT, &tuning).await;
+        transfer(&pair, 8, 16 << 20).await;
+        let stats = pair.at_host.stats();
+        assert!(stats.bytes_sent > 128 << 20, "{stats:?}");
+        assert_eq!(pair.at_client.datagrams_received(), pair.at_client.stats().datagrams_received);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_streams_arrive_whole_under_delivery() {
+    eight_streams_arrive_whole(CongestionKind::Delivery).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_streams_arrive_whole_under_cubic() {
+    eight_streams_arrive_whole(CongestionKind::Cubic).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_streams_arrive_whole_under_bbr() {
+    eight_streams_arrive_whole(CongestionKind::Bbr).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_streams_arrive_whole_under_newreno() {
+    eight_streams_arrive_whole(CongestionKind::NewReno).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jumbo_packets_in_batches_do_not_look_like_a_black_hole() {
+    within_deadline(async {
+        let tuning = TransportTuning { datagram_bytes_max: 8_952, ..TransportTuning::default() };
+        let (pair, ..) = pair(ANY_PORT, &tuning).await;
+        transfer(&pair, 8, 16 << 20).await;
+        let stats = pair.at_host.stats();
+        assert_eq!((stats.mtu_bytes, stats.black_holes), (8_952, 0), "{stats:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn loopback_uses_the_largest_packets() {
+    within_deadline(async {
+        let (pair, ..) = pair(ANY_PORT, &TransportTuning::default()).await;
+        transfer(&pair, 2, 4 << 20).await;
+        assert!(pair.at_host.stats().mtu_bytes > 16_000, "{:?}", pair.at_host.stats());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn close_tells_the_peer_the_words() {
+    within_deadline(async {
+        let (pair, ..) = pair(ANY_PORT, &TransportTuning::default()).await;
+        assert_eq!(pair.at_client.close_reason(), None);
+        pair.at_host.close(7, "not welcome");
+        let reason = pair.at_client.closed().await;
+        assert_eq!(reason, CloseReason::ByPeer { code: 7, text: "not welcome".to_owned() });
+        assert!(reason.to_string().contains("not welcome"));
+        assert!(matches!(pair.at_client.open_stream(Lane::Demand).await, Err(TransportError::Closed(_))));
+        pair.client_end.close(0, "");
+        pair.host_end.close(0, "");
+        tokio::join!(pair.client_end.wait_idle(), pair.host_end.wait_idle());
+        assert!(pair.host_end.accept().await.is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_of_several_addresses_is_enough() {
+    within_deadline(async {
+        let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let tuning = TransportTuning::default();
+        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+        // A socket that never answers stands before the host.
+        let silent = std::net::UdpSocket::bind(ANY_PORT).unwrap();
+        let addresses = [silent.local_addr().unwrap(), host_end.local_address()];
+        let expected = ExpectedHost::Key(host.public_key());
+        let (at_host, connected) =
+            tokio::join!(accept_one(&host_end), connect_any(&client, &tuning, &addresses, expected));
+        assert_eq!(connected.unwrap().1.remote_address(), host_end.local_address());
+        assert_eq!(at_host.unwrap().peer_key(), client.public_key());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_told_even_when_other_addresses_fail() {
+    within_deadline(async {
+        let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let tuning =
+            TransportTuning { idle_timeout: Duration::from_millis(500), ..TransportTuning::default() };
+        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+        let silent = std::net::UdpSocket::bind(ANY_PORT).unwrap();
+        let addresses = [host_end.local_address(), silent.local_addr().unwrap()];
+        let expected = ExpectedHost::Key(client.public_key());
+        let (_, connected) =
+            tokio::join!(accept_one(&host_end), connect_any(&client, &tuning, &addresses, expected));
+        assert!(matches!(connected, Err(TransportError::WrongHostKey { .. })));
+        assert!(matches!(connect_any(&client, &tuning, &[], expected).await, Err(TransportError::NoAddress)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_told_in_words() {
+    let identity = Identity::generate().unwrap();
+    let taken = std::net::UdpSocket::bind(ANY_PORT).unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = Endpoint::host(address, &identity, &TransportTuning::default()).unwrap_err();
+    assert!(
+        error.to_string().contains(&address.to_string()) && error.to_string().contains("--listen"),
+        "{error}"
+    );
+}

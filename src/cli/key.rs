@@ -1,11 +1,145 @@
-//! `wormhole key`.
+//! `wormhole key`: the host's own key, and those that it lets in.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
 
 use super::CliError;
+use super::host::state_dir;
+use super::pair::print_json;
+use crate::host::{AuthorizedKey, AuthorizedKeys, StateDir};
+use crate::transport::PublicKey;
+
+/// Fewest characters by which a key is named: 40 bits, which no two keys of a host share by chance.
+const PREFIX_CHARACTERS_MIN: usize = 8;
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
 
-pub(super) fn run(_arguments: Arguments) -> Result<(), CliError> {
-    Err(CliError::system("not there yet"))
+    /// The host's state, if it was started with --state-dir
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the keys that may connect, with what they may do
+    List,
+    /// Let a key in no longer, and end its connections
+    Revoke {
+        /// The key, or its first characters
+        key: String,
+    },
+    /// Show this host's own key
+    Show,
+}
+
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    key: String,
+    read_only: bool,
+    /// Absent for all.
+    exports: Option<&'a [String]>,
+    comment: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    identity: String,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
+    let state = StateDir::open(&state_dir(arguments.state_dir)?).map_err(CliError::system)?;
+    match arguments.action {
+        Action::List => list(&state, arguments.json),
+        Action::Revoke { key } => revoke(&state, &key),
+        Action::Show => show(&state, arguments.json),
+    }
+}
+
+fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
+    let keys = state.keys().map_err(CliError::system)?;
+    if json {
+        return print_json(&keys.iter().map(listed).collect::<Vec<_>>());
+    }
+    println!("{:<52} {:<6} {:<20} COMMENT", "KEY", "RIGHTS", "EXPORTS");
+    for key in keys.iter() {
+        let rights = if key.read_only { "ro" } else { "rw" };
+        let exports = key.exports.as_ref().map_or_else(|| "all".to_owned(), |exports| exports.join(","));
+        println!("{:<52} {rights:<6} {exports:<20} {}", key.key, key.comment);
+    }
+    Ok(())
+}
+
+fn listed(key: &AuthorizedKey) -> Listed<'_> {
+    Listed {
+        key: key.key.to_string(),
+        read_only: key.read_only,
+        exports: key.exports.as_deref(),
+        comment: &key.comment,
+    }
+}
+
+fn revoke(state: &StateDir, named: &str) -> Result<(), CliError> {
+    let revoked = state.update(|keys, _| {
+        let key = find(keys, named)?;
+        keys.revoke(key);
+        Ok::<_, CliError>(())
+    });
+    revoked.map_err(CliError::system)?
+}
+
+/// The one key whose text begins so.
+fn find(keys: &AuthorizedKeys, named: &str) -> Result<PublicKey, CliError> {
+    if named.len() < PREFIX_CHARACTERS_MIN {
+        let text =
+            format!("{named:?} is too short to name a key: give {PREFIX_CHARACTERS_MIN} characters or more");
+        return Err(CliError::usage(text));
+    }
+    let prefix = named.to_ascii_lowercase();
+    let mut found: Vec<PublicKey> =
+        keys.iter().map(|known| known.key).filter(|key| key.to_string().starts_with(&prefix)).collect();
+    found.dedup();
+    match found.as_slice() {
+        [key] => Ok(*key),
+        [] => Err(CliError::usage(format!("no key begins with {named:?}; see `wormhole key list`"))),
+        _ => Err(CliError::usage(format!("several keys begin with {named:?}; give more of it"))),
+    }
+}
+
+fn show(state: &StateDir, json: bool) -> Result<(), CliError> {
+    let identity = state.identity().map_err(CliError::system)?.public_key().to_string();
+    if json {
+        return print_json(&Shown { identity });
+    }
+    println!("identity: {identity}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_named_by_its_beginning() {
+        let (one, two) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        let mut mixed = [1; 32];
+        mixed[31] = 9;
+        let near = PublicKey(mixed);
+        let (keys, _) = AuthorizedKeys::parse(&format!("{one}\n{one} ro\n{two}\n{near}\n"));
+        let begin = |key: PublicKey, len: usize| key.to_string()[..len].to_owned();
+        assert_eq!(find(&keys, &begin(two, 8)).unwrap(), two);
+        assert_eq!(find(&keys, &one.to_string().to_uppercase()).unwrap(), one);
+        for wrong in [begin(one, 8), begin(two, 7), begin(PublicKey([3; 32]), 52)] {
+            assert!(find(&keys, &wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -1,11 +1,246 @@
-//! `wormhole pair`.
+//! `wormhole pair`: makes, lists and revokes join tickets of a host on this machine.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Subcommand;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde::Serialize;
 
 use super::CliError;
+use super::host::state_dir;
+use crate::host::{self, RunningHost, StateDir, TicketRecord, TicketState, TicketTerms};
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
 
-pub(super) fn run(_arguments: Arguments) -> Result<(), CliError> {
-    Err(CliError::system("not there yet"))
+    /// The host's state, if it was started with --state-dir
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a ticket for an export of the running host
+    New {
+        /// Which export; not needed where there is only one
+        export: Option<String>,
+
+        /// How long the ticket lets keys in, such as 30m, 24h, 7d or never
+        #[arg(long, value_name = "TIME", default_value = "24h")]
+        expires: Lifetime,
+
+        /// How many keys it lets in
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        keys: u32,
+    },
+    /// List the tickets that are out
+    List,
+    /// Take a ticket back; keys that it let in stay
+    Revoke {
+        /// The ticket's name, as `list` shows it
+        id: String,
+    },
+}
+
+/// How long something is good: seconds, or for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lifetime(Option<u64>);
+
+impl Lifetime {
+    /// In seconds; `None` for ever.
+    pub(super) const fn seconds(self) -> Option<u64> {
+        self.0
+    }
+}
+
+impl FromStr for Lifetime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no length of time: write a number with s, m, h or d, or never");
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let unit = text.chars().last().ok_or_else(bad)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 24 * 3600,
+            _ => return Err(bad()),
+        };
+        let number = text.strip_suffix(unit).unwrap_or_default();
+        let count: u64 = number.parse().map_err(|_| bad())?;
+        count
+            .checked_mul(seconds)
+            .filter(|seconds| *seconds > 0)
+            .map(|seconds| Self(Some(seconds)))
+            .ok_or_else(bad)
+    }
+}
+
+impl fmt::Display for Lifetime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("never"),
+            Some(seconds) => f.write_str(&span(seconds)),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct NewTicket {
+    ticket: String,
+    export: String,
+    /// Seconds since the epoch; absent for never.
+    expires: Option<u64>,
+    keys: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    state: TicketState,
+    #[serde(flatten)]
+    record: &'a TicketRecord,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
+    let state = StateDir::open(&state_dir(arguments.state_dir)?).map_err(CliError::system)?;
+    match arguments.action {
+        Action::New { export, expires, keys } => make(&state, export, expires, keys, arguments.json),
+        Action::List => list(&state, arguments.json),
+        Action::Revoke { id } => revoke(&state, &id),
+    }
+}
+
+fn make(
+    state: &StateDir,
+    export: Option<String>,
+    expires: Lifetime,
+    keys: u32,
+    json: bool,
+) -> Result<(), CliError> {
+    let running = running(state)?;
+    let export = match (export, running.exports.as_slice()) {
+        (Some(export), _) => export,
+        (None, [only]) => only.clone(),
+        (None, several) => {
+            return Err(CliError::usage(format!("which export? This host serves {}", several.join(", "))));
+        }
+    };
+    let terms = TicketTerms { expires_seconds: expires.seconds(), keys_max: keys };
+    let ticket = host::issue_beside(state, &running, &export, terms).map_err(|error| match error {
+        host::HostError::UnknownExport { .. } => CliError::usage(error),
+        error => CliError::system(error),
+    })?;
+    let expires = expires.seconds().map(|seconds| now().saturating_add(seconds));
+    let made = NewTicket { ticket: ticket.to_string(), export, expires, keys };
+    if json {
+        return print_json(&made);
+    }
+    println!("ticket: {}", made.ticket);
+    Ok(())
+}
+
+/// The daemon that runs with this state; without it nobody knows the addresses.
+fn running(state: &StateDir) -> Result<RunningHost, CliError> {
+    let none = || {
+        CliError::system(format!(
+            "no host runs with the state in {}; start one with `wormhole host`, or name its --state-dir",
+            state.path().display()
+        ))
+    };
+    let running = state.running().map_err(CliError::system)?.ok_or_else(none)?;
+    let process = i32::try_from(running.process).map_err(|_| none())?;
+    match kill(Pid::from_raw(process), None) {
+        Err(Errno::ESRCH) => Err(none()),
+        _ => Ok(running),
+    }
+}
+
+fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
+    let (tickets, now) = (state.tickets().map_err(CliError::system)?, now());
+    let listed: Vec<Listed<'_>> =
+        tickets.iter().map(|record| Listed { state: record.state(now), record }).collect();
+    if json {
+        return print_json(&listed);
+    }
+    println!("{:<10} {:<8} {:<10} {:<7} EXPORT", "TICKET", "STATE", "EXPIRES", "KEYS");
+    for Listed { state, record } in &listed {
+        let expires = match (state, record.expires) {
+            (TicketState::Good, Some(expires)) => format!("in {}", span(expires.saturating_sub(now))),
+            (TicketState::Good, None) => "never".to_owned(),
+            _ => "-".to_owned(),
+        };
+        let keys = format!("{}/{}", record.used_by.len(), record.keys_max);
+        let state = format!("{state:?}").to_lowercase();
+        println!("{:<10} {state:<8} {expires:<10} {keys:<7} {}", record.id, record.export);
+    }
+    Ok(())
+}
+
+fn revoke(state: &StateDir, id: &str) -> Result<(), CliError> {
+    if state.update(|_, tickets| tickets.revoke(id)).map_err(CliError::system)? {
+        return Ok(());
+    }
+    Err(CliError::usage(format!("there is no ticket {id}; `wormhole pair list` shows which there are")))
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
+    println!("{}", serde_json::to_string(value).map_err(CliError::system)?);
+    Ok(())
+}
+
+/// A length of time for people: its largest unit, rounded down.
+fn span(seconds: u64) -> String {
+    for (unit_seconds, unit) in [(24 * 3600, "d"), (3600, "h"), (60, "m")] {
+        // A day is shown in hours: `24h` is what was asked for.
+        if seconds > unit_seconds || (seconds == unit_seconds && unit != "d") {
+            return format!("{}{unit}", seconds / unit_seconds);
+        }
+    }
+    format!("{seconds}s")
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read() {
+        for (text, seconds) in [
+            ("90s", Some(90)),
+            ("30m", Some(1800)),
+            ("24h", Some(86_400)),
+            ("7d", Some(604_800)),
+            ("never", None),
+        ] {
+            assert_eq!(text.parse(), Ok(Lifetime(seconds)), "{text}");
+        }
+        for text in ["", "h", "12", "0s", "-1h", "1.5h", "1w", "99999999999999999d", "é"] {
+            assert!(text.parse::<Lifetime>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_are_shown_in_their_largest_unit() {
+        let shown = [5, 60, 3599, 3600, 86_400, 86_401, 700_000].map(span);
+        assert_eq!(shown, ["5s", "1m", "59m", "1h", "24h", "1d", "8d"]);
+    }
 }

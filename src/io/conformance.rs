@@ -72,6 +72,7 @@ macro_rules! suite {
             check!(random_reads_give_the_bytes_of_the_file, 16 << 20);
             check!(the_end_of_a_file_cuts_reads, 4 << 20);
             check!(offsets_beyond_4_gib, 4 << 20);
+            check!(files_that_give_a_little_at_a_time, 4 << 20);
             check!(errors_have_numbers, 4 << 20);
             check!(futures_dropped_in_flight_lose_no_buffer, TINY_POOL_BYTES);
             check!(many_readers_share_four_buffers, TINY_POOL_BYTES);
@@ -182,6 +183,18 @@ async fn offsets_beyond_4_gib(engine: Engine) {
     engine.write(Arc::clone(&file), written, Bytes::from_static(b"there")).await.unwrap();
     assert_eq!(engine.read(Arc::clone(&file), written, 100).await.unwrap(), "there");
     assert_eq!(file.metadata().unwrap().len(), written + 5);
+}
+
+async fn files_that_give_a_little_at_a_time(engine: Engine) {
+    // The kernel's list of symbols comes in pieces of some 4 KiB, and from code that knows nothing of asynchrony.
+    let path = "/proc/kallsyms";
+    let content = fs::read(path).unwrap();
+    let file = Arc::new(File::open(path).unwrap());
+    for offset in [0, 5000] {
+        let got = engine.read(Arc::clone(&file), offset, BUFFER_BYTES).await.unwrap();
+        assert!(got == part(&content, offset, BUFFER_BYTES), "at {offset}");
+    }
+    assert!(content.len() < 2 * BUFFER_BYTES || engine.stats().short_reads > 10, "{:?}", engine.stats());
 }
 
 async fn errors_have_numbers(engine: Engine) {

@@ -202,3 +202,94 @@ impl Operation {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::super::pool::Pool;
+    use super::*;
+
+    fn ticket(counters: &Arc<Counters>) -> Ticket {
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Ticket::new(place, Arc::clone(counters))
+    }
+
+    fn file() -> Arc<dyn AsFd + Send + Sync> {
+        Arc::new(tempfile::tempfile().unwrap())
+    }
+
+    async fn read(
+        counters: &Arc<Counters>,
+        want: usize,
+    ) -> (Operation, oneshot::Receiver<Result<PooledBuffer, Errno>>) {
+        let buffer = Pool::new(1 << 20, 1 << 17).unwrap().acquire(want).await;
+        let (reply, answer) = oneshot::channel();
+        (Operation::new(file(), 1000, Work::Read { buffer, want, reply }, ticket(counters)), answer)
+    }
+
+    fn write(counters: &Arc<Counters>, len: usize) -> (Operation, oneshot::Receiver<Result<(), Errno>>) {
+        let (reply, answer) = oneshot::channel();
+        let work = Work::Write { bytes: vec![0; len].into(), reply };
+        (Operation::new(file(), 0, work, ticket(counters)), answer)
+    }
+
+    #[tokio::test]
+    async fn short_reads_go_on_where_they_stopped() {
+        let counters = Arc::default();
+        let (operation, answer) = read(&counters, 100).await;
+        let operation = operation.advance(Ok(30)).unwrap();
+        assert_eq!((operation.position(), operation.remaining()), (1030, 70));
+        let operation = operation.advance(Ok(69)).unwrap();
+        assert!(operation.advance(Ok(1)).is_none());
+        assert_eq!(answer.await.unwrap().unwrap().as_ref().len(), 100);
+
+        let (operation, answer) = read(&counters, 100).await;
+        assert!(operation.advance(Ok(30)).unwrap().advance(Ok(0)).is_none());
+        assert_eq!(answer.await.unwrap().unwrap().as_ref().len(), 30, "the file ends there");
+        assert_eq!((counters.short_reads.load(Relaxed), counters.reads.load(Relaxed)), (3, 2));
+        assert_eq!((counters.read_bytes.load(Relaxed), counters.in_flight.load(Relaxed)), (130, 0));
+    }
+
+    #[tokio::test]
+    async fn an_error_after_a_part_is_an_error() {
+        let (operation, answer) = read(&Arc::default(), 100).await;
+        assert!(operation.advance(Ok(30)).unwrap().advance(Err(Errno::EIO)).is_none());
+        assert_eq!(answer.await.unwrap().err(), Some(Errno::EIO));
+    }
+
+    #[tokio::test]
+    async fn interruptions_are_retried_but_not_for_ever() {
+        for errno in [Errno::EINTR, Errno::EAGAIN] {
+            let (operation, answer) = read(&Arc::default(), 100).await;
+            let mut rest = Some(operation);
+            let mut tries = 0;
+            while let Some(operation) = rest {
+                tries += 1;
+                rest = operation.advance(Err(errno));
+            }
+            assert_eq!(tries, u32::from(RETRIES_MAX) + 1);
+            assert_eq!(answer.await.unwrap().err(), Some(errno));
+        }
+    }
+
+    #[tokio::test]
+    async fn writes_go_on_or_fail() {
+        let counters = Arc::default();
+        let (operation, answer) = write(&counters, 10);
+        assert!(operation.advance(Ok(4)).unwrap().advance(Ok(6)).is_none());
+        assert_eq!(answer.await.unwrap(), Ok(()));
+        let (operation, answer) = write(&counters, 10);
+        assert!(operation.advance(Ok(4)).unwrap().advance(Ok(0)).is_none());
+        assert_eq!(answer.await.unwrap(), Err(Errno::EIO));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_has_begun_is_finished() {
+        let (operation, answer) = write(&Arc::default(), 10);
+        assert!(!operation.is_abandoned());
+        drop(answer);
+        assert!(operation.is_abandoned());
+        assert!(!operation.advance(Ok(4)).unwrap().is_abandoned());
+    }
+}

@@ -1,0 +1,211 @@
+//! Bytes of files: exactly those of the version that was asked for, or an error.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::chunk::{CHUNK_BYTES, ChunkIndex};
+use crate::proto::{Errno, READ_CHUNKS_MAX};
+
+const SIZE: usize = 10 * CHUNK_BYTES as usize + 12_345;
+
+async fn with_file() -> (World, Guest, Attributes) {
+    let world = World::new(|export| fs::write(export.join("file"), pattern(SIZE)).unwrap());
+    let guest = world.client().await;
+    let file = guest.walk("file").await.unwrap();
+    (world, guest, file)
+}
+
+#[tokio::test]
+async fn chunks_come_whole_in_order_and_cut_at_the_end() {
+    let (_world, guest, file) = with_file().await;
+    let (parts, end) = guest.read(chunks(&file, 5, SIZE as u64 * 2)).await.unwrap();
+    assert!(matches!(end, ContentHeader::End { observed } if observed >= file.observed));
+    for (i, part) in parts.iter().enumerate() {
+        let ContentHeader::Chunk { index, .. } = part.header else { panic!("{part:?}") };
+        assert_eq!(index, ChunkIndex(i as u64));
+    }
+    let joined: Vec<u8> = parts.iter().flat_map(|part| part.bytes.to_vec()).collect();
+    assert!(joined == pattern(SIZE));
+    let middle = guest.bytes(chunks(&file, CHUNK_BYTES + 1, 1)).await.unwrap();
+    assert!(middle == pattern(SIZE)[CHUNK_BYTES as usize..2 * CHUNK_BYTES as usize]);
+}
+
+#[tokio::test]
+async fn both_engines_serve_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("export")).unwrap();
+    fs::write(folder.path().join("export/file"), pattern(SIZE)).unwrap();
+    let world = World { host: start(folder.path(), EngineKind::Blocking), folder };
+    assert_eq!(world.host.status().engine, "blocking");
+    let guest = world.client().await;
+    let file = guest.walk("file").await.unwrap();
+    assert!(guest.bytes(chunks(&file, 0, SIZE as u64)).await.unwrap() == pattern(SIZE));
+}
+
+#[tokio::test]
+async fn a_piece_is_exactly_what_was_asked_for() {
+    let (_world, guest, file) = with_file().await;
+    for (offset, len, expected) in [
+        (1, 4096, 4096),
+        (CHUNK_BYTES - 3, 7, 7),
+        (3, CHUNK_BYTES, CHUNK_BYTES),
+        (SIZE as u64 - 5, 100, 5),
+        (SIZE as u64, 10, 0),
+        (u64::MAX - 1, 1, 0),
+    ] {
+        let (parts, end) = guest.read(piece(&file, offset, len)).await.unwrap();
+        assert!(matches!(end, ContentHeader::End { .. }));
+        assert_eq!(parts.len(), 1);
+        assert!(matches!(parts[0].header, ContentHeader::Piece { offset: at, .. } if at == offset));
+        let start = (offset as usize).min(SIZE);
+        assert!(parts[0].bytes == pattern(SIZE)[start..start + expected as usize]);
+    }
+}
+
+#[tokio::test]
+async fn chunks_the_client_holds_are_not_sent() {
+    let (world, guest, file) = with_file().await;
+    let whole = pattern(SIZE);
+    let hash = |i: usize| ChunkHash::of(&whole[i * CHUNK_BYTES as usize..(i + 1) * CHUNK_BYTES as usize]);
+    let known = vec![None, Some(hash(3)), Some(hash(3))];
+    let request = ReadRequest { known, ..chunks(&file, 2 * CHUNK_BYTES, 4 * CHUNK_BYTES) };
+    let (parts, _) = guest.read(request).await.unwrap();
+    let same: Vec<bool> =
+        parts.iter().map(|part| matches!(part.header, ContentHeader::Same { .. })).collect();
+    assert_eq!(same, [false, true, false, false]);
+    assert!(matches!(parts[1].header, ContentHeader::Same { index: ChunkIndex(3) }));
+    assert_eq!(world.host.status().content_bytes_sent, 3 * CHUNK_BYTES);
+}
+
+#[tokio::test]
+async fn another_version_is_not_served() {
+    let (world, guest, file) = with_file().await;
+    let other = Version { size: file.size + 1, ..file.version() };
+    let answer = guest.read(ReadRequest { version: other, ..chunks(&file, 0, 1) }).await;
+    assert_eq!(code(answer), ErrorCode::VersionChanged);
+    fs::write(world.path("file"), "short").unwrap();
+    assert_eq!(code(guest.read(chunks(&file, 0, 1)).await), ErrorCode::VersionChanged);
+    assert_eq!(code(guest.read(piece(&file, 0, 1)).await), ErrorCode::VersionChanged);
+    let fresh = guest.attributes(Request::GetAttributes { node: file.node }).await.unwrap();
+    assert_eq!(guest.bytes(chunks(&fresh, 0, 10)).await.unwrap(), b"short");
+}
+
+/// A writer fills the file with one byte after the other and lets it lie for at least one whole read each time: every
+/// answer that ends well holds one byte only, and some do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_versions_are_never_mixed() {
+    const READS: usize = 60;
+    let (world, guest, file) = with_file().await;
+    let path = world.path("file");
+    let reads = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&reads);
+    let writer = std::thread::spawn(move || {
+        for round in 0u8.. {
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            // The size differs from round to round, as the clock of a file system may tick too slowly.
+            file.set_len(0).unwrap();
+            file.write_all_at(&vec![round; SIZE + usize::from(round)], 0).unwrap();
+            let until = seen.load(Ordering::Acquire) + 2;
+            while seen.load(Ordering::Acquire) < until {
+                if until > READS {
+                    return;
+                }
+                std::thread::yield_now();
+            }
+        }
+    });
+    let mut whole = 0;
+    for _ in 0..READS {
+        let fresh = guest.attributes(Request::GetAttributes { node: file.node }).await.unwrap();
+        if let Ok((parts, ContentHeader::End { .. })) = guest.read(chunks(&fresh, 0, SIZE as u64)).await {
+            let first = parts.first().map(|part| part.bytes[0]);
+            assert!(parts.iter().all(|part| part.bytes.iter().all(|byte| Some(*byte) == first)), "mixed");
+            whole += 1;
+        }
+        reads.fetch_add(1, Ordering::Release);
+    }
+    writer.join().unwrap();
+    assert!(whole > 0);
+}
+
+#[tokio::test]
+async fn an_open_file_is_read_after_its_last_name_is_gone() {
+    let (world, guest, file) = with_file().await;
+    let node = file.node;
+    guest.attributes(Request::Open { node }).await.unwrap();
+    assert_eq!(world.host.status().open_files, 1);
+    fs::remove_file(world.path("file")).unwrap();
+    let fresh = guest.attributes(Request::GetAttributes { node }).await.unwrap();
+    assert_eq!(fresh.links, 0);
+    assert!(guest.bytes(chunks(&fresh, 0, SIZE as u64)).await.unwrap() == pattern(SIZE));
+    assert_eq!(guest.ask(Request::Close { node }).await, Ok(Reply::Done));
+    let gone = guest.attributes(Request::GetAttributes { node }).await;
+    assert_eq!(code(gone), ErrorCode::UnknownNode);
+    assert_eq!(world.host.status().open_files, 0);
+    assert_eq!(guest.ask(Request::Close { node }).await, Ok(Reply::Done), "may be said again");
+}
+
+#[tokio::test]
+async fn open_files_outlive_the_connection() {
+    let world = World::new(|export| fs::write(export.join("file"), "content").unwrap());
+    let identity = Identity::generate().unwrap();
+    let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
+    let visitor = Visitor::with_key(&world, &identity).await;
+    let ticket = Some(TicketSecret(secret.0));
+    let welcome = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();
+    let first = Guest { visitor, welcome };
+    let node = first.walk("file").await.unwrap().node;
+    first.attributes(Request::Open { node }).await.unwrap();
+    fs::remove_file(world.path("file")).unwrap();
+    first.visitor.connection.close(0, "cut");
+    let visitor = Visitor::with_key(&world, &identity).await;
+    let welcome = visitor.greet(hello()).await.unwrap();
+    assert_eq!(welcome.instance, first.welcome.instance);
+    let second = Guest { visitor, welcome };
+    let fresh = second.attributes(Request::GetAttributes { node }).await.unwrap();
+    assert_eq!(second.bytes(piece(&fresh, 0, 10)).await.unwrap(), b"content");
+    let stranger = world.client().await;
+    let unknown = stranger.attributes(Request::GetAttributes { node }).await;
+    assert_eq!(code(unknown), ErrorCode::UnknownNode, "what one session has open is not another's");
+}
+
+#[tokio::test]
+async fn what_asks_for_too_much_breaks_the_protocol() {
+    let (_world, guest, file) = with_file().await;
+    for request in [
+        chunks(&file, 0, (READ_CHUNKS_MAX + 1) * CHUNK_BYTES),
+        chunks(&file, u64::MAX, 2),
+        piece(&file, 0, CHUNK_BYTES + 1),
+        ReadRequest { known: vec![None; 65], ..chunks(&file, 0, 1) },
+    ] {
+        assert_eq!(code(guest.read(request).await), ErrorCode::Malformed);
+    }
+}
+
+#[tokio::test]
+async fn the_sum_is_that_of_the_whole_file() {
+    let (world, guest, file) = with_file().await;
+    let sum = guest.ask(Request::Sum { node: file.node }).await.unwrap();
+    assert_eq!(sum, Reply::Sum { hash: ChunkHash::of(&pattern(SIZE)), version: file.version() });
+    fs::write(world.path("empty"), "").unwrap();
+    let empty = guest.walk("empty").await.unwrap();
+    let sum = guest.ask(Request::Sum { node: empty.node }).await.unwrap();
+    assert_eq!(sum, Reply::Sum { hash: ChunkHash::of(b""), version: empty.version() });
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_be_read_says_so() {
+    if nix::unistd::geteuid().is_root() {
+        // Root may read everything; a device that is not there at least is an error of the file system.
+        return;
+    }
+    let (world, guest, _) = with_file().await;
+    let closed = world.path("closed");
+    fs::write(&closed, "x").unwrap();
+    fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    let file = guest.walk("closed").await.unwrap();
+    assert_eq!(code(guest.read(piece(&file, 0, 1)).await), ErrorCode::System(Errno::EACCES));
+}

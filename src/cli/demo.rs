@@ -10,17 +10,21 @@ mod walk;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::CliError;
 use super::words::{amount, count, duration, rate};
+use crate::proto::Version;
 use stage::Stage;
 use walk::Walked;
 
 /// Most that is copied of a folder that was given: the demonstration should not take longer than a coffee.
 const COPY_BYTES_MAX: u64 = 1 << 30;
+
+/// Age at which a file's version names one content, and some time for clocks that tick rarely.
+const SETTLED_AFTER: Duration = Duration::from_nanos(Version::SETTLE_NS as u64 + 100_000_000);
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
@@ -135,6 +139,7 @@ fn show(
     let mount_ms = millis(started);
     say("mount", format!("{} answers after {}", stage.mountpoint().display(), duration(mount_ms)));
 
+    settle(&folder, interrupted)?;
     let started = Instant::now();
     let walked = walk::walk(stage.mountpoint(), interrupted)?;
     let list_ms = millis(started);
@@ -180,6 +185,20 @@ fn show(
         again_seconds,
         again_host_bytes,
     })
+}
+
+/// Waits until the samples have lain still: files that changed a moment ago are not kept in the cache, because they might
+/// change again without a trace.
+fn settle(folder: &Path, interrupted: &Interrupted) -> Result<(), CliError> {
+    let young = || {
+        let changed = folder.join(samples::LAST).metadata().ok()?.modified().ok()?;
+        SETTLED_AFTER.checked_sub(changed.elapsed().ok()?)
+    };
+    while let Some(left) = young() {
+        interrupted.check()?;
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+    Ok(())
 }
 
 /// Copies from the mount as far as the limit goes. Returns how many files, how many bytes, in how many seconds.

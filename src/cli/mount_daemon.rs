@@ -88,14 +88,15 @@ impl Report {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     let reporter = Reporter { in_front: std::env::var_os(IN_FRONT).is_some() };
-    match serve(arguments, &reporter) {
+    // Who gives no job does not wait for a report.
+    let job = Job::read(io::stdin().lock())?;
+    match serve(arguments, job, &reporter) {
         Err(error) if !reporter.in_front => reporter.failed(&error).and(Err(error)),
         other => other,
     }
 }
 
-fn serve(arguments: &Arguments, reporter: &Reporter) -> Result<(), CliError> {
-    let job = Job::read(io::stdin().lock())?;
+fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let Parsed { options, remarks } =
         MountOptions::parse(job.options.iter().map(String::as_str), job.sloppy, &environment, &LocalAccounts)

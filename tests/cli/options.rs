@@ -62,6 +62,7 @@ fn the_cache_lies_where_it_is_told_or_nowhere() {
         return;
     }
     let stage = Stage::new();
+    stage.settle();
     let other = stage.path("other-cache");
     let mountpoint = stage.mountpoint("mnt");
     let source = format!("@{}", stage.path("ticket").display());

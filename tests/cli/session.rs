@@ -87,6 +87,7 @@ fn what_was_read_is_not_sent_again_after_a_remount() {
         return;
     }
     let stage = Stage::new();
+    stage.settle();
     let mut host_bytes = Vec::new();
     for _ in 0..2 {
         let mountpoint = stage.mount("mnt", "ro");

@@ -73,11 +73,6 @@ impl Stage {
         let large: Vec<u8> =
             (0..5_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         fs::write(export.join("below/large"), large).unwrap();
-        // A file that was written just now may still change unseen: one from before may be kept.
-        let before = std::time::SystemTime::now() - Duration::from_secs(3600);
-        for name in ["hello", "below/large"] {
-            fs::File::options().write(true).open(export.join(name)).unwrap().set_modified(before).unwrap();
-        }
         let mut stage = Self { folder, host: None, listening: String::new(), ticket: String::new() };
         stage.start_host("127.0.0.1:0");
         fs::write(stage.path("ticket"), format!("{}\n", stage.ticket)).unwrap();
@@ -119,6 +114,13 @@ impl Stage {
             let _ = host.kill();
             let _ = host.wait();
         }
+    }
+
+    /// Waits until the files have lain still for so long that a version names one content, as the cache demands.
+    pub(super) fn settle(&self) {
+        let changed = fs::metadata(self.path("export/below/large")).unwrap().modified().unwrap();
+        let settled = Duration::from_nanos(wormhole::proto::Version::SETTLE_NS.unsigned_abs() + 100_000_000);
+        std::thread::sleep(settled.saturating_sub(changed.elapsed().unwrap()));
     }
 
     /// A directory to mount on; made if need be.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use tempfile::TempDir;
 use wormhole::cache::{CacheConfig, ChunkCache, DiskCache};
 use wormhole::chunk::{CHUNK_BYTES, ChunkHash, VerifiedChunk};
@@ -73,6 +75,19 @@ fn read_plain(directory: &Path, hash: bool) {
     }
 }
 
+/// Says how many CPU seconds the process used for `work`: on a busy machine a steadier figure than the time on the clock.
+fn metered<T>(name: &str, work: impl FnOnce() -> T) -> T {
+    let used = || {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).expect("ask for the CPU time");
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        seconds(usage.user_time()) + seconds(usage.system_time())
+    };
+    let before = used();
+    let result = work();
+    println!("{name}: {:.3} CPU seconds", used() - before);
+    result
+}
+
 fn read_cached(cache: &DiskCache, hashes: &[ChunkHash], run: usize) {
     for some in hashes.chunks(run) {
         assert!(black_box(cache.load_run(some)).iter().all(Option::is_some));
@@ -94,6 +109,10 @@ fn insert(c: &mut Criterion) {
             })
         });
     });
+    // After the others: memory that was never touched costs a virtual machine several times more.
+    let directory = TempDir::new().expect("make a directory");
+    let cache = open(directory.path(), None);
+    metered("insert 1 GiB", || fill(&cache, &chunks));
 }
 
 fn load(c: &mut Criterion) {
@@ -104,6 +123,11 @@ fn load(c: &mut Criterion) {
         chunks.iter().map(VerifiedChunk::hash).collect()
     };
     let cache = open(directory.path(), None);
+    for run in [1, 4, 16] {
+        metered(&format!("load 1 GiB in runs of {run}"), || read_cached(&cache, &hashes, run));
+    }
+    metered("plain pread of 1 GiB", || read_plain(directory.path(), false));
+    metered("plain pread and hash of 1 GiB", || read_plain(directory.path(), true));
     let mut group = c.benchmark_group("load");
     group.sample_size(10).throughput(Throughput::Bytes(FILE_BYTES));
     group.bench_function("one by one", |bencher| bencher.iter(|| read_cached(&cache, &hashes, 1)));
@@ -128,7 +152,7 @@ fn start(c: &mut Criterion) {
         }
     }
     drop(cache);
-    let opened = open(directory.path(), segment_bytes).stats();
+    let opened = metered("open", || open(directory.path(), segment_bytes)).stats();
     assert_eq!(opened.entries, u64::from(RECORDS));
     let mut group = c.benchmark_group("open");
     group.sample_size(20);

@@ -176,7 +176,7 @@ impl<W> Inflight<W> {
     pub(super) fn leave(&mut self, key: &ChunkKey, waiter: WaiterId) -> Option<RequestId> {
         let chunk = self.chunks.get_mut(key)?;
         let at = chunk.waiters.iter().position(|(id, _)| *id == waiter)?;
-        chunk.waiters.swap_remove(at);
+        chunk.waiters.remove(at);
         let id = chunk.request;
         let request = self.requests.get_mut(&id).expect("every chunk has its request");
         request.waiters -= 1;

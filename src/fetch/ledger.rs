@@ -3,15 +3,13 @@
 //! The budget covers chunks in memory and chunks under way. A demand always starts, and memory makes room for it; what is
 //! read ahead starts only where it does not push out what others have read ahead and not used yet.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 
 use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
 use super::memory::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
-use crate::chunk::{ChunkIndex, ChunkRange};
+use crate::chunk::ChunkRange;
 
 /// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
@@ -140,21 +138,22 @@ impl<W> Ledger<W> {
     /// The requests that may start now, out of what waits.
     pub(super) fn admit(&mut self) -> Vec<Start> {
         let mut starts = Vec::new();
-        while self.inflight.ahead_requests() < self.budget.ahead_requests_max {
-            let Some((owner, run)) = self.queue.peek() else { break };
+        while let Some((owner, run)) = self.queue.peek() {
             let AheadRun { content, chunks } = *run;
-            let missing: Vec<ChunkIndex> =
-                chunks.iter().filter(|index| !self.has(&content.chunk(*index))).collect();
-            let bytes = missing.iter().map(|index| content.chunk_bytes(*index) + ENTRY_BYTES).sum();
-            if bytes <= self.budget.ahead_bytes_max && !self.fits(owner, bytes) {
+            let missing = chunks.iter().filter(|index| !self.has(&content.chunk(*index)));
+            let missing = runs(missing, self.budget.request_chunks);
+            let indices = missing.iter().flat_map(|run| run.iter());
+            let bytes: u64 = indices.map(|index| content.chunk_bytes(index) + ENTRY_BYTES).sum();
+            // What can never fit is not waited for.
+            let is_possible = bytes <= self.budget.ahead_bytes_max;
+            if is_possible && !self.fits(owner, bytes, missing.len()) {
                 break;
             }
             self.queue.pop();
-            if bytes > self.budget.ahead_bytes_max {
+            if !is_possible {
                 continue;
             }
             chunks.iter().for_each(|index| self.inflight.adopt(&content.chunk(index), owner));
-            let missing = runs(missing, self.budget.request_chunks);
             starts.extend(missing.into_iter().map(|run| self.begin(&content, run, Some(owner))));
         }
         self.make_room();
@@ -194,8 +193,13 @@ impl<W> Ledger<W> {
 
     /// What each of those who read ahead now may have ahead of it, in bytes.
     pub(super) fn share_bytes(&self) -> u64 {
-        let owners: HashSet<OwnerId> =
-            self.queue.owners().chain(self.inflight.owners()).chain(self.memory.owners()).collect();
+        // Asked at every read. Owners are few, so a list that is searched beats a set.
+        let mut owners: Vec<OwnerId> = Vec::with_capacity(16);
+        for owner in self.queue.owners().chain(self.inflight.owners()).chain(self.memory.owners()) {
+            if !owners.contains(&owner) {
+                owners.push(owner);
+            }
+        }
         self.budget.ahead_bytes_max / owners.len().max(1) as u64
     }
 
@@ -208,9 +212,13 @@ impl<W> Ledger<W> {
         Start { request, content: *content, chunks, is_ahead: owner.is_some() }
     }
 
-    /// Whether an owner may have `bytes` more on their way: while there is room for all, or it has less than its share.
+    /// Whether an owner may have `bytes` more on their way, in so many requests: while there is room for all, or it has less than its share.
     /// In the second case the oldest of what others left unread makes room.
-    fn fits(&self, owner: OwnerId, bytes: u64) -> bool {
+    fn fits(&self, owner: OwnerId, bytes: u64, requests: usize) -> bool {
+        let running = self.inflight.ahead_requests();
+        if running > 0 && running + requests > self.budget.ahead_requests_max {
+            return false;
+        }
         let most = self.budget.ahead_bytes_max;
         if self.inflight.bytes() + bytes > most {
             return false;
@@ -234,7 +242,7 @@ mod tests {
 
     use super::*;
     use crate::cache::FileKey;
-    use crate::chunk::CHUNK_BYTES;
+    use crate::chunk::{CHUNK_BYTES, ChunkIndex};
     use crate::proto::{NodeId, Timestamp, Version};
 
     const CHUNK_COST: u64 = CHUNK_BYTES + ENTRY_BYTES;

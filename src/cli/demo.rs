@@ -215,11 +215,12 @@ fn copy(
 }
 
 fn copy_words(bytes: u64, seconds: f64, left_out: usize) -> String {
-    let mut text = format!("{} in {seconds:.2} s: {}", amount(bytes), rate(bytes, seconds));
-    if left_out > 0 {
-        text += &format!(" ({} files beyond {} left out)", count(left_out as u64), amount(COPY_BYTES_MAX));
-    }
-    text
+    let beyond = if left_out == 0 {
+        String::new()
+    } else {
+        format!(" ({} files beyond {} left out)", count(left_out as u64), amount(COPY_BYTES_MAX))
+    };
+    format!("{} in {seconds:.2} s: {}{beyond}", amount(bytes), rate(bytes, seconds))
 }
 
 fn millis(since: Instant) -> u64 {

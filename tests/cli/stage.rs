@@ -100,8 +100,8 @@ impl Stage {
             }
         };
         self.host = Some(child);
-        self.listening = greeting["listening"].as_str().unwrap().to_owned();
-        self.ticket = greeting["ticket"].as_str().unwrap().to_owned();
+        greeting["listening"].as_str().unwrap().clone_into(&mut self.listening);
+        greeting["ticket"].as_str().unwrap().clone_into(&mut self.ticket);
     }
 
     pub(super) fn host_pid(&self) -> nix::unistd::Pid {
@@ -152,7 +152,7 @@ impl Stage {
 
     /// The report of the mount there.
     #[track_caller]
-    pub(super) fn status(&self, mountpoint: &Path) -> Value {
+    pub(super) fn status(mountpoint: &Path) -> Value {
         let text = succeeds(wormhole().args(["status", "--json"]).arg(mountpoint));
         let reports: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(reports.as_array().unwrap().len(), 1, "{text}");
@@ -161,7 +161,7 @@ impl Stage {
 
     /// Fails unless mount, process and control socket are gone.
     #[track_caller]
-    pub(super) fn nothing_is_left(&self, mountpoint: &Path, status: &Value) {
+    pub(super) fn nothing_is_left(mountpoint: &Path, status: &Value) {
         eventually("the mount is gone", || mount_at(mountpoint).is_none());
         let pid = status["pid"].as_u64().unwrap();
         eventually("the daemon is gone", || !is_alive(pid));

@@ -16,7 +16,7 @@ use wormhole::transport::{Endpoint, ExpectedHost, Identity, Lane, PublicKey, Tra
 
 use super::Failure;
 use super::net::Net;
-use super::process::{Daemon, run};
+use super::process::{Daemon, run, wait_until};
 
 /// Streams of the raw transfer; as many requests as the mount usually has under way.
 const STREAMS: u64 = 8;
@@ -91,7 +91,16 @@ pub fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
         return Err(format!("the raw QUIC host said {line:?}").into());
     };
     let mut command = net.client_command(program);
-    command.args(["--role", "quic-client", "--address", address, "--key", key, "--bytes", &bytes.to_string()]);
+    command.args([
+        "--role",
+        "quic-client",
+        "--address",
+        address,
+        "--key",
+        key,
+        "--bytes",
+        &bytes.to_string(),
+    ]);
     let mut client = Daemon::start(command, true)?;
     let mut seconds = String::new();
     client.child().stdout.take().ok_or("no standard output")?.read_to_string(&mut seconds)?;
@@ -149,4 +158,34 @@ pub fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Failure> 
         println!("{}", start.elapsed().as_secs_f64());
         Ok(())
     })
+}
+
+/// `cat` of a file that a FUSE daemon of ours makes up from memory: what the kernel and the library allow.
+pub fn fuse_stub(folder: &Path, bytes: u64, is_direct: bool) -> Result<Ceiling, Failure> {
+    let point = folder.join("stub");
+    std::fs::create_dir_all(&point)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--role", "stub", "--bytes", &bytes.to_string()]).arg("--data-dir").arg(&point);
+    command.args(is_direct.then_some(["--key", "direct"]).iter().flatten());
+    let daemon = Daemon::start(command, false)?;
+    let file = point.join("zeroes");
+    wait_until("the stub is there", || file.exists())?;
+    let cpu_before = daemon.cpu_seconds();
+    let took = run(Command::new("cat").arg(&file))?;
+    let cpu = took.cpu_seconds + daemon.cpu_seconds() - cpu_before;
+    drop(daemon);
+    Ok(Ceiling::new(bytes, took.seconds, cpu))
+}
+
+/// The process behind it; ends when it is told to, and unmounts.
+pub fn stub(folder: &Path, bytes: u64, is_direct: bool) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mounted = wormhole::fuse::mount_stub(folder, bytes, is_direct)?;
+    runtime.block_on(async {
+        let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        end.recv().await;
+        Ok::<_, std::io::Error>(())
+    })?;
+    drop(mounted);
+    Ok(())
 }

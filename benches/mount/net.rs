@@ -43,12 +43,15 @@ impl Net {
 
     /// Two namespaces of our own, MTU 1,500. Needs root.
     pub fn veth() -> Result<Self, Failure> {
-        let net = Self { ours: true, ..Self::given("veth", HOST_NAMESPACE, CLIENT_NAMESPACE, "10.78.0.1") };
+        let mut net = Self::given("veth", HOST_NAMESPACE, CLIENT_NAMESPACE, "10.78.0.1");
+        net.ours = true;
         net.remove();
         for words in [
             format!("netns add {HOST_NAMESPACE}"),
             format!("netns add {CLIENT_NAMESPACE}"),
-            format!("link add wb0 netns {HOST_NAMESPACE} mtu 1500 type veth peer name wb0 netns {CLIENT_NAMESPACE} mtu 1500"),
+            format!(
+                "link add wb0 netns {HOST_NAMESPACE} mtu 1500 type veth peer name wb0 netns {CLIENT_NAMESPACE} mtu 1500"
+            ),
             format!("-n {HOST_NAMESPACE} addr add 10.78.0.1/24 dev wb0"),
             format!("-n {CLIENT_NAMESPACE} addr add 10.78.0.2/24 dev wb0"),
             format!("-n {HOST_NAMESPACE} link set wb0 up"),
@@ -56,7 +59,8 @@ impl Net {
             format!("-n {HOST_NAMESPACE} link set lo up"),
             format!("-n {CLIENT_NAMESPACE} link set lo up"),
         ] {
-            let done = Command::new("ip").args(words.split(' ')).status().map_err(|error| format!("ip: {error}"))?;
+            let done =
+                Command::new("ip").args(words.split(' ')).status().map_err(|error| format!("ip: {error}"))?;
             if !done.success() {
                 return Err(format!("ip {words} failed; a veth pair needs root").into());
             }

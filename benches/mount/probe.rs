@@ -65,7 +65,10 @@ pub fn parallel_seconds(files: &[std::path::PathBuf], bytes: u64) -> Result<Vec<
                 })
             })
             .collect();
-        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).collect::<Result<Vec<_>, _>>()
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("a reader does not panic"))
+            .collect::<Result<Vec<_>, _>>()
     })?;
     times.sort_by(f64::total_cmp);
     Ok(times)

@@ -20,7 +20,11 @@ impl Daemon {
     /// Starts `command`, its standard output to be read by the caller if `piped`.
     pub fn start(mut command: Command, piped: bool) -> Result<Self, Failure> {
         let stdout = if piped { Stdio::piped() } else { Stdio::null() };
-        let child = command.stdin(Stdio::null()).stdout(stdout).spawn().map_err(|error| format!("{command:?}: {error}"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .spawn()
+            .map_err(|error| format!("{command:?}: {error}"))?;
         Ok(Self { child })
     }
 
@@ -36,14 +40,22 @@ impl Daemon {
 
     /// The same with all living descendants and the ended ones that were waited for.
     pub fn tree_cpu_seconds(&self) -> f64 {
-        let all: Vec<_> = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            Some((pid, stat_fields(pid)?))
-        }).collect();
+        let all: Vec<_> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                Some((pid, stat_fields(pid)?))
+            })
+            .collect();
         let mut family = vec![self.child.id()];
         let mut seconds = 0.0;
         while let Some(pid) = family.pop() {
-            seconds += all.iter().find(|(other, _)| *other == pid).map_or(0.0, |(_, fields)| fields.cpu_seconds + fields.waited_cpu_seconds);
+            seconds += all
+                .iter()
+                .find(|(other, _)| *other == pid)
+                .map_or(0.0, |(_, fields)| fields.cpu_seconds + fields.waited_cpu_seconds);
             family.extend(all.iter().filter(|(_, fields)| fields.parent == pid).map(|(pid, _)| *pid));
         }
         seconds
@@ -91,7 +103,11 @@ fn stat_fields(pid: u32) -> Option<StatFields> {
     let seconds = |numbers: std::ops::RangeInclusive<usize>| -> f64 {
         numbers.filter_map(|number| fields.get(number - 3)?.parse::<f64>().ok()).sum::<f64>() / 100.0
     };
-    Some(StatFields { parent: fields.get(1)?.parse().ok()?, cpu_seconds: seconds(14..=15), waited_cpu_seconds: seconds(16..=17) })
+    Some(StatFields {
+        parent: fields.get(1)?.parse().ok()?,
+        cpu_seconds: seconds(14..=15),
+        waited_cpu_seconds: seconds(16..=17),
+    })
 }
 
 /// What a command took.
@@ -106,7 +122,11 @@ pub struct Run {
 pub fn run(command: &mut Command) -> Result<Run, Failure> {
     let cpu_before = children_cpu_seconds();
     let start = Instant::now();
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().map_err(|error| format!("{command:?}: {error}"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|error| format!("{command:?}: {error}"))?;
     let seconds = start.elapsed().as_secs_f64();
     if !status.success() {
         return Err(format!("{command:?}: {status}").into());

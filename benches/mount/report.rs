@@ -31,7 +31,13 @@ impl Report {
 
     /// A figure beside what it is to be held against.
     pub fn add_beside(&mut self, what: &str, value: f64, unit: &'static str, ceiling: f64, ceiling_is: &str) {
-        self.rows.push(Row { what: what.into(), value, unit, ceiling: Some(ceiling), ceiling_is: ceiling_is.into() });
+        self.rows.push(Row {
+            what: what.into(),
+            value,
+            unit,
+            ceiling: Some(ceiling),
+            ceiling_is: ceiling_is.into(),
+        });
     }
 
     /// A table on standard output.
@@ -43,7 +49,10 @@ impl Report {
             match row.ceiling {
                 Some(ceiling) => println!(
                     "| {} | {value} | {ceiling:.2} {} ({}) | {:.2} |",
-                    row.what, row.unit, row.ceiling_is, row.value / ceiling
+                    row.what,
+                    row.unit,
+                    row.ceiling_is,
+                    row.value / ceiling
                 ),
                 None => println!("| {} | {value} | | |", row.what),
             }
@@ -56,5 +65,9 @@ fn machine() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    format!("{cores} cores,{}, Linux {}", model.trim_start_matches([' ', '\t', ':']).replace(['\t'], ""), kernel.trim())
+    format!(
+        "{cores} cores,{}, Linux {}",
+        model.trim_start_matches([' ', '\t', ':']).replace(['\t'], ""),
+        kernel.trim()
+    )
 }

@@ -42,7 +42,9 @@ impl Sshfs {
         let config = format!(
             "Port {PORT}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nSubsystem sftp internal-sftp\n",
-            net.address, key("host_key"), key("authorized_keys"),
+            net.address,
+            key("host_key"),
+            key("authorized_keys"),
         );
         fs::write(folder.join("sshd_config"), config)?;
         let mut command = net.host_command(SERVER);
@@ -59,9 +61,14 @@ impl Sshfs {
         for _ in 0..50 {
             let mut command = net.client_command("sshfs");
             command.arg("-f").arg(format!("root@{}:{}", net.address, source.display())).arg(point).args([
-                "-p", PORT, "-o", &format!("IdentityFile={key}"),
-                "-o", "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR",
-                "-o", "Ciphers=aes128-gcm@openssh.com,kernel_cache,auto_cache,max_conns=4,Compression=no",
+                "-p",
+                PORT,
+                "-o",
+                &format!("IdentityFile={key}"),
+                "-o",
+                "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR",
+                "-o",
+                "Ciphers=aes128-gcm@openssh.com,kernel_cache,auto_cache,max_conns=4,Compression=no",
             ]);
             let mut daemon = Daemon::start(command.stderr_null(), false)?;
             let ended_or_mounted = || is_mounted(point) || matches!(daemon.child().try_wait(), Ok(Some(_)));

@@ -60,7 +60,8 @@ impl Mount {
 
     /// What `wormhole status` says of it.
     pub fn status(&self) -> Result<Value, Failure> {
-        let output = std::process::Command::new(WORMHOLE).args(["status", "--json"]).arg(&self.point).output()?;
+        let output =
+            std::process::Command::new(WORMHOLE).args(["status", "--json"]).arg(&self.point).output()?;
         Ok(serde_json::from_slice::<Value>(&output.stdout)?.get(0).cloned().unwrap_or_default())
     }
 

@@ -44,7 +44,7 @@ pub use quinn::{
 pub use resolve::resolve;
 pub use socket::SocketBuffers;
 pub use source::{DEFAULT_PORT, HostAddress, Source};
-pub use ticket::{Ticket, TicketSecret};
+pub use ticket::Ticket;
 pub use tls::ExpectedHost;
 pub use tuning::TransportTuning;
 

@@ -55,7 +55,7 @@ impl World {
     async fn client_below(&self, sub_path: &str) -> Guest {
         let secret = self.host.ticket("export", TicketTerms::default()).unwrap().secret();
         let visitor = Visitor::new(self).await;
-        let hello = Hello { sub_path: sub_path.into(), ticket: Some(TicketSecret(secret.0)), ..hello() };
+        let hello = Hello { sub_path: sub_path.into(), ticket: Some(secret), ..hello() };
         let welcome = visitor.greet(hello).await.unwrap();
         Guest { visitor, welcome }
     }

@@ -135,7 +135,7 @@ async fn a_host_that_restarts_is_another_instance_with_the_same_keys() {
     let identity = Identity::generate().unwrap();
     let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
     let visitor = Visitor::with_key(&world, &identity).await;
-    let ticket = Some(TicketSecret(secret.0));
+    let ticket = Some(secret);
     let before = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();
     let (key, World { host, folder }) = (world.host.identity(), world);
     host.shutdown().await;

@@ -83,6 +83,20 @@ fn left(holds: Duration, learned: Learned, now: Instant) -> Duration {
     holds.saturating_sub(now.saturating_duration_since(learned.seen))
 }
 
+/// How long after a change of a file its next change bears another stamp, where stamps are finer than a millisecond: the
+/// slowest tick of the kernel's clock (100 Hz), twice.
+const TICK_NS: i64 = 20_000_000;
+
+/// Whether the next change of the file will show in its version. Weaker than [`Attributes::is_settled`], which allows for
+/// file systems with stamps of two seconds: here a stamp that is no whole millisecond proves that its file system has
+/// finer ones.
+pub(super) fn tell_changes_apart(attributes: &Attributes) -> bool {
+    const MILLISECOND_NS: i64 = 1_000_000;
+    let newest = attributes.mtime.0.max(attributes.ctime.0);
+    let is_fine = attributes.ctime.0 % MILLISECOND_NS != 0;
+    attributes.is_settled() || (is_fine && attributes.observed.0.saturating_sub(newest) >= TICK_NS)
+}
+
 /// What the mount shows instead of the host's owners and permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ownership {
@@ -173,6 +187,19 @@ pub(super) mod tests {
         assert_eq!(Learned::by_stream(asked, at(3000), rtt).seen, at(2950));
         assert_eq!(Learned::by_stream(asked, at(20), rtt).seen, asked);
         assert_eq!(Learned::by_stream(asked, at(3000), rtt).asked, asked);
+    }
+
+    #[test]
+    fn a_young_file_with_fine_stamps_shows_its_next_change_after_a_tick() {
+        let file = |ctime, observed| Attributes {
+            ctime: Timestamp(ctime),
+            observed: Timestamp(observed),
+            ..attributes(7, FileKind::Regular)
+        };
+        assert!(tell_changes_apart(&file(123_456, 123_456 + TICK_NS)));
+        assert!(!tell_changes_apart(&file(123_456, 123_455 + TICK_NS)));
+        assert!(!tell_changes_apart(&file(3_000_000, 3_000_000 + TICK_NS)));
+        assert!(tell_changes_apart(&file(3_000_000, 3_000_000 + 2_000_000_000)));
     }
 
     #[test]

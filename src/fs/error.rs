@@ -12,7 +12,7 @@ pub enum FsError {
     Call(#[from] CallError),
     /// Content could not be had.
     #[error(transparent)]
-    Fetch(#[from] FetchError),
+    Content(FetchError),
     /// There is no such name.
     #[error("no such file or directory")]
     NotFound,
@@ -42,12 +42,21 @@ pub enum FsError {
     Invalid,
 }
 
+impl From<FetchError> for FsError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Call(error) => Self::Call(error),
+            other => Self::Content(other),
+        }
+    }
+}
+
 impl FsError {
     /// What to tell the program that made the system call.
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Call(error) => error.errno(),
-            Self::Fetch(error) => error.errno(),
+            Self::Content(error) => error.errno(),
             Self::NotFound => Errno::ENOENT,
             Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
             Self::BadHandle(_) => Errno::EBADF,
@@ -75,8 +84,6 @@ impl FsError {
 pub(super) enum Remedy {
     /// Look the node up again by its path, then repeat.
     Resolve,
-    /// Ask for the new attributes, then repeat.
-    Revalidate,
     /// Answer from an old copy if there is one: the host is out of reach.
     UseCopy,
     /// Report it.
@@ -89,18 +96,9 @@ impl Remedy {
             CallError::TimedOut(_) => Self::UseCopy,
             CallError::Host(refusal) => match refusal.code {
                 ErrorCode::UnknownNode => Self::Resolve,
-                ErrorCode::VersionChanged => Self::Revalidate,
                 _ => Self::None,
             },
             CallError::BadAnswer(_) | CallError::Closed => Self::None,
-        }
-    }
-
-    pub(super) const fn of_fetch(error: &FetchError) -> Self {
-        match error {
-            FetchError::VersionChanged => Self::Revalidate,
-            FetchError::UnknownNode => Self::Resolve,
-            FetchError::Call(error) => Self::of(error),
         }
     }
 }
@@ -119,7 +117,8 @@ mod tests {
             (FsError::Call(system(Errno::EACCES)), Errno::EACCES),
             (FsError::Call(CallError::TimedOut(Duration::from_secs(1))), Errno::ETIMEDOUT),
             (FsError::Call(CallError::Closed), Errno::ENOTCONN),
-            (FsError::Fetch(FetchError::VersionChanged), Errno::EIO),
+            (FsError::from(FetchError::VersionChanged), Errno::EIO),
+            (FsError::from(FetchError::UnknownNode), Errno::ESTALE),
             (FsError::NotFound, Errno::ENOENT),
             (FsError::UnknownInode(7), Errno::ESTALE),
             (FsError::BadHandle(7), Errno::EBADF),
@@ -139,11 +138,9 @@ mod tests {
     fn only_what_can_be_mended_is_mended() {
         let host = |code| CallError::Host(WireError::new(code, ""));
         assert_eq!(Remedy::of(&host(ErrorCode::UnknownNode)), Remedy::Resolve);
-        assert_eq!(Remedy::of(&host(ErrorCode::VersionChanged)), Remedy::Revalidate);
+        assert_eq!(Remedy::of(&host(ErrorCode::VersionChanged)), Remedy::None);
         assert_eq!(Remedy::of(&CallError::TimedOut(Duration::ZERO)), Remedy::UseCopy);
         assert_eq!(Remedy::of(&host(ErrorCode::Refused)), Remedy::None);
         assert_eq!(Remedy::of(&CallError::Closed), Remedy::None);
-        assert_eq!(Remedy::of_fetch(&FetchError::VersionChanged), Remedy::Revalidate);
-        assert_eq!(Remedy::of_fetch(&FetchError::UnknownNode), Remedy::Resolve);
     }
 }

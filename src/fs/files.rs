@@ -63,7 +63,7 @@ impl FileSystem {
     /// Closes a file: what was asked ahead for it is no longer wanted.
     pub async fn release(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
-        self.cancel_reads(handle);
+        self.fetcher.cancel_handle(handle);
         let surplus = lock(&self.inodes).closed(file.inode);
         match surplus {
             Some(node) => self.close_on_host(node).await,

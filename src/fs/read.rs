@@ -4,6 +4,9 @@
 //! asked for and the whole call begins again. Bytes of two versions never meet in one answer. That holds for what
 //! the kernel asks in one request: past the page cache that is one `read(2)` of up to 1 MiB (see `open_mode`).
 //!
+//! A file whose last change is so young that its next one may bear the same stamp is read with one request for each call,
+//! past everything that is kept: parts that were fetched apart could belong to two states that look alike.
+//!
 //! What lies in memory is served without asking as long as the attributes hold. A reader that goes on reading never waits
 //! for them: they are asked for anew, behind its back, when half of their time is over.
 
@@ -13,12 +16,11 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::error::Remedy;
 use super::events::FsEvent;
 use super::files::OpenFile;
 use super::inodes::Inode;
 use super::nodes::Age;
-use super::{FileSystem, FsError, lock};
+use super::{FileSystem, FsError, attributes, lock};
 use crate::cache::FileKey;
 use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, Lane};
@@ -59,6 +61,9 @@ impl FileSystem {
         if range.is_empty() {
             return Some(Bytes::new());
         }
+        if !attributes::tell_changes_apart(&attributes) {
+            return None;
+        }
         let content = self.content_of(&attributes);
         let bytes = self.fetcher.read_memory(&content, range)?;
         self.adopt(handle, &file, &attributes);
@@ -76,10 +81,10 @@ impl FileSystem {
         for attempt in 0..ATTEMPTS_MAX + SINGLE_ATTEMPTS_MAX {
             self.adopt(handle, &file, &attributes);
             let recoveries = self.node_of(file.inode)?.1;
-            let answer = if attempt < ATTEMPTS_MAX {
+            let answer = if attempt < ATTEMPTS_MAX && attributes::tell_changes_apart(&attributes) {
                 self.read_version(handle, &file, &attributes, range).await
             } else {
-                self.read_single(&attributes, range).await.map_err(FetchError::from)
+                self.read_single(&attributes, range).await
             };
             let error = match answer {
                 Ok(bytes) => {
@@ -88,13 +93,13 @@ impl FileSystem {
                 }
                 Err(error) => error,
             };
-            match Remedy::of_fetch(&error) {
-                Remedy::Revalidate => attributes = self.attributes_from_host(file.inode).await?.0,
-                Remedy::Resolve if may_recover => {
+            match error {
+                FetchError::VersionChanged => attributes = self.attributes_from_host(file.inode).await?.0,
+                FetchError::UnknownNode if may_recover => {
                     may_recover = false;
                     self.recover(file.inode, recoveries).await?;
                 }
-                _ => return Err(error.into()),
+                error => return Err(error.into()),
             }
         }
         Err(FsError::KeepsChanging(ATTEMPTS_MAX + SINGLE_ATTEMPTS_MAX))
@@ -104,11 +109,6 @@ impl FileSystem {
     pub async fn lseek(&self, handle: u64, offset: u64, target: SeekTarget) -> Result<u64, FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         self.ask(file.inode, |client, node| async move { client.seek(node, offset, target).await }).await
-    }
-
-    /// Nobody waits for what was asked ahead for this handle.
-    pub(super) fn cancel_reads(&self, handle: u64) {
-        self.fetcher.cancel_handle(handle);
     }
 
     /// One attempt to read one version.
@@ -129,7 +129,7 @@ impl FileSystem {
     }
 
     /// One attempt to read one version with one request for everything, past everything that is kept.
-    async fn read_single(&self, attributes: &Attributes, range: ByteRange) -> Result<Bytes, CallError> {
+    async fn read_single(&self, attributes: &Attributes, range: ByteRange) -> Result<Bytes, FetchError> {
         let range = range.clamp_to(attributes.size);
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -149,7 +149,7 @@ impl FileSystem {
                 }
                 ContentPart::End { .. } if missing == 0 => return Ok(bytes.freeze()),
                 ContentPart::End { .. } => {
-                    return Err(CallError::BadAnswer("a part of a file is missing".into()));
+                    return Err(CallError::BadAnswer("a part of the file is missing".into()).into());
                 }
                 ContentPart::Same { .. } => {}
             }
@@ -180,8 +180,8 @@ impl FileSystem {
                 return;
             }
             *reads = ReadState::new(attributes);
-            self.fetcher.cancel_handle(handle);
         }
+        self.fetcher.cancel_handle(handle);
         self.drop_pages(file.inode, attributes);
     }
 
@@ -223,7 +223,7 @@ impl FileSystem {
         FileContent {
             node: attributes.node,
             version: attributes.version(),
-            key: content_key(&self.config.host_key, attributes),
+            key: FileKey::from_bytes(content_key(&self.config.host_key, attributes)),
             settled: attributes.is_settled(),
         }
     }
@@ -254,7 +254,7 @@ fn copy_part(bytes: &mut [u8], range: ByteRange, offset: u64, part: &[u8]) -> u6
 }
 
 /// Names one version of one file of one host, for a cache that outlives the mount and serves several hosts.
-fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> FileKey {
+fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
     let version = attributes.version();
     let mut hasher = blake3::Hasher::new_derive_key("wormhole 2026-11 content of one version of one file");
     hasher.update(host_key);
@@ -264,7 +264,7 @@ fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> FileKey {
     for number in [attributes.node.birth_ns, version.mtime.0, version.ctime.0] {
         hasher.update(&number.to_le_bytes());
     }
-    FileKey::from_bytes(*hasher.finalize().as_bytes())
+    *hasher.finalize().as_bytes()
 }
 
 #[cfg(test)]

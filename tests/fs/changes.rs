@@ -1,0 +1,195 @@
+//! Files that change while they are read: every call is answered from one version, and new content is seen.
+
+use proptest::prelude::*;
+use tokio::runtime::Builder;
+use wormhole::chunk::CHUNK_BYTES;
+use wormhole::client::memory::{MemoryHost, Stage};
+use wormhole::fs::{FsError, FsEvent};
+use wormhole::proto::Request;
+
+use super::{FLEETING, LASTING, World};
+
+/// A file of which every byte tells its version.
+fn filled(version: u8, size: usize) -> Vec<u8> {
+    vec![version; size]
+}
+
+fn rewrite(host: &MemoryHost, version: u8, size: usize) {
+    host.write("f", 0, filled(version, size));
+    host.truncate("f", size as u64);
+}
+
+#[tokio::test]
+async fn a_change_in_the_middle_of_a_read_starts_the_whole_call_again() {
+    let size = 4 * CHUNK_BYTES as usize;
+    let host = MemoryHost::new();
+    host.create_file("f", filled(1, size));
+    let world = World::new(host.clone(), LASTING);
+    let file = world.open("f").await;
+    // Chunk 0 is in memory, in the first version.
+    world.read(file.handle, 0, CHUNK_BYTES).await.unwrap();
+    host.hold(|request, stage| matches!((request, stage), (Request::Read(_), Stage::Part(1))));
+    let (read, ()) = tokio::join!(world.read(file.handle, 0, size as u64), async {
+        host.until(|host| !host.held().is_empty()).await;
+        rewrite(&host, 2, size);
+        host.release_all();
+    });
+    assert!(read.unwrap() == filled(2, size));
+    let mut events = world.fs.take_events().unwrap();
+    assert!(matches!(events.try_recv(), Ok(FsEvent::InvalidateContent { .. })));
+    assert!(world.fs.take_events().is_none());
+}
+
+#[tokio::test]
+async fn a_file_that_changes_all_the_time_is_an_error_and_not_a_mix() {
+    let host = MemoryHost::new();
+    host.create_file("f", filled(1, 2 * CHUNK_BYTES as usize));
+    let world = World::new(host.clone(), FLEETING);
+    let file = world.open("f").await;
+    let writer = host.clone();
+    // Between the look and the read, always.
+    host.set_delay(move |request| {
+        if matches!(request, Request::Read(_)) {
+            writer.write("f", 0, "again");
+        }
+        std::time::Duration::ZERO
+    });
+    let error = world.read(file.handle, 0, 2 * CHUNK_BYTES).await.unwrap_err();
+    assert!(matches!(error, FsError::KeepsChanging(_)), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_closed_elsewhere_before_is_seen_by_an_open() {
+    let host = MemoryHost::new();
+    host.create_file("f", "old");
+    let world = World::new(host.clone(), LASTING);
+    let first = world.open("f").await;
+    assert_eq!(world.read(first.handle, 0, 10).await.unwrap(), b"old");
+    host.write("f", 0, "NEW CONTENT");
+    let second = world.open("f").await;
+    assert_eq!(world.read(second.handle, 0, 100).await.unwrap(), b"NEW CONTENT");
+    assert_eq!(world.read(first.handle, 0, 100).await.unwrap(), b"NEW CONTENT");
+}
+
+#[tokio::test]
+async fn an_open_handle_follows_the_file_when_its_attributes_have_aged() {
+    let host = MemoryHost::new();
+    host.create_file("f", "old");
+    let world = World::new(host.clone(), FLEETING);
+    let file = world.open("f").await;
+    assert_eq!(world.read(file.handle, 0, 10).await.unwrap(), b"old");
+    host.append("f", " and more");
+    assert_eq!(world.read(file.handle, 0, 100).await.unwrap(), b"old and more");
+    host.truncate("f", 1);
+    assert_eq!(world.read(file.handle, 0, 100).await.unwrap(), b"o");
+}
+
+#[tokio::test]
+async fn two_states_with_one_stamp_do_not_mix() {
+    let size = 3 * CHUNK_BYTES as usize;
+    let host = MemoryHost::new();
+    host.set_clock_granularity(std::time::Duration::from_secs(1));
+    host.create_file("f", filled(0, size));
+    rewrite(&host, 1, size);
+    let world = World::new(host.clone(), LASTING);
+    let file = world.open("f").await;
+    world.read(file.handle, 0, CHUNK_BYTES).await.unwrap();
+    // The same second, so the same version.
+    rewrite(&host, 2, size);
+    let read = world.read(file.handle, 0, size as u64).await.unwrap();
+    assert!(read.iter().all(|byte| *byte == read[0]), "bytes of two states in one call");
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Rewrite { size: usize },
+    Read { handle: usize, offset: u64, len: u64 },
+    Open,
+    Settle,
+    Release { handle: usize },
+    Hold,
+    LetGo,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let chunk = CHUNK_BYTES as usize;
+    prop_oneof![
+        2 => (0..6 * chunk).prop_map(|size| Step::Rewrite { size }),
+        6 => (0usize..4, 0..6 * CHUNK_BYTES, 1..4 * CHUNK_BYTES)
+            .prop_map(|(handle, offset, len)| Step::Read { handle, offset, len }),
+        1 => Just(Step::Open),
+        1 => Just(Step::Settle),
+        1 => (0usize..4).prop_map(|handle| Step::Release { handle }),
+        1 => Just(Step::Hold),
+        2 => Just(Step::LetGo),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_read_mixes_versions_whatever_happens(steps in proptest::collection::vec(step(), 1..40)) {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(history(steps));
+    }
+}
+
+/// Carries out a history with reads under way while the file changes, and checks each when it ends.
+async fn history(steps: Vec<Step>) {
+    let host = MemoryHost::new();
+    let mut version = 1u8;
+    host.create_file("f", filled(version, 2 * CHUNK_BYTES as usize));
+    let world = std::sync::Arc::new(World::new(host.clone(), FLEETING));
+    let mut handles = vec![world.open("f").await.handle];
+    let mut reads = tokio::task::JoinSet::new();
+    for step in steps {
+        match step {
+            Step::Rewrite { size } => {
+                version = version.wrapping_add(1).max(1);
+                // One change of the version, so that no reader sees half of it.
+                host.replace_content(version, size);
+            }
+            Step::Read { handle, offset, len } => {
+                let Some(handle) = handles.get(handle).copied() else { continue };
+                let world = std::sync::Arc::clone(&world);
+                reads.spawn(async move { world.read(handle, offset, len).await });
+            }
+            Step::Open => handles.push(world.open("f").await.handle),
+            Step::Settle => host.advance(std::time::Duration::from_secs(3)),
+            Step::Release { handle } if handle < handles.len() && reads.is_empty() => {
+                world.fs.release(handles.swap_remove(handle)).await.unwrap();
+            }
+            Step::Release { .. } => {}
+            Step::Hold => {
+                host.hold(|request, stage| matches!((request, stage), (Request::Read(_), Stage::Part(_))))
+            }
+            Step::LetGo => {
+                host.release_one();
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    host.release_all();
+    while let Some(read) = reads.join_next().await {
+        let bytes = read.unwrap().unwrap();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "bytes of two versions in one call");
+    }
+    for handle in handles {
+        let read = world.read(handle, 0, u64::MAX).await.unwrap();
+        assert!(read == host.content_at("f", 0, 1024 * 1024), "the newest version is not seen");
+        world.fs.release(handle).await.unwrap();
+    }
+}
+
+/// Rewrites at once.
+trait ReplaceContent {
+    fn replace_content(&self, version: u8, size: usize);
+}
+
+impl ReplaceContent for MemoryHost {
+    /// No await lies between the two changes, so no request of this single-threaded history comes between them.
+    fn replace_content(&self, version: u8, size: usize) {
+        rewrite(self, version, size);
+    }
+}

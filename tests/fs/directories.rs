@@ -1,0 +1,143 @@
+//! Listings: complete, seekable, and what follows them without a round trip.
+
+use std::collections::BTreeSet;
+
+use wormhole::client::memory::{MemoryHost, Stage};
+use wormhole::fs::{DirectoryItem, Inode, Lookup};
+use wormhole::proto::Request;
+
+use super::{FLEETING, LASTING, World};
+
+fn many(count: u32) -> MemoryHost {
+    let host = MemoryHost::new();
+    for number in 0..count {
+        host.create_file(format!("d/{number:06}"), "");
+    }
+    host
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_entries_are_complete_and_seekable() {
+    let host = many(100_000);
+    let world = World::new(host, LASTING);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    let all = world.list_from(handle, 0).await;
+    assert_eq!(all.len(), 100_002);
+    assert_eq!((all[0].0.as_slice(), all[1].0.as_slice()), (b".".as_slice(), b"..".as_slice()));
+    let names: BTreeSet<_> = all.iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names.len(), all.len());
+    for place in [0, 1, 2, 77, 50_000, 100_000, 100_001] {
+        let behind = world.list_from(handle, all[place].1).await;
+        assert_eq!(behind, all[place + 1..]);
+    }
+    world.fs.releasedir(handle).unwrap();
+    world.fs.forget(folder.inode, 1);
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn entries_are_given_as_they_arrive() {
+    let host = many(250);
+    host.hold(|request, stage| matches!((request, stage), (Request::ReadDirectory { .. }, Stage::Part(1))));
+    let world = World::new(host.clone(), LASTING);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    let mut first = Vec::new();
+    let take = |item: &DirectoryItem<'_>| {
+        first.push(item.next_offset);
+        true
+    };
+    world.fs.readdir(handle, 2, false, take).await.unwrap();
+    assert_eq!(first.len(), 100);
+    host.release_all();
+    assert_eq!(world.list_from(handle, 0).await.len(), 252);
+}
+
+#[tokio::test]
+async fn a_listing_is_one_moment_until_rewound() {
+    let host = many(3);
+    let world = World::new(host.clone(), FLEETING);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    let before = world.list_from(handle, 0).await;
+    host.create_file("d/new", "");
+    assert_eq!(world.list_from(handle, before[1].1).await, before[2..]);
+    assert_eq!(world.list_from(handle, 0).await.len(), before.len() + 1);
+}
+
+#[tokio::test]
+async fn readdirplus_counts_a_lookup_for_each_entry_that_was_taken() {
+    let world = World::new(many(10), LASTING);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    let mut taken = Vec::new();
+    let take = |item: &DirectoryItem<'_>| {
+        let has_room = taken.len() < 6;
+        if has_room {
+            taken.push(item.entry);
+        }
+        has_room
+    };
+    world.fs.readdir(handle, 0, true, take).await.unwrap();
+    let entries: Vec<_> = taken.into_iter().flatten().collect();
+    assert_eq!(entries.len(), 4, "`.` and `..` are not counted");
+    assert_eq!(world.fs.gauges().inodes, 5);
+    entries.iter().for_each(|entry| world.fs.forget(entry.inode, 1));
+    world.fs.releasedir(handle).unwrap();
+    world.fs.forget(folder.inode, 1);
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn lookups_after_a_listing_cost_nothing_while_it_holds() {
+    let host = many(50);
+    let world = World::new(host.clone(), LASTING);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    world.list_from(handle, 0).await;
+    host.reset_counters();
+    for number in 0..50 {
+        world.walk(&format!("d/{number:06}")).await.unwrap();
+    }
+    assert!(matches!(world.fs.lookup(folder.inode, b"absent").await, Ok(Lookup::Absent { .. })));
+    // `d` itself, which is in no listing.
+    assert_eq!(host.counters().requests(), 50);
+    assert_eq!(host.counters().lookups, 50);
+}
+
+#[tokio::test]
+async fn the_numbers_in_a_listing_are_those_of_the_files() {
+    let host = many(3);
+    let world = World::new(host, LASTING);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    let mut numbers = Vec::new();
+    let take = |item: &DirectoryItem<'_>| {
+        numbers.push((item.name.to_vec(), item.inode));
+        true
+    };
+    world.fs.readdir(handle, 0, false, take).await.unwrap();
+    world.fs.readdir(handle, 2, false, |_| true).await.unwrap();
+    assert_eq!(numbers[0].1, folder.inode);
+    assert_eq!(numbers[1].1, Inode::ROOT);
+    for (name, number) in &numbers[2..] {
+        let name = String::from_utf8(name.clone()).unwrap();
+        assert_eq!(world.walk(&format!("d/{name}")).await.unwrap().inode, *number);
+    }
+}
+
+#[tokio::test]
+async fn a_listing_that_fails_says_so_and_the_next_one_works() {
+    use wormhole::proto::{Errno, WireError};
+    let host = many(3);
+    host.set_errors(|request| {
+        matches!(request, Request::ReadDirectory { .. }).then(|| WireError::system(Errno::EACCES))
+    });
+    let world = World::new(host.clone(), LASTING);
+    let handle = world.fs.opendir(Inode::ROOT).unwrap();
+    let error = world.fs.readdir(handle, 0, false, |_| true).await.unwrap_err();
+    assert_eq!(error.errno(), Errno::EACCES);
+    host.set_errors(|_| None);
+    assert_eq!(world.list_from(handle, 0).await.len(), 3);
+}

@@ -2,13 +2,13 @@
 //!
 //! In reading order:
 //!
-//! 1. [`exports`], [`keys`], [`tickets`], [`admission`], [`state`]: what is served to whom, and where that is written
-//! 2. [`confine`], [`attributes`], [`nodes`], [`handles`], [`tree`]: from a client's node to a descriptor, never outside
-//! 3. [`sessions`], [`session`], [`opens`]: what outlives a connection
-//! 4. [`core`], [`connection`], [`greeting`], [`context`]: a client from its knock to its end
-//! 5. [`requests`], [`answer`], [`metadata`], [`directory`]: streams and their answers
-//! 6. [`content`], [`ahead`], [`lending`], [`sum`]: from the disk engine to the stream
-//! 7. [`keeping`], [`addresses`], [`counters`], [`status`]: the daemon itself
+//! 1. `exports`, `keys`, `tickets`, `admission`, `state`: what is served to whom, and where that is written
+//! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
+//! 3. `sessions`, `session`, `opens`: what outlives a connection
+//! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
+//! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
+//! 6. `content`, `ahead`, `lending`, `sum`: from the disk engine to the stream
+//! 7. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
 

@@ -39,8 +39,10 @@ async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut A
             let reply = unless_unwanted(answer, sum::serve(context, node)).await?;
             answer.reply(&reply).await
         }
-        Request::Ping => answer.reply(&Ok(Reply::Done)).await,
         request => {
+            if let Some(reply) = metadata::answer_at_hand(&context.session, &request) {
+                return answer.reply(&reply).await;
+            }
             let read_only = context.read_only;
             let calls = context.blocking(move |session| metadata::answer(session, read_only, request));
             answer.reply(&calls.await).await

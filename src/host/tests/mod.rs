@@ -252,7 +252,7 @@ fn piece(file: &Attributes, offset: u64, len: u64) -> ReadRequest {
 
 /// Bytes that differ from place to place.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u32).flat_map(|i| i.to_le_bytes()).take(len).collect()
+    (0..len as u32).flat_map(u32::to_le_bytes).take(len).collect()
 }
 
 /// The node as the host's kernel names it, apart from its birth.

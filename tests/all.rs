@@ -2,4 +2,5 @@
 
 mod cli;
 mod fs;
+mod mount;
 mod tidy;

@@ -3,4 +3,5 @@
 mod cli;
 mod fs;
 mod mount;
+mod sim;
 mod tidy;

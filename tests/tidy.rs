@@ -151,7 +151,9 @@ fn collect(folder: &Path, sources: &mut Vec<Source>) {
             collect(&path, sources);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-            let is_test = name.starts_with("tests/") || name.starts_with("benches/");
+            let is_test = name.starts_with("tests/")
+                || name.starts_with("mount-helper/tests/")
+                || name.starts_with("benches/");
             sources.push(Source { name, text: fs::read_to_string(&path).unwrap(), is_test });
         }
     }

@@ -29,6 +29,7 @@ const NOT_OURS: &[&[u8]] = &[
 ];
 
 /// A call of the helper.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of mount(8)")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
     /// What is to be mounted, untouched.

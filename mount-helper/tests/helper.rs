@@ -1,4 +1,5 @@
 //! The helper as mount(8) runs it, with a `wormhole` that writes down how it was called.
+#![allow(clippy::unwrap_used, reason = "what cannot go on is a failed test")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -22,7 +23,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(env!("CARGO_BIN_EXE_mount-wormhole"), folder.path().join("mount.wormhole")).unwrap();
         let bench = Self { folder };
-        bench.put_recorder(&bench.path("wormhole"));
+        Self::put_recorder(&bench.path("wormhole"));
         fs::create_dir(bench.path("mnt")).unwrap();
         bench
     }
@@ -31,7 +32,7 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    fn put_recorder(&self, path: &Path) {
+    fn put_recorder(path: &Path) {
         fs::write(path, RECORDER).unwrap();
         fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
     }
@@ -102,7 +103,7 @@ fn wormhole_is_looked_for_in_path_too() {
     let elsewhere = bench.path("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::remove_file(bench.path("wormhole")).unwrap();
-    bench.put_recorder(&elsewhere.join("wormhole"));
+    Bench::put_recorder(&elsewhere.join("wormhole"));
     let path = format!("{}:/usr/bin:/bin", elsewhere.display());
     let output = bench.helper().args(["nas:/media", "/mnt", "-o", "ro"]).env("PATH", path).output().unwrap();
     assert_eq!(code(&output), 0, "{}", errors(&output));

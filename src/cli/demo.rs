@@ -10,17 +10,21 @@ mod walk;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::CliError;
 use super::words::{amount, count, duration, rate};
+use crate::proto::Version;
 use stage::Stage;
 use walk::Walked;
 
 /// Most that is copied of a folder that was given: the demonstration should not take longer than a coffee.
 const COPY_BYTES_MAX: u64 = 1 << 30;
+
+/// Age at which a file's version names one content, and some time for clocks that tick rarely.
+const SETTLED_AFTER: Duration = Duration::from_nanos(Version::SETTLE_NS as u64 + 100_000_000);
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
@@ -135,6 +139,7 @@ fn show(
     let mount_ms = millis(started);
     say("mount", format!("{} answers after {}", stage.mountpoint().display(), duration(mount_ms)));
 
+    settle(&folder, interrupted)?;
     let started = Instant::now();
     let walked = walk::walk(stage.mountpoint(), interrupted)?;
     let list_ms = millis(started);
@@ -182,6 +187,20 @@ fn show(
     })
 }
 
+/// Waits until the samples have lain still: files that changed a moment ago are not kept in the cache, because they might
+/// change again without a trace.
+fn settle(folder: &Path, interrupted: &Interrupted) -> Result<(), CliError> {
+    let young = || {
+        let changed = folder.join(samples::LAST).metadata().ok()?.modified().ok()?;
+        SETTLED_AFTER.checked_sub(changed.elapsed().ok()?)
+    };
+    while let Some(left) = young() {
+        interrupted.check()?;
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+    Ok(())
+}
+
 /// Copies from the mount as far as the limit goes. Returns how many files, how many bytes, in how many seconds.
 fn copy(
     walked: &Walked,
@@ -196,11 +215,12 @@ fn copy(
 }
 
 fn copy_words(bytes: u64, seconds: f64, left_out: usize) -> String {
-    let mut text = format!("{} in {seconds:.2} s: {}", amount(bytes), rate(bytes, seconds));
-    if left_out > 0 {
-        text += &format!(" ({} files beyond {} left out)", count(left_out as u64), amount(COPY_BYTES_MAX));
-    }
-    text
+    let beyond = if left_out == 0 {
+        String::new()
+    } else {
+        format!(" ({} files beyond {} left out)", count(left_out as u64), amount(COPY_BYTES_MAX))
+    };
+    format!("{} in {seconds:.2} s: {}{beyond}", amount(bytes), rate(bytes, seconds))
 }
 
 fn millis(since: Instant) -> u64 {

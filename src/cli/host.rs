@@ -1,22 +1,29 @@
 //! `wormhole host`: serves folders until it is told to end.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use super::CliError;
 use super::pair::Lifetime;
-use crate::host::{Export, Host, HostConfig, HostError, TicketTerms};
+use crate::config::{Environment, Side};
+use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport};
+use crate::host::{Export, Host, HostConfig, HostError, HostObserver, HostStatus, TicketTerms};
 use crate::io::EngineKind;
+use crate::metrics::{Metric, Readings};
 use crate::transport::CongestionKind;
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Folders to serve, each under its own name or the one given
     #[arg(required = true, value_name = "[NAME=]PATH")]
     folders: Vec<OsString>,
@@ -73,22 +80,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     runtime.block_on(serve(config, terms, arguments.json))
 }
 
-/// Where the host's state lies when nobody says otherwise: of the system for root, else of the user.
+/// Where the host's state lies: as said, or where the system keeps such things.
 pub(super) fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
-    if let Some(given) = given {
-        return Ok(given);
-    }
-    if nix::unistd::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/wormhole/host"));
-    }
-    let of_user = || {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
-    };
-    let state = of_user().ok_or_else(|| {
-        CliError::usage("no folder for the host's state: set HOME, or name one with --state-dir")
-    })?;
-    Ok(state.join("wormhole/host"))
+    given.map_or_else(|| Environment::of_process().state_dir(Side::Host).map_err(CliError::usage), Ok)
 }
 
 async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(), CliError> {
@@ -106,13 +100,76 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     };
     // A reader that is gone does not keep the daemon from serving.
     let _ = announce(&ready, json);
-    either(&mut terminate, &mut interrupt).await;
+    let (wanted, mut is_wanted) = watch::channel(Ending::NotYet);
+    let daemon = Daemon { host: host.observer(), wanted: wanted.clone(), started: Instant::now() };
+    let control = ControlSocket::open(&Environment::of_process().control_dir(), None, Arc::new(daemon))
+        .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this host"));
+    tokio::select! {
+        () = either(&mut terminate, &mut interrupt) => {}
+        _ = is_wanted.wait_for(|ending| *ending != Ending::NotYet) => {}
+    }
     tracing::info!("ending; another signal ends at once");
     tokio::select! {
         () = host.shutdown() => {}
         () = either(&mut terminate, &mut interrupt) => {}
+        _ = is_wanted.wait_for(|ending| *ending == Ending::Now) => {}
     }
+    drop(control);
     Ok(())
+}
+
+/// How the daemon was told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    NotYet,
+    Orderly,
+    Now,
+}
+
+/// Behind the control socket.
+struct Daemon {
+    host: HostObserver,
+    wanted: watch::Sender<Ending>,
+    started: Instant,
+}
+
+impl Controlled for Daemon {
+    fn status(&self) -> StatusReport {
+        let status = self.host.status();
+        StatusReport {
+            kind: DaemonKind::Host,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: status.exports.iter().map(|export| format!("{}={}", export.name, export.path)).collect(),
+            mountpoint: None,
+            state: LinkWord::Serving,
+            address: Some(status.listening.clone()),
+            transport: "quic".to_owned(),
+            engine: Some(status.engine.clone()),
+            readings: readings(&status, self.started.elapsed().as_secs()),
+        }
+    }
+
+    fn stop(&self) {
+        self.wanted.send_replace(Ending::Orderly);
+    }
+
+    fn abort(&self) {
+        self.wanted.send_replace(Ending::Now);
+    }
+}
+
+fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
+    let clients: BTreeSet<&str> = status.clients.iter().map(|client| client.key.as_str()).collect();
+    let mut readings = Readings::default();
+    readings.set(Metric::UptimeSeconds, uptime_seconds);
+    readings.set(Metric::Clients, clients.len());
+    readings.set(Metric::Connections, status.clients.len());
+    readings.set(Metric::Requests, status.requests);
+    readings.set(Metric::RequestsInFlight, status.requests_inflight);
+    readings.set(Metric::Refused, status.refused);
+    readings.set(Metric::ServedBytes, status.content_bytes_sent);
+    readings
 }
 
 fn describe(error: HostError) -> CliError {

@@ -16,7 +16,7 @@ const PREFIX_CHARACTERS_MIN: usize = 8;
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     #[command(subcommand)]
     action: Action,
 

@@ -78,18 +78,23 @@ pub struct CliError {
 impl CliError {
     /// The command line is wrong: 1.
     pub fn usage(message: impl fmt::Display) -> Self {
-        Self { exit_code: 1, message: message.to_string() }
+        Self { exit_code: 1, message: one_line(&message.to_string()) }
     }
 
     /// The system refuses: 2.
     pub fn system(message: impl fmt::Display) -> Self {
-        Self { exit_code: 2, message: message.to_string() }
+        Self { exit_code: 2, message: one_line(&message.to_string()) }
     }
 
     /// Mounting or unmounting failed: 32.
     pub fn mount(message: impl fmt::Display) -> Self {
-        Self { exit_code: 32, message: message.to_string() }
+        Self { exit_code: 32, message: one_line(&message.to_string()) }
     }
+}
+
+/// Other programs' words, which some errors contain, may end in a newline or have several.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 impl fmt::Display for CliError {

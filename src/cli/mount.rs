@@ -33,8 +33,8 @@ const TICKET_VARIABLE: &str = "WORMHOLE_TICKET";
 #[derive(Debug, clap::Args)]
 #[command(after_help = OPTIONS_HELP)]
 pub(super) struct Arguments {
-    /// What to mount: HOST:/EXPORT/PATH, wormhole://HOST[:PORT]/EXPORT/PATH, a ticket, @FILE with a ticket, or - for a ticket on
-    /// standard input; may be left out if WORMHOLE_TICKET holds a ticket. Then: the directory to mount it on
+    /// What to mount: `HOST:/EXPORT/PATH`, `wormhole://HOST[:PORT]/EXPORT/PATH`, a ticket, @FILE with a ticket, or - for a ticket on
+    /// standard input; may be left out if `WORMHOLE_TICKET` holds a ticket. Then: the directory to mount it on
     #[arg(value_names = ["SOURCE", "MOUNTPOINT"], num_args = 1..=2, required = true)]
     places: Vec<String>,
 
@@ -216,7 +216,12 @@ fn daemon(label: &str, mountpoint: &Path, verbose: u8, log_file: Option<&Path>) 
     }
     if let Some(path) = log_file {
         let path = std::path::absolute(path)
-            .map_err(|error| CliError::usage(format!("log file {}: {error}", path.display())))?;
+            .and_then(|path| {
+                // The daemon could not tell any more.
+                fs::File::options().create(true).append(true).open(&path)?;
+                Ok(path)
+            })
+            .map_err(|error| CliError::system(format!("log file {}: {error}", path.display())))?;
         command.arg("--log-file").arg(path);
     }
     command.arg("--").arg(label).arg(mountpoint).env_remove(TICKET_VARIABLE);

@@ -88,14 +88,18 @@ impl Report {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     let reporter = Reporter { in_front: std::env::var_os(IN_FRONT).is_some() };
-    match serve(arguments, &reporter) {
-        Err(error) if !reporter.in_front => reporter.failed(&error).and(Err(error)),
+    // Who gives no job does not wait for a report.
+    let job = Job::read(io::stdin().lock())?;
+    match serve(arguments, job, &reporter) {
+        Err(error) if !reporter.in_front => {
+            leave(&Report::Failed { exit_code: error.exit_code, message: error.message.clone() })
+                .and(Err(error))
+        }
         other => other,
     }
 }
 
-fn serve(arguments: &Arguments, reporter: &Reporter) -> Result<(), CliError> {
-    let job = Job::read(io::stdin().lock())?;
+fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let Parsed { options, remarks } =
         MountOptions::parse(job.options.iter().map(String::as_str), job.sloppy, &environment, &LocalAccounts)
@@ -206,33 +210,29 @@ impl Reporter {
             tracing::info!("mounted on {}", mountpoint.display());
             return Ok(());
         }
-        self.leave(&Report::Mounted)
+        leave(&Report::Mounted)
     }
 
     /// May come before [`Self::mounted`], which has nobody to tell then.
     fn background(&self, error: &MountError) -> Result<(), CliError> {
         if self.in_front {
+            tracing::warn!("{error}; trying on");
             return Ok(());
         }
-        self.leave(&Report::Background(error.to_string()))
+        leave(&Report::Background(error.to_string()))
     }
+}
 
-    fn failed(&self, error: &CliError) -> Result<(), CliError> {
-        self.leave(&Report::Failed { exit_code: error.exit_code, message: error.message.clone() })
-    }
-
-    /// Reports, and lets go of the terminal and of the directory in which it was started.
-    fn leave(&self, report: &Report) -> Result<(), CliError> {
-        let failed =
-            |error: &dyn std::fmt::Display| CliError::system(format!("cannot become a daemon: {error}"));
-        // Fails only for the leader of a group, which has been here before.
-        let _ = nix::unistd::setsid();
-        nix::unistd::chdir("/").map_err(|error| failed(&error))?;
-        let mut line = serde_json::to_vec(report).map_err(|error| failed(&error))?;
-        line.push(b'\n');
-        let told = io::stdout().write_all(&line).and_then(|()| io::stdout().flush());
-        logging::detach();
-        logging::close_standard_streams().map_err(|error| failed(&error))?;
-        told.map_err(|error| failed(&error))
-    }
+/// Reports, and lets go of the terminal and of the directory in which it was started.
+fn leave(report: &Report) -> Result<(), CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::system(format!("cannot become a daemon: {error}"));
+    // Fails only for the leader of a group, which has been here before.
+    let _ = nix::unistd::setsid();
+    nix::unistd::chdir("/").map_err(|error| failed(&error))?;
+    let mut line = serde_json::to_vec(report).map_err(|error| failed(&error))?;
+    line.push(b'\n');
+    let told = io::stdout().write_all(&line).and_then(|()| io::stdout().flush());
+    logging::detach();
+    logging::close_standard_streams().map_err(|error| failed(&error))?;
+    told.map_err(|error| failed(&error))
 }

@@ -17,7 +17,7 @@ use crate::host::{self, RunningHost, StateDir, TicketRecord, TicketState, Ticket
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub(super) struct Arguments {
     #[command(subcommand)]
     action: Action,
 

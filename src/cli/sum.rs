@@ -55,7 +55,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         (Some(error), 1) => Err(error),
         (Some(last), files) => {
             failures.push(last);
-            failures.iter().for_each(|error| eprintln!("wormhole: {error}"));
+            for error in &failures {
+                eprintln!("wormhole: {error}");
+            }
             Err(CliError::system(format!("{} of {files} sums are missing", failures.len())))
         }
     }

@@ -42,6 +42,9 @@ pub enum OptionError {
         /// What to do instead.
         instead: &'static str,
     },
+    /// Would give others power over this machine.
+    #[error("mount option `{0}` is for root: without it the mount is safe to use")]
+    OnlyRoot(String),
     /// A quote was opened and not closed.
     #[error("mount options `{0}`: a double quote is not closed")]
     OpenQuote(String),

@@ -373,23 +373,23 @@ mod tests {
 
     #[test]
     fn attribute_times_become_one() {
-        let seconds = |list| {
+        let ms = |list| {
             let times = config(list).freshness;
-            [times.attributes, times.entries, times.absence].map(|time| time.as_secs_f32())
+            [times.attributes, times.entries, times.absence].map(|time| time.as_millis())
         };
         for (list, expected) in [
-            ("", [1.0, 1.0, 0.5]),
-            ("noac", [0.0, 0.0, 0.0]),
-            ("actimeo=30", [30.0, 30.0, 0.5]),
-            ("acregmin=3", [3.0, 3.0, 0.5]),
-            ("acregmin=3,acdirmin=30,acregmax=60,acdirmax=10", [10.0, 10.0, 0.5]),
-            ("acregmax=60", [1.0, 1.0, 0.5]),
-            ("actimeo=0", [0.0, 0.0, 0.0]),
-            ("attr_timeout=5,entry_timeout=0.25,negative_timeout=2", [5.0, 0.25, 2.0]),
-            ("cache=loose", [60.0, 60.0, 0.5]),
-            ("cache=loose,acregmax=5", [5.0, 5.0, 0.5]),
+            ("", [1000, 1000, 500]),
+            ("noac", [0, 0, 0]),
+            ("actimeo=30", [30000, 30000, 500]),
+            ("acregmin=3", [3000, 3000, 500]),
+            ("acregmin=3,acdirmin=30,acregmax=60,acdirmax=10", [10000, 10000, 500]),
+            ("acregmax=60", [1000, 1000, 500]),
+            ("actimeo=0", [0, 0, 0]),
+            ("attr_timeout=5,entry_timeout=0.25,negative_timeout=2", [5000, 250, 2000]),
+            ("cache=loose", [60000, 60000, 500]),
+            ("cache=loose,acregmax=5", [5000, 5000, 500]),
         ] {
-            assert_eq!(seconds(list), expected, "{list}");
+            assert_eq!(ms(list), expected, "{list}");
         }
     }
 

@@ -1,3 +1,5 @@
+//! Orders and answers over real sockets.
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;

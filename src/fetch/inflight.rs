@@ -176,7 +176,7 @@ impl<W> Inflight<W> {
     pub(super) fn leave(&mut self, key: &ChunkKey, waiter: WaiterId) -> Option<RequestId> {
         let chunk = self.chunks.get_mut(key)?;
         let at = chunk.waiters.iter().position(|(id, _)| *id == waiter)?;
-        chunk.waiters.swap_remove(at);
+        chunk.waiters.remove(at);
         let id = chunk.request;
         let request = self.requests.get_mut(&id).expect("every chunk has its request");
         request.waiters -= 1;
@@ -203,6 +203,12 @@ impl<W> Inflight<W> {
         unwanted
     }
 
+    /// Those who wait, all together.
+    #[cfg(test)]
+    pub(super) fn waiters(&self) -> usize {
+        self.requests.values().map(|request| request.waiters).sum()
+    }
+
     fn next_id(&mut self) -> u64 {
         self.ids_used += 1;
         self.ids_used
@@ -224,5 +230,210 @@ impl<W> Inflight<W> {
         self.ahead_requests -= usize::from(request.was_ahead);
         let waiters = chunks.into_iter().flat_map(|chunk| chunk.waiters).map(|(_, waiter)| waiter).collect();
         Some((request, waiters))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::FileKey;
+    use crate::chunk::ChunkIndex;
+
+    fn key(index: u64) -> ChunkKey {
+        ChunkKey { file: FileKey::from_bytes([0; 32]), settled: true, index: ChunkIndex(index) }
+    }
+
+    const fn owner(handle: u64) -> OwnerId {
+        OwnerId { handle, cursor: 0 }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        /// Chunks `first..first + count`, for an owner or with a waiter on the first.
+        Begin {
+            first: u64,
+            count: u64,
+            owner: Option<u64>,
+        },
+        Join(u64),
+        Adopt {
+            index: u64,
+            owner: u64,
+        },
+        Deliver(u64),
+        Fail(u64),
+        Leave(usize),
+        Cancel(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let index = 0..24u64;
+        prop_oneof![
+            4 => (index.clone(), 1..4u64, prop::option::of(0..3u64))
+                .prop_map(|(first, count, owner)| Op::Begin { first, count, owner }),
+            3 => index.clone().prop_map(Op::Join),
+            1 => (index.clone(), 0..3u64).prop_map(|(index, owner)| Op::Adopt { index, owner }),
+            4 => index.clone().prop_map(Op::Deliver),
+            1 => index.prop_map(Op::Fail),
+            2 => any::<usize>().prop_map(Op::Leave),
+            1 => (0..3u64).prop_map(Op::Cancel),
+        ]
+    }
+
+    /// The slow twin: a flat list of requests with their chunks and those who want them.
+    #[derive(Debug)]
+    struct Twin {
+        id: RequestId,
+        ahead: bool,
+        owners: Vec<u64>,
+        /// Chunk, and the waiters' numbers.
+        left: Vec<(u64, Vec<u32>)>,
+    }
+
+    impl Twin {
+        fn is_wanted(&self) -> bool {
+            !self.owners.is_empty() || self.left.iter().any(|(_, waiters)| !waiters.is_empty())
+        }
+    }
+
+    fn holder(twins: &mut [Twin], index: u64) -> Option<&mut Twin> {
+        twins.iter_mut().find(|twin| twin.left.iter().any(|(other, _)| *other == index))
+    }
+
+    #[derive(Default)]
+    struct Run {
+        twins: Vec<Twin>,
+        /// Number of a waiter, its id and its chunk.
+        waiters: Vec<(u32, WaiterId, u64)>,
+        next: u32,
+    }
+
+    impl Run {
+        fn join(&mut self, table: &mut Inflight<u32>, index: u64) -> Result<(), TestCaseError> {
+            self.next += 1;
+            let number = self.next;
+            let id = table.join(&key(index), || number);
+            let twin = holder(&mut self.twins, index);
+            prop_assert_eq!(id.is_some(), twin.is_some());
+            if let (Some(id), Some(twin)) = (id, twin) {
+                let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
+                waiters.push(number);
+                self.waiters.push((number, id, index));
+            }
+            Ok(())
+        }
+
+        fn apply(&mut self, table: &mut Inflight<u32>, op: &Op) -> Result<(), TestCaseError> {
+            match *op {
+                Op::Begin { first, count, owner: handle } => {
+                    let free = |index: &u64| holder(&mut self.twins, *index).is_none();
+                    let indices: Vec<u64> = (first..first + count).filter(free).collect();
+                    if indices.is_empty() {
+                        return Ok(());
+                    }
+                    let chunks: Vec<_> = indices.iter().map(|index| (key(*index), 100 + index)).collect();
+                    let id = table.begin(handle.map(owner), &chunks);
+                    let left = indices.iter().map(|index| (*index, Vec::new())).collect();
+                    let owners = handle.into_iter().collect();
+                    self.twins.push(Twin { id, ahead: handle.is_some(), owners, left });
+                    if handle.is_none() {
+                        self.join(table, indices[0])?;
+                    }
+                }
+                Op::Join(index) => self.join(table, index)?,
+                Op::Adopt { index, owner: handle } => {
+                    table.adopt(&key(index), owner(handle));
+                    if let Some(twin) = holder(&mut self.twins, index)
+                        && twin.ahead
+                        && !twin.owners.contains(&handle)
+                    {
+                        twin.owners.push(handle);
+                    }
+                }
+                Op::Deliver(index) => {
+                    let Some(twin) = holder(&mut self.twins, index) else {
+                        prop_assert_eq!(table.deliver(RequestId(0), &key(index)), None);
+                        return Ok(());
+                    };
+                    let at = twin.left.iter().position(|(other, _)| *other == index).unwrap();
+                    let (_, waiters) = twin.left.remove(at);
+                    let owner = twin.owners.first().map(|handle| owner(*handle));
+                    let expected = Some(Delivery { waiters, owner });
+                    prop_assert_eq!(table.deliver(twin.id, &key(index)), expected);
+                }
+                Op::Fail(index) => {
+                    let Some(twin) = holder(&mut self.twins, index) else { return Ok(()) };
+                    let failure = table.fail(twin.id).unwrap();
+                    let expected: BTreeSet<u32> =
+                        twin.left.drain(..).flat_map(|(_, waiters)| waiters).collect();
+                    prop_assert_eq!(failure.waiters.into_iter().collect::<BTreeSet<_>>(), expected);
+                    prop_assert_eq!(failure.was_ahead, twin.ahead);
+                    prop_assert_eq!(table.fail(twin.id), None);
+                }
+                Op::Leave(pick) => {
+                    let Some((number, id, index)) =
+                        (!self.waiters.is_empty()).then(|| self.waiters[pick % self.waiters.len()])
+                    else {
+                        return Ok(());
+                    };
+                    let mut unwanted = None;
+                    if let Some(twin) = holder(&mut self.twins, index) {
+                        let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
+                        let before = waiters.len();
+                        waiters.retain(|other| *other != number);
+                        if waiters.len() < before && !twin.is_wanted() {
+                            unwanted = Some(twin.id);
+                            twin.left.clear();
+                        }
+                    }
+                    prop_assert_eq!(table.leave(&key(index), id), unwanted);
+                }
+                Op::Cancel(handle) => {
+                    let mut expected = BTreeSet::new();
+                    for twin in &mut self.twins {
+                        let before = twin.owners.len();
+                        twin.owners.retain(|other| *other != handle);
+                        if twin.owners.len() < before && !twin.is_wanted() {
+                            expected.insert(twin.id);
+                            twin.left.clear();
+                        }
+                    }
+                    let unwanted = table.cancel(|other| other == owner(handle));
+                    prop_assert_eq!(unwanted.into_iter().collect::<BTreeSet<_>>(), expected);
+                }
+            }
+            self.twins.retain(|twin| !twin.left.is_empty());
+            Ok(())
+        }
+
+        fn bytes(&self, counts: impl Fn(&Twin) -> bool) -> u64 {
+            let counted = self.twins.iter().filter(|twin| counts(twin));
+            counted.flat_map(|twin| &twin.left).map(|(index, _)| 100 + index).sum()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_knows_what_its_slow_twin_knows(ops in prop::collection::vec(op(), 0..200)) {
+            let (mut table, mut run) = (Inflight::new(), Run::default());
+            for op in ops {
+                run.apply(&mut table, &op)?;
+                prop_assert_eq!(table.bytes(), run.bytes(|_| true));
+                prop_assert_eq!(table.ahead_bytes(), run.bytes(|twin| twin.ahead));
+                prop_assert_eq!(table.ahead_requests(), run.twins.iter().filter(|twin| twin.ahead).count());
+                prop_assert_eq!(table.requests.len(), run.twins.len());
+                for handle in 0..3 {
+                    let first = |twin: &Twin| twin.owners.first() == Some(&handle);
+                    prop_assert_eq!(table.ahead_bytes_of(owner(handle)), run.bytes(first));
+                }
+                for index in 0..27 {
+                    prop_assert_eq!(table.contains(&key(index)), holder(&mut run.twins, index).is_some());
+                }
+            }
+        }
     }
 }

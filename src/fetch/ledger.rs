@@ -3,15 +3,13 @@
 //! The budget covers chunks in memory and chunks under way. A demand always starts, and memory makes room for it; what is
 //! read ahead starts only where it does not push out what others have read ahead and not used yet.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 
 use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
 use super::memory::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
-use crate::chunk::{ChunkIndex, ChunkRange};
+use crate::chunk::ChunkRange;
 
 /// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
@@ -140,21 +138,22 @@ impl<W> Ledger<W> {
     /// The requests that may start now, out of what waits.
     pub(super) fn admit(&mut self) -> Vec<Start> {
         let mut starts = Vec::new();
-        while self.inflight.ahead_requests() < self.budget.ahead_requests_max {
-            let Some((owner, run)) = self.queue.peek() else { break };
+        while let Some((owner, run)) = self.queue.peek() {
             let AheadRun { content, chunks } = *run;
-            let missing: Vec<ChunkIndex> =
-                chunks.iter().filter(|index| !self.has(&content.chunk(*index))).collect();
-            let bytes = missing.iter().map(|index| content.chunk_bytes(*index) + ENTRY_BYTES).sum();
-            if bytes <= self.budget.ahead_bytes_max && !self.fits(owner, bytes) {
+            let missing = chunks.iter().filter(|index| !self.has(&content.chunk(*index)));
+            let missing = runs(missing, self.budget.request_chunks);
+            let indices = missing.iter().flat_map(|run| run.iter());
+            let bytes: u64 = indices.map(|index| content.chunk_bytes(index) + ENTRY_BYTES).sum();
+            // What can never fit is not waited for.
+            let is_possible = bytes <= self.budget.ahead_bytes_max;
+            if is_possible && !self.fits(owner, bytes, missing.len()) {
                 break;
             }
             self.queue.pop();
-            if bytes > self.budget.ahead_bytes_max {
+            if !is_possible {
                 continue;
             }
             chunks.iter().for_each(|index| self.inflight.adopt(&content.chunk(index), owner));
-            let missing = runs(missing, self.budget.request_chunks);
             starts.extend(missing.into_iter().map(|run| self.begin(&content, run, Some(owner))));
         }
         self.make_room();
@@ -194,8 +193,13 @@ impl<W> Ledger<W> {
 
     /// What each of those who read ahead now may have ahead of it, in bytes.
     pub(super) fn share_bytes(&self) -> u64 {
-        let owners: HashSet<OwnerId> =
-            self.queue.owners().chain(self.inflight.owners()).chain(self.memory.owners()).collect();
+        // Asked at every read. Owners are few, so a list that is searched beats a set.
+        let mut owners: Vec<OwnerId> = Vec::with_capacity(16);
+        for owner in self.queue.owners().chain(self.inflight.owners()).chain(self.memory.owners()) {
+            if !owners.contains(&owner) {
+                owners.push(owner);
+            }
+        }
         self.budget.ahead_bytes_max / owners.len().max(1) as u64
     }
 
@@ -208,9 +212,13 @@ impl<W> Ledger<W> {
         Start { request, content: *content, chunks, is_ahead: owner.is_some() }
     }
 
-    /// Whether an owner may have `bytes` more on their way: while there is room for all, or it has less than its share.
+    /// Whether an owner may have `bytes` more on their way, in so many requests: while there is room for all, or it has less than its share.
     /// In the second case the oldest of what others left unread makes room.
-    fn fits(&self, owner: OwnerId, bytes: u64) -> bool {
+    fn fits(&self, owner: OwnerId, bytes: u64, requests: usize) -> bool {
+        let running = self.inflight.ahead_requests();
+        if running > 0 && running + requests > self.budget.ahead_requests_max {
+            return false;
+        }
         let most = self.budget.ahead_bytes_max;
         if self.inflight.bytes() + bytes > most {
             return false;
@@ -225,5 +233,240 @@ impl<W> Ledger<W> {
     fn make_room(&mut self) {
         let room = self.budget.memory_bytes.saturating_sub(self.inflight.bytes());
         self.memory.evict_to(room, &mut self.evicted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::FileKey;
+    use crate::chunk::{CHUNK_BYTES, ChunkIndex};
+    use crate::proto::{NodeId, Timestamp, Version};
+
+    const CHUNK_COST: u64 = CHUNK_BYTES + ENTRY_BYTES;
+
+    fn content(file: u8, chunks: u64) -> FileContent {
+        FileContent {
+            node: NodeId { device: 1, inode: u64::from(file), birth_ns: 0 },
+            version: Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) },
+            key: FileKey::from_bytes([file; 32]),
+            settled: true,
+        }
+    }
+
+    const fn owner(handle: u64) -> OwnerId {
+        OwnerId { handle, cursor: 0 }
+    }
+
+    const fn budget(chunks: u64) -> Budget {
+        Budget {
+            memory_bytes: chunks * CHUNK_COST,
+            ahead_bytes_max: chunks * CHUNK_COST / 4 * 3,
+            ahead_requests_max: 8,
+            request_chunks: 4,
+        }
+    }
+
+    fn range(first: u64, count: u64) -> ChunkRange {
+        ChunkRange::new(ChunkIndex(first), count)
+    }
+
+    fn chunk() -> Bytes {
+        Bytes::from_static(&[0; CHUNK_BYTES as usize])
+    }
+
+    fn deliver_all(ledger: &mut Ledger<u32>, starts: &[Start]) {
+        for start in starts {
+            for index in start.chunks.iter() {
+                ledger.deliver(start.request, start.content.chunk(index), &chunk());
+            }
+            ledger.end(start.request);
+        }
+    }
+
+    #[test]
+    fn two_readers_of_one_chunk_share_a_request() {
+        let mut ledger: Ledger<u32> = Ledger::new(budget(16));
+        let file = content(0, 8);
+        let (_, starts) = ledger.demand(&file, range(0, 1), || 1);
+        assert_eq!(starts.len(), 1);
+        let (parts, more) = ledger.demand(&file, range(0, 2), || 2);
+        assert_eq!((parts.len(), more.len()), (2, 1));
+        let delivery = ledger.deliver(starts[0].request, file.chunk(ChunkIndex(0)), &chunk()).unwrap();
+        assert_eq!(delivery.waiters, [1, 2]);
+    }
+
+    #[test]
+    fn reading_ahead_stops_where_it_would_push_out_what_waits_for_its_reader() {
+        let mut ledger: Ledger<u32> = Ledger::new(budget(16));
+        let file = content(0, 100);
+        ledger.ahead(&file, range(0, 40), owner(1));
+        let starts = ledger.admit();
+        assert_eq!(starts.iter().map(|start| start.chunks.count).sum::<u64>(), 12, "three quarters of 16");
+        deliver_all(&mut ledger, &starts);
+        assert!(ledger.admit().is_empty(), "nothing was read yet");
+        (0..4).for_each(|index| drop(ledger.get(&file.chunk(ChunkIndex(index)))));
+        assert_eq!(ledger.admit().len(), 1);
+    }
+
+    #[test]
+    fn a_newcomer_gets_its_share_from_one_who_stopped_reading() {
+        let mut ledger: Ledger<u32> = Ledger::new(budget(16));
+        ledger.ahead(&content(0, 100), range(0, 12), owner(1));
+        let starts = ledger.admit();
+        deliver_all(&mut ledger, &starts);
+        ledger.ahead(&content(1, 100), range(0, 12), owner(2));
+        let starts = ledger.admit();
+        let chunks: u64 = starts.iter().map(|start| start.chunks.count).sum();
+        assert_eq!(chunks, 4, "half of 12, in whole requests");
+        deliver_all(&mut ledger, &starts);
+        assert!(ledger.memory().bytes() <= 16 * CHUNK_COST);
+    }
+
+    #[test]
+    fn what_is_given_up_makes_room() {
+        let mut ledger: Ledger<u32> = Ledger::new(budget(16));
+        ledger.ahead(&content(0, 100), range(0, 40), owner(1));
+        let starts = ledger.admit();
+        assert_eq!(ledger.cancel(|other| other == owner(1)).len(), starts.len());
+        assert_eq!((ledger.queued_runs(), ledger.inflight().bytes()), (0, 0));
+        ledger.ahead(&content(1, 100), range(0, 12), owner(2));
+        assert_eq!(ledger.admit().len(), 3);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Demand {
+            file: u8,
+            first: u64,
+            count: u64,
+        },
+        Ahead {
+            file: u8,
+            first: u64,
+            count: u64,
+            owner: u64,
+        },
+        Get {
+            file: u8,
+            index: u64,
+        },
+        /// The next chunk of one of the requests.
+        Deliver(usize),
+        Fail(usize),
+        Leave(usize),
+        Cancel(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let (file, first) = (0..3u8, 0..60u64);
+        prop_oneof![
+            2 => (file.clone(), first.clone(), 0..6u64)
+                .prop_map(|(file, first, count)| Op::Demand { file, first, count }),
+            2 => (file.clone(), first.clone(), 0..30u64, 0..4u64)
+                .prop_map(|(file, first, count, owner)| Op::Ahead { file, first, count, owner }),
+            4 => (file, first).prop_map(|(file, index)| Op::Get { file, index }),
+            8 => any::<usize>().prop_map(Op::Deliver),
+            1 => any::<usize>().prop_map(Op::Fail),
+            1 => any::<usize>().prop_map(Op::Leave),
+            1 => (0..4u64).prop_map(Op::Cancel),
+        ]
+    }
+
+    /// A ledger and the requests that run for it.
+    struct Run {
+        ledger: Ledger<u32>,
+        running: Vec<(Start, Vec<ChunkIndex>)>,
+        waits: Vec<(ChunkKey, WaiterId)>,
+        waiting: i64,
+    }
+
+    impl Run {
+        fn start(&mut self, starts: Vec<Start>) {
+            self.running.extend(starts.into_iter().map(|start| (start, start.chunks.iter().rev().collect())));
+        }
+
+        fn apply(&mut self, op: &Op) {
+            match *op {
+                Op::Demand { file, first, count } => {
+                    let mut waiters = 0;
+                    let (parts, starts) = self.ledger.demand(&content(file, 60), range(first, count), || {
+                        waiters += 1;
+                        0
+                    });
+                    self.waiting += waiters;
+                    self.waits.extend(parts.into_iter().filter_map(|part| match part {
+                        Part::Waits(key, id) => Some((key, id)),
+                        Part::Here(_) => None,
+                    }));
+                    self.start(starts);
+                }
+                Op::Ahead { file, first, count, owner: handle } => {
+                    self.ledger.ahead(&content(file, 60), range(first, count), owner(handle));
+                }
+                Op::Get { file, index } => drop(self.ledger.get(&content(file, 60).chunk(ChunkIndex(index)))),
+                Op::Deliver(pick) if !self.running.is_empty() => {
+                    let at = pick % self.running.len();
+                    let (start, left) = &mut self.running[at];
+                    let key = start.content.chunk(left.pop().unwrap());
+                    let delivery = self.ledger.deliver(start.request, key, &chunk());
+                    self.waiting -= delivery.map_or(0, |delivery| delivery.waiters.len() as i64);
+                    if left.is_empty() {
+                        self.running.remove(at);
+                    }
+                }
+                Op::Fail(pick) if !self.running.is_empty() => {
+                    let (start, _) = self.running.remove(pick % self.running.len());
+                    let failure = self.ledger.end(start.request);
+                    self.waiting -= failure.map_or(0, |failure| failure.waiters.len() as i64);
+                }
+                Op::Leave(pick) if !self.waits.is_empty() => {
+                    let (key, id) = self.waits.swap_remove(pick % self.waits.len());
+                    let before = self.ledger.inflight().waiters();
+                    let unwanted = self.ledger.leave(&key, id);
+                    self.waiting -= (before - self.ledger.inflight().waiters()) as i64;
+                    self.running.retain(|(start, _)| Some(start.request) != unwanted);
+                }
+                Op::Cancel(handle) => {
+                    let unwanted = self.ledger.cancel(|other| other == owner(handle));
+                    self.running.retain(|(start, _)| !unwanted.contains(&start.request));
+                }
+                _ => {}
+            }
+            let starts = self.ledger.admit();
+            self.start(starts);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_budget_holds_and_nobody_is_forgotten(ops in prop::collection::vec(op(), 0..150)) {
+            let ledger = Ledger::new(budget(32));
+            let mut run = Run { ledger, running: Vec::new(), waits: Vec::new(), waiting: 0 };
+            for op in ops {
+                run.apply(&op);
+                let (memory, inflight) = (run.ledger.memory(), run.ledger.inflight());
+                // Only demands may go over, and then nothing is kept.
+                prop_assert!(
+                    memory.bytes() + inflight.bytes() <= 32 * CHUNK_COST || memory.bytes() == 0,
+                    "{} in memory, {} under way", memory.bytes(), inflight.bytes()
+                );
+                prop_assert!(inflight.ahead_bytes() <= 24 * CHUNK_COST);
+                prop_assert!(inflight.ahead_requests() <= 8);
+                let left: usize = run.running.iter().map(|(_, left)| left.len()).sum();
+                prop_assert_eq!(inflight.chunks(), left, "under way, but nobody brings it, or twice");
+                prop_assert_eq!(inflight.waiters() as i64, run.waiting);
+            }
+            while !run.running.is_empty() {
+                run.apply(&Op::Deliver(0));
+            }
+            prop_assert_eq!(run.ledger.inflight().bytes(), 0);
+            prop_assert_eq!(run.waiting, 0, "somebody waits for ever");
+            (0..4).for_each(|handle| run.apply(&Op::Cancel(handle)));
+            prop_assert_eq!(run.ledger.queued_runs(), 0);
+            prop_assert_eq!(run.ledger.memory().unread_bytes(), 0);
+        }
     }
 }

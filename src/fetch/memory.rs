@@ -148,3 +148,149 @@ impl Memory {
         Some(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::FileKey;
+    use crate::chunk::ChunkIndex;
+
+    fn key(index: u64) -> ChunkKey {
+        ChunkKey { file: FileKey::from_bytes([0; 32]), settled: true, index: ChunkIndex(index) }
+    }
+
+    const fn owner(handle: u64) -> OwnerId {
+        OwnerId { handle, cursor: 0 }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Insert { index: u64, len: usize, unread_for: Option<u64> },
+        Get(u64),
+        GiveUp(u64),
+        EvictTo(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0..30u64, 0..2000usize, prop::option::of(0..3u64))
+                .prop_map(|(index, len, unread_for)| Op::Insert { index, len, unread_for }),
+            4 => (0..30u64).prop_map(Op::Get),
+            1 => (0..3u64).prop_map(Op::GiveUp),
+            2 => (0..20_000u64).prop_map(Op::EvictTo),
+        ]
+    }
+
+    /// The slow twin: entries in the order in which they go, the next to go first; unread ones behind all others.
+    #[derive(Default)]
+    struct Twin {
+        read: Vec<(u64, u64)>,
+        unread: Vec<(u64, u64, u64)>,
+    }
+
+    impl Twin {
+        fn remove(&mut self, index: u64) -> Option<u64> {
+            if let Some(at) = self.read.iter().position(|(other, _)| *other == index) {
+                return Some(self.read.remove(at).1);
+            }
+            let at = self.unread.iter().position(|(other, ..)| *other == index)?;
+            Some(self.unread.remove(at).1)
+        }
+
+        fn bytes(&self) -> u64 {
+            self.read.iter().map(|(_, cost)| cost).sum::<u64>() + self.unread_bytes(|_| true)
+        }
+
+        fn unread_bytes(&self, of: impl Fn(u64) -> bool) -> u64 {
+            self.unread.iter().filter(|(.., owner)| of(*owner)).map(|(_, cost, _)| cost).sum()
+        }
+
+        fn apply(&mut self, op: &Op) {
+            match *op {
+                Op::Insert { index, len, unread_for } => {
+                    self.remove(index);
+                    let cost = len as u64 + ENTRY_BYTES;
+                    match unread_for {
+                        Some(owner) => self.unread.push((index, cost, owner)),
+                        None => self.read.push((index, cost)),
+                    }
+                }
+                Op::Get(index) => {
+                    if let Some(cost) = self.remove(index) {
+                        self.read.push((index, cost));
+                    }
+                }
+                Op::GiveUp(owner) => {
+                    let (gone, kept): (Vec<_>, Vec<_>) =
+                        self.unread.drain(..).partition(|(.., other)| *other == owner);
+                    self.unread = kept;
+                    let gone = gone.into_iter().map(|(index, cost, _)| (index, cost));
+                    self.read.splice(0..0, gone);
+                }
+                Op::EvictTo(bytes) => {
+                    while self.bytes() > bytes {
+                        if self.read.is_empty() {
+                            self.unread.remove(0);
+                        } else {
+                            self.read.remove(0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_keeps_what_its_slow_twin_keeps(ops in prop::collection::vec(op(), 0..200)) {
+            let (mut memory, mut twin) = (Memory::new(), Twin::default());
+            for op in ops {
+                match &op {
+                    Op::Insert { index, len, unread_for } => {
+                        memory.insert(key(*index), Bytes::from(vec![0; *len]), unread_for.map(owner));
+                    }
+                    Op::Get(index) => {
+                        let there = memory.contains(&key(*index));
+                        prop_assert_eq!(memory.get(&key(*index)).is_some(), there);
+                    }
+                    Op::GiveUp(handle) => memory.give_up(|other| other == owner(*handle)),
+                    Op::EvictTo(bytes) => {
+                        let (before, mut evicted) = (memory.chunks(), Vec::new());
+                        memory.evict_to(*bytes, &mut evicted);
+                        prop_assert!(memory.bytes() <= *bytes);
+                        prop_assert_eq!(before - memory.chunks(), evicted.len());
+                    }
+                }
+                twin.apply(&op);
+                prop_assert_eq!(memory.bytes(), twin.bytes());
+                prop_assert_eq!(memory.unread_bytes(), twin.unread_bytes(|_| true));
+                for handle in 0..3 {
+                    let of_owner = twin.unread_bytes(|other| other == handle);
+                    prop_assert_eq!(memory.unread_bytes_of(owner(handle)), of_owner);
+                    prop_assert_eq!(memory.owners().any(|other| other == owner(handle)), of_owner > 0);
+                }
+                for index in 0..30 {
+                    let there = twin.read.iter().any(|(other, _)| *other == index)
+                        || twin.unread.iter().any(|(other, ..)| *other == index);
+                    prop_assert_eq!(memory.contains(&key(index)), there, "chunk {}", index);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_read_goes_before_what_was_not() {
+        let mut memory = Memory::new();
+        let chunk = Bytes::from(vec![0; 1000]);
+        memory.insert(key(0), chunk.clone(), Some(owner(0)));
+        memory.insert(key(1), chunk.clone(), None);
+        let mut evicted = Vec::new();
+        memory.evict_to(1000 + ENTRY_BYTES, &mut evicted);
+        assert!(memory.contains(&key(0)) && !memory.contains(&key(1)));
+        assert_eq!(memory.wasted_chunks(), 0);
+        memory.evict_to(0, &mut evicted);
+        assert_eq!((memory.wasted_chunks(), evicted.len()), (1, 2));
+    }
+}

@@ -67,3 +67,100 @@ impl<T> Queue<T> {
         self.len = self.lines.iter().map(|(_, line)| line.len()).sum();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn owner(handle: u64) -> OwnerId {
+        OwnerId { handle, cursor: 0 }
+    }
+
+    #[test]
+    fn owners_take_turns() {
+        let mut queue = Queue::new(100);
+        (0..3).for_each(|i| assert!(queue.push(owner(1), i)));
+        assert!(queue.push(owner(2), 10));
+        let order: Vec<i32> = std::iter::from_fn(|| queue.pop()).map(|(_, item)| item).collect();
+        assert_eq!(order, [0, 10, 1, 2]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Push(u64),
+        Pop,
+        Cancel(u64),
+    }
+
+    /// The slow twin: all items in one list, and when each owner was last served.
+    #[derive(Default)]
+    struct Twin {
+        items: Vec<(u64, u32)>,
+        turns: Vec<u64>,
+    }
+
+    impl Twin {
+        fn push(&mut self, owner: u64, item: u32) {
+            if !self.items.iter().any(|(waiting, _)| *waiting == owner) {
+                self.turns.push(owner);
+            }
+            self.items.push((owner, item));
+        }
+
+        fn pop(&mut self) -> Option<(u64, u32)> {
+            let next = (!self.turns.is_empty()).then(|| self.turns.remove(0))?;
+            let at = self.items.iter().position(|(owner, _)| *owner == next).unwrap();
+            let item = self.items.remove(at);
+            if self.items.iter().any(|(owner, _)| *owner == next) {
+                self.turns.push(next);
+            }
+            Some(item)
+        }
+
+        fn cancel(&mut self, owner: u64) {
+            self.items.retain(|(waiting, _)| *waiting != owner);
+            self.turns.retain(|waiting| *waiting != owner);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_serves_as_its_slow_twin(
+            ops in prop::collection::vec(
+                prop_oneof![
+                    4 => (0..5u64).prop_map(Op::Push),
+                    3 => Just(Op::Pop),
+                    1 => (0..5u64).prop_map(Op::Cancel)
+                ],
+                0..200,
+            )
+        ) {
+            let (mut queue, mut twin) = (Queue::new(20), Twin::default());
+            for (number, op) in ops.into_iter().enumerate() {
+                match op {
+                    Op::Push(handle) => {
+                        let room = twin.items.len() < 20;
+                        prop_assert_eq!(queue.push(owner(handle), number as u32), room);
+                        if room {
+                            twin.push(handle, number as u32);
+                        }
+                    }
+                    Op::Pop => {
+                        let peeked = queue.peek().map(|(owner, item)| (owner.handle, *item));
+                        let popped = queue.pop().map(|(owner, item)| (owner.handle, item));
+                        prop_assert_eq!(peeked, popped);
+                        prop_assert_eq!(popped, twin.pop());
+                    }
+                    Op::Cancel(handle) => {
+                        queue.cancel(|other| other == owner(handle));
+                        twin.cancel(handle);
+                    }
+                }
+                prop_assert_eq!(queue.len(), twin.items.len());
+                prop_assert_eq!(queue.owners().map(|owner| owner.handle).collect::<Vec<_>>(), twin.turns.clone());
+            }
+        }
+    }
+}

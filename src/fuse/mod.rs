@@ -2,7 +2,7 @@
 //!
 //! - `convert` (P): attributes, times, error numbers in FUSE's terms
 //! - `filesystem`: the callbacks
-//! - `session`: mounting, the options, the end
+//! - `session`: mounting, the options, the end; `direct`: mounting as root
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
@@ -14,6 +14,7 @@
 //! the file's release.
 
 mod convert;
+mod direct;
 mod filesystem;
 mod notify;
 mod session;

@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, umount2};
 use tokio::sync::{oneshot, watch};
 
 use super::filesystem::Glue;
-use super::notify;
+use super::{direct, notify};
 use crate::fs::FileSystem;
 
 /// Who may use a mount.
@@ -31,6 +31,7 @@ pub enum Access {
 
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of mount(8) that is on or off")]
 pub struct FuseConfig {
     /// What `mount` and `df` show as the source. Not a ticket: everybody can read it.
     pub source: String,
@@ -169,18 +170,39 @@ pub(super) fn serve<F: fuser::Filesystem>(
     let failed = |source| FuseError::Mount { mountpoint: mountpoint.to_owned(), source };
     // The name under which the kernel lists it.
     let mountpoint_found = mountpoint.canonicalize().map_err(failed)?;
-    let session = Session::new(glue, &mountpoint_found, &library_config(config)).map_err(failed)?;
+    let session = open_session(glue, &mountpoint_found, config).map_err(failed)?;
     let not_started = |source| FuseError::Start { mountpoint: mountpoint.to_owned(), source };
     let notify = start_notify(session.notifier()).map_err(not_started)?;
     let (end, ended) = watch::channel(None);
+    let (ours, device) = (mountpoint_found.clone(), device_of(&mountpoint_found));
     let run = move || {
         let result = session.run();
         tracing::debug!(?result, "the mount has ended");
+        // After an abort the kernel has let go of us, but the folder has not.
+        if device.is_some() && device_of(&ours) == device {
+            let _ = unmount(&ours, UnmountHow::Detach);
+        }
         end.send_replace(Some(Arc::new(result)));
     };
     std::thread::Builder::new().name("wormhole-fuse".into()).spawn(run).map_err(not_started)?;
     raise_read_ahead(&mountpoint_found, config.read_ahead_bytes);
     Ok(Mounted { mountpoint: mountpoint_found, ended, _notify: notify })
+}
+
+/// Mounts, by ourselves where we may and else by `fusermount3`, and greets the kernel.
+fn open_session<F: fuser::Filesystem>(
+    glue: F,
+    mountpoint: &Path,
+    config: &FuseConfig,
+) -> io::Result<Session<F>> {
+    let library = library_config(config);
+    match direct::mount_directly(mountpoint, config)? {
+        None => Session::new(glue, mountpoint, &library),
+        Some(device) => Session::from_fd(glue, device, library.acl, library).inspect_err(|_| {
+            // It says why it failed; what is left of the mount says nothing.
+            let _ = unmount(mountpoint, UnmountHow::Detach);
+        }),
+    }
 }
 
 impl Mounted {
@@ -309,7 +331,7 @@ fn raise_read_ahead(mountpoint: &Path, read_ahead_bytes: u32) {
     match std::fs::write(&path, (read_ahead_bytes / 1024).to_string()) {
         Ok(()) => tracing::debug!(path, read_ahead_bytes, "raised the kernel's readahead"),
         Err(error) => {
-            tracing::debug!(path, %error, "the kernel's readahead stays as it is; root can raise it")
+            tracing::debug!(path, %error, "the kernel's readahead stays as it is; root can raise it");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The two halves of a request's stream, as frames and content.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,24 +26,25 @@ pub(super) struct Gone;
 pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Vec<u8>, WireError> {
     let read = async {
         let mut header = [0; FRAME_HEADER_BYTES];
-        receive.read_exact(&mut header).await.map_err(cut_short)?;
+        receive.read_exact(&mut header).await.map_err(|error| cut_short(&error))?;
         let len = frame_len(header).map_err(malformed)?;
         if len > REQUEST_BYTES_MAX {
             return Err(malformed(format!("a request of {len} bytes; at most {REQUEST_BYTES_MAX} are read")));
         }
         let mut body = vec![0; len];
-        receive.read_exact(&mut body).await.map_err(cut_short)?;
+        receive.read_exact(&mut body).await.map_err(|error| cut_short(&error))?;
         Ok(body)
     };
     let late = |_| Err(malformed(format!("no whole request within {} s", REQUEST_DEADLINE.as_secs())));
     timeout(REQUEST_DEADLINE, read).await.unwrap_or_else(late)
 }
 
-fn cut_short(error: ReadExactError) -> WireError {
+fn cut_short(error: &ReadExactError) -> WireError {
     malformed(format!("the request ends too soon: {error}"))
 }
 
-pub(super) fn malformed(why: impl ToString) -> WireError {
+/// The answer to what breaks the protocol.
+pub(super) fn malformed(why: impl fmt::Display) -> WireError {
     WireError::new(ErrorCode::Malformed, why.to_string())
 }
 

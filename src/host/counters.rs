@@ -50,6 +50,8 @@ impl Counter {
 pub(super) struct Counters {
     /// Requests taken up.
     pub(super) requests: Counter,
+    /// Requests under way.
+    pub(super) requests_inflight: Gauge,
     /// Clients that were refused at the door.
     pub(super) refused: Counter,
     /// Bytes of content handed to streams.

@@ -1,5 +1,6 @@
 //! The first stream of a connection: the client says who it is and what it wants, and is let in or refused in words.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -196,7 +197,7 @@ fn seat(
     Ok(Guest { context: Arc::new(context), _listed: listed })
 }
 
-fn refused(why: impl ToString) -> WireError {
+fn refused(why: impl fmt::Display) -> WireError {
     WireError::new(ErrorCode::Refused, why.to_string())
 }
 

@@ -4,6 +4,8 @@
 //!
 //! A line that cannot be understood lets nobody in, and is told to whoever reads the file.
 
+use std::fmt::Write as _;
+
 use crate::transport::PublicKey;
 
 /// What a key may do.
@@ -141,7 +143,10 @@ fn escape(name: &str) -> String {
     for c in name.chars() {
         if separates(c) {
             let mut utf8 = [0; 4];
-            escaped.extend(c.encode_utf8(&mut utf8).bytes().map(|byte| format!("%{byte:02X}")));
+            for byte in c.encode_utf8(&mut utf8).bytes() {
+                // Writing to a String never fails.
+                let _ = write!(escaped, "%{byte:02X}");
+            }
         } else {
             escaped.push(c);
         }

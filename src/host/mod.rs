@@ -51,13 +51,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::io::{Engine, EngineConfig, EngineKind, IoError};
 use crate::proto::InstanceId;
+use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
     DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, Ticket, TicketSecret, TransportError,
     TransportTuning, ticket::TicketError,
@@ -149,8 +149,8 @@ pub enum HostError {
     #[error("cannot make a ticket: the running host's address {0:?} cannot be understood")]
     Address(String),
     /// The system gives no random bytes.
-    #[error("the system gives no random bytes")]
-    NoRandomness,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 /// How long a new ticket is good, and for how many keys.
@@ -185,9 +185,11 @@ impl Host {
         let state = StateDir::open(&config.state_dir)?;
         let identity = state.identity()?;
         let mut exports = config.exports;
-        exports.iter_mut().for_each(|export| export.read_only |= config.read_only);
+        for export in &mut exports {
+            export.read_only |= config.read_only;
+        }
         let engine = Engine::start(&EngineConfig { kind: config.engine, ..EngineConfig::default() })?;
-        let instance = InstanceId(random()?);
+        let instance = InstanceId(random_bytes()?);
         let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
         let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
         let names = core.exports.iter().map(|open| open.export.name.clone()).collect();
@@ -216,13 +218,18 @@ impl Host {
     /// Makes a ticket for an export.
     pub fn ticket(&self, export: &str, terms: TicketTerms) -> Result<Ticket, HostError> {
         let addresses = addresses::reachable(self.listening()).into_iter().map(Into::into).collect();
-        let served = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
-        issue(&self.core.state, self.identity, addresses, served, export, terms)
+        let served: Vec<_> = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
+        issue(&self.core.state, self.identity, addresses, &served, export, terms)
     }
 
     /// What it is doing.
     pub fn status(&self) -> HostStatus {
-        HostStatus::of(&self.core)
+        self.observer().status()
+    }
+
+    /// Something that can be asked what it is doing, also while it ends.
+    pub fn observer(&self) -> HostObserver {
+        HostObserver { core: Arc::clone(&self.core), listening: self.listening() }
     }
 
     /// Ends: accepts nothing more, finishes what runs within 5 seconds, and tells clients why it goes.
@@ -234,6 +241,20 @@ impl Host {
         }
         self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
         let _ = timeout(GOODBYE_DEADLINE, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Sees what a daemon does.
+#[derive(Debug, Clone)]
+pub struct HostObserver {
+    core: Arc<Core>,
+    listening: SocketAddr,
+}
+
+impl HostObserver {
+    /// What it is doing.
+    pub fn status(&self) -> HostStatus {
+        HostStatus::of(&self.core, self.listening)
     }
 }
 
@@ -256,21 +277,21 @@ pub fn issue_beside(
     let parse = |text: &String| text.parse().map_err(|_| HostError::Address(text.clone()));
     let addresses = running.addresses.iter().map(parse).collect::<Result<Vec<HostAddress>, _>>()?;
     let identity: Identity = state.identity()?;
-    issue(state, identity.public_key(), addresses, running.exports.clone(), export, terms)
+    issue(state, identity.public_key(), addresses, &running.exports, export, terms)
 }
 
 fn issue(
     state: &StateDir,
     identity: PublicKey,
     addresses: Vec<HostAddress>,
-    served: Vec<String>,
+    served: &[String],
     export: &str,
     terms: TicketTerms,
 ) -> Result<Ticket, HostError> {
     if !served.iter().any(|name| name == export) {
         return Err(HostError::UnknownExport { export: export.to_owned(), served: served.join(", ") });
     }
-    let secret: [u8; 16] = random()?;
+    let secret = random_bytes()?;
     let ticket = Ticket::new(addresses, identity, export.to_owned(), TicketSecret(secret))?;
     let now = seconds_now();
     let expires = terms.expires_seconds.map(|seconds| now.saturating_add(seconds));
@@ -318,10 +339,4 @@ fn descriptors() -> (usize, usize) {
     // Half for clients' open files; what is left serves requests under way.
     let limit = limit.min(DESCRIPTORS_WANTED) as usize;
     (HANDLES_MAX.min(limit / 4), limit / 2)
-}
-
-fn random<const BYTES: usize>() -> Result<[u8; BYTES], HostError> {
-    let mut bytes = [0; BYTES];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| HostError::NoRandomness)?;
-    Ok(bytes)
 }

@@ -15,6 +15,7 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
     let request =
         read_request(&mut receive).await.and_then(|body| decode_body::<Request>(&body).map_err(malformed));
     context.counters().requests.add(1);
+    let _under_way = context.counters().requests_inflight.enter();
     let answered = match request {
         Ok(request) => dispatch(&context, request, &mut answer).await,
         Err(error) => {
@@ -22,13 +23,10 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
             answer.reply(&Err(error)).await
         }
     };
-    match answered {
-        Ok(()) => {
-            answer.finish();
-            // Until it has arrived the request is not over: a daemon that ends waits for it.
-            answer.unwanted().await;
-        }
-        Err(Gone) => tracing::trace!("a request was given up"),
+    if answered.is_ok() {
+        answer.finish();
+        // Until it has arrived the request is not over: a daemon that ends waits for it.
+        answer.unwanted().await;
     }
 }
 

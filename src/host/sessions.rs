@@ -66,7 +66,8 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq + Hash, T> Sessions<K, I, T> {
     }
 
     /// The session of that name, if it lives.
-    pub(super) fn get(&self, key: K, id: I) -> Option<&Arc<T>> {
+    #[cfg(test)]
+    fn get(&self, key: K, id: I) -> Option<&Arc<T>> {
         self.slots.get(&(key, id)).map(|slot| &slot.session)
     }
 

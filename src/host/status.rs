@@ -1,5 +1,6 @@
 //! What a daemon tells of itself.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -9,6 +10,8 @@ use super::core::Core;
 /// The daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostStatus {
+    /// Address and port it listens on.
+    pub listening: String,
     /// What is served.
     pub exports: Vec<ExportStatus>,
     /// Who is connected: one entry a connection.
@@ -31,6 +34,8 @@ pub struct HostStatus {
     pub content_bytes_sent: u64,
     /// Chunks not sent since the start, because the client held them.
     pub chunks_same: u64,
+    /// Requests under way now.
+    pub requests_inflight: u64,
     /// Requests since the start.
     pub requests: u64,
     /// Clients refused since the start.
@@ -68,13 +73,14 @@ pub struct ClientStatus {
 }
 
 impl HostStatus {
-    pub(super) fn of(core: &Core) -> Self {
+    pub(super) fn of(core: &Core, listening: SocketAddr) -> Self {
         let counters = &core.counters;
         let (sessions, open_files) = {
             let sessions = core.sessions();
             (sessions.iter().count() as u64, sessions.iter().map(|session| session.opens()).sum())
         };
         Self {
+            listening: listening.to_string(),
             exports: exports(core),
             clients: clients(core),
             sessions,
@@ -86,6 +92,7 @@ impl HostStatus {
             send_inflight: counters.send_inflight.get(),
             content_bytes_sent: counters.content_bytes_sent.get(),
             chunks_same: counters.chunks_same.get(),
+            requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),
             refused: counters.refused.get(),
         }

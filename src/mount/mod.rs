@@ -45,7 +45,7 @@ const CACHE_FLUSH_WAIT: Duration = Duration::from_secs(5);
 const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// Everything a mount has to know.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct MountConfig {
     /// Which folder of which host.
     pub remote: Remote,
@@ -74,7 +74,7 @@ pub struct MountConfig {
 }
 
 /// Which folder of which host.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Remote {
     /// Where the host may be.
     pub addresses: Vec<HostAddress>,

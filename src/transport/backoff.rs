@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt to reach a host.
+//! How long to wait before the next attempt to reach a host. Pure: the seed comes in, waits go out.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! What a person types to say which folder of which host: a ticket, `HOST:/EXPORT/PATH`, or `wormhole://HOST/EXPORT/PATH`.
+//! Pure: text in, values out; nothing is looked up.
 //!
 //! ```text
 //! whm1aeaq…                            a ticket: one word
@@ -8,7 +9,8 @@
 //! ssh://me@nas/media                   recognised, not yet supported
 //! ```
 
-use std::{fmt, net::Ipv6Addr, str::FromStr};
+use core::net::{Ipv6Addr, SocketAddr};
+use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
@@ -82,8 +84,8 @@ impl FromStr for HostAddress {
     }
 }
 
-impl From<std::net::SocketAddr> for HostAddress {
-    fn from(address: std::net::SocketAddr) -> Self {
+impl From<SocketAddr> for HostAddress {
+    fn from(address: SocketAddr) -> Self {
         Self { host: address.ip().to_string(), port: address.port() }
     }
 }

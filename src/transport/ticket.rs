@@ -1,6 +1,6 @@
 //! The join ticket: everything a client needs to reach an export for the first time, in one copyable word.
 //!
-//! `whm1` and then lower-case base32 (no `0`, `1`, `8`, `9` to misread) of:
+//! Pure: the secret is drawn elsewhere. `whm1` and then lower-case base32 (no `0`, `1`, `8`, `9` to misread) of:
 //!
 //! | bytes | meaning |
 //! | --- | --- |
@@ -12,11 +12,8 @@
 //! | each | 4 and 4 bytes (IPv4), or 6 and 16 bytes (IPv6), or 0, a length and a name; then the port, 2 bytes, big-endian |
 //! | 4 | the first bytes of the BLAKE3 of all the above: a slip of the hand is told as such |
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-    str::FromStr,
-};
+use core::net::{Ipv4Addr, Ipv6Addr};
+use std::{fmt, str::FromStr};
 
 use data_encoding::BASE32_NOPAD;
 use thiserror::Error;

@@ -29,9 +29,9 @@ fn every_way_of_unmounting_ends_the_daemon() {
     ];
     for (program, arguments) in ways {
         let mountpoint = stage.mount("mnt", "cache=none");
-        let status = stage.status(&mountpoint);
+        let status = Stage::status(&mountpoint);
         succeeds(Command::new(program).args(arguments).arg(&mountpoint));
-        stage.nothing_is_left(&mountpoint, &status);
+        Stage::nothing_is_left(&mountpoint, &status);
     }
 }
 
@@ -43,9 +43,9 @@ fn every_signal_to_end_unmounts() {
     let stage = Stage::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let mountpoint = stage.mount("mnt", "cache=none");
-        let status = stage.status(&mountpoint);
+        let status = Stage::status(&mountpoint);
         kill(pid_of(&status), signal).unwrap();
-        stage.nothing_is_left(&mountpoint, &status);
+        Stage::nothing_is_left(&mountpoint, &status);
     }
 }
 
@@ -59,13 +59,13 @@ fn in_front_ctrl_c_unmounts() {
     let mut front = stage.mount_command(&stage.ticket, &mountpoint).arg("-f").spawn().unwrap();
     eventually("mounted", || mount_at(&mountpoint).is_some());
     eventually("readable", || fs::metadata(mountpoint.join("hello")).is_ok());
-    let status = stage.status(&mountpoint);
+    let status = Stage::status(&mountpoint);
     assert_eq!(status["pid"].as_u64().unwrap(), u64::from(front.id()), "it is not in front");
     let arguments = fs::read_to_string(format!("/proc/{}/cmdline", front.id())).unwrap();
     assert!(!arguments.contains(&stage.ticket), "{arguments}");
     kill(pid_of(&status), Signal::SIGINT).unwrap();
     assert!(front.wait().unwrap().success());
-    stage.nothing_is_left(&mountpoint, &status);
+    Stage::nothing_is_left(&mountpoint, &status);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_mount_in_use_stays_unless_told_otherwise() {
     }
     let stage = Stage::new();
     let mountpoint = stage.mount("mnt", "ro");
-    let status = stage.status(&mountpoint);
+    let status = Stage::status(&mountpoint);
     let mut user = Command::new("sleep").arg("1000").current_dir(mountpoint.join("below")).spawn().unwrap();
     let output = wormhole().arg("umount").arg(&mountpoint).output().unwrap();
     assert_eq!(code(&output), 32);
@@ -85,7 +85,7 @@ fn a_mount_in_use_stays_unless_told_otherwise() {
     assert!(mount_at(&mountpoint).is_none());
     user.kill().unwrap();
     user.wait().unwrap();
-    stage.nothing_is_left(&mountpoint, &status);
+    Stage::nothing_is_left(&mountpoint, &status);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_dead_host_does_not_keep_a_mount() {
     }
     let stage = Stage::new();
     let mountpoint = stage.mount("mnt", "hard,cache=none");
-    let status = stage.status(&mountpoint);
+    let status = Stage::status(&mountpoint);
     kill(stage.host_pid(), Signal::SIGSTOP).unwrap();
     let mut reader = Command::new("cat")
         .arg(mountpoint.join("below/large"))
@@ -104,12 +104,12 @@ fn a_dead_host_does_not_keep_a_mount() {
         .spawn()
         .unwrap();
     eventually("the reader waits", || {
-        let now = stage.status(&mountpoint);
+        let now = Stage::status(&mountpoint);
         now["requests_in_flight"].as_u64().unwrap() > 0
     });
     succeeds(wormhole().args(["umount", "-f"]).arg(&mountpoint));
     assert!(!reader.wait().unwrap().success());
-    stage.nothing_is_left(&mountpoint, &status);
+    Stage::nothing_is_left(&mountpoint, &status);
     kill(stage.host_pid(), Signal::SIGCONT).unwrap();
 }
 
@@ -120,14 +120,14 @@ fn a_daemon_that_hangs_does_not_keep_a_mount() {
     }
     let stage = Stage::new();
     let mountpoint = stage.mount("mnt", "cache=none");
-    let status = stage.status(&mountpoint);
+    let status = Stage::status(&mountpoint);
     kill(pid_of(&status), Signal::SIGSTOP).unwrap();
     succeeds(wormhole().args(["umount", "-f"]).arg(&mountpoint));
     assert!(mount_at(&mountpoint).is_none());
     eventually("killed", || !super::stage::is_alive(status["pid"].as_u64().unwrap()));
     // The next look cleans up what the killed daemon could not.
     succeeds(wormhole().arg("status"));
-    stage.nothing_is_left(&mountpoint, &status);
+    Stage::nothing_is_left(&mountpoint, &status);
 }
 
 #[test]

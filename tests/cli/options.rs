@@ -62,6 +62,7 @@ fn the_cache_lies_where_it_is_told_or_nowhere() {
         return;
     }
     let stage = Stage::new();
+    stage.settle();
     let other = stage.path("other-cache");
     let mountpoint = stage.mountpoint("mnt");
     let source = format!("@{}", stage.path("ticket").display());
@@ -73,14 +74,14 @@ fn the_cache_lies_where_it_is_told_or_nowhere() {
             .args(["--cache-size", "64M"]),
     );
     fs::read(mountpoint.join("below/large")).unwrap();
-    assert_eq!(stage.status(&mountpoint)["cache_limit_bytes"], 64 << 20);
+    assert_eq!(Stage::status(&mountpoint)["cache_limit_bytes"], 64 << 20);
     unmount(&mountpoint);
     assert!(size_of(&other) > 5_000_000, "{}", size_of(&other));
     assert!(!stage.path("cache").exists());
 
     let mountpoint = stage.mount("mnt", "cache=none");
     fs::read(mountpoint.join("below/large")).unwrap();
-    assert!(stage.status(&mountpoint).get("cache_limit_bytes").is_none());
+    assert!(Stage::status(&mountpoint).get("cache_limit_bytes").is_none());
     unmount(&mountpoint);
     assert!(!stage.path("cache").exists());
 }
@@ -105,7 +106,7 @@ fn the_link_is_made_as_told() {
     for cc in ["delivery", "cubic", "bbr", "newreno"] {
         let mountpoint = stage.mount("mnt", &format!("nconnect=3,cc={cc},memory_target=64M,cache=none"));
         assert_eq!(fs::read(mountpoint.join("below/large")).unwrap().len(), 5_000_000, "{cc}");
-        super::stage::eventually("three connections", || stage.status(&mountpoint)["connections"] == 3);
+        super::stage::eventually("three connections", || Stage::status(&mountpoint)["connections"] == 3);
         unmount(&mountpoint);
     }
 }
@@ -135,7 +136,7 @@ fn nothing_is_read_ahead_when_told_so() {
         let mut file = fs::File::open(mountpoint.join("below/large")).unwrap();
         std::io::Read::read_exact(&mut file, &mut vec![0; 1_500_000]).unwrap();
         drop(file);
-        let bytes = stage.status(&mountpoint)["host_bytes"].as_u64().unwrap();
+        let bytes = Stage::status(&mountpoint)["host_bytes"].as_u64().unwrap();
         unmount(&mountpoint);
         bytes
     };

@@ -18,7 +18,7 @@ fn what_the_host_has_is_on_the_mount_until_it_is_unmounted() {
     assert_eq!(large, fs::read(stage.path("export/below/large")).unwrap());
     assert!(fs::write(mountpoint.join("new"), "").is_err());
 
-    let status = stage.status(&mountpoint);
+    let status = Stage::status(&mountpoint);
     assert_eq!(status["kind"], "mount");
     assert_eq!(status["state"], "connected");
     assert_eq!(status["transport"], "quic");
@@ -33,7 +33,7 @@ fn what_the_host_has_is_on_the_mount_until_it_is_unmounted() {
     // `umount` has waited for the daemon: no waiting here.
     assert!(!is_alive(status["pid"].as_u64().unwrap()));
     assert!(mount_at(&mountpoint).is_none());
-    stage.nothing_is_left(&mountpoint, &status);
+    Stage::nothing_is_left(&mountpoint, &status);
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn sums_are_those_of_b3sum() {
     let stage = Stage::new();
     let mountpoint = stage.mount("mnt", "ro");
     let (hello, large) = (mountpoint.join("hello"), mountpoint.join("below/large"));
-    let before = stage.status(&mountpoint)["host_bytes"].clone();
+    let before = Stage::status(&mountpoint)["host_bytes"].clone();
     let expected = |name: &str| blake3::hash(&fs::read(stage.path("export").join(name)).unwrap()).to_string();
     let text = succeeds(wormhole().arg("sum").args([&hello, &large]));
     let lines = format!(
@@ -58,7 +58,7 @@ fn sums_are_those_of_b3sum() {
     let json: serde_json::Value =
         serde_json::from_str(&succeeds(wormhole().args(["sum", "--json"]).arg(&large))).unwrap();
     assert_eq!(json[0]["hash"], expected("below/large").as_str());
-    assert_eq!(stage.status(&mountpoint)["host_bytes"], before, "content was transferred");
+    assert_eq!(Stage::status(&mountpoint)["host_bytes"], before, "content was transferred");
     let output = wormhole().arg("sum").args([&hello, &mountpoint.join("missing")]).output().unwrap();
     assert_eq!(code(&output), 2);
     assert!(String::from_utf8_lossy(&output.stdout).contains(&expected("hello")), "{}", errors(&output));
@@ -87,6 +87,7 @@ fn what_was_read_is_not_sent_again_after_a_remount() {
         return;
     }
     let stage = Stage::new();
+    stage.settle();
     let mut host_bytes = Vec::new();
     for _ in 0..2 {
         let mountpoint = stage.mount("mnt", "ro");
@@ -94,7 +95,7 @@ fn what_was_read_is_not_sent_again_after_a_remount() {
             fs::read(mountpoint.join("below/large")).unwrap(),
             fs::read(stage.path("export/below/large")).unwrap()
         );
-        host_bytes.push(stage.status(&mountpoint)["host_bytes"].as_u64().unwrap());
+        host_bytes.push(Stage::status(&mountpoint)["host_bytes"].as_u64().unwrap());
         succeeds(wormhole().arg("umount").arg(&mountpoint));
     }
     assert!(host_bytes[0] >= 5_000_000, "{host_bytes:?}");
@@ -111,9 +112,8 @@ fn the_ticket_is_seen_nowhere() {
     let ways: [&dyn Fn(); 4] = [
         &|| drop(succeeds(&mut stage.mount_command(&stage.ticket, &mountpoint))),
         &|| {
-            drop(succeeds(
-                &mut stage.mount_command(&format!("@{}", stage.path("ticket").display()), &mountpoint),
-            ))
+            let source = format!("@{}", stage.path("ticket").display());
+            succeeds(&mut stage.mount_command(&source, &mountpoint));
         },
         &|| {
             let mut command = wormhole();
@@ -129,7 +129,7 @@ fn the_ticket_is_seen_nowhere() {
     ];
     for mount in ways {
         mount();
-        let status = stage.status(&mountpoint);
+        let status = Stage::status(&mountpoint);
         let read = |what: &str| fs::read_to_string(format!("/proc/{}/{what}", status["pid"])).unwrap();
         let shown = [read("cmdline"), read("environ"), mount_at(&mountpoint).unwrap(), status.to_string()];
         for text in shown {

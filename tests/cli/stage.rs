@@ -73,11 +73,6 @@ impl Stage {
         let large: Vec<u8> =
             (0..5_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         fs::write(export.join("below/large"), large).unwrap();
-        // A file that was written just now may still change unseen: one from before may be kept.
-        let before = std::time::SystemTime::now() - Duration::from_secs(3600);
-        for name in ["hello", "below/large"] {
-            fs::File::options().write(true).open(export.join(name)).unwrap().set_modified(before).unwrap();
-        }
         let mut stage = Self { folder, host: None, listening: String::new(), ticket: String::new() };
         stage.start_host("127.0.0.1:0");
         fs::write(stage.path("ticket"), format!("{}\n", stage.ticket)).unwrap();
@@ -105,8 +100,8 @@ impl Stage {
             }
         };
         self.host = Some(child);
-        self.listening = greeting["listening"].as_str().unwrap().to_owned();
-        self.ticket = greeting["ticket"].as_str().unwrap().to_owned();
+        greeting["listening"].as_str().unwrap().clone_into(&mut self.listening);
+        greeting["ticket"].as_str().unwrap().clone_into(&mut self.ticket);
     }
 
     pub(super) fn host_pid(&self) -> nix::unistd::Pid {
@@ -119,6 +114,13 @@ impl Stage {
             let _ = host.kill();
             let _ = host.wait();
         }
+    }
+
+    /// Waits until the files have lain still for so long that a version names one content, as the cache demands.
+    pub(super) fn settle(&self) {
+        let changed = fs::metadata(self.path("export/below/large")).unwrap().modified().unwrap();
+        let settled = Duration::from_nanos(wormhole::proto::Version::SETTLE_NS.unsigned_abs() + 100_000_000);
+        std::thread::sleep(settled.saturating_sub(changed.elapsed().unwrap()));
     }
 
     /// A directory to mount on; made if need be.
@@ -150,7 +152,7 @@ impl Stage {
 
     /// The report of the mount there.
     #[track_caller]
-    pub(super) fn status(&self, mountpoint: &Path) -> Value {
+    pub(super) fn status(mountpoint: &Path) -> Value {
         let text = succeeds(wormhole().args(["status", "--json"]).arg(mountpoint));
         let reports: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(reports.as_array().unwrap().len(), 1, "{text}");
@@ -159,7 +161,7 @@ impl Stage {
 
     /// Fails unless mount, process and control socket are gone.
     #[track_caller]
-    pub(super) fn nothing_is_left(&self, mountpoint: &Path, status: &Value) {
+    pub(super) fn nothing_is_left(mountpoint: &Path, status: &Value) {
         eventually("the mount is gone", || mount_at(mountpoint).is_none());
         let pid = status["pid"].as_u64().unwrap();
         eventually("the daemon is gone", || !is_alive(pid));

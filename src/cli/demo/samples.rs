@@ -15,12 +15,14 @@ const PHOTO_BYTES: u64 = 3_000_017;
 const FOLDERS: usize = 20;
 const TEXTS_IN_FOLDER: usize = 10;
 
+/// The file that is written last.
+pub(super) const LAST: &str = "films/holiday.mkv";
+
 /// Makes the files in `folder` and returns it. They are the same every time.
 pub(super) fn make(folder: &Path, interrupted: &Interrupted) -> Result<PathBuf, CliError> {
     let make = || -> io::Result<()> {
         fs::create_dir_all(folder.join("films"))?;
         fs::create_dir_all(folder.join("photos"))?;
-        noise(&folder.join("films/holiday.mkv"), FILM_BYTES)?;
         for photo in 0..PHOTOS {
             noise(&folder.join(format!("photos/{photo:04}.jpg")), PHOTO_BYTES)?;
         }
@@ -34,7 +36,7 @@ pub(super) fn make(folder: &Path, interrupted: &Interrupted) -> Result<PathBuf, 
                 fs::write(below.join(format!("text-{text}.txt")), content)?;
             }
         }
-        Ok(())
+        noise(&folder.join(LAST), FILM_BYTES)
     };
     make().map_err(|error| CliError::system(format!("sample files in {}: {error}", folder.display())))?;
     interrupted.check()?;

@@ -120,7 +120,8 @@ impl Stage {
                 .is_ok_and(|entry| entry.is_some())
         };
         if mounted(self) && self.unmount().is_err() {
-            finish(own("umount").arg("-f").arg(self.mountpoint()), "umount -f")?;
+            // What is left is told below.
+            let _ = finish(own("umount").arg("-f").arg(self.mountpoint()), "umount -f");
         }
         if let Some(host) = self.host.take() {
             end(host);

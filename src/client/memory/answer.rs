@@ -68,6 +68,9 @@ impl Tree {
         } else {
             range.len > CHUNK_BYTES
         };
+        if range.offset.checked_add(range.len).is_none() {
+            return Err(WireError::new(ErrorCode::Malformed, "a range that passes the end of all numbers"));
+        }
         if too_long {
             return Err(WireError::new(
                 ErrorCode::Malformed,

@@ -129,7 +129,9 @@ impl MemoryHost {
     /// Makes a file of `size` bytes that is a hole but for these extents (offset, bytes).
     pub fn create_sparse(&self, path: impl AsRef<[u8]>, size: u64, extents: &[(u64, &[u8])]) -> NodeId {
         let mut content = Content::default();
-        extents.iter().for_each(|(offset, bytes)| content.write(*offset, bytes));
+        for (offset, bytes) in extents {
+            content.write(*offset, bytes);
+        }
         content.truncate(size);
         self.tree().create(path.as_ref(), Body::File(content))
     }

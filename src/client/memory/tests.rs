@@ -110,16 +110,15 @@ async fn an_open_file_outlives_its_name() {
 #[tokio::test]
 async fn listings_come_in_parts_and_make_nodes_known() {
     let host = MemoryHost::new();
-    (0..250).for_each(|i| drop(host.create_file(format!("d/{i:03}"), "")));
+    for i in 0..250 {
+        host.create_file(format!("d/{i:03}"), "");
+    }
     let client = host.client();
     let node = client.lookup(host.root_node(), b"d").await.unwrap().node;
     let mut receiver = client.list(node);
     let mut entries = Vec::new();
-    loop {
-        match receiver.recv().await.unwrap().unwrap() {
-            ListPart::Entries(part) => entries.extend(part),
-            ListPart::End => break,
-        }
+    while let ListPart::Entries(part) = receiver.recv().await.unwrap().unwrap() {
+        entries.extend(part);
     }
     assert_eq!(entries.len(), 250);
     assert!(client.attributes(entries[249].attributes.node).await.is_ok());

@@ -303,13 +303,12 @@ impl Tree {
         let last = names.pop().expect("a path with at least one name").to_vec();
         let mut parent = self.root;
         for name in names {
-            parent = match self.entries(parent).and_then(|entries| entries.get(name)) {
-                Some(&id) => id,
-                None => {
-                    let id = self.add(Body::Directory(BTreeMap::new()), BUILT_AGE_NS);
-                    self.name(parent, name, id);
-                    id
-                }
+            parent = if let Some(&id) = self.entries(parent).and_then(|entries| entries.get(name)) {
+                id
+            } else {
+                let id = self.add(Body::Directory(BTreeMap::new()), BUILT_AGE_NS);
+                self.name(parent, name, id);
+                id
             };
         }
         (parent, last)

@@ -43,7 +43,8 @@ async fn answered(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Reply, Ca
         match ask(shared, frame, lane).await {
             Ok(reply) => return Ok(reply),
             Err(stopped) => {
-                retry.after(shared, stopped).await.map_err(|end| end.unwrap_or(CallError::Closed))?
+                let end = retry.after(shared, stopped).await;
+                end.map_err(|error| error.unwrap_or(CallError::Closed))?;
             }
         }
     }

@@ -107,7 +107,7 @@ impl Dialer {
             self.known(|known| known.addresses.clone_from(&found));
             return Ok(found);
         }
-        if number % RESOLVE_AGAIN_EVERY != 0 {
+        if !number.is_multiple_of(RESOLVE_AGAIN_EVERY) {
             return Ok(known);
         }
         let Ok(Ok(found)) = timeout(RESOLVE_AGAIN_TIMEOUT, self.resolve_all()).await else {

@@ -31,12 +31,16 @@ pub(super) struct Keeper {
     link: Link,
     live: Option<Arc<Live>>,
     refusal: Option<WireError>,
-    attempts: JoinSet<(u64, Result<Established, ConnectError>)>,
+    attempts: Attempts,
     handles: HashMap<u64, AbortHandle>,
     /// Whether this slot ever had a connection: from then on each new one is a reconnect.
     was_connected: bool,
     said: Option<Phase>,
+    /// Whether the connection or the refusal is another one than was last said.
+    changed: bool,
 }
+
+type Attempts = JoinSet<(u64, Result<Established, ConnectError>)>;
 
 enum Happening {
     Woken,
@@ -64,6 +68,7 @@ impl Keeper {
             handles: HashMap::new(),
             was_connected: false,
             said: None,
+            changed: true,
         };
         if let Some(first) = first {
             keeper.link = Link::connected(keeper.shared.now());
@@ -105,7 +110,7 @@ impl Keeper {
         tokio::select! {
             biased;
             () = self.shared.closed() => Happening::Closing,
-            Some(Ok((number, result))) = self.attempts.join_next() => {
+            (number, result) = attempted(&mut self.attempts) => {
                 Happening::Attempted(number, result.map(Box::new))
             }
             () = lost => Happening::Lost,
@@ -172,12 +177,13 @@ impl Keeper {
         }
         let wake = Arc::clone(&self.shared.slots[self.slot].wake);
         self.live = Some(Arc::new(Live::new(endpoint, connection, wake)));
-        self.refusal = None;
+        (self.refusal, self.changed) = (None, true);
     }
 
     /// Closes the connection, if any: calls under way on it go on elsewhere.
     fn let_go(&mut self, why: &str) {
         let Some(live) = self.live.take() else { return };
+        self.changed = true;
         self.shared.totals.retire(&live.connection.stats());
         live.connection.close(CLOSE_CODE_REPLACED, why);
     }
@@ -189,7 +195,7 @@ impl Keeper {
                 debug!(attempt, %error, "attempt to connect failed");
                 match error.refusal() {
                     Some(refusal) => {
-                        self.refusal = Some(refusal);
+                        (self.refusal, self.changed) = (Some(refusal), true);
                         Outcome::Refused
                     }
                     None => Outcome::Failed,
@@ -219,8 +225,12 @@ impl Keeper {
 
     fn publish(&mut self) {
         let phase = self.link.phase(self.shared.now());
-        if self.said.replace(phase) != Some(phase) {
+        let moved = self.said.replace(phase) != Some(phase);
+        if moved {
             self.tell(phase);
+        }
+        if !std::mem::take(&mut self.changed) && !moved {
+            return;
         }
         let state = SlotState { phase, live: self.live.clone(), refusal: self.refusal.clone() };
         self.shared.publish(self.slot, state);
@@ -246,5 +256,16 @@ impl Keeper {
         live.connection.close(CLOSE_CODE_GOODBYE, "the client unmounted");
         // It is told once more than not at all; a host that is gone need not hold us up.
         let _ = timeout(GOODBYE_TIMEOUT, live.endpoint.wait_idle()).await;
+    }
+}
+
+/// The next attempt that ends by itself; one that was given up is not worth a word.
+async fn attempted(attempts: &mut Attempts) -> (u64, Result<Established, ConnectError>) {
+    loop {
+        match attempts.join_next().await {
+            Some(Ok(ended)) => return ended,
+            Some(Err(_)) => {}
+            None => std::future::pending().await,
+        }
     }
 }

@@ -276,5 +276,4 @@ impl Live {
 }
 
 #[cfg(test)]
-#[path = "link_tests.rs"]
 mod tests;

@@ -90,7 +90,9 @@ impl Shared {
         let states: Vec<_> = self.states().collect();
         let live: Vec<_> = states.iter().filter_map(|state| state.live.as_ref()).collect();
         let stats: Vec<_> = live.iter().map(|live| live.connection.stats()).collect();
-        stats.iter().for_each(|stats| wire.add(stats));
+        for stats in &stats {
+            wire.add(stats);
+        }
         let best = states.iter().map(|state| state.phase).min_by_key(|phase| *phase as u8);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientStatistics {

@@ -8,7 +8,6 @@ use crate::config::words::Word;
 enum Takes {
     Nothing,
     Number,
-    Anything,
 }
 
 /// Meant for mount(8), systemd or a desktop: nobody needs to hear that wormhole does nothing with them.
@@ -67,7 +66,6 @@ fn check(word: &Word, takes: Takes) -> Result<(), OptionError> {
     match takes {
         Takes::Nothing => word.flag(),
         Takes::Number => word.value("a number of bytes", crate::config::units::bytes).map(|_| ()),
-        Takes::Anything => Ok(()),
     }
 }
 

@@ -36,6 +36,7 @@ pub struct MountOptions {
 }
 
 /// How the kernel treats the mount.
+#[allow(clippy::struct_excessive_bools, reason = "each is a word of its own that people type")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelOptions {
     /// Programs on the mount cannot be run: `noexec`.

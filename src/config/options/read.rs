@@ -42,7 +42,7 @@ impl MountOptions {
             "nosuid" => kernel.suid = false,
             "nodev" => kernel.dev = false,
             "suid" | "dev" if !environment.is_root() => {
-                return Err(word.not_available("only root may mount with it"));
+                return Err(OptionError::OnlyRoot(word.typed.clone()));
             }
             "suid" => kernel.suid = true,
             "dev" => kernel.dev = true,

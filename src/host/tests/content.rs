@@ -205,7 +205,7 @@ async fn a_file_that_may_not_be_read_says_so() {
     let (world, guest, _) = with_file().await;
     let closed = world.path("closed");
     fs::write(&closed, "x").unwrap();
-    fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     let file = guest.walk("closed").await.unwrap();
     assert_eq!(code(guest.read(piece(&file, 0, 1)).await), ErrorCode::System(Errno::EACCES));
 }

@@ -13,7 +13,7 @@ async fn garbage_harms_its_own_stream_only() {
     let world = World::new(|_| {});
     let guest = world.client().await;
     let oversized = (FRAME_BYTES_MAX as u32 + 1).to_le_bytes();
-    let too_long_for_a_request = [&(64u32 << 10).to_le_bytes()[..], &[0; 64 << 10]].concat();
+    let too_long_for_a_request = [&(64u32 << 10).to_le_bytes()[..], &vec![0; 64 << 10]].concat();
     let trailing = [encode_frame(&Request::Ping), vec![0; 100]].concat();
     for garbage in [
         b"".as_slice(),

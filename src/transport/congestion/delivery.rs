@@ -14,7 +14,7 @@
 //! 8 % are the link's nature and are ignored; above, the queue overflows, and the newest round's rate replaces the
 //! best. Start-up doubles each round until the rate stops growing or the round trip grows.
 //!
-//! Times are durations since an origin of the caller's choice. No clock, no randomness: `simulate` (tests) drives
+//! Pure: times are durations since an origin of the caller's choice, there is no randomness; `simulate` (tests) drives
 //! this through whole transfers in simulated time.
 
 use std::{collections::VecDeque, time::Duration};
@@ -59,6 +59,10 @@ const RTT_FLOOR: Duration = Duration::from_millis(1);
 const ROUND_MIN: Duration = Duration::from_millis(10);
 /// Silence after which the old estimate is only a hint: start-up resumes from half of it.
 const IDLE_RESTART: Duration = Duration::from_secs(10);
+/// An acknowledgement this late comes after a cut. What else was in flight is lost, but quinn would find out only by a
+/// timeout of several such round trips; so it no longer counts, and new packets, once acknowledged, prove the old ones
+/// lost.
+const SILENCE: Duration = Duration::from_secs(1);
 /// First window: 32 packets. The pacer spreads them; a smaller start costs a round trip for each halving.
 pub(super) const INITIAL_WINDOW_PACKETS: u64 = 32;
 /// Smallest window: fewer packets cannot show a loss before a timer does.
@@ -92,6 +96,8 @@ pub struct DeliveryRate {
     /// The last judgement found more loss than a good link has.
     lossy: bool,
     rtt_min: Option<RttMin>,
+    /// Bytes that left before a silence and are in all likelihood lost, but not yet declared so.
+    stranded_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -123,12 +129,13 @@ impl DeliveryRate {
             losses: Losses::default(),
             lossy: false,
             rtt_min: None,
+            stranded_bytes: 0,
         }
     }
 
     /// Bytes that may be in flight.
     pub fn window_bytes(&self) -> u64 {
-        self.window_bytes
+        (self.window_bytes + self.stranded_bytes).min(WINDOW_BYTES_MAX)
     }
 
     /// The bandwidth estimate in bytes a second; 0 before the first.
@@ -152,6 +159,7 @@ impl DeliveryRate {
     pub fn on_ack(&mut self, sent: Duration, bytes: u64) {
         self.sampler.on_ack(sent, bytes);
         self.losses.delivered_bytes += bytes;
+        self.stranded_bytes = self.stranded_bytes.saturating_sub(bytes);
         if matches!(self.mode, Mode::Startup { .. }) {
             self.window_bytes = (self.window_bytes + bytes).min(WINDOW_BYTES_MAX);
         }
@@ -164,6 +172,9 @@ impl DeliveryRate {
         let Some(sample) = self.sampler.finish(now) else { return };
         if app_limited {
             self.sampler.mark_app_limited();
+        }
+        if self.rtt_min.is_some_and(|rtt| sample.rtt > (rtt.value * 8).max(SILENCE)) {
+            self.stranded_bytes = in_flight_bytes;
         }
         self.learn_rtt(now, sample.rtt);
         // Over less than a round trip the rate says more about bunched acknowledgements than about the link.
@@ -185,6 +196,7 @@ impl DeliveryRate {
     pub fn on_loss(&mut self, lost_bytes: u64, persistent: bool) {
         self.sampler.in_flight_bytes = self.sampler.in_flight_bytes.saturating_sub(lost_bytes);
         self.losses.lost_bytes += lost_bytes;
+        self.stranded_bytes = self.stranded_bytes.saturating_sub(lost_bytes);
         if persistent {
             // The link was gone. What it carries now is unknown; two doublings bring the old rate back.
             self.rates.forget();

@@ -72,7 +72,7 @@ impl World {
             Action::Probe => assert!(self.connected && self.waiting > 0),
             Action::Attempt(number) => {
                 let least = if refused && self.link.refused { ATTEMPT_EVERY_REFUSED } else { ATTEMPT_EVERY };
-                assert!(self.last_start.is_none_or(|last| self.now - last >= least), "attempts too close");
+                assert!(self.last_start.is_none_or(|last| self.now >= last + least), "attempts too close");
                 self.last_start = Some(self.now);
                 assert!(self.under_way.insert(number), "a number used twice");
             }

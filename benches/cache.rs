@@ -1,0 +1,165 @@
+//! The disk cache beside a plain `pread` of the same bytes: filling it, reading it back with proof, opening a large one.
+//!
+//! Everything stays in the page cache, so this measures what the cache adds to a copy. The directory is made where
+//! `TMPDIR` points, which should be a disk and not a tmpfs.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use tempfile::TempDir;
+use wormhole::cache::{CacheConfig, ChunkCache, DiskCache};
+use wormhole::chunk::{CHUNK_BYTES, ChunkHash, VerifiedChunk};
+
+const FILE_BYTES: u64 = 1 << 30;
+const CHUNKS: u64 = FILE_BYTES / CHUNK_BYTES;
+
+/// As many records as 100 GB of full chunks have, in as many segments; the payloads are small to keep the disk small.
+const RECORDS: u32 = 400_000;
+const RECORDS_PER_SEGMENT: u64 = 250;
+
+fn open(directory: &Path, segment_bytes: Option<u64>) -> DiskCache {
+    let config = CacheConfig {
+        directory: directory.join("cache"),
+        size_bytes: 4 * FILE_BYTES,
+        min_free_ratio: 0.0,
+        segment_bytes,
+    };
+    DiskCache::open(&config).expect("open the cache")
+}
+
+fn file_chunks() -> Vec<VerifiedChunk> {
+    let chunk = |number: u64| {
+        let mut bytes = vec![number as u8; CHUNK_BYTES as usize];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        VerifiedChunk::compute(Bytes::from(bytes))
+    };
+    (0..CHUNKS).map(chunk).collect()
+}
+
+/// Inserts without ever overrunning the queue of 16 MiB.
+fn fill(cache: &DiskCache, chunks: &[VerifiedChunk]) {
+    for some in chunks.chunks(32) {
+        for chunk in some {
+            cache.insert(chunk.clone());
+        }
+        assert!(cache.flush());
+    }
+    assert_eq!(cache.stats().dropped, 0);
+}
+
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory.join("cache/v1/segments")).expect("list the segments");
+    entries.map(|entry| entry.expect("list the segments").path()).collect()
+}
+
+/// One pass over all segments in pieces of a chunk; with `hash` also what proving them costs.
+fn read_plain(directory: &Path, hash: bool) {
+    for path in segments(directory) {
+        let file = File::open(path).expect("open a segment");
+        let len = file.metadata().expect("look at a segment").len();
+        for at in (0..len / CHUNK_BYTES).map(|number| number * CHUNK_BYTES) {
+            let mut buffer = vec![0; CHUNK_BYTES as usize];
+            file.read_exact_at(&mut buffer, at).expect("read a segment");
+            if hash {
+                black_box(blake3::hash(&buffer));
+            }
+            black_box(buffer);
+        }
+    }
+}
+
+/// Says how many CPU seconds the process used for `work`: on a busy machine a steadier figure than the time on the clock.
+fn metered<T>(name: &str, work: impl FnOnce() -> T) -> T {
+    let used = || {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).expect("ask for the CPU time");
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        seconds(usage.user_time()) + seconds(usage.system_time())
+    };
+    let before = used();
+    let result = work();
+    println!("{name}: {:.3} CPU seconds", used() - before);
+    result
+}
+
+fn read_cached(cache: &DiskCache, hashes: &[ChunkHash], run: usize) {
+    for some in hashes.chunks(run) {
+        assert!(black_box(cache.load_run(some)).iter().all(Option::is_some));
+    }
+}
+
+fn insert(c: &mut Criterion) {
+    let chunks = file_chunks();
+    let mut group = c.benchmark_group("insert");
+    group.sample_size(10).throughput(Throughput::Bytes(FILE_BYTES));
+    group.bench_function("1 GiB", |bencher| {
+        bencher.iter_custom(|count| {
+            (0..count).fold(Duration::ZERO, |sum, _| {
+                let directory = TempDir::new().expect("make a directory");
+                let cache = open(directory.path(), None);
+                let start = Instant::now();
+                fill(&cache, &chunks);
+                sum + start.elapsed()
+            })
+        });
+    });
+    // After the others: memory that was never touched costs a virtual machine several times more.
+    let directory = TempDir::new().expect("make a directory");
+    let cache = open(directory.path(), None);
+    metered("insert 1 GiB", || fill(&cache, &chunks));
+}
+
+fn load(c: &mut Criterion) {
+    let directory = TempDir::new().expect("make a directory");
+    let hashes: Vec<ChunkHash> = {
+        let chunks = file_chunks();
+        fill(&open(directory.path(), None), &chunks);
+        chunks.iter().map(VerifiedChunk::hash).collect()
+    };
+    let cache = open(directory.path(), None);
+    for run in [1, 4, 16] {
+        metered(&format!("load 1 GiB in runs of {run}"), || read_cached(&cache, &hashes, run));
+    }
+    metered("plain pread of 1 GiB", || read_plain(directory.path(), false));
+    metered("plain pread and hash of 1 GiB", || read_plain(directory.path(), true));
+    let mut group = c.benchmark_group("load");
+    group.sample_size(10).throughput(Throughput::Bytes(FILE_BYTES));
+    group.bench_function("one by one", |bencher| bencher.iter(|| read_cached(&cache, &hashes, 1)));
+    group.bench_function("runs of 4", |bencher| bencher.iter(|| read_cached(&cache, &hashes, 4)));
+    group.bench_function("runs of 16", |bencher| bencher.iter(|| read_cached(&cache, &hashes, 16)));
+    group.bench_function("plain pread", |bencher| bencher.iter(|| read_plain(directory.path(), false)));
+    group.bench_function("plain pread and hash", |bencher| {
+        bencher.iter(|| read_plain(directory.path(), true))
+    });
+}
+
+fn start(c: &mut Criterion) {
+    let directory = TempDir::new().expect("make a directory");
+    // Payload 64, header 64, entry in the footer 44; header and trailer of the segment 96.
+    let segment_bytes = Some(RECORDS_PER_SEGMENT * (64 + 64 + 44) + 96);
+    let cache = open(directory.path(), segment_bytes);
+    let payload = |number: u32| Bytes::from([number.to_le_bytes(); 16].concat());
+    for number in 0..RECORDS {
+        cache.insert(VerifiedChunk::compute(payload(number)));
+        if number % 20_000 == 0 {
+            assert!(cache.flush());
+        }
+    }
+    drop(cache);
+    let opened = metered("open", || open(directory.path(), segment_bytes)).stats();
+    assert_eq!(opened.entries, u64::from(RECORDS));
+    let mut group = c.benchmark_group("open");
+    group.sample_size(20);
+    group.bench_function(format!("{RECORDS} records, {} segments", opened.segments), |bencher| {
+        bencher.iter_with_large_drop(|| open(directory.path(), segment_bytes));
+    });
+}
+
+criterion_group!(benches, insert, load, start);
+criterion_main!(benches);

@@ -1,0 +1,166 @@
+//! Cuts, restarts, refusals, lies.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use wormhole::chunk::CHUNK_BYTES;
+use wormhole::client::quic::{ClientConfig, ConnectError, QuicClient};
+use wormhole::client::{CallError, Client, ContentPart};
+use wormhole::proto::{ErrorCode, Request, WireError};
+use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError};
+
+use super::{LinkShape, Server, World, api, chunks_of, read_all, until};
+
+/// A link on which a transfer takes long enough to be cut in the middle.
+const THIN: LinkShape =
+    LinkShape { loss_permille: 0, delay: Duration::from_millis(5), bytes_per_second: 8 << 20, seed: 1 };
+
+#[tokio::test]
+async fn a_transfer_goes_on_after_a_cut() {
+    let world = World::new(THIN).await;
+    world.host.create_generated("file", 6 << 20, 1);
+    let client = world.client().await;
+    let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
+    let mut parts = client.read(chunks_of(&file, 0, file.size), Lane::Demand);
+    let mut bytes = Vec::new();
+    loop {
+        match parts.recv().await.unwrap().unwrap() {
+            ContentPart::Chunk { index, chunk } => {
+                assert_eq!(index.offset(), bytes.len() as u64);
+                bytes.extend_from_slice(chunk.bytes());
+            }
+            ContentPart::End { .. } => break,
+            other => panic!("{other:?}"),
+        }
+        if bytes.len() == 4 * CHUNK_BYTES as usize {
+            world.relay.set_cut(true);
+            until(|| client.statistics().state == "silent").await;
+            assert!(!client.link().connected);
+            sleep(Duration::from_secs(2)).await;
+            world.relay.set_cut(false);
+        }
+    }
+    assert!(bytes == world.host.content("file"), "other bytes than the host's");
+    assert_eq!(client.statistics().instance_changes, 0);
+    until(|| client.link().connected).await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_killed_and_comes_back_is_found_and_noticed() {
+    let mut world = World::new(THIN).await;
+    world.host.create_generated("file", 4 << 20, 2);
+    let client = world.client().await;
+    let api = api(&client);
+    let file = api.lookup(client.root().node, b"file").await.unwrap();
+    let mut parts = client.read(chunks_of(&file, 0, file.size), Lane::Demand);
+    parts.recv().await.unwrap().unwrap();
+
+    // What its sockets say while it dies does not get through: as if the power had gone.
+    world.relay.set_cut(true);
+    world.host.restart();
+    world.server = Server::start(&world.host, &world.identity);
+    world.relay.set_target(world.server.address());
+    world.relay.set_cut(false);
+
+    let error = loop {
+        match parts.recv().await.unwrap() {
+            Ok(ContentPart::Chunk { .. }) => {}
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Some(ErrorCode::UnknownNode));
+    assert_eq!(*client.instance_changes().borrow(), 1);
+    assert_eq!(client.instance(), world.host.instance());
+    let again = api.lookup(client.root().node, b"file").await.unwrap();
+    assert_eq!(again.version(), file.version());
+    let bytes = read_all(&*client, chunks_of(&again, 0, again.size), Lane::Demand).await.unwrap();
+    assert!(bytes == world.host.content("file"), "other bytes than the host's");
+    assert_eq!(client.statistics().reconnects, 1);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_one_call_and_no_other() {
+    let world = World::new(LinkShape::CLEAN).await;
+    world.host.create_generated("stuck", CHUNK_BYTES, 3);
+    let deadline = Duration::from_millis(700);
+    let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
+    let api = api(&client);
+    let stuck = api.lookup(client.root().node, b"stuck").await.unwrap();
+    world.host.hold(|request, _| matches!(request, Request::Read(_) | Request::StatFs { .. }));
+    let call = tokio::spawn(client.call(Request::StatFs { node: stuck.node }, Lane::Metadata));
+    let mut read = client.read(chunks_of(&stuck, 0, 1), Lane::Demand);
+    world.host.until(|host| host.held().len() == 2).await;
+    assert_eq!(api.attributes(stuck.node).await.unwrap(), stuck);
+    assert_eq!(call.await.unwrap(), Err(CallError::TimedOut(deadline)));
+    assert_eq!(read.recv().await.unwrap().unwrap_err(), CallError::TimedOut(deadline));
+    assert_eq!(api.attributes(stuck.node).await.unwrap(), stuck);
+    world.host.until(|host| host.counters().cancelled == 2).await;
+    assert_eq!(client.statistics().reconnects, 0, "a host that is slow is not a host that is gone");
+
+    world.relay.set_cut(true);
+    assert_eq!(api.ping().await, Err(CallError::TimedOut(deadline)));
+    world.relay.set_cut(false);
+}
+
+#[tokio::test]
+async fn a_client_that_may_not_come_back_is_told_at_once() {
+    let mut world = World::new(LinkShape::CLEAN).await;
+    let client = world.client().await;
+    let refusal = WireError::new(ErrorCode::Refused, "this key was taken off the list");
+    world.server = Server::start(&world.host, &world.identity);
+    world.server.refuse(Some(refusal.clone()));
+    world.relay.set_target(world.server.address());
+    assert_eq!(api(&client).ping().await, Err(CallError::Host(refusal.clone())));
+    assert_eq!(api(&client).ping().await, Err(CallError::Host(refusal)));
+    assert_eq!((client.statistics().state, client.link().connected), ("refused", false));
+}
+
+#[tokio::test]
+async fn a_first_connection_that_fails_says_why() {
+    let world = World::new(LinkShape::CLEAN).await;
+    world.server.refuse(Some(WireError::new(ErrorCode::Refused, "no export is called films")));
+    let error = QuicClient::connect(world.config()).await.err().unwrap();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+    assert!(error.to_string().ends_with("refuses: no export is called films"), "{error}");
+
+    let other = Identity::generate().unwrap().public_key();
+    let config = ClientConfig { expected: ExpectedHost::Key(other), ..world.config() };
+    let error = QuicClient::connect(config).await.err().unwrap();
+    assert!(matches!(error, ConnectError::Transport(TransportError::WrongHostKey { .. })), "{error}");
+
+    world.relay.set_cut(true);
+    let config = ClientConfig { connect_timeout: Duration::from_millis(300), ..world.config() };
+    let error = QuicClient::connect(config).await.err().unwrap();
+    let start = format!("no answer from {} within 0.3 s", world.relay.address());
+    assert!(error.to_string().starts_with(&start), "{error}");
+}
+
+#[tokio::test]
+async fn flipped_bits_are_asked_for_again_and_then_refused() {
+    let world = World::new(LinkShape::CLEAN).await;
+    world.host.create_generated("file", 3 * CHUNK_BYTES, 4);
+    let client = world.client().await;
+    let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
+    world.server.corrupt(1);
+    let bytes = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Demand).await.unwrap();
+    assert!(bytes == world.host.content("file"), "other bytes than the host's");
+    assert_eq!(client.statistics().bad_answers, 1);
+    world.server.corrupt(u32::MAX);
+    let error = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Demand).await.unwrap_err();
+    assert!(matches!(error, CallError::BadAnswer(_)), "{error}");
+    assert_eq!(client.statistics().bad_answers, 1 + 3);
+    assert!(api(&client).ping().await.is_ok());
+}
+
+#[tokio::test]
+async fn an_idle_connection_costs_a_packet_a_second() {
+    let world = World::new(LinkShape::CLEAN).await;
+    let client = world.client().await;
+    api(&client).ping().await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    let before = world.relay.forwarded();
+    sleep(Duration::from_millis(1_500)).await;
+    let packets = world.relay.forwarded() - before;
+    assert!(packets < 20, "{packets} packets while nothing was asked");
+}

@@ -69,7 +69,7 @@ pub enum ConfigError {
     },
     /// Nobody says which host that is.
     #[error(
-        "the host {host} is not known here: mount it once by a ticket (on the host: `wormhole pair`), or give one with -o credentials=FILE"
+        "the host {host} is not known here: mount it once by a ticket (on the host: `wormhole pair new`), or give one with -o credentials=FILE"
     )]
     UnknownHost {
         /// The host.

@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use net::Net;
 
 /// Anything that keeps a measurement from being taken.
-pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures a mount beside the ceilings of its parts")]

@@ -8,7 +8,7 @@ const HOST_NAMESPACE: &str = "wormhole-bench-h";
 const CLIENT_NAMESPACE: &str = "wormhole-bench-c";
 
 /// The network of one run; what it made is removed when dropped.
-pub struct Net {
+pub(crate) struct Net {
     /// For people: what the network is.
     pub name: String,
     /// Address at which the client reaches the host.
@@ -20,7 +20,7 @@ pub struct Net {
 
 impl Net {
     /// Both ends on 127.0.0.1.
-    pub fn loopback() -> Self {
+    pub(crate) fn loopback() -> Self {
         Self {
             name: "loopback".into(),
             address: "127.0.0.1".into(),
@@ -31,7 +31,7 @@ impl Net {
     }
 
     /// Namespaces that exist, such as those of a WAN emulator.
-    pub fn given(name: &str, host: &str, client: &str, address: &str) -> Self {
+    pub(crate) fn given(name: &str, host: &str, client: &str, address: &str) -> Self {
         Self {
             name: name.into(),
             address: address.into(),
@@ -42,7 +42,7 @@ impl Net {
     }
 
     /// Two namespaces of our own, MTU 1,500. Needs root.
-    pub fn veth() -> Result<Self, Failure> {
+    pub(crate) fn veth() -> Result<Self, Failure> {
         let mut net = Self::given("veth", HOST_NAMESPACE, CLIENT_NAMESPACE, "10.78.0.1");
         net.ours = true;
         net.remove();
@@ -69,12 +69,12 @@ impl Net {
     }
 
     /// `program`, to be run where the host is.
-    pub fn host_command(&self, program: &str) -> Command {
+    pub(crate) fn host_command(&self, program: &str) -> Command {
         command_in(self.host_namespace.as_deref(), program)
     }
 
     /// `program`, to be run where the client is.
-    pub fn client_command(&self, program: &str) -> Command {
+    pub(crate) fn client_command(&self, program: &str) -> Command {
         command_in(self.client_namespace.as_deref(), program)
     }
 

@@ -12,13 +12,13 @@ use nix::unistd::Pid;
 use super::Failure;
 
 /// A daemon that is stopped when dropped.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
 }
 
 impl Daemon {
     /// Starts `command`, its standard output to be read by the caller if `piped`.
-    pub fn start(mut command: Command, piped: bool) -> Result<Self, Failure> {
+    pub(crate) fn start(mut command: Command, piped: bool) -> Result<Self, Failure> {
         let stdout = if piped { Stdio::piped() } else { Stdio::null() };
         let child = command
             .stdin(Stdio::null())
@@ -29,17 +29,17 @@ impl Daemon {
     }
 
     /// The process itself.
-    pub fn child(&mut self) -> &mut Child {
+    pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.child
     }
 
     /// User and system time so far, in seconds.
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         stat_fields(self.child.id()).map_or(0.0, |fields| fields.cpu_seconds)
     }
 
     /// The same with all living descendants and the ended ones that were waited for.
-    pub fn tree_cpu_seconds(&self) -> f64 {
+    pub(crate) fn tree_cpu_seconds(&self) -> f64 {
         let all: Vec<_> = fs::read_dir("/proc")
             .into_iter()
             .flatten()
@@ -62,14 +62,14 @@ impl Daemon {
     }
 
     /// Largest resident set so far, in MiB.
-    pub fn peak_mib(&self) -> f64 {
+    pub(crate) fn peak_mib(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
         line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1024.0
     }
 
     /// Asks it to end, waits, and makes sure.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         // It may be gone already.
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         let patience = Instant::now() + Duration::from_secs(10);
@@ -111,7 +111,7 @@ fn stat_fields(pid: u32) -> Option<StatFields> {
 }
 
 /// What a command took.
-pub struct Run {
+pub(crate) struct Run {
     /// From start to end, in seconds.
     pub seconds: f64,
     /// User and system time of it and its children, in seconds.
@@ -119,7 +119,7 @@ pub struct Run {
 }
 
 /// Runs a command to its end, its output thrown away.
-pub fn run(command: &mut Command) -> Result<Run, Failure> {
+pub(crate) fn run(command: &mut Command) -> Result<Run, Failure> {
     let cpu_before = children_cpu_seconds();
     let start = Instant::now();
     let status = command
@@ -140,7 +140,7 @@ fn children_cpu_seconds() -> f64 {
 }
 
 /// Waits until `is_so`, at most 60 s.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Failure> {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Failure> {
     let patience = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         if Instant::now() > patience {

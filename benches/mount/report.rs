@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// All rows of a run, with what they were measured on.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     machine: String,
     net: String,
     rows: Vec<Row>,
@@ -20,17 +20,24 @@ struct Row {
 }
 
 impl Report {
-    pub fn new(net: &str) -> Self {
+    pub(crate) fn new(net: &str) -> Self {
         Self { machine: machine(), net: net.to_owned(), rows: Vec::new() }
     }
 
     /// A figure that stands alone.
-    pub fn add(&mut self, what: &str, value: f64, unit: &'static str) {
+    pub(crate) fn add(&mut self, what: &str, value: f64, unit: &'static str) {
         self.rows.push(Row { what: what.into(), value, unit, ceiling: None, ceiling_is: String::new() });
     }
 
     /// A figure beside what it is to be held against.
-    pub fn add_beside(&mut self, what: &str, value: f64, unit: &'static str, ceiling: f64, ceiling_is: &str) {
+    pub(crate) fn add_beside(
+        &mut self,
+        what: &str,
+        value: f64,
+        unit: &'static str,
+        ceiling: f64,
+        ceiling_is: &str,
+    ) {
         self.rows.push(Row {
             what: what.into(),
             value,
@@ -41,7 +48,7 @@ impl Report {
     }
 
     /// A table on standard output.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("{}; {}\n", self.machine, self.net);
         println!("| what | value | beside | ratio |\n| --- | ---: | ---: | ---: |");
         for row in &self.rows {

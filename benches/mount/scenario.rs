@@ -30,7 +30,7 @@ struct Bench<'a> {
 }
 
 /// Everything that was asked for.
-pub fn run_all(arguments: &Arguments, net: &Net) -> Result<Report, Failure> {
+pub(crate) fn run_all(arguments: &Arguments, net: &Net) -> Result<Report, Failure> {
     let data = arguments.data_dir.join(format!("wormhole-bench-{}", std::process::id()));
     let state = arguments.cache_dir.join(format!("wormhole-bench-{}", std::process::id()));
     fs::create_dir_all(&data)?;

@@ -15,20 +15,20 @@ const SERVER: &str = "/usr/sbin/sshd";
 const PORT: &str = "4422";
 
 /// An sshfs mount and the server behind it.
-pub struct Sshfs {
+pub(crate) struct Sshfs {
     _server: Daemon,
     client: Daemon,
     pub point: PathBuf,
 }
 
 /// Whether the peer can be measured here.
-pub fn is_installed() -> bool {
+pub(crate) fn is_installed() -> bool {
     Path::new(SERVER).exists() && Command::new("sshfs").arg("--version").output().is_ok()
 }
 
 impl Sshfs {
     /// Serves and mounts `source`, tuned as its users tune it: a fast cipher, several connections, the kernel's cache.
-    pub fn start(net: &Net, source: &Path, state: &Path) -> Result<Self, Failure> {
+    pub(crate) fn start(net: &Net, source: &Path, state: &Path) -> Result<Self, Failure> {
         let folder = state.join("ssh");
         fs::create_dir_all(&folder)?;
         fs::create_dir_all("/run/sshd")?;
@@ -82,7 +82,7 @@ impl Sshfs {
     }
 
     /// Processor time of both ends so far; the server's children and the client's ssh processes included.
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         self._server.tree_cpu_seconds() + self.client.tree_cpu_seconds()
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         }
         Request::Seek { node, offset, target } => seek(session, node, offset, target),
         Request::Hello(_) => Err(WireError::new(ErrorCode::Malformed, "the connection has had its hello")),
-        Request::ReadDirectory { .. } | Request::Read(_) | Request::Sum { .. } => {
+        Request::ReadDirectory { .. } | Request::Read(..) | Request::Sum { .. } => {
             Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream"))
         }
     }

@@ -32,7 +32,7 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
 
 async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut Answer) -> Result<(), Gone> {
     match request {
-        Request::Read(request) => content::serve(context, request, answer).await,
+        Request::Read(request, lane) => content::serve(context, request, lane, answer).await,
         Request::ReadDirectory { node } => directory::serve(context, node, answer).await,
         Request::Sum { node } => {
             answer.set_lane(Lane::Background);

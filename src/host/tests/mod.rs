@@ -196,7 +196,7 @@ impl Guest {
 
     /// The parts of an answer to a read, and how it ends.
     async fn read(&self, request: ReadRequest) -> Result<(Vec<Part>, ContentHeader), WireError> {
-        let mut answered = self.visitor.send(&encode_frame(&Request::Read(request))).await;
+        let mut answered = self.visitor.send(&encode_frame(&Request::Read(request, Lane::Demand))).await;
         assert_eq!(answered.reply().await?, Reply::Content);
         let mut parts = Vec::new();
         loop {

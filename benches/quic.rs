@@ -141,6 +141,10 @@ async fn loopback(congestion: CongestionKind) -> Result<(), Failure> {
     ] {
         let tuning =
             TransportTuning { datagram_bytes_max, fair_streams, congestion, ..TransportTuning::default() };
+        let tuning = match env::var("QUIC_ACK_PACKETS") {
+            Ok(packets) => TransportTuning { ack_threshold_packets: packets.parse()?, ..tuning },
+            Err(_) => tuning,
+        };
         let (best, cpu, stats) = loopback_with(&tuning, streams).await?;
         println!(
             "| {datagram_bytes_max} | {streams} | {fair_streams} | {:.0} | {cpu:.2} | {} |",

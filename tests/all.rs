@@ -1,5 +1,7 @@
 //! Every test that needs more than one module, in one binary.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod cli;
 mod fs;
 mod mount;

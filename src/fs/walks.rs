@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_listing_that_answered_too_little_is_not_made_again_for_a_while() {
         let (mut walks, now) = (Walks::default(), Instant::now());
-        let mut burst = |walks: &mut Walks, at| (0..3).any(|_| walks.on_miss(DIRECTORY, at));
+        let burst = |walks: &mut Walks, at| (0..3).any(|_| walks.on_miss(DIRECTORY, at));
         assert!(burst(&mut walks, now));
         walks.on_listed(DIRECTORY, 10 * ENTRIES_PER_ANSWER_MAX);
         (0..9).for_each(|_| walks.on_answer(DIRECTORY));

@@ -1,8 +1,8 @@
 //! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
 //!
-//! - `convert` (P): attributes, times, error numbers in FUSE's terms
+//! - `convert` (pure): attributes, times, error numbers in FUSE's terms
 //! - `filesystem`: the callbacks
-//! - `session`: mounting, the options, the end; `direct`: mounting as root
+//! - `session`: mounting, the options, the end
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
@@ -14,7 +14,6 @@
 //! the file's release.
 
 mod convert;
-mod direct;
 mod filesystem;
 mod notify;
 mod session;

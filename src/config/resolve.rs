@@ -289,7 +289,8 @@ fn machine_memory_bytes() -> u64 {
 mod tests {
     use super::*;
     use crate::config::{Accounts, LocalAccounts};
-    use crate::transport::{CongestionKind, Identity, TicketSecret};
+    use crate::proto::TicketSecret;
+    use crate::transport::{CongestionKind, Identity};
 
     fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
         let environment = Environment { uid: 1000, home: Some("/home/ann".into()), ..Environment::default() };

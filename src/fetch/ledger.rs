@@ -114,12 +114,11 @@ impl<W> Ledger<W> {
         let mut parts = Vec::with_capacity(chunks.count as usize);
         for index in chunks.iter() {
             let key = content.chunk(index);
-            parts.push(match self.memory.get(&key) {
-                Some(bytes) => Part::Here(bytes),
-                None => {
-                    let joined = self.inflight.join(&key, &mut waiter);
-                    Part::Waits(key, joined.expect("what was missing has just begun"))
-                }
+            parts.push(if let Some(bytes) = self.memory.get(&key) {
+                Part::Here(bytes)
+            } else {
+                let joined = self.inflight.join(&key, &mut waiter);
+                Part::Waits(key, joined.expect("what was missing has just begun"))
             });
         }
         self.make_room();
@@ -277,7 +276,8 @@ mod tests {
     }
 
     fn chunk() -> Bytes {
-        Bytes::from_static(&[0; CHUNK_BYTES as usize])
+        static CHUNK: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
+        Bytes::from_static(&CHUNK)
     }
 
     fn deliver_all(ledger: &mut Ledger<u32>, starts: &[Start]) {

@@ -10,6 +10,7 @@
 mod content;
 mod error;
 mod inflight;
+mod keeping;
 mod ledger;
 mod memory;
 mod queue;

@@ -310,7 +310,7 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
     }
 }
 
-/// Spreads a node's numbers over 64 bits (the finishing steps of MurmurHash3, one word after the other).
+/// Spreads a node's numbers over 64 bits (the finishing steps of Murmur's third hash, one word after the other).
 const fn mix(node: NodeId) -> u64 {
     let words = [node.device, node.inode, node.birth_ns as u64];
     let mut hash = 0u64;

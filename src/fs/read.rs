@@ -25,7 +25,7 @@ use crate::cache::FileKey;
 use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, Lane};
 use crate::fetch::{FetchError, FileContent, OwnerId};
-use crate::prefetch::{Limits, Plan, Prefetcher, window_limit};
+use crate::prefetch::{Demand, Limits, Plan, Prefetcher, window_limit};
 use crate::proto::{Attributes, ReadRequest, SeekTarget, Version};
 
 /// How often a read call begins again because the file changed, by way of the cache.
@@ -36,6 +36,9 @@ const SINGLE_ATTEMPTS_MAX: u32 = 24;
 
 /// Longest range of one call, in bytes; the kernel asks for 1 MiB at most. Longer ones are cut.
 pub(super) const READ_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A chunk of at most this many bytes is never fetched in pieces: what the kernel's own readahead asks for at once.
+const SMALL_CHUNK_BYTES: u64 = 128 * 1024;
 
 /// What a handle knows of how it is read.
 #[derive(Debug)]
@@ -125,7 +128,7 @@ impl FileSystem {
         }
         let content = self.content_of(attributes);
         let plan = self.plan(handle, file, &content, range);
-        self.fetcher.read(&content, range, plan.demand).await
+        self.fetcher.read(&content, range, whole_if_small(plan.demand, attributes.size)).await
     }
 
     /// One attempt to read one version with one request for everything, past everything that is kept.
@@ -238,6 +241,19 @@ impl Drop for Cleared {
     }
 }
 
+/// Small files, and small ends of files, are fetched as chunks whatever the plan says: a piece is not kept, and one
+/// that is nearly the whole chunk spares the link nothing.
+fn whole_if_small(demand: Demand, size: u64) -> Demand {
+    match demand {
+        Demand::Piece(piece)
+            if piece.chunks().iter().all(|chunk| chunk.bytes_in(size).len <= SMALL_CHUNK_BYTES) =>
+        {
+            Demand::Chunks(piece.chunks())
+        }
+        demand => demand,
+    }
+}
+
 const fn cut(range: ByteRange) -> ByteRange {
     let len = if range.len < READ_BYTES_MAX { range.len } else { READ_BYTES_MAX };
     ByteRange::new(range.offset, len)
@@ -270,6 +286,7 @@ fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::CHUNK_BYTES;
     use crate::fs::attributes::tests::attributes;
     use crate::proto::{FileKind, Timestamp};
 
@@ -288,6 +305,17 @@ mod tests {
         keys.sort_unstable();
         keys.dedup();
         assert_eq!(keys.len(), 8);
+    }
+
+    #[test]
+    fn small_files_and_ends_are_not_fetched_in_pieces() {
+        let piece = |offset, len| Demand::Piece(ByteRange::new(offset, len));
+        let whole = |demand, size| matches!(whole_if_small(demand, size), Demand::Chunks(_));
+        assert!(whole(piece(0, 7), 7));
+        assert!(whole(piece(0, 4096), SMALL_CHUNK_BYTES));
+        assert!(!whole(piece(0, 4096), SMALL_CHUNK_BYTES + 1));
+        assert!(whole(piece(CHUNK_BYTES, 100), CHUNK_BYTES + 200));
+        assert!(!whole(piece(CHUNK_BYTES - 100, 200), CHUNK_BYTES + 200));
     }
 
     #[test]

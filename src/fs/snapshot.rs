@@ -75,10 +75,6 @@ impl Snapshot {
         self.entries.shrink_to_fit();
     }
 
-    pub(super) const fn is_complete(&self) -> bool {
-        self.is_complete
-    }
-
     /// How many entries have arrived.
     pub(super) const fn len(&self) -> usize {
         self.entries.len()

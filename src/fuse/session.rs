@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use fuser::{Config, KernelConfig, MountOption, Session, SessionACL};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use tokio::sync::{oneshot, watch};
 
@@ -30,6 +31,7 @@ pub enum Access {
 
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of mount(8) that is on or off")]
 pub struct FuseConfig {
     /// What `mount` and `df` show as the source. Not a ticket: everybody can read it.
     pub source: String,
@@ -255,22 +257,28 @@ pub enum UnmountHow {
 /// Unmounts what is mounted at `mountpoint`, which must be named as the kernel lists it; as a plain user by `fusermount3`.
 pub fn unmount(mountpoint: &Path, how: UnmountHow) -> Result<(), FuseError> {
     let failed = |why| FuseError::Unmount { mountpoint: mountpoint.to_owned(), why };
-    if how == UnmountHow::Abort {
-        abort(mountpoint).map_err(|error| failed(format!("its requests cannot be aborted: {error}")))?;
-    }
-    let flags = if how == UnmountHow::Clean { MntFlags::empty() } else { MntFlags::MNT_DETACH };
+    let flags = match how {
+        UnmountHow::Clean => MntFlags::empty(),
+        UnmountHow::Detach => MntFlags::MNT_DETACH,
+        UnmountHow::Abort => MntFlags::MNT_FORCE,
+    };
     match umount2(mountpoint, flags) {
         Ok(()) => Ok(()),
-        Err(nix::errno::Errno::EPERM) => unmount_as_user(mountpoint, how).map_err(failed),
-        Err(nix::errno::Errno::EBUSY) => {
-            Err(failed("it is in use; see who with `fuser -vm`, or detach it".into()))
-        }
-        Err(nix::errno::Errno::EINVAL) => Err(failed("nothing is mounted there".into())),
+        Err(Errno::EPERM) => unmount_as_user(mountpoint, how).map_err(failed),
+        // Its requests have failed, but someone has files open: they keep what is left of it.
+        Err(Errno::EBUSY) if how == UnmountHow::Abort => unmount(mountpoint, UnmountHow::Detach),
+        Err(Errno::EBUSY) => Err(failed("it is in use; see who with `fuser -vm`, or detach it".into())),
+        Err(Errno::EINVAL) => Err(failed("nothing is mounted there".into())),
         Err(error) => Err(failed(error.desc().into())),
     }
 }
 
 fn unmount_as_user(mountpoint: &Path, how: UnmountHow) -> Result<(), String> {
+    if how == UnmountHow::Abort
+        && let Err(error) = abort(mountpoint)
+    {
+        return Err(format!("its requests cannot be aborted: {error}; is /sys/fs/fuse/connections mounted?"));
+    }
     let mut command = Command::new("fusermount3");
     command.arg("-u");
     if how != UnmountHow::Clean {
@@ -284,7 +292,7 @@ fn unmount_as_user(mountpoint: &Path, how: UnmountHow) -> Result<(), String> {
     Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-/// Makes every request of a mount fail, those under way too.
+/// Makes every request of one's own mount fail, those under way too.
 fn abort(mountpoint: &Path) -> io::Result<()> {
     let Some((_, minor)) = device_of(mountpoint) else { return Err(io::ErrorKind::NotFound.into()) };
     std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
@@ -294,7 +302,8 @@ fn library_config(config: &FuseConfig) -> Config {
     let either = |yes: bool, then: MountOption, otherwise: MountOption| if yes { then } else { otherwise };
     let mut options = vec![
         MountOption::FSName(config.source.clone()),
-        MountOption::Subtype("wormhole".into()),
+        // The library tells a subtype to fusermount3 only; said so, the kernel hears it in both cases.
+        MountOption::CUSTOM("subtype=wormhole".into()),
         either(config.read_only, MountOption::RO, MountOption::RW),
         either(config.allows_devices, MountOption::Dev, MountOption::NoDev),
         either(config.allows_set_uid, MountOption::Suid, MountOption::NoSuid),
@@ -322,7 +331,7 @@ fn raise_read_ahead(mountpoint: &Path, read_ahead_bytes: u32) {
     match std::fs::write(&path, (read_ahead_bytes / 1024).to_string()) {
         Ok(()) => tracing::debug!(path, read_ahead_bytes, "raised the kernel's readahead"),
         Err(error) => {
-            tracing::debug!(path, %error, "the kernel's readahead stays as it is; root can raise it")
+            tracing::debug!(path, %error, "the kernel's readahead stays as it is; root can raise it");
         }
     }
 }

@@ -138,7 +138,7 @@ async fn owners_and_masks_are_shown_as_configured() {
     assert_eq!(shown(file.attributes), (7, 8, 0o600));
     assert_eq!(shown(world.fs.getattr(file.inode).await.unwrap().0), (7, 8, 0o600));
     let folder = world.walk("d").await.unwrap();
-    assert_eq!((folder.attributes.kind, shown(folder.attributes)), (FileKind::Directory, (7, 8, 0o722)));
+    assert_eq!((folder.attributes.kind, shown(folder.attributes)), (FileKind::Directory, (7, 8, 0o700)));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! - `convert` (P): attributes, times, error numbers in FUSE's terms
 //! - `filesystem`: the callbacks
-//! - `session`: mounting, the options, the end; `direct`: mounting as root
+//! - `session`: mounting, the options, the end
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
@@ -14,7 +14,6 @@
 //! the file's release.
 
 mod convert;
-mod direct;
 mod filesystem;
 mod notify;
 mod session;

@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, umount2};
 use tokio::sync::{oneshot, watch};
 
 use super::filesystem::Glue;
-use super::{direct, notify};
+use super::notify;
 use crate::fs::FileSystem;
 
 /// Who may use a mount.
@@ -170,7 +170,7 @@ pub(super) fn serve<F: fuser::Filesystem>(
     let failed = |source| FuseError::Mount { mountpoint: mountpoint.to_owned(), source };
     // The name under which the kernel lists it.
     let mountpoint_found = mountpoint.canonicalize().map_err(failed)?;
-    let session = open_session(glue, &mountpoint_found, config).map_err(failed)?;
+    let session = Session::new(glue, &mountpoint_found, &library_config(config)).map_err(failed)?;
     let not_started = |source| FuseError::Start { mountpoint: mountpoint.to_owned(), source };
     let notify = start_notify(session.notifier()).map_err(not_started)?;
     let (end, ended) = watch::channel(None);
@@ -187,22 +187,6 @@ pub(super) fn serve<F: fuser::Filesystem>(
     std::thread::Builder::new().name("wormhole-fuse".into()).spawn(run).map_err(not_started)?;
     raise_read_ahead(&mountpoint_found, config.read_ahead_bytes);
     Ok(Mounted { mountpoint: mountpoint_found, ended, _notify: notify })
-}
-
-/// Mounts, by ourselves where we may and else by `fusermount3`, and greets the kernel.
-fn open_session<F: fuser::Filesystem>(
-    glue: F,
-    mountpoint: &Path,
-    config: &FuseConfig,
-) -> io::Result<Session<F>> {
-    let library = library_config(config);
-    match direct::mount_directly(mountpoint, config)? {
-        None => Session::new(glue, mountpoint, &library),
-        Some(device) => Session::from_fd(glue, device, library.acl, library).inspect_err(|_| {
-            // It says why it failed; what is left of the mount says nothing.
-            let _ = unmount(mountpoint, UnmountHow::Detach);
-        }),
-    }
 }
 
 impl Mounted {

@@ -16,13 +16,13 @@ use wormhole::transport::{Endpoint, ExpectedHost, Identity, Lane, PublicKey, Tra
 
 use super::Failure;
 use super::net::Net;
-use super::process::{Daemon, run};
+use super::process::{Daemon, run, wait_until};
 
 /// Streams of the raw transfer; as many requests as the mount usually has under way.
 const STREAMS: u64 = 8;
 
 /// What a part reached.
-pub struct Ceiling {
+pub(crate) struct Ceiling {
     /// Throughput.
     pub mb_per_second: f64,
     /// Processor time of all that took part, in seconds per GiB.
@@ -39,13 +39,13 @@ impl Ceiling {
 }
 
 /// `cat` of the file where it lies.
-pub fn raw_disk(file: &Path) -> Result<Ceiling, Failure> {
+pub(crate) fn raw_disk(file: &Path) -> Result<Ceiling, Failure> {
     let took = run(Command::new("cat").arg(file))?;
     Ok(Ceiling::new(file.metadata()?.len(), took.seconds, took.cpu_seconds))
 }
 
 /// BLAKE3 of the file's content in chunks, one core.
-pub fn blake3(bytes: u64) -> Ceiling {
+pub(crate) fn blake3(bytes: u64) -> Ceiling {
     let chunk = vec![0x5a; CHUNK_BYTES as usize];
     let start = Instant::now();
     for _ in 0..bytes / CHUNK_BYTES {
@@ -56,7 +56,7 @@ pub fn blake3(bytes: u64) -> Ceiling {
 }
 
 /// Writing as many bytes as the cache does, to the disk where the cache lies.
-pub fn cache_write(folder: &Path, bytes: u64) -> Result<Ceiling, Failure> {
+pub(crate) fn cache_write(folder: &Path, bytes: u64) -> Result<Ceiling, Failure> {
     let path = folder.join("ceiling");
     let chunk = vec![0x5a; CHUNK_BYTES as usize];
     let cpu_before = own_cpu_seconds();
@@ -79,7 +79,7 @@ fn own_cpu_seconds() -> f64 {
 }
 
 /// `bytes` over the project's own transport with its own tuning, and nothing else.
-pub fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
+pub(crate) fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
     let program = std::env::current_exe()?;
     let program = program.to_str().ok_or("the program's path is not text")?;
     let mut command = net.host_command(program);
@@ -91,7 +91,16 @@ pub fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
         return Err(format!("the raw QUIC host said {line:?}").into());
     };
     let mut command = net.client_command(program);
-    command.args(["--role", "quic-client", "--address", address, "--key", key, "--bytes", &bytes.to_string()]);
+    command.args([
+        "--role",
+        "quic-client",
+        "--address",
+        address,
+        "--key",
+        key,
+        "--bytes",
+        &bytes.to_string(),
+    ]);
     let mut client = Daemon::start(command, true)?;
     let mut seconds = String::new();
     client.child().stdout.take().ok_or("no standard output")?.read_to_string(&mut seconds)?;
@@ -102,7 +111,7 @@ pub fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
 }
 
 /// The process that sends; ends when it is told to.
-pub fn quic_host(address: &str) -> Result<(), Failure> {
+pub(crate) fn quic_host(address: &str) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let identity = Identity::generate()?;
@@ -128,7 +137,7 @@ pub fn quic_host(address: &str) -> Result<(), Failure> {
 }
 
 /// The process that receives; prints the seconds it took.
-pub fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Failure> {
+pub(crate) fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let identity = Identity::generate()?;
@@ -149,4 +158,34 @@ pub fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Failure> 
         println!("{}", start.elapsed().as_secs_f64());
         Ok(())
     })
+}
+
+/// `cat` of a file that a FUSE daemon of ours makes up from memory: what the kernel and the library allow.
+pub(crate) fn fuse_stub(folder: &Path, bytes: u64, is_direct: bool) -> Result<Ceiling, Failure> {
+    let point = folder.join("stub");
+    std::fs::create_dir_all(&point)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--role", "stub", "--bytes", &bytes.to_string()]).arg("--data-dir").arg(&point);
+    command.args(is_direct.then_some(["--key", "direct"]).iter().flatten());
+    let daemon = Daemon::start(command, false)?;
+    let file = point.join("zeroes");
+    wait_until("the stub is there", || file.exists())?;
+    let cpu_before = daemon.cpu_seconds();
+    let took = run(Command::new("cat").arg(&file))?;
+    let cpu = took.cpu_seconds + daemon.cpu_seconds() - cpu_before;
+    drop(daemon);
+    Ok(Ceiling::new(bytes, took.seconds, cpu))
+}
+
+/// The process behind it; ends when it is told to, and unmounts.
+pub(crate) fn stub(folder: &Path, bytes: u64, is_direct: bool) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mounted = wormhole::fuse::mount_stub(folder, bytes, is_direct)?;
+    runtime.block_on(async {
+        let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        end.recv().await;
+        Ok::<_, std::io::Error>(())
+    })?;
+    drop(mounted);
+    Ok(())
 }

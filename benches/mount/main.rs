@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use net::Net;
 
 /// Anything that keeps a measurement from being taken.
-pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures a mount beside the ceilings of its parts")]
@@ -104,15 +104,21 @@ fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     match arguments.role.as_deref() {
         Some("quic-host") => return ceiling::quic_host(&arguments.address),
-        Some("quic-client") => return ceiling::quic_client(&arguments.address, &arguments.key, arguments.bytes),
-        Some("stub") => return ceiling::stub(&arguments.data_dir, arguments.bytes, arguments.key == "direct"),
+        Some("quic-client") => {
+            return ceiling::quic_client(&arguments.address, &arguments.key, arguments.bytes);
+        }
+        Some("stub") => {
+            return ceiling::stub(&arguments.data_dir, arguments.bytes, arguments.key == "direct");
+        }
         Some(role) => return Err(format!("no such role: {role}").into()),
         None => {}
     }
     let net = match arguments.net {
         NetKind::Loopback => Net::loopback(),
         NetKind::Veth => Net::veth()?,
-        NetKind::Given => Net::given("given", &arguments.host_netns, &arguments.client_netns, &arguments.address),
+        NetKind::Given => {
+            Net::given("given", &arguments.host_netns, &arguments.client_netns, &arguments.address)
+        }
     };
     let report = scenario::run_all(&arguments, &net)?;
     report.print();

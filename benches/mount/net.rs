@@ -8,7 +8,7 @@ const HOST_NAMESPACE: &str = "wormhole-bench-h";
 const CLIENT_NAMESPACE: &str = "wormhole-bench-c";
 
 /// The network of one run; what it made is removed when dropped.
-pub struct Net {
+pub(crate) struct Net {
     /// For people: what the network is.
     pub name: String,
     /// Address at which the client reaches the host.
@@ -20,7 +20,7 @@ pub struct Net {
 
 impl Net {
     /// Both ends on 127.0.0.1.
-    pub fn loopback() -> Self {
+    pub(crate) fn loopback() -> Self {
         Self {
             name: "loopback".into(),
             address: "127.0.0.1".into(),
@@ -31,7 +31,7 @@ impl Net {
     }
 
     /// Namespaces that exist, such as those of a WAN emulator.
-    pub fn given(name: &str, host: &str, client: &str, address: &str) -> Self {
+    pub(crate) fn given(name: &str, host: &str, client: &str, address: &str) -> Self {
         Self {
             name: name.into(),
             address: address.into(),
@@ -42,13 +42,16 @@ impl Net {
     }
 
     /// Two namespaces of our own, MTU 1,500. Needs root.
-    pub fn veth() -> Result<Self, Failure> {
-        let net = Self { ours: true, ..Self::given("veth", HOST_NAMESPACE, CLIENT_NAMESPACE, "10.78.0.1") };
+    pub(crate) fn veth() -> Result<Self, Failure> {
+        let mut net = Self::given("veth", HOST_NAMESPACE, CLIENT_NAMESPACE, "10.78.0.1");
+        net.ours = true;
         net.remove();
         for words in [
             format!("netns add {HOST_NAMESPACE}"),
             format!("netns add {CLIENT_NAMESPACE}"),
-            format!("link add wb0 netns {HOST_NAMESPACE} mtu 1500 type veth peer name wb0 netns {CLIENT_NAMESPACE} mtu 1500"),
+            format!(
+                "link add wb0 netns {HOST_NAMESPACE} mtu 1500 type veth peer name wb0 netns {CLIENT_NAMESPACE} mtu 1500"
+            ),
             format!("-n {HOST_NAMESPACE} addr add 10.78.0.1/24 dev wb0"),
             format!("-n {CLIENT_NAMESPACE} addr add 10.78.0.2/24 dev wb0"),
             format!("-n {HOST_NAMESPACE} link set wb0 up"),
@@ -56,7 +59,8 @@ impl Net {
             format!("-n {HOST_NAMESPACE} link set lo up"),
             format!("-n {CLIENT_NAMESPACE} link set lo up"),
         ] {
-            let done = Command::new("ip").args(words.split(' ')).status().map_err(|error| format!("ip: {error}"))?;
+            let done =
+                Command::new("ip").args(words.split(' ')).status().map_err(|error| format!("ip: {error}"))?;
             if !done.success() {
                 return Err(format!("ip {words} failed; a veth pair needs root").into());
             }
@@ -65,12 +69,12 @@ impl Net {
     }
 
     /// `program`, to be run where the host is.
-    pub fn host_command(&self, program: &str) -> Command {
+    pub(crate) fn host_command(&self, program: &str) -> Command {
         command_in(self.host_namespace.as_deref(), program)
     }
 
     /// `program`, to be run where the client is.
-    pub fn client_command(&self, program: &str) -> Command {
+    pub(crate) fn client_command(&self, program: &str) -> Command {
         command_in(self.client_namespace.as_deref(), program)
     }
 

@@ -10,7 +10,7 @@ use super::Failure;
 const MIB: u64 = 1 << 20;
 
 /// Path look-up, open and the first 64 KiB, in milliseconds.
-pub fn first_bytes_ms(file: &Path) -> Result<f64, Failure> {
+pub(crate) fn first_bytes_ms(file: &Path) -> Result<f64, Failure> {
     let start = Instant::now();
     let file = File::open(file)?;
     let mut buffer = vec![0; 64 * 1024];
@@ -19,7 +19,7 @@ pub fn first_bytes_ms(file: &Path) -> Result<f64, Failure> {
 }
 
 /// Reads of 4 KiB at places drawn by `random`, one at a time: milliseconds of each, sorted.
-pub fn random_reads_ms(file: &Path, count: usize, random: &mut Random) -> Result<Vec<f64>, Failure> {
+pub(crate) fn random_reads_ms(file: &Path, count: usize, random: &mut Random) -> Result<Vec<f64>, Failure> {
     let file = File::open(file)?;
     let pages = file.metadata()?.len() / 4096;
     let mut buffer = vec![0; 4096];
@@ -35,7 +35,7 @@ pub fn random_reads_ms(file: &Path, count: usize, random: &mut Random) -> Result
 }
 
 /// What a viewer does to a film: a seek, 2 MiB in calls of 1 MiB, `count` times. Seconds in all.
-pub fn scrub_seconds(file: &Path, count: usize, random: &mut Random) -> Result<f64, Failure> {
+pub(crate) fn scrub_seconds(file: &Path, count: usize, random: &mut Random) -> Result<f64, Failure> {
     let file = File::open(file)?;
     let size = file.metadata()?.len();
     let mut buffer = vec![0; MIB as usize];
@@ -49,7 +49,7 @@ pub fn scrub_seconds(file: &Path, count: usize, random: &mut Random) -> Result<f
 }
 
 /// Reads all files at once, a thread each, from their fronts to `bytes`: seconds that each took, sorted.
-pub fn parallel_seconds(files: &[std::path::PathBuf], bytes: u64) -> Result<Vec<f64>, Failure> {
+pub(crate) fn parallel_seconds(files: &[std::path::PathBuf], bytes: u64) -> Result<Vec<f64>, Failure> {
     let start = Instant::now();
     let mut times = std::thread::scope(|scope| {
         let readers: Vec<_> = files
@@ -65,23 +65,26 @@ pub fn parallel_seconds(files: &[std::path::PathBuf], bytes: u64) -> Result<Vec<
                 })
             })
             .collect();
-        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).collect::<Result<Vec<_>, _>>()
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("a reader does not panic"))
+            .collect::<Result<Vec<_>, _>>()
     })?;
     times.sort_by(f64::total_cmp);
     Ok(times)
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): the same places in every run.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     /// The next number, 0 to `bound` - 1.
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -91,7 +94,7 @@ impl Random {
 }
 
 /// Writes `bytes` of incompressible content, different for each seed.
-pub fn write_random(path: &Path, bytes: u64, seed: u64) -> Result<(), Failure> {
+pub(crate) fn write_random(path: &Path, bytes: u64, seed: u64) -> Result<(), Failure> {
     use std::io::Write;
     let mut random = Random(seed);
     let mut file = File::create(path)?;
@@ -106,6 +109,6 @@ pub fn write_random(path: &Path, bytes: u64, seed: u64) -> Result<(), Failure> {
 }
 
 /// The value below which `share` (0 to 1) of the sorted values lie.
-pub fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     sorted[((sorted.len() as f64 * share) as usize).min(sorted.len() - 1)]
 }

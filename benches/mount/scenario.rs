@@ -30,7 +30,7 @@ struct Bench<'a> {
 }
 
 /// Everything that was asked for.
-pub fn run_all(arguments: &Arguments, net: &Net) -> Result<Report, Failure> {
+pub(crate) fn run_all(arguments: &Arguments, net: &Net) -> Result<Report, Failure> {
     let data = arguments.data_dir.join(format!("wormhole-bench-{}", std::process::id()));
     let state = arguments.cache_dir.join(format!("wormhole-bench-{}", std::process::id()));
     fs::create_dir_all(&data)?;
@@ -57,7 +57,11 @@ impl Bench<'_> {
         // What was just written is too young to be kept in a cache.
         std::thread::sleep(std::time::Duration::from_millis(2200));
         if self.arguments.wants(Scenario::Cold) {
-            let peer = if self.arguments.sshfs && sshfs::is_installed() { Some(self.cold_sshfs(bytes)?) } else { None };
+            let peer = if self.arguments.sshfs && sshfs::is_installed() {
+                Some(self.cold_sshfs(bytes)?)
+            } else {
+                None
+            };
             self.cold(bytes, sum_of_parts, quic, peer)?;
         }
         if self.arguments.wants(Scenario::Remount) {
@@ -115,7 +119,13 @@ impl Bench<'_> {
         Ok(median.mb_per_second)
     }
 
-    fn cold(&mut self, bytes: u64, sum_of_parts: Option<f64>, quic: Option<f64>, peer: Option<f64>) -> Result<(), Failure> {
+    fn cold(
+        &mut self,
+        bytes: u64,
+        sum_of_parts: Option<f64>,
+        quic: Option<f64>,
+        peer: Option<f64>,
+    ) -> Result<(), Failure> {
         let host = Host::start(self.net, &self.data, &self.state)?;
         let mut runs = Vec::new();
         for _ in 0..self.arguments.runs {
@@ -159,7 +169,13 @@ impl Bench<'_> {
         let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
         let took = run(Command::new("cat").arg(mount.point.join("large")))?;
         let speed = Ceiling::new(bytes, took.seconds, took.cpu_seconds).mb_per_second;
-        self.report.add_beside("`cat` after a remount, from the disk cache", speed, "MB/s", stub.mb_per_second, "FUSE stub, direct I/O");
+        self.report.add_beside(
+            "`cat` after a remount, from the disk cache",
+            speed,
+            "MB/s",
+            stub.mb_per_second,
+            "FUSE stub, direct I/O",
+        );
         let received = mount.status()?["wire_received_bytes"].as_f64().unwrap_or(f64::NAN);
         self.report.add("received over the wire for it", received / 1e3, "kB");
         mount.stop()
@@ -187,10 +203,34 @@ impl Bench<'_> {
         let scrub = probe::scrub_seconds(&mount.point.join("large"), SEEKS, &mut Random(3))?;
         mount.stop()?;
         self.report.add("round-trip time, measured by QUIC", rtt, "ms");
-        self.report.add_beside("look-up, open and first 64 KiB of a cold file", firsts[firsts.len() / 2], "ms", rtt, "round trip");
-        self.report.add_beside("random 4 KiB read, median", probe::percentile(&random, 0.5), "ms", rtt, "round trip");
-        self.report.add_beside("random 4 KiB read, 99th percentile", probe::percentile(&random, 0.99), "ms", rtt, "round trip");
-        self.report.add_beside("20 seeks, each reading 2 MiB", scrub * 1e3, "ms", SEEKS as f64 * (rtt + 40.0), "20 x (round trip + 40 ms)");
+        self.report.add_beside(
+            "look-up, open and first 64 KiB of a cold file",
+            firsts[firsts.len() / 2],
+            "ms",
+            rtt,
+            "round trip",
+        );
+        self.report.add_beside(
+            "random 4 KiB read, median",
+            probe::percentile(&random, 0.5),
+            "ms",
+            rtt,
+            "round trip",
+        );
+        self.report.add_beside(
+            "random 4 KiB read, 99th percentile",
+            probe::percentile(&random, 0.99),
+            "ms",
+            rtt,
+            "round trip",
+        );
+        self.report.add_beside(
+            "20 seeks, each reading 2 MiB",
+            scrub * 1e3,
+            "ms",
+            SEEKS as f64 * (rtt + 40.0),
+            "20 x (round trip + 40 ms)",
+        );
         Ok(())
     }
 
@@ -205,10 +245,15 @@ impl Bench<'_> {
         self.forget_cache()?;
         let host = Host::start(self.net, &self.data, &self.state)?;
         let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
-        let files: Vec<PathBuf> = (0..count).map(|number| mount.point.join(format!("reader {number}"))).collect();
+        let files: Vec<PathBuf> =
+            (0..count).map(|number| mount.point.join(format!("reader {number}"))).collect();
         let times = probe::parallel_seconds(&files, each)?;
         let slowest = times[times.len() - 1];
-        self.report.add(&format!("{count} readers of {} MiB each, together", each / MIB), (each * count as u64) as f64 / 1e6 / slowest, "MB/s");
+        self.report.add(
+            &format!("{count} readers of {} MiB each, together", each / MIB),
+            (each * count as u64) as f64 / 1e6 / slowest,
+            "MB/s",
+        );
         self.report.add_beside("slowest reader", slowest, "s", times[0], "fastest reader");
         self.report.add_beside("host's memory at most", host.daemon.peak_mib(), "MiB", 256.0, "bound");
         self.report.add_beside("mount's memory at most", mount.daemon.peak_mib(), "MiB", 256.0, "bound");

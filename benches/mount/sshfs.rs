@@ -15,20 +15,20 @@ const SERVER: &str = "/usr/sbin/sshd";
 const PORT: &str = "4422";
 
 /// An sshfs mount and the server behind it.
-pub struct Sshfs {
+pub(crate) struct Sshfs {
     _server: Daemon,
     client: Daemon,
     pub point: PathBuf,
 }
 
 /// Whether the peer can be measured here.
-pub fn is_installed() -> bool {
+pub(crate) fn is_installed() -> bool {
     Path::new(SERVER).exists() && Command::new("sshfs").arg("--version").output().is_ok()
 }
 
 impl Sshfs {
     /// Serves and mounts `source`, tuned as its users tune it: a fast cipher, several connections, the kernel's cache.
-    pub fn start(net: &Net, source: &Path, state: &Path) -> Result<Self, Failure> {
+    pub(crate) fn start(net: &Net, source: &Path, state: &Path) -> Result<Self, Failure> {
         let folder = state.join("ssh");
         fs::create_dir_all(&folder)?;
         fs::create_dir_all("/run/sshd")?;
@@ -42,7 +42,9 @@ impl Sshfs {
         let config = format!(
             "Port {PORT}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nSubsystem sftp internal-sftp\n",
-            net.address, key("host_key"), key("authorized_keys"),
+            net.address,
+            key("host_key"),
+            key("authorized_keys"),
         );
         fs::write(folder.join("sshd_config"), config)?;
         let mut command = net.host_command(SERVER);
@@ -59,9 +61,14 @@ impl Sshfs {
         for _ in 0..50 {
             let mut command = net.client_command("sshfs");
             command.arg("-f").arg(format!("root@{}:{}", net.address, source.display())).arg(point).args([
-                "-p", PORT, "-o", &format!("IdentityFile={key}"),
-                "-o", "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR",
-                "-o", "Ciphers=aes128-gcm@openssh.com,kernel_cache,auto_cache,max_conns=4,Compression=no",
+                "-p",
+                PORT,
+                "-o",
+                &format!("IdentityFile={key}"),
+                "-o",
+                "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR",
+                "-o",
+                "Ciphers=aes128-gcm@openssh.com,kernel_cache,auto_cache,max_conns=4,Compression=no",
             ]);
             let mut daemon = Daemon::start(command.stderr_null(), false)?;
             let ended_or_mounted = || is_mounted(point) || matches!(daemon.child().try_wait(), Ok(Some(_)));
@@ -75,7 +82,7 @@ impl Sshfs {
     }
 
     /// Processor time of both ends so far; the server's children and the client's ssh processes included.
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         self._server.tree_cpu_seconds() + self.client.tree_cpu_seconds()
     }
 }

@@ -14,14 +14,14 @@ use super::process::{Daemon, run, wait_until};
 const WORMHOLE: &str = env!("CARGO_BIN_EXE_wormhole");
 
 /// A running host.
-pub struct Host {
+pub(crate) struct Host {
     pub daemon: Daemon,
     ticket: String,
 }
 
 impl Host {
     /// Hosts `source`.
-    pub fn start(net: &Net, source: &Path, state: &Path) -> Result<Self, Failure> {
+    pub(crate) fn start(net: &Net, source: &Path, state: &Path) -> Result<Self, Failure> {
         let mut command = net.host_command(WORMHOLE);
         command.args(["host", "--listen", &format!("{}:0", net.address), "--state-dir"]);
         command.arg(state.join("host")).arg(format!("bench={}", source.display()));
@@ -37,14 +37,14 @@ impl Host {
 }
 
 /// A mount in the foreground.
-pub struct Mount {
+pub(crate) struct Mount {
     pub daemon: Daemon,
     pub point: PathBuf,
 }
 
 impl Mount {
     /// Mounts what `host` serves; the cache in `state` is kept from one mount to the next.
-    pub fn start(net: &Net, host: &Host, state: &Path, options: &str) -> Result<Self, Failure> {
+    pub(crate) fn start(net: &Net, host: &Host, state: &Path, options: &str) -> Result<Self, Failure> {
         let point = state.join("mnt");
         fs::create_dir_all(&point)?;
         let mut command = net.client_command(WORMHOLE);
@@ -59,13 +59,14 @@ impl Mount {
     }
 
     /// What `wormhole status` says of it.
-    pub fn status(&self) -> Result<Value, Failure> {
-        let output = std::process::Command::new(WORMHOLE).args(["status", "--json"]).arg(&self.point).output()?;
+    pub(crate) fn status(&self) -> Result<Value, Failure> {
+        let output =
+            std::process::Command::new(WORMHOLE).args(["status", "--json"]).arg(&self.point).output()?;
         Ok(serde_json::from_slice::<Value>(&output.stdout)?.get(0).cloned().unwrap_or_default())
     }
 
     /// Takes it down and waits for the daemon.
-    pub fn stop(mut self) -> Result<(), Failure> {
+    pub(crate) fn stop(mut self) -> Result<(), Failure> {
         run(std::process::Command::new("umount").arg(&self.point))?;
         self.daemon.stop();
         Ok(())

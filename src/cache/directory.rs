@@ -93,7 +93,7 @@ impl Directory {
         if !is_tagged(root) {
             refuse_foreign(root)?;
             let tag = root.join(TAG_NAME);
-            replace_file(&tag, TAG_TEXT, 0o644).map_err(CacheError::io("write", &tag))?;
+            replace_file(&tag, TAG_TEXT, 0o600).map_err(CacheError::io("write", &tag))?;
         }
         make_dir(&self.versioned)?;
         check_owner(&self.versioned)?;

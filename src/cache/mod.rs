@@ -67,6 +67,9 @@ pub trait ChunkCache: Send + Sync + 'static {
     /// Lets the recorded hashes of this file version be written, because it was closed. Does no I/O.
     fn flush_file(&self, file: &FileKey);
 
+    /// Whether so much waits to be written that more would soon be dropped; whoever can should wait a little.
+    fn is_behind(&self) -> bool;
+
     /// Waits until everything taken so far is written, some seconds at most. Returns whether it was. Blocks.
     fn flush(&self) -> bool;
 
@@ -127,6 +130,10 @@ impl ChunkCache for NoCache {
     fn record_hash(&self, _: &FileKey, _: ChunkIndex, _: ChunkHash) {}
 
     fn flush_file(&self, _: &FileKey) {}
+
+    fn is_behind(&self) -> bool {
+        false
+    }
 
     fn flush(&self) -> bool {
         true

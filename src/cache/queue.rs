@@ -160,6 +160,12 @@ impl Queue {
         Pushed::Accepted
     }
 
+    /// Whether more than half of the room is taken.
+    pub(super) fn is_behind(&self) -> bool {
+        let state = self.state();
+        !state.stopped && state.bytes > QUEUE_BYTES_MAX / 2
+    }
+
     /// What waits under `key`.
     pub(super) fn get(&self, key: &Key, kind: Kind) -> Option<Payload> {
         let state = self.state();

@@ -253,6 +253,10 @@ impl ChunkCache for DiskCache {
         self.push_pages(due);
     }
 
+    fn is_behind(&self) -> bool {
+        self.shared.queue.is_behind()
+    }
+
     fn flush(&self) -> bool {
         let deadline = Instant::now() + FLUSH_WAIT;
         let drained = self.shared.queue.drain(deadline);

@@ -98,12 +98,12 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
         identity: host.identity().to_string(),
         ticket: ticket.to_string(),
     };
-    // A reader that is gone does not keep the daemon from serving.
-    let _ = announce(&ready, json);
     let (wanted, mut is_wanted) = watch::channel(Ending::NotYet);
     let daemon = Daemon { host: host.observer(), wanted: wanted.clone(), started: Instant::now() };
     let control = ControlSocket::open(&Environment::of_process().control_dir(), None, Arc::new(daemon))
         .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this host"));
+    // A reader that is gone does not keep the daemon from serving.
+    let _ = announce(&ready, json);
     tokio::select! {
         () = either(&mut terminate, &mut interrupt) => {}
         _ = is_wanted.wait_for(|ending| *ending != Ending::NotYet) => {}

@@ -102,6 +102,8 @@ impl fmt::Display for Lifetime {
 
 #[derive(Debug, Serialize)]
 struct NewTicket {
+    /// Name for `pair list` and `pair revoke`.
+    id: String,
     ticket: String,
     export: String,
     /// Seconds since the epoch; absent for never.
@@ -146,7 +148,8 @@ fn make(
         error => CliError::system(error),
     })?;
     let expires = expires.seconds().map(|seconds| now().saturating_add(seconds));
-    let made = NewTicket { ticket: ticket.to_string(), export, expires, keys };
+    let made =
+        NewTicket { id: host::ticket_id(ticket.secret()), ticket: ticket.to_string(), export, expires, keys };
     if json {
         return print_json(&made);
     }

@@ -69,7 +69,7 @@ pub enum ConfigError {
     },
     /// Nobody says which host that is.
     #[error(
-        "the host {host} is not known here: mount it once by a ticket (on the host: `wormhole pair`), or give one with -o credentials=FILE"
+        "the host {host} is not known here: mount it once by a ticket (on the host: `wormhole pair new`), or give one with -o credentials=FILE"
     )]
     UnknownHost {
         /// The host.
@@ -289,7 +289,8 @@ fn machine_memory_bytes() -> u64 {
 mod tests {
     use super::*;
     use crate::config::{Accounts, LocalAccounts};
-    use crate::transport::{CongestionKind, Identity, TicketSecret};
+    use crate::proto::TicketSecret;
+    use crate::transport::{CongestionKind, Identity};
 
     fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
         let environment = Environment { uid: 1000, home: Some("/home/ann".into()), ..Environment::default() };

@@ -114,12 +114,11 @@ impl<W> Ledger<W> {
         let mut parts = Vec::with_capacity(chunks.count as usize);
         for index in chunks.iter() {
             let key = content.chunk(index);
-            parts.push(match self.memory.get(&key) {
-                Some(bytes) => Part::Here(bytes),
-                None => {
-                    let joined = self.inflight.join(&key, &mut waiter);
-                    Part::Waits(key, joined.expect("what was missing has just begun"))
-                }
+            parts.push(if let Some(bytes) = self.memory.get(&key) {
+                Part::Here(bytes)
+            } else {
+                let joined = self.inflight.join(&key, &mut waiter);
+                Part::Waits(key, joined.expect("what was missing has just begun"))
             });
         }
         self.make_room();
@@ -128,6 +127,9 @@ impl<W> Ledger<W> {
 
     /// Chunks that an owner will probably read. What does not fit the queue is forgotten.
     pub(super) fn ahead(&mut self, content: &FileContent, chunks: ChunkRange, owner: OwnerId) {
+        if self.budget.ahead_requests_max == 0 {
+            return;
+        }
         for chunks in cut(content.clamp(chunks), self.budget.request_chunks) {
             if !self.queue.push(owner, AheadRun { content: *content, chunks }) {
                 break;
@@ -274,7 +276,8 @@ mod tests {
     }
 
     fn chunk() -> Bytes {
-        Bytes::from_static(&[0; CHUNK_BYTES as usize])
+        static CHUNK: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
+        Bytes::from_static(&CHUNK)
     }
 
     fn deliver_all(ledger: &mut Ledger<u32>, starts: &[Start]) {
@@ -296,6 +299,13 @@ mod tests {
         assert_eq!((parts.len(), more.len()), (2, 1));
         let delivery = ledger.deliver(starts[0].request, file.chunk(ChunkIndex(0)), &chunk()).unwrap();
         assert_eq!(delivery.waiters, [1, 2]);
+    }
+
+    #[test]
+    fn nothing_is_read_ahead_where_no_request_may_be_made_for_it() {
+        let mut ledger: Ledger<u32> = Ledger::new(Budget { ahead_requests_max: 0, ..budget(16) });
+        ledger.ahead(&content(0, 100), range(0, 40), owner(1));
+        assert_eq!((ledger.queued_runs(), ledger.admit().len()), (0, 0));
     }
 
     #[test]

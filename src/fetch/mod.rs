@@ -10,6 +10,7 @@
 mod content;
 mod error;
 mod inflight;
+mod keeping;
 mod ledger;
 mod memory;
 mod queue;
@@ -45,7 +46,7 @@ pub struct FetchConfig {
     pub memory_bytes: u64,
     /// Chunks in one request to the host. 4 make 1 MiB: 8 ms of a 1 Gbit/s link, many round trips of a local one.
     pub request_chunks: u64,
-    /// Requests under way ahead of their readers. 64 of 1 MiB fill a 10 Gbit/s link over 50 ms.
+    /// Requests under way ahead of their readers; 0 turns reading ahead off. 64 of 1 MiB fill a 10 Gbit/s link over 50 ms.
     pub ahead_requests_max: usize,
 }
 

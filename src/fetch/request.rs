@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::inflight::RequestId;
+use super::keeping::Keeping;
 use super::ledger::Start;
 use super::read::bad_answer;
 use super::{Failed, FetchError, Fetcher};
@@ -73,7 +74,7 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start) -> Vec<(ChunkIndex, ChunkHa
     for (index, chunk) in found {
         let hash = chunk.hash();
         // A chunk of another length was recorded for another version: not what is wanted.
-        if fetcher.deliver(start, index, chunk, Source::Disk).is_ok() {
+        if fetcher.deliver(start, index, &chunk, Source::Disk).is_ok() {
             held.push((index, hash));
         }
     }
@@ -99,14 +100,19 @@ async fn ask_host(
     };
     fetcher.with_state(|state| state.counters.host_requests += 1);
     let lane = if start.is_ahead { Lane::Ahead } else { Lane::Demand };
+    let mut keeping = Keeping::new(fetcher, start.content);
     let mut parts = fetcher.client.read(request, lane);
     while let Some(part) = parts.recv().await {
         match part? {
             ContentPart::Chunk { index, chunk } if range.contains(index) => {
-                fetcher.deliver(start, index, chunk, Source::Host)?;
+                fetcher.deliver(start, index, &chunk, Source::Host)?;
+                keeping.keep(index, chunk);
             }
             ContentPart::Same { index } if known_of(index).is_some() => {}
-            ContentPart::End { .. } => return Ok(()),
+            ContentPart::End { .. } => {
+                keeping.finish().await;
+                return Ok(());
+            }
             _ => return Err(bad_answer("content that was not asked for")),
         }
     }
@@ -114,12 +120,12 @@ async fn ask_host(
 }
 
 impl Fetcher {
-    /// Hands a chunk to memory, to those who wait, and to the disk.
+    /// Hands a chunk to memory and to those who wait.
     fn deliver(
         &self,
         start: &Start,
         index: ChunkIndex,
-        chunk: VerifiedChunk,
+        chunk: &VerifiedChunk,
         source: Source,
     ) -> Result<(), FetchError> {
         let content = &start.content;
@@ -139,11 +145,6 @@ impl Fetcher {
         for waiter in delivery.into_iter().flat_map(|delivery| delivery.waiters) {
             // Whoever has gone meanwhile does not mind.
             let _ = waiter.send(Ok(chunk.bytes().clone()));
-        }
-        if content.settled && source == Source::Host {
-            let hash = chunk.hash();
-            self.cache.insert(chunk);
-            self.cache.record_hash(&content.key, index, hash);
         }
         Ok(())
     }

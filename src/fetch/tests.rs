@@ -46,7 +46,7 @@ async fn read(fetcher: &Fetcher, content: &FileContent, range: ByteRange) -> Res
 }
 
 fn is_read(request: &Request) -> bool {
-    matches!(request, Request::Read(_))
+    matches!(request, Request::Read(..))
 }
 
 /// Lets everything run that can.
@@ -151,7 +151,7 @@ async fn what_is_cancelled_is_not_sent() {
         .held()
         .iter()
         .map(|(request, _)| match request {
-            Request::Read(read) => read.range.offset / MIB,
+            Request::Read(read, _) => read.range.offset / MIB,
             _ => unreachable!("only reads are held"),
         })
         .collect();

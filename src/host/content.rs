@@ -15,13 +15,14 @@ use crate::transport::Lane;
 pub(super) async fn serve(
     context: &Arc<ClientContext>,
     request: ReadRequest,
+    lane: Lane,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
     let file = match open(context, &request).await {
         Ok(file) => file,
         Err(error) => return answer.reply(&Err(error)).await,
     };
-    answer.set_lane(Lane::Demand);
+    answer.set_lane(lane);
     answer.reply(&Ok(Reply::Content)).await?;
     let unwanted = answer.unwanted();
     let sent = async {

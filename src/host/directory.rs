@@ -29,40 +29,24 @@ pub(super) async fn serve(
     node: NodeId,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
-    let mut listing = match context.blocking(move |session| Listing::open(session, node)).await {
-        Ok(listing) => listing,
+    // The first batch before the answer begins: most of what can go wrong is then told in words.
+    let begin = move |session: &Session| Listing::open(session, node)?.advance(session);
+    let (mut listing, mut batch) = match context.blocking(begin).await {
+        Ok(begun) => begun,
         Err(error) => return answer.reply(&Err(error)).await,
     };
     answer.reply(&Ok(Reply::Directory)).await?;
-    let mut last = false;
-    let mut batch = None;
-    while !last {
-        let read = context.blocking(move |session| {
-            let batch = listing.next_batch(session)?;
-            Ok((listing, batch))
-        });
-        let (read, sent) = tokio::join!(read, send(batch.take(), answer));
+    while !batch.last {
+        let read = context.blocking(move |session| listing.advance(session));
+        let (read, sent) = tokio::join!(read, answer.frame(&batch));
         sent?;
-        let (rest, next) = match read {
-            Ok(read) => read,
-            Err(error) => {
-                // The protocol has no word for an error here: an answer that breaks off is asked for again.
-                tracing::warn!("listing of {node:?} breaks off: {error}");
-                return Err(Gone);
-            }
-        };
-        listing = rest;
-        last = next.last;
-        batch = Some(next);
+        (listing, batch) = read.map_err(|error| {
+            // The protocol has no word for an error here: an answer that breaks off is asked for again.
+            tracing::warn!("the listing of {node:?} breaks off: {error}");
+            Gone
+        })?;
     }
-    send(batch, answer).await
-}
-
-async fn send(batch: Option<DirectoryBatch>, answer: &mut Answer) -> Result<(), Gone> {
-    match batch {
-        Some(batch) => answer.frame(&batch).await,
-        None => Ok(()),
-    }
+    answer.frame(&batch).await
 }
 
 /// A folder that is being read.
@@ -72,6 +56,7 @@ struct Listing {
     /// The stream of names owns its descriptor; attributes are asked of a second one.
     folder: OwnedFd,
     first_is_out: bool,
+    omitted: Omitted,
 }
 
 impl Listing {
@@ -80,7 +65,12 @@ impl Listing {
         let names = open_for_reading(handle.file.as_fd(), true).map_err(system_error)?;
         let folder = names.try_clone().map_err(|_| WireError::system(Errno::EMFILE))?;
         let names = Dir::from_fd(names).map_err(system_error)?.into_iter();
-        Ok(Self { node, names, folder, first_is_out: false })
+        Ok(Self { node, names, folder, first_is_out: false, omitted: Omitted::default() })
+    }
+
+    fn advance(mut self, session: &Session) -> Result<(Self, DirectoryBatch), WireError> {
+        let batch = self.next_batch(session)?;
+        Ok((self, batch))
     }
 
     /// Reads until a batch is full or all is read. Its nodes are known from then on.
@@ -90,11 +80,13 @@ impl Listing {
         let mut batch = DirectoryBatch { entries: Vec::new(), last: false };
         let mut bytes = 0;
         while !is_full(bytes) && batch.entries.len() < entries_max {
-            let Some(entry) = self.names.next() else {
+            let Some(name) = self.names.next() else {
+                self.omitted.check()?;
                 batch.last = true;
                 break;
             };
-            if let Some(entry) = look(&self.folder, entry.map_err(system_error)?.file_name())? {
+            let found = look(&self.folder, name.map_err(system_error)?.file_name());
+            if let Some(entry) = self.omitted.sift(found) {
                 bytes += entry_bytes(&entry);
                 batch.entries.push(entry);
             }
@@ -102,6 +94,38 @@ impl Listing {
         let seen = batch.entries.iter().map(|entry| (entry.attributes.node, &entry.name[..]));
         session.tree.record(self.node, seen);
         Ok(batch)
+    }
+}
+
+/// Entries whose attributes cannot be had are left out of a listing, such as another user's FUSE mount. Where that is all
+/// of them the folder is not empty but closed.
+#[derive(Debug, Default)]
+struct Omitted {
+    first_error: Option<WireError>,
+    any_shown: bool,
+}
+
+impl Omitted {
+    fn sift(&mut self, found: Result<Option<DirectoryEntry>, WireError>) -> Option<DirectoryEntry> {
+        match found {
+            Ok(entry) => {
+                self.any_shown |= entry.is_some();
+                entry
+            }
+            Err(error) => {
+                tracing::debug!("an entry is left out of a listing: {error}");
+                self.first_error.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// At the end of the folder.
+    fn check(&mut self) -> Result<(), WireError> {
+        match self.first_error.take() {
+            Some(error) if !self.any_shown => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -162,5 +186,17 @@ mod tests {
             let entry = longest(name_bytes);
             assert!(encode_frame(&entry).len() <= entry_bytes(&entry));
         }
+    }
+    #[test]
+    fn entries_that_cannot_be_seen_are_left_out_unless_there_is_nothing_else() {
+        let closed = || WireError::system(Errno::EACCES);
+        let mut omitted = Omitted::default();
+        assert!(omitted.sift(Err(closed())).is_none());
+        assert!(omitted.sift(Ok(None)).is_none());
+        assert_eq!(omitted.check(), Err(closed()));
+        let mut omitted = Omitted::default();
+        assert!(omitted.sift(Err(closed())).is_none());
+        assert!(omitted.sift(Ok(Some(longest(1)))).is_some());
+        assert_eq!(omitted.check(), Ok(()));
     }
 }

@@ -18,17 +18,23 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut stamp = None;
     loop {
         ticks.tick().await;
-        let now = Instant::now();
-        let over = core.sessions().expire(now);
-        // Files are closed outside of the lock.
-        drop(over);
-        core.known.expire(now);
-        let looker = Arc::clone(&core);
-        let looked = tokio::task::spawn_blocking(move || show_out(&looker, stamp));
+        let keeper = Arc::clone(&core);
+        let looked = tokio::task::spawn_blocking(move || {
+            let_go(&keeper, Instant::now());
+            show_out(&keeper, stamp)
+        });
         if let Ok(seen) = looked.await {
             stamp = seen;
         }
     }
+}
+
+/// Ends sessions that nobody came back to, and closes what was not used lately. Blocks.
+fn let_go(core: &Core, now: Instant) {
+    let over = core.sessions().expire(now);
+    // Their files are closed outside of the lock.
+    drop(over);
+    core.known.expire(now);
 }
 
 /// Closes the connections of keys that may no longer come in, if the file changed since `stamp`. Blocks.

@@ -2,13 +2,13 @@
 //!
 //! In reading order:
 //!
-//! 1. [`exports`], [`keys`], [`tickets`], [`admission`], [`state`]: what is served to whom, and where that is written
-//! 2. [`confine`], [`attributes`], [`nodes`], [`handles`], [`tree`]: from a client's node to a descriptor, never outside
-//! 3. [`sessions`], [`session`], [`opens`]: what outlives a connection
-//! 4. [`core`], [`connection`], [`greeting`], [`context`]: a client from its knock to its end
-//! 5. [`requests`], [`answer`], [`metadata`], [`directory`]: streams and their answers
-//! 6. [`content`], [`ahead`], [`lending`], [`sum`]: from the disk engine to the stream
-//! 7. [`keeping`], [`addresses`], [`counters`], [`status`]: the daemon itself
+//! 1. `exports`, `keys`, `tickets`, `admission`, `state`: what is served to whom, and where that is written
+//! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
+//! 3. `sessions`, `session`, `opens`: what outlives a connection
+//! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
+//! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
+//! 6. `content`, `ahead`, `lending`, `sum`: from the disk engine to the stream
+//! 7. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
 
@@ -59,15 +59,15 @@ use crate::io::{Engine, EngineConfig, EngineKind, IoError};
 use crate::proto::InstanceId;
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
-    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, Ticket, TicketSecret, TransportError,
-    TransportTuning, ticket::TicketError,
+    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, Ticket, TransportError, TransportTuning,
+    ticket::TicketError,
 };
 
 pub use exports::{Export, ExportError};
 pub use keys::{AuthorizedKey, AuthorizedKeys};
 pub use state::{RunningHost, StateDir, StateError};
 pub use status::{ClientStatus, ExportStatus, HostStatus};
-pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState};
+pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState, ticket_id};
 
 use self::connection::{CLOSE_SHUTDOWN, SHUTDOWN_TEXT};
 use self::core::{Core, seconds_now};
@@ -291,13 +291,11 @@ fn issue(
     if !served.iter().any(|name| name == export) {
         return Err(HostError::UnknownExport { export: export.to_owned(), served: served.join(", ") });
     }
-    let secret = random_bytes()?;
-    let ticket = Ticket::new(addresses, identity, export.to_owned(), TicketSecret(secret))?;
+    let secret = crate::proto::TicketSecret(random_bytes()?);
+    let ticket = Ticket::new(addresses, identity, export.to_owned(), secret)?;
     let now = seconds_now();
     let expires = terms.expires_seconds.map(|seconds| now.saturating_add(seconds));
-    state.update(|_, tickets| {
-        tickets.issue(crate::proto::TicketSecret(secret), export, expires, terms.keys_max, now)
-    })?;
+    state.update(|_, tickets| tickets.issue(secret, export, expires, terms.keys_max, now))?;
     Ok(ticket)
 }
 

@@ -158,9 +158,10 @@ mod tests {
                     return None;
                 }
                 let (parent, name) = self.use_node(at)?;
-                names.insert(0, name);
+                names.push(name);
                 at = parent;
             }
+            names.reverse();
             Some(names.join(&b'/'))
         }
     }

@@ -32,15 +32,17 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
 
 async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut Answer) -> Result<(), Gone> {
     match request {
-        Request::Read(request) => content::serve(context, request, answer).await,
+        Request::Read(request, lane) => content::serve(context, request, lane, answer).await,
         Request::ReadDirectory { node } => directory::serve(context, node, answer).await,
         Request::Sum { node } => {
             answer.set_lane(Lane::Background);
             let reply = unless_unwanted(answer, sum::serve(context, node)).await?;
             answer.reply(&reply).await
         }
-        Request::Ping => answer.reply(&Ok(Reply::Done)).await,
         request => {
+            if let Some(reply) = metadata::answer_at_hand(&context.session, &request) {
+                return answer.reply(&reply).await;
+            }
             let read_only = context.read_only;
             let calls = context.blocking(move |session| metadata::answer(session, read_only, request));
             answer.reply(&calls.await).await

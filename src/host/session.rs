@@ -51,6 +51,15 @@ impl Session {
         }
     }
 
+    /// The same, if that is known without waiting for a disk.
+    pub(super) fn attributes_at_hand(&self, node: NodeId) -> Option<Attributes> {
+        match self.held(node) {
+            Some(handle) if handle.is_local => handle.attributes().ok(),
+            Some(_) => None,
+            None => self.tree.attributes_at_hand(node),
+        }
+    }
+
     /// A descriptor of any node, and what the node looked like if it had to be looked at. Blocks.
     pub(super) fn reach(&self, node: NodeId) -> Result<(Reached, Attributes), WireError> {
         let (reached, found) = match self.held(node) {

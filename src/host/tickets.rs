@@ -106,8 +106,7 @@ impl TicketBook {
         now: u64,
     ) -> String {
         self.forget_old(now);
-        let secret_hash = hash(secret);
-        let id = secret_hash[..ID_CHARACTERS].to_owned();
+        let (id, secret_hash) = (ticket_id(secret), hash(secret));
         self.tickets.push(TicketRecord {
             id: id.clone(),
             secret_hash,
@@ -180,6 +179,11 @@ impl TicketBook {
 }
 
 /// A secret has 128 bits of chance, so its plain hash cannot be searched for.
+/// The name of a ticket, by which it can be listed and revoked without its secret.
+pub fn ticket_id(secret: TicketSecret) -> String {
+    hash(secret)[..ID_CHARACTERS].to_owned()
+}
+
 fn hash(secret: TicketSecret) -> String {
     ChunkHash::of(&secret.0).to_string()
 }

@@ -14,7 +14,7 @@ use nix::fcntl::OFlag;
 use nix::sys::statfs::{self, FsType, fstatfs};
 
 use super::attributes::{self, system_error, unknown_node};
-use super::confine::{open_beneath, open_for_reading};
+use super::confine::{open_beneath, open_for_reading, open_if_in_memory};
 use super::handles::HandleCache;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
 use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, WireError};
@@ -211,6 +211,11 @@ impl Tree {
         }
         let path = lock(&self.known.nodes).path(self.id, self.root.node, node).ok_or_else(unknown_node)?;
         let fd = open_beneath(self.root.file.as_fd(), &path, OFlag::O_PATH).map_err(gone_or_system)?;
+        self.recognise(fd, node)
+    }
+
+    /// Whether what was found at a node's path is that node; folders are kept.
+    fn recognise(&self, fd: OwnedFd, node: NodeId) -> Result<(Reached, Attributes), WireError> {
         let found = attributes::of_open(fd.as_fd())?;
         if found.node != node {
             return Err(unknown_node());
@@ -221,6 +226,45 @@ impl Tree {
         let handle = Handle::new(fd, node, true);
         self.keep(&handle);
         Ok((Reached::Handle(handle), found))
+    }
+
+    /// What [`Self::lookup`] answers, if that is known without waiting for a disk.
+    pub(super) fn lookup_at_hand(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Option<Result<Attributes, WireError>> {
+        check_name(name).ok()?;
+        let Reached::Handle(folder) = self.reach_at_hand(parent)?.0 else { return None };
+        if !folder.is_folder {
+            return None;
+        }
+        let found = match open_if_in_memory(folder.file.as_fd(), name)? {
+            Ok(fd) => attributes::of_open(fd.as_fd()).ok()?,
+            Err(errno) => return Some(Err(system_error(errno))),
+        };
+        self.record(parent, [(found.node, name)]);
+        Some(Ok(found))
+    }
+
+    /// What [`Self::attributes`] answers, if that is known without waiting for a disk.
+    pub(super) fn attributes_at_hand(&self, node: NodeId) -> Option<Attributes> {
+        let (_, found) = self.reach_at_hand(node)?;
+        (found.links > 0 || node == self.root.node).then_some(found)
+    }
+
+    /// Any node, if the way to it lies in memory.
+    fn reach_at_hand(&self, node: NodeId) -> Option<(Reached, Attributes)> {
+        if let Some(handle) = self.kept(node) {
+            let found = if handle.is_local { handle.attributes().ok()? } else { return None };
+            return Some((Reached::Handle(handle), found));
+        }
+        if !self.root.is_local {
+            return None;
+        }
+        let path = lock(&self.known.nodes).path(self.id, self.root.node, node)?;
+        let fd = open_if_in_memory(self.root.file.as_fd(), &path)?.ok()?;
+        self.recognise(fd, node).ok()
     }
 
     fn kept(&self, node: NodeId) -> Option<Arc<Handle>> {

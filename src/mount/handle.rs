@@ -114,10 +114,10 @@ impl MountHandle {
     }
 }
 
-/// What to tell of a link: a silent one may only be slow, the others are down.
+/// What to tell of a link. A silent one is no longer believed in: known things are served while it lasts.
 fn link_word(state: &str) -> LinkWord {
     match state {
-        "connected" | "silent" => LinkWord::Connected,
+        "connected" => LinkWord::Connected,
         _ => LinkWord::Disconnected,
     }
 }

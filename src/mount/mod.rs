@@ -85,7 +85,7 @@ pub struct Remote {
     /// The path below it, without a leading `/`.
     pub sub_path: Vec<u8>,
     /// What lets us in the first time.
-    pub secret: Option<crate::transport::TicketSecret>,
+    pub secret: Option<TicketSecret>,
 }
 
 /// The way to the host.
@@ -257,7 +257,7 @@ fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
         SessionId(random_bytes()?),
     );
     client.sub_path.clone_from(&remote.sub_path);
-    client.ticket = remote.secret.map(|secret| TicketSecret(secret.0));
+    client.ticket = remote.secret;
     client.deadline = link.deadline;
     client.connections = link.connections;
     client.tuning = link.tuning.clone();

@@ -43,7 +43,7 @@ pub fn window_limit(budget_share_bytes: u64, rtt: Duration, bytes_per_second: u6
     if bytes_per_second == 0 {
         return budget_share_bytes;
     }
-    let in_flight_us = (rtt + BEYOND_LINK).as_micros();
+    let in_flight_us = rtt.saturating_add(BEYOND_LINK).as_micros();
     let in_flight = u128::from(bytes_per_second).saturating_mul(in_flight_us) / 1_000_000;
     let wanted = in_flight.saturating_mul(2).saturating_add(u128::from(SEEK_BYTES));
     u64::try_from(wanted).unwrap_or(u64::MAX).min(budget_share_bytes)
@@ -97,11 +97,11 @@ mod tests {
     fn the_limit_is_twice_what_the_link_holds_within_the_share() {
         let gigabit = 125_000_000;
         let limit = window_limit(96 * MIB, Duration::from_millis(50), gigabit);
-        assert!(limit >= 2 * 6_250_000 && limit <= 3 * 6_250_000, "{limit}");
+        assert!((2 * 6_250_000..=3 * 6_250_000).contains(&limit), "{limit}");
         assert_eq!(window_limit(MIB, Duration::from_millis(50), gigabit), MIB);
         assert!(window_limit(96 * MIB, Duration::ZERO, 1) >= LARGE_WINDOW_BYTES);
         assert_eq!(window_limit(7 * MIB, Duration::from_secs(1), 0), 7 * MIB);
-        assert_eq!(window_limit(u64::MAX, Duration::MAX - BEYOND_LINK, u64::MAX), u64::MAX);
+        assert_eq!(window_limit(u64::MAX, Duration::MAX, u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::lane::Lane;
 use super::node::{Attributes, NodeId, Timestamp, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex};
 
@@ -143,8 +144,8 @@ pub enum Request {
         /// What to look for.
         target: SeekTarget,
     },
-    /// Content of a file. Answer: [`Reply::Content`].
-    Read(ReadRequest),
+    /// Content of a file, to be sent in the order of its lane. Answer: [`Reply::Content`].
+    Read(ReadRequest, Lane),
     /// BLAKE3 of a whole regular file, computed on the host. Answer: [`Reply::Sum`].
     Sum {
         /// Which file.

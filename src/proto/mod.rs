@@ -43,11 +43,13 @@
 
 mod error;
 mod frame;
+mod lane;
 mod message;
 mod node;
 
 pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
+pub use lane::Lane;
 pub use message::{
     ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello, InstanceId, ReadRequest,
     Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,

@@ -4,7 +4,8 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
 
-use super::{error::TransportError, identity::PublicKey, lane::Lane};
+use super::{error::TransportError, identity::PublicKey};
+use crate::proto::Lane;
 
 /// A live connection. Clones are handles to the same one; it closes when the last is dropped.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@
 //! 2. [`tls`]: both ends prove the key that is their name
 //! 3. [`socket`], [`path`]: the UDP socket and what the kernel knows of the way to the peer
 //! 4. [`tuning`], [`congestion`]: every number given to quinn, with its reason
-//! 5. [`endpoint`], [`connection`], [`lane`]: what the rest of wormhole uses
+//! 5. [`endpoint`], [`connection`]: what the rest of wormhole uses
 //! 6. [`resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
 //!
 //! A request is one bidirectional stream: opening one costs no round trip, streams do not block each other, a reset
@@ -20,7 +20,6 @@ pub mod endpoint;
 pub mod error;
 pub mod identity;
 pub mod known_hosts;
-pub mod lane;
 pub mod path;
 pub mod resolve;
 pub mod socket;
@@ -29,6 +28,7 @@ pub mod ticket;
 pub mod tls;
 pub mod tuning;
 
+pub use crate::proto::Lane;
 pub use backoff::Backoff;
 pub use congestion::CongestionKind;
 pub use connection::{CloseReason, Connection, LinkStats};
@@ -37,14 +37,13 @@ pub use endpoint::{Endpoint, Incoming};
 pub use error::TransportError;
 pub use identity::{Identity, PublicKey};
 pub use known_hosts::KnownHosts;
-pub use lane::Lane;
 pub use quinn::{
     ReadError, ReadExactError, ReadToEndError, RecvStream, ResetError, SendStream, StoppedError, WriteError,
 };
 pub use resolve::resolve;
 pub use socket::SocketBuffers;
 pub use source::{DEFAULT_PORT, HostAddress, Source};
-pub use ticket::{Ticket, TicketSecret};
+pub use ticket::Ticket;
 pub use tls::ExpectedHost;
 pub use tuning::TransportTuning;
 

@@ -19,6 +19,7 @@ use data_encoding::BASE32_NOPAD;
 use thiserror::Error;
 
 use super::{identity::PublicKey, source::HostAddress};
+use crate::proto::TicketSecret;
 
 /// What every ticket begins with.
 pub const TICKET_PREFIX: &str = "whm1";
@@ -31,22 +32,6 @@ const WORD_BYTES_MAX: usize = 16 * 1024;
 const VERSION: u8 = 1;
 const CHECKSUM_BYTES: usize = 4;
 const NAME_BYTES_MAX: usize = u8::MAX as usize;
-
-/// The secret in a ticket. Compared in constant time, never shown by `Debug`.
-#[derive(Clone, Copy, Eq)]
-pub struct TicketSecret(pub [u8; SECRET_BYTES]);
-
-impl PartialEq for TicketSecret {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).fold(0, |difference, (ours, theirs)| difference | (ours ^ theirs)) == 0
-    }
-}
-
-impl fmt::Debug for TicketSecret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("TicketSecret(hidden)")
-    }
-}
 
 /// A join ticket. `Display` writes the word, secret included; `Debug` hides the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -162,3 +162,49 @@ fn who_gives_up_waiting_leaves_nothing() {
     assert!(mount_at(&mountpoint).is_none());
     kill(stage.host_pid(), Signal::SIGCONT).unwrap();
 }
+
+#[test]
+fn a_connection_that_root_aborts_leaves_nothing() {
+    if !can_mount() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let stage = Stage::new();
+    let mountpoint = stage.mount("mnt", "cache=none");
+    let status = Stage::status(&mountpoint);
+    let line = mount_at(&mountpoint).unwrap();
+    let minor = line.split(' ').nth(2).unwrap().split(':').nth(1).unwrap().to_owned();
+    // Where the control file system of FUSE is not mounted, there is nothing to abort by.
+    if fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1").is_err() {
+        return;
+    }
+    Stage::nothing_is_left(&mountpoint, &status);
+}
+
+#[test]
+fn a_daemon_that_ends_leaves_the_next_mount_alone() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    for _ in 0..10 {
+        let mountpoint = stage.mount("mnt", "cache=none");
+        // Returns before the daemon is gone; the next mount often has its device number.
+        succeeds(Command::new("fusermount3").arg("-u").arg(&mountpoint));
+    }
+    let mountpoint = stage.mount("mnt", "cache=none");
+    assert_eq!(fs::read_to_string(mountpoint.join("hello")).unwrap(), "hello, world\n");
+    let pid = Stage::status(&mountpoint)["pid"].as_u64().unwrap();
+    let socket = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with("mount-"));
+    let others_are_gone = || {
+        let sockets = fs::read_dir(super::stage::control_dir()).unwrap();
+        let names: Vec<_> =
+            sockets.map(|entry| entry.unwrap().file_name()).filter(|name| socket(name)).collect();
+        let key = names
+            .iter()
+            .find_map(|name| name.to_str()?.strip_suffix(&format!("-{pid}.sock")).map(str::to_owned));
+        names.iter().filter(|name| name.to_str().unwrap().starts_with(key.as_deref().unwrap_or("?"))).count()
+            == 1
+    };
+    eventually("the daemons of before have ended", others_are_gone);
+    assert_eq!(fs::read_to_string(mountpoint.join("hello")).unwrap(), "hello, world\n");
+}

@@ -6,3 +6,4 @@ mod errors;
 mod options;
 mod session;
 mod stage;
+mod user;

@@ -74,7 +74,7 @@ fn an_abort_frees_whoever_waits_for_a_host_that_is_gone() {
     }
     let Some(world) = MountedWorld::new(host()) else { return };
     let file = File::open(world.path("large")).unwrap();
-    world.host.hold(|request, _| matches!(request, wormhole::proto::Request::Read(_)));
+    world.host.hold(|request, _| matches!(request, wormhole::proto::Request::Read(..)));
     let waiting = std::thread::spawn(move || (&file).read(&mut [0; 4096]).unwrap_err());
     world.runtime.block_on(world.host.until(|host| !host.held().is_empty()));
     world.mounted.unmount(UnmountHow::Abort).unwrap();

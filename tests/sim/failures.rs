@@ -87,7 +87,7 @@ async fn a_deadline_ends_one_call_and_no_other() {
     let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
     let api = api(&client);
     let stuck = api.lookup(client.root().node, b"stuck").await.unwrap();
-    world.host.hold(|request, _| matches!(request, Request::Read(_) | Request::StatFs { .. }));
+    world.host.hold(|request, _| matches!(request, Request::Read(..) | Request::StatFs { .. }));
     let call = tokio::spawn(client.call(Request::StatFs { node: stuck.node }, Lane::Metadata));
     let mut read = client.read(chunks_of(&stuck, 0, 1), Lane::Demand);
     world.host.until(|host| host.held().len() == 2).await;

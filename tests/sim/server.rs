@@ -107,7 +107,7 @@ async fn answer(
     let stopped = send.stopped();
     let work = async {
         match decode_body(&body)? {
-            Request::Read(request) => content(&mut send, client, request, shared).await?,
+            Request::Read(request, lane) => content(&mut send, client, request, lane, shared).await?,
             Request::ReadDirectory { node } => directory(&mut send, client, node).await?,
             request => {
                 let refusal = shared.refusal.lock().unwrap().clone();
@@ -132,9 +132,10 @@ async fn content(
     send: &mut SendStream,
     client: &dyn Client,
     request: ReadRequest,
+    lane: Lane,
     shared: &Shared,
 ) -> Result<(), Broken> {
-    let mut parts = client.read(request, Lane::Demand);
+    let mut parts = client.read(request, lane);
     let mut begun = false;
     while let Some(part) = parts.recv().await {
         if !begun {

@@ -41,7 +41,7 @@ impl Tree {
             }
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
             Request::Sum { node } => self.sum(*node),
-            Request::ReadDirectory { .. } | Request::Read(_) => {
+            Request::ReadDirectory { .. } | Request::Read(..) => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }
         }

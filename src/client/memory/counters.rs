@@ -74,7 +74,7 @@ impl Counters {
             Request::Open { .. } => &mut self.opens,
             Request::Close { .. } => &mut self.closes,
             Request::Seek { .. } => &mut self.seeks,
-            Request::Read(_) => &mut self.reads,
+            Request::Read(..) => &mut self.reads,
             Request::Sum { .. } => &mut self.sums,
         };
         *counter += 1;

@@ -359,10 +359,10 @@ impl Client for MemoryHost {
         receiver
     }
 
-    fn read(&self, request: ReadRequest, _lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
+    fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
         let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
         let host = self.clone();
-        tokio::spawn(async move { host.serve_read(request, parts).await });
+        tokio::spawn(async move { host.serve_read(request, lane, parts).await });
         receiver
     }
 

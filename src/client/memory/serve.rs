@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::{Connection, MemoryHost, Stage};
 use crate::client::{CallError, ContentPart, ListPart};
 use crate::proto::{NodeId, ReadRequest, Reply, Request};
+use crate::transport::Lane;
 
 /// Entries in a part of a listing: few, so that tests see several parts.
 const ENTRIES_PER_PART: usize = 100;
@@ -44,9 +45,9 @@ impl MemoryHost {
         self.run_unless_dropped(&parts, work).await;
     }
 
-    pub(super) async fn serve_read(self, request: ReadRequest, parts: Parts<ContentPart>) {
+    pub(super) async fn serve_read(self, request: ReadRequest, lane: Lane, parts: Parts<ContentPart>) {
         let work = async {
-            let result = self.read_inner(request, &parts).await;
+            let result = self.read_inner(request, lane, &parts).await;
             send_end(&parts, result).await
         };
         self.run_unless_dropped(&parts, work).await;
@@ -74,9 +75,10 @@ impl MemoryHost {
     async fn read_inner(
         &self,
         read: ReadRequest,
+        lane: Lane,
         parts: &Parts<ContentPart>,
     ) -> Result<ContentPart, CallError> {
-        let request = Request::Read(read.clone());
+        let request = Request::Read(read.clone(), lane);
         self.arrive(&request).await?;
         let mut cursor = self.tree().begin_read(read)?;
         self.pass(&request, Stage::Answered).await?;

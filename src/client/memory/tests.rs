@@ -59,7 +59,7 @@ async fn chunks_known_chunks_and_pieces_come_as_asked() {
 async fn a_change_breaks_a_read_at_its_next_part() {
     let host = MemoryHost::new();
     host.create_generated("f", 3 * CHUNK_BYTES, 1);
-    host.hold(|request, stage| matches!(request, Request::Read(_)) && stage == Stage::Part(1));
+    host.hold(|request, stage| matches!(request, Request::Read(..)) && stage == Stage::Part(1));
     let client = host.client();
     let file = client.lookup(host.root_node(), b"f").await.unwrap();
     let mut receiver = client.read(read_of(&file, 0, 3 * CHUNK_BYTES), Lane::Demand);

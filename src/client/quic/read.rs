@@ -68,7 +68,7 @@ impl Reading<'_> {
         let live = self.shared.usable().await.map_err(Stopped::Call)?;
         let mut waiting = Waiting::new(&live, self.progress.bytes_missing());
         let _permit = live.admit(self.lane).await.map_err(|_| Fault::Lost)?;
-        let frame = encode_frame(&Request::Read(self.progress.remaining()));
+        let frame = encode_frame(&Request::Read(self.progress.remaining(), self.lane));
         let mut exchange = Exchange::begin(&live.connection, &frame, self.lane).await?;
         match exchange.frame::<Result<Reply, WireError>>().await? {
             Ok(Reply::Content) => {}

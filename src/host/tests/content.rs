@@ -154,7 +154,7 @@ async fn open_files_outlive_the_connection() {
     let identity = Identity::generate().unwrap();
     let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
     let visitor = Visitor::with_key(&world, &identity).await;
-    let ticket = Some(TicketSecret(secret.0));
+    let ticket = Some(secret);
     let welcome = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();
     let first = Guest { visitor, welcome };
     let node = first.walk("file").await.unwrap().node;

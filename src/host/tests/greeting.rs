@@ -18,7 +18,7 @@ async fn assert_refused(world: &World, hello: Hello, words: &str) {
 }
 
 fn ticket(world: &World, terms: TicketTerms) -> TicketSecret {
-    TicketSecret(world.host.ticket("export", terms).unwrap().secret().0)
+    world.host.ticket("export", terms).unwrap().secret()
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ impl World {
     async fn client_below(&self, sub_path: &str) -> Guest {
         let secret = self.host.ticket("export", TicketTerms::default()).unwrap().secret();
         let visitor = Visitor::new(self).await;
-        let hello = Hello { sub_path: sub_path.into(), ticket: Some(TicketSecret(secret.0)), ..hello() };
+        let hello = Hello { sub_path: sub_path.into(), ticket: Some(secret), ..hello() };
         let welcome = visitor.greet(hello).await.unwrap();
         Guest { visitor, welcome }
     }
@@ -196,7 +196,7 @@ impl Guest {
 
     /// The parts of an answer to a read, and how it ends.
     async fn read(&self, request: ReadRequest) -> Result<(Vec<Part>, ContentHeader), WireError> {
-        let mut answered = self.visitor.send(&encode_frame(&Request::Read(request))).await;
+        let mut answered = self.visitor.send(&encode_frame(&Request::Read(request, Lane::Demand))).await;
         assert_eq!(answered.reply().await?, Reply::Content);
         let mut parts = Vec::new();
         loop {
@@ -252,7 +252,7 @@ fn piece(file: &Attributes, offset: u64, len: u64) -> ReadRequest {
 
 /// Bytes that differ from place to place.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u32).flat_map(|i| i.to_le_bytes()).take(len).collect()
+    (0..len as u32).flat_map(u32::to_le_bytes).take(len).collect()
 }
 
 /// The node as the host's kernel names it, apart from its birth.

@@ -63,7 +63,9 @@ async fn a_client_that_reads_nothing_keeps_nobody_waiting() {
     let large = lazy.walk("large").await.unwrap();
     let mut unread = Vec::new();
     for _ in 0..32 {
-        unread.push(lazy.visitor.send(&encode_frame(&Request::Read(chunks(&large, 0, SIZE)))).await);
+        unread.push(
+            lazy.visitor.send(&encode_frame(&Request::Read(chunks(&large, 0, SIZE), Lane::Ahead))).await,
+        );
     }
     // The host has no more to do for the lazy client when the chunks that wait are as many as its requests.
     while world.host.status().send_inflight < 32 {
@@ -101,7 +103,7 @@ async fn a_daemon_that_ends_finishes_answers_and_says_why() {
     let world = World { host, folder };
     let guest = world.client().await;
     let file = guest.walk("file").await.unwrap();
-    let request = encode_frame(&Request::Read(chunks(&file, 0, 8 << 20)));
+    let request = encode_frame(&Request::Read(chunks(&file, 0, 8 << 20), Lane::Demand));
     let mut answered = guest.visitor.send(&request).await;
     assert_eq!(answered.reply().await, Ok(Reply::Content));
     let state = world.state();
@@ -135,7 +137,7 @@ async fn a_host_that_restarts_is_another_instance_with_the_same_keys() {
     let identity = Identity::generate().unwrap();
     let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
     let visitor = Visitor::with_key(&world, &identity).await;
-    let ticket = Some(TicketSecret(secret.0));
+    let ticket = Some(secret);
     let before = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();
     let (key, World { host, folder }) = (world.host.identity(), world);
     host.shutdown().await;

@@ -1,7 +1,9 @@
-//! Which stream goes first when the link is full.
+//! Which stream goes first when the link is full. Both sides send by it: the client its requests, the host its answers.
+
+use serde::{Deserialize, Serialize};
 
 /// Urgency of a stream. quinn sends all it may of a higher priority before a lower one; streams of one lane share fairly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lane {
     /// Warm-up and write-back: nobody waits for it.
     Background,

@@ -1,0 +1,76 @@
+//! What outlives a mount: the key, the host's identity, what was read.
+
+use std::fs;
+
+use super::relay::Relay;
+use super::world::{World, noise, printed_by};
+
+#[test]
+fn what_was_read_is_not_sent_again_after_a_remount() {
+    let world = World::new();
+    let content = noise(40_000_000, 1);
+    fs::write(world.source().join("large"), &content).unwrap();
+    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    fs::File::options().write(true).open(world.source().join("large")).unwrap().set_modified(past).unwrap();
+    // The change time cannot be set back: let the version settle.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let ticket = host.ticket_for(relay.address());
+
+    let mount = world.mount(&ticket, "");
+    assert!(fs::read(mount.path("large")).unwrap() == content);
+    mount.umount();
+    let before = relay.bytes_to_client();
+    assert!(before > content.len() as u64, "the relay saw no content");
+
+    let mount = world.mount(&ticket, "");
+    assert!(fs::read(mount.path("large")).unwrap() == content);
+    let again = relay.bytes_to_client() - before;
+    assert!(again < 100_000, "{again} bytes came over the wire for a file that is in the cache");
+    assert_eq!(mount.status()["disk_chunks"], content.len().div_ceil(256 * 1024));
+    mount.umount();
+}
+
+#[test]
+fn a_damaged_cache_is_a_miss() {
+    let world = World::new();
+    let content = noise(10_000_000, 1);
+    fs::write(world.source().join("large"), &content).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "");
+    assert!(fs::read(mount.path("large")).unwrap() == content);
+    mount.umount();
+    let segments =
+        printed_by("find", &[world.path("cache").to_str().unwrap(), "-type", "f", "-size", "+64k"]);
+    assert!(segments.lines().count() > 0, "nothing was cached");
+    for path in segments.lines() {
+        let mut bytes = fs::read(path).unwrap();
+        bytes.iter_mut().step_by(100_000).for_each(|byte| *byte ^= 1);
+        fs::write(path, bytes).unwrap();
+    }
+    let mount = world.mount(&host.ticket, "");
+    assert!(fs::read(mount.path("large")).unwrap() == content);
+    mount.umount();
+}
+
+#[test]
+fn a_ticket_is_needed_once() {
+    let world = World::new();
+    fs::create_dir(world.source().join("sub")).unwrap();
+    fs::write(world.source().join("sub/file"), b"content").unwrap();
+    let host = world.host();
+    let port = format!("port={}", host.listening.port());
+    world.mount(&host.ticket, "").umount();
+    let mount = world.mount("127.0.0.1:/export", &port);
+    assert_eq!(fs::read(mount.path("sub/file")).unwrap(), b"content");
+    mount.umount();
+    let mount = world.mount("127.0.0.1:/export/sub", &port);
+    assert_eq!(fs::read(mount.path("file")).unwrap(), b"content");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.contains(mount.point.to_str().unwrap())).unwrap();
+    assert!(line.contains("127.0.0.1") && line.contains("/export/sub "), "{line}");
+    assert!(line.contains(" fuse.wormhole "), "{line}");
+    mount.umount();
+}

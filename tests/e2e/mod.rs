@@ -1,0 +1,11 @@
+//! The whole road with the real binary: a host process, a mount process, the kernel between, and programs that read.
+//!
+//! These need `/dev/fuse`, and `fusermount3` where they do not run as root; without them they fail and say so.
+
+mod failing;
+mod lasting;
+mod programs;
+mod reading;
+mod relay;
+mod trust;
+mod world;

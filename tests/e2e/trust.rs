@@ -1,0 +1,171 @@
+//! Who is let in, who is not, and that both sides say why.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use super::world::{WORMHOLE, World, printed_by, run, words};
+
+/// Mounts with `source` and expects a refusal; gives its words.
+fn refusal(world: &World, source: &str, options: &str) -> String {
+    let (mount, output) = world.try_mount_as("refused", source, options);
+    assert_eq!(output.status.code(), Some(32), "{}", words(&output));
+    assert!(!mount.is_mounted());
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    assert_eq!(words.lines().count(), 1, "an error is one line: {words}");
+    words
+}
+
+#[test]
+fn strangers_are_refused_in_words() {
+    let world = World::new();
+    let host = world.host();
+    let port = format!("port={}", host.listening.port());
+    let unknown_host = refusal(&world, "127.0.0.1:/export", &port);
+    assert!(unknown_host.contains("known_hosts") || unknown_host.contains("ticket"), "{unknown_host}");
+    world.mount(&host.ticket, "").umount();
+    let unknown_export = refusal(&world, "127.0.0.1:/other", &port);
+    assert!(unknown_export.contains("other"), "{unknown_export}");
+    fs::remove_dir_all(world.path("client-state/..").join("client-state")).unwrap();
+    let second_key = refusal(&world, &host.ticket, "");
+    assert!(second_key.contains("ticket"), "one key a ticket: {second_key}");
+}
+
+#[test]
+fn another_key_under_a_known_name_is_refused() {
+    let world = World::new();
+    let mut host = world.host();
+    world.mount(&host.ticket, "").umount();
+    let (address, port) = (host.listening.to_string(), format!("port={}", host.listening.port()));
+    host.kill();
+    fs::remove_dir_all(world.path("host-state")).unwrap();
+    let impostor = world.host_on(&address, &[]);
+    assert_ne!(impostor.identity, host.identity);
+    let words = refusal(&world, "127.0.0.1:/export", &port);
+    assert!(
+        words.contains(host.identity.trim()) && words.contains(impostor.identity.trim()),
+        "both keys are named: {words}"
+    );
+}
+
+#[test]
+fn revoked_tickets_and_keys_stay_out() {
+    let world = World::new();
+    let host = world.host();
+    let state = world.path("host-state");
+    let state = state.to_str().unwrap();
+    let made = printed_by(WORMHOLE, &["pair", "new", "export", "--state-dir", state, "--json"]);
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    printed_by(WORMHOLE, &["pair", "revoke", made["id"].as_str().unwrap(), "--state-dir", state]);
+    let revoked = refusal(&world, made["ticket"].as_str().unwrap(), "");
+    assert!(revoked.contains("revoked"), "{revoked}");
+
+    let made =
+        printed_by(WORMHOLE, &["pair", "new", "export", "--expires", "1s", "--state-dir", state, "--json"]);
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let expired = refusal(&world, made["ticket"].as_str().unwrap(), "");
+    assert!(expired.contains("expired"), "{expired}");
+
+    world.mount(&host.ticket, "").umount();
+    let keys: serde_json::Value =
+        serde_json::from_str(&printed_by(WORMHOLE, &["key", "list", "--state-dir", state, "--json"]))
+            .unwrap();
+    printed_by(WORMHOLE, &["key", "revoke", keys[0]["key"].as_str().unwrap(), "--state-dir", state]);
+    refusal(&world, "127.0.0.1:/export", &format!("port={}", host.listening.port()));
+}
+
+#[test]
+fn secrets_are_for_their_owner_only() {
+    let world = World::new();
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "");
+    for folder in ["host-state", "client-state", "cache"] {
+        let mut folders = vec![world.path(folder)];
+        while let Some(folder) = folders.pop() {
+            let mode = fs::metadata(&folder).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o700, "{}", folder.display());
+            for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    assert_eq!(
+                        entry.metadata().unwrap().permissions().mode() & 0o077,
+                        0,
+                        "{}",
+                        entry.path().display()
+                    );
+                }
+            }
+        }
+    }
+    let daemon = mount.daemon().unwrap();
+    for file in ["cmdline", "environ"] {
+        let shown =
+            String::from_utf8_lossy(&fs::read(format!("/proc/{daemon}/{file}")).unwrap()).into_owned();
+        assert!(!shown.contains(&host.ticket), "the ticket stays visible in {file}");
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&host.ticket));
+}
+
+#[test]
+fn a_ticket_comes_from_a_file_standard_input_or_the_environment() {
+    use std::io::Write;
+    let world = World::new();
+    fs::write(world.source().join("file"), b"content").unwrap();
+    let host = world.host();
+    fs::write(world.path("ticket"), format!("{}\n", host.ticket)).unwrap();
+    world.mount(&format!("@{}", world.path("ticket").display()), "").umount();
+    let point = world.path("mnt");
+    for way in ["-", "environment"] {
+        let mut command = Command::new(WORMHOLE);
+        command.arg("mount");
+        if way == "-" {
+            command.arg("-").stdin(std::process::Stdio::piped());
+        } else {
+            command.env("WORMHOLE_TICKET", &host.ticket).stdin(std::process::Stdio::null());
+        }
+        command
+            .arg(&point)
+            .arg("--state-dir")
+            .arg(world.path("client-state"))
+            .arg("--cache-dir")
+            .arg(world.path("cache"));
+        let mut child = command.spawn().unwrap();
+        if let Some(mut stdin) = child.stdin.take() {
+            writeln!(stdin, "{}", host.ticket).unwrap();
+        }
+        assert!(child.wait().unwrap().success(), "by {way}");
+        assert_eq!(fs::read(point.join("file")).unwrap(), b"content");
+        assert!(run("umount", &[point.to_str().unwrap()]).status.success());
+    }
+}
+
+#[test]
+fn a_plain_user_mounts_through_fusermount() {
+    if !nix::unistd::geteuid().is_root() {
+        // Then every other test here is this one.
+        return;
+    }
+    let world = World::new();
+    fs::write(world.source().join("file"), b"content").unwrap();
+    let host = world.host();
+    fs::set_permissions(world.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let home = world.path("home");
+    fs::create_dir(&home).unwrap();
+    fs::create_dir(home.join("mnt")).unwrap();
+    printed_by("chown", &["-R", "nobody", home.to_str().unwrap()]);
+    // The binary may lie where only root may look.
+    let binary = world.path("wormhole");
+    fs::copy(WORMHOLE, &binary).unwrap();
+    let as_nobody = |command: &str| {
+        let command = format!("cd {0} && export HOME={0} XDG_RUNTIME_DIR={0} && {command}", home.display());
+        run("setpriv", &["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--", "sh", "-c", &command])
+    };
+    let mounted = as_nobody(&format!("{} mount {} mnt", binary.display(), host.ticket));
+    assert!(mounted.status.success(), "{}", words(&mounted));
+    assert_eq!(String::from_utf8_lossy(&as_nobody("cat mnt/file").stdout), "content");
+    let ended = as_nobody(&format!("{} umount mnt", binary.display()));
+    assert!(ended.status.success(), "{}", words(&ended));
+}

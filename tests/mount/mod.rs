@@ -70,13 +70,27 @@ impl MountedWorld {
 
     /// Unmounts, and looks that nothing is left.
     fn end(self) {
-        self.mounted.unmount(UnmountHow::Clean).unwrap();
+        until_ok(|| self.mounted.unmount(UnmountHow::Clean));
         self.runtime.block_on(self.mounted.ended()).unwrap();
         assert!(!is_mounted(self.folder.path()));
         assert_eq!(self.fetcher.statistics().inflight_chunks, 0);
         let gauges = self.fs.gauges();
         assert_eq!((gauges.files, gauges.directories), (0, 0), "{gauges:?}");
     }
+}
+
+/// Repeats what fails while the mount is in use: a program that another test is just starting holds a copy of every
+/// open file for a moment.
+fn until_ok<E: std::fmt::Display>(work: impl Fn() -> Result<(), E>) {
+    const TRIES_MAX: u32 = 10_000;
+    for _ in 0..TRIES_MAX {
+        match work() {
+            Ok(()) => return,
+            Err(error) if error.to_string().contains("in use") => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the mount stays in use");
 }
 
 fn is_mounted(folder: &Path) -> bool {

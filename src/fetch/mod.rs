@@ -157,6 +157,13 @@ impl Fetcher {
         self.cancel_if(|owner| owner.handle == handle);
     }
 
+    /// Lets the disk cache write down which chunks this content has, because it was closed. Returns at once.
+    pub fn remember(&self, content: &FileContent) {
+        if content.settled {
+            self.cache.flush_file(&content.key);
+        }
+    }
+
     /// How much each of those who read ahead now may have ahead of it, in bytes: its share of the budget.
     pub fn share_bytes(&self) -> u64 {
         self.with_state(|state| state.ledger.share_bytes())

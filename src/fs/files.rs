@@ -83,6 +83,9 @@ impl FileSystem {
     pub async fn release(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
         self.fetcher.cancel_handle(handle);
+        if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
+            self.fetcher.remember(&self.content_of(&attributes));
+        }
         let surplus = lock(&self.inodes).closed(file.inode);
         match surplus {
             Some(node) => self.close_on_host(node).await,

@@ -234,7 +234,7 @@ impl FileSystem {
         });
     }
 
-    fn content_of(&self, attributes: &Attributes) -> FileContent {
+    pub(super) fn content_of(&self, attributes: &Attributes) -> FileContent {
         FileContent {
             node: attributes.node,
             version: attributes.version(),

@@ -71,7 +71,7 @@ async fn read(parts: Parts) -> Result<Bytes, FetchError> {
     result
 }
 
-fn is_bad(result: Result<Bytes, FetchError>) -> bool {
+fn is_bad(result: &Result<Bytes, FetchError>) -> bool {
     matches!(result, Err(FetchError::Call(CallError::BadAnswer(_))))
 }
 
@@ -85,11 +85,11 @@ async fn the_right_chunks_in_any_order_are_right() {
 
 #[tokio::test]
 async fn wrong_answers_are_errors() {
-    assert!(is_bad(read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(END)]).await), "a chunk is left out");
-    assert!(is_bad(read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(chunk(1, 99))]).await), "too short");
-    assert!(is_bad(read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(chunk(1, 101))]).await), "too long");
-    assert!(is_bad(read(vec![Ok(chunk(2, 100))]).await), "behind the end");
-    assert!(is_bad(read(vec![Ok(ContentPart::Same { index: ChunkIndex(0) })]).await), "not held");
+    assert!(is_bad(&read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(END)]).await), "a chunk is left out");
+    assert!(is_bad(&read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(chunk(1, 99))]).await), "too short");
+    assert!(is_bad(&read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(chunk(1, 101))]).await), "too long");
+    assert!(is_bad(&read(vec![Ok(chunk(2, 100))]).await), "behind the end");
+    assert!(is_bad(&read(vec![Ok(ContentPart::Same { index: ChunkIndex(0) })]).await), "not held");
     let closed = FetchError::Call(CallError::Closed);
     assert_eq!(read(vec![Ok(chunk(0, CHUNK_BYTES))]).await, Err(closed.clone()), "no end");
     assert_eq!(read(Vec::new()).await, Err(closed));
@@ -101,10 +101,10 @@ async fn wrong_pieces_are_errors() {
     let piece = |offset, len| Ok(ContentPart::Piece { offset, bytes: Bytes::from(vec![1; len]) });
     let read = async |parts| fetcher(parts).read(&CONTENT, asked, Demand::Piece(asked)).await;
     assert_eq!(read(vec![piece(8, 4), Ok(END)]).await.unwrap(), [1; 4][..]);
-    assert!(is_bad(read(vec![piece(8, 3), Ok(END)]).await));
-    assert!(is_bad(read(vec![piece(7, 4), Ok(END)]).await));
-    assert!(is_bad(read(vec![Ok(END)]).await));
-    assert!(is_bad(read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(END)]).await));
+    assert!(is_bad(&read(vec![piece(8, 3), Ok(END)]).await));
+    assert!(is_bad(&read(vec![piece(7, 4), Ok(END)]).await));
+    assert!(is_bad(&read(vec![Ok(END)]).await));
+    assert!(is_bad(&read(vec![Ok(chunk(0, CHUNK_BYTES)), Ok(END)]).await));
     assert_eq!(
         read(vec![piece(8, 4)]).await,
         Err(CallError::Closed.into()),

@@ -363,53 +363,62 @@ mod tests {
                     let expected = Some(Delivery { waiters, owner });
                     prop_assert_eq!(table.deliver(twin.id, &key(index)), expected);
                 }
-                Op::End(pick) => {
-                    if self.twins.is_empty() {
-                        return Ok(());
-                    }
-                    let twin = self.twins.remove(pick % self.twins.len());
-                    let failure = table.end(twin.id);
-                    prop_assert_eq!(failure.is_none(), twin.left.is_empty());
-                    if let Some(failure) = failure {
-                        let expected: BTreeSet<u32> =
-                            twin.left.into_iter().flat_map(|(_, waiters)| waiters).collect();
-                        prop_assert_eq!(failure.waiters.into_iter().collect::<BTreeSet<_>>(), expected);
-                        prop_assert_eq!(failure.was_ahead, twin.ahead);
-                    }
-                    prop_assert_eq!(table.end(twin.id), None);
-                }
-                Op::Leave(pick) => {
-                    let Some((number, id, index)) =
-                        (!self.waiters.is_empty()).then(|| self.waiters[pick % self.waiters.len()])
-                    else {
-                        return Ok(());
-                    };
-                    let mut unwanted = None;
-                    if let Some(twin) = holder(&mut self.twins, index) {
-                        let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
-                        let before = waiters.len();
-                        waiters.retain(|other| *other != number);
-                        if waiters.len() < before && !twin.is_wanted() {
-                            unwanted = Some(twin.id);
-                        }
-                    }
-                    self.twins.retain(|twin| Some(twin.id) != unwanted);
-                    prop_assert_eq!(table.leave(&key(index), id), unwanted);
-                }
-                Op::Cancel(handle) => {
-                    let mut expected = BTreeSet::new();
-                    for twin in &mut self.twins {
-                        let before = twin.owners.len();
-                        twin.owners.retain(|other| *other != handle);
-                        if twin.owners.len() < before && !twin.is_wanted() {
-                            expected.insert(twin.id);
-                        }
-                    }
-                    self.twins.retain(|twin| !expected.contains(&twin.id));
-                    let unwanted = table.cancel(|other| other == owner(handle));
-                    prop_assert_eq!(unwanted.into_iter().collect::<BTreeSet<_>>(), expected);
+                Op::End(pick) => self.end(table, pick)?,
+                Op::Leave(pick) => self.leave(table, pick)?,
+                Op::Cancel(handle) => self.cancel(table, handle)?,
+            }
+            Ok(())
+        }
+
+        fn end(&mut self, table: &mut Inflight<u32>, pick: usize) -> Result<(), TestCaseError> {
+            if self.twins.is_empty() {
+                return Ok(());
+            }
+            let twin = self.twins.remove(pick % self.twins.len());
+            let failure = table.end(twin.id);
+            prop_assert_eq!(failure.is_none(), twin.left.is_empty());
+            if let Some(failure) = failure {
+                let expected: BTreeSet<u32> =
+                    twin.left.into_iter().flat_map(|(_, waiters)| waiters).collect();
+                prop_assert_eq!(failure.waiters.into_iter().collect::<BTreeSet<_>>(), expected);
+                prop_assert_eq!(failure.was_ahead, twin.ahead);
+            }
+            prop_assert_eq!(table.end(twin.id), None);
+            Ok(())
+        }
+
+        fn leave(&mut self, table: &mut Inflight<u32>, pick: usize) -> Result<(), TestCaseError> {
+            let Some((number, id, index)) =
+                (!self.waiters.is_empty()).then(|| self.waiters[pick % self.waiters.len()])
+            else {
+                return Ok(());
+            };
+            let mut unwanted = None;
+            if let Some(twin) = holder(&mut self.twins, index) {
+                let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
+                let before = waiters.len();
+                waiters.retain(|other| *other != number);
+                if waiters.len() < before && !twin.is_wanted() {
+                    unwanted = Some(twin.id);
                 }
             }
+            self.twins.retain(|twin| Some(twin.id) != unwanted);
+            prop_assert_eq!(table.leave(&key(index), id), unwanted);
+            Ok(())
+        }
+
+        fn cancel(&mut self, table: &mut Inflight<u32>, handle: u64) -> Result<(), TestCaseError> {
+            let mut expected = BTreeSet::new();
+            for twin in &mut self.twins {
+                let before = twin.owners.len();
+                twin.owners.retain(|other| *other != handle);
+                if twin.owners.len() < before && !twin.is_wanted() {
+                    expected.insert(twin.id);
+                }
+            }
+            self.twins.retain(|twin| !expected.contains(&twin.id));
+            let unwanted = table.cancel(|other| other == owner(handle));
+            prop_assert_eq!(unwanted.into_iter().collect::<BTreeSet<_>>(), expected);
             Ok(())
         }
 

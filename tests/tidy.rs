@@ -173,11 +173,11 @@ fn sources() -> Vec<Source> {
 }
 
 fn fail_with(findings: Vec<String>) {
-    let mut text = String::new();
-    for finding in &findings {
+    let (mut text, count) = (String::new(), findings.len());
+    for finding in findings {
         writeln!(text, "  {finding}").unwrap();
     }
-    assert!(findings.is_empty(), "{} findings:\n{text}", findings.len());
+    assert!(count == 0, "{count} findings:\n{text}");
 }
 
 #[test]

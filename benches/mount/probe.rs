@@ -74,7 +74,7 @@ pub(crate) fn parallel_seconds(files: &[std::path::PathBuf], bytes: u64) -> Resu
     Ok(times)
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same places in every run.
+/// `SplitMix64` (Steele, Lea, Flood 2014): the same places in every run.
 pub(crate) struct Random(pub u64);
 
 impl Random {

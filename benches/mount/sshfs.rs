@@ -16,7 +16,7 @@ const PORT: &str = "4422";
 
 /// An sshfs mount and the server behind it.
 pub(crate) struct Sshfs {
-    _server: Daemon,
+    server: Daemon,
     client: Daemon,
     pub point: PathBuf,
 }
@@ -53,7 +53,7 @@ impl Sshfs {
         let point = folder.join("mnt");
         fs::create_dir_all(&point)?;
         let client = Self::mount(net, source, &point, &key("user_key"))?;
-        Ok(Self { _server: server, client, point })
+        Ok(Self { server, client, point })
     }
 
     /// The server may need a moment to listen, so a refused connection is tried again.
@@ -83,7 +83,7 @@ impl Sshfs {
 
     /// Processor time of both ends so far; the server's children and the client's ssh processes included.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        self._server.tree_cpu_seconds() + self.client.tree_cpu_seconds()
+        self.server.tree_cpu_seconds() + self.client.tree_cpu_seconds()
     }
 }
 

@@ -20,7 +20,7 @@ impl dyn Client {
         self.attributes_of(Request::Open { node }).await
     }
 
-    /// Takes back one [`Self::open`].
+    /// Takes back one `open`.
     pub async fn close(&self, node: NodeId) -> Result<(), CallError> {
         self.done(Request::Close { node }).await
     }

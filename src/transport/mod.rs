@@ -7,7 +7,7 @@
 //! 3. [`socket`], [`path`]: the UDP socket and what the kernel knows of the way to the peer
 //! 4. [`tuning`], [`congestion`]: every number given to quinn, with its reason
 //! 5. [`endpoint`], [`connection`]: what the rest of wormhole uses
-//! 6. [`resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
+//! 6. [`mod@resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
 //!
 //! A request is one bidirectional stream: opening one costs no round trip, streams do not block each other, a reset
 //! cancels, and [`Lane`] orders them. What travels on a stream is `proto`'s affair.

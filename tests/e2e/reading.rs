@@ -62,7 +62,7 @@ fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
             let target = if meta.is_symlink() { fs::read_link(&path).unwrap() } else { PathBuf::new() };
             let size = if meta.is_dir() { 0 } else { meta.size() };
             let line = format!(
-                "mode {:o} links {} uid {} gid {} inode {} size {size} blocks {} mtime {}.{:09} ctime {}.{:09} -> {target:?}",
+                "mode {:o} links {} uid {} gid {} inode {} size {size} blocks {} mtime {}.{:09} ctime {}.{:09} -> {}",
                 meta.mode(),
                 meta.nlink(),
                 meta.uid(),
@@ -73,6 +73,7 @@ fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
                 meta.mtime_nsec(),
                 meta.ctime(),
                 meta.ctime_nsec(),
+                target.to_string_lossy(),
             );
             if meta.is_dir() {
                 folders.push(path.clone());

@@ -135,7 +135,7 @@ fn load(c: &mut Criterion) {
     group.bench_function("runs of 16", |bencher| bencher.iter(|| read_cached(&cache, &hashes, 16)));
     group.bench_function("plain pread", |bencher| bencher.iter(|| read_plain(directory.path(), false)));
     group.bench_function("plain pread and hash", |bencher| {
-        bencher.iter(|| read_plain(directory.path(), true))
+        bencher.iter(|| read_plain(directory.path(), true));
     });
 }
 

@@ -141,6 +141,10 @@ async fn loopback(congestion: CongestionKind) -> Result<(), Failure> {
     ] {
         let tuning =
             TransportTuning { datagram_bytes_max, fair_streams, congestion, ..TransportTuning::default() };
+        let tuning = match env::var("QUIC_ACK_PACKETS") {
+            Ok(packets) => TransportTuning { ack_threshold_packets: packets.parse()?, ..tuning },
+            Err(_) => tuning,
+        };
         let (best, cpu, stats) = loopback_with(&tuning, streams).await?;
         println!(
             "| {datagram_bytes_max} | {streams} | {fair_streams} | {:.0} | {cpu:.2} | {} |",
@@ -167,7 +171,7 @@ async fn loopback_with(tuning: &TransportTuning, streams: u64) -> Result<(f64, f
             LOOPBACK_BYTES as f64 / fetch_all(&at_client, streams, LOOPBACK_BYTES).await?.as_secs_f64();
         if rate > best {
             best = rate;
-            best_cpu = (cpu_seconds() - cpu_before) * (1 << 30) as f64 / LOOPBACK_BYTES as f64;
+            best_cpu = (cpu_seconds() - cpu_before) * f64::from(1 << 30) / LOOPBACK_BYTES as f64;
         }
     }
     let stats = at_host.stats();

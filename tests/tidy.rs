@@ -90,9 +90,7 @@ impl Source {
             .lines()
             .collect::<Vec<_>>()
             .windows(2)
-            .position(|pair| {
-                pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ") && pair[1].ends_with('{')
-            })
+            .position(|pair| pair[0] == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{'))
             .unwrap_or(usize::MAX);
         self.text.lines().take(end).enumerate().map(|(i, line)| (i + 1, line))
     }

@@ -1,7 +1,7 @@
 //! Chunks under way: which request brings them, and who waits. Pure: no clock, no task.
 //!
-//! A chunk is under way at most once; whoever wants it meanwhile joins. A request ends when all its chunks were
-//! delivered, when it fails, or when nobody wants it any more: no reader waits, and every owner has given it up.
+//! A chunk is under way at most once; whoever wants it meanwhile joins. A request is in the table until it has ended, which
+//! may be later than its last chunk, or until nobody wants it any more: no reader waits, and every owner has given it up.
 
 use std::collections::HashMap;
 
@@ -160,16 +160,14 @@ impl<W> Inflight<W> {
         request.left.retain(|left| left != key);
         request.waiters -= chunk.waiters.len();
         let owner = request.owners.first().copied();
-        if request.left.is_empty() {
-            self.remove_request(id);
-        }
         Some(Delivery { waiters: chunk.waiters.into_iter().map(|(_, waiter)| waiter).collect(), owner })
     }
 
-    /// A request ends without its remaining chunks; `None` where it had none left.
-    pub(super) fn fail(&mut self, id: RequestId) -> Option<Failure<W>> {
+    /// A request has ended. Says who waits in vain; `None` where all chunks were delivered, or nobody wanted it any more.
+    pub(super) fn end(&mut self, id: RequestId) -> Option<Failure<W>> {
+        let is_complete = self.requests.get(&id)?.left.is_empty();
         let (request, waiters) = self.remove_request(id)?;
-        Some(Failure { waiters, was_ahead: request.was_ahead })
+        (!is_complete).then_some(Failure { waiters, was_ahead: request.was_ahead })
     }
 
     /// One who waited for a chunk no longer does. Says which request nobody wants any more; it is gone from the table.
@@ -265,7 +263,7 @@ mod tests {
             owner: u64,
         },
         Deliver(u64),
-        Fail(u64),
+        End(usize),
         Leave(usize),
         Cancel(u64),
     }
@@ -277,8 +275,8 @@ mod tests {
                 .prop_map(|(first, count, owner)| Op::Begin { first, count, owner }),
             3 => index.clone().prop_map(Op::Join),
             1 => (index.clone(), 0..3u64).prop_map(|(index, owner)| Op::Adopt { index, owner }),
-            4 => index.clone().prop_map(Op::Deliver),
-            1 => index.prop_map(Op::Fail),
+            4 => index.prop_map(Op::Deliver),
+            2 => any::<usize>().prop_map(Op::End),
             2 => any::<usize>().prop_map(Op::Leave),
             1 => (0..3u64).prop_map(Op::Cancel),
         ]
@@ -365,48 +363,62 @@ mod tests {
                     let expected = Some(Delivery { waiters, owner });
                     prop_assert_eq!(table.deliver(twin.id, &key(index)), expected);
                 }
-                Op::Fail(index) => {
-                    let Some(twin) = holder(&mut self.twins, index) else { return Ok(()) };
-                    let failure = table.fail(twin.id).unwrap();
-                    let expected: BTreeSet<u32> =
-                        twin.left.drain(..).flat_map(|(_, waiters)| waiters).collect();
-                    prop_assert_eq!(failure.waiters.into_iter().collect::<BTreeSet<_>>(), expected);
-                    prop_assert_eq!(failure.was_ahead, twin.ahead);
-                    prop_assert_eq!(table.fail(twin.id), None);
-                }
-                Op::Leave(pick) => {
-                    let Some((number, id, index)) =
-                        (!self.waiters.is_empty()).then(|| self.waiters[pick % self.waiters.len()])
-                    else {
-                        return Ok(());
-                    };
-                    let mut unwanted = None;
-                    if let Some(twin) = holder(&mut self.twins, index) {
-                        let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
-                        let before = waiters.len();
-                        waiters.retain(|other| *other != number);
-                        if waiters.len() < before && !twin.is_wanted() {
-                            unwanted = Some(twin.id);
-                            twin.left.clear();
-                        }
-                    }
-                    prop_assert_eq!(table.leave(&key(index), id), unwanted);
-                }
-                Op::Cancel(handle) => {
-                    let mut expected = BTreeSet::new();
-                    for twin in &mut self.twins {
-                        let before = twin.owners.len();
-                        twin.owners.retain(|other| *other != handle);
-                        if twin.owners.len() < before && !twin.is_wanted() {
-                            expected.insert(twin.id);
-                            twin.left.clear();
-                        }
-                    }
-                    let unwanted = table.cancel(|other| other == owner(handle));
-                    prop_assert_eq!(unwanted.into_iter().collect::<BTreeSet<_>>(), expected);
+                Op::End(pick) => self.end(table, pick)?,
+                Op::Leave(pick) => self.leave(table, pick)?,
+                Op::Cancel(handle) => self.cancel(table, handle)?,
+            }
+            Ok(())
+        }
+
+        fn end(&mut self, table: &mut Inflight<u32>, pick: usize) -> Result<(), TestCaseError> {
+            if self.twins.is_empty() {
+                return Ok(());
+            }
+            let twin = self.twins.remove(pick % self.twins.len());
+            let failure = table.end(twin.id);
+            prop_assert_eq!(failure.is_none(), twin.left.is_empty());
+            if let Some(failure) = failure {
+                let expected: BTreeSet<u32> =
+                    twin.left.into_iter().flat_map(|(_, waiters)| waiters).collect();
+                prop_assert_eq!(failure.waiters.into_iter().collect::<BTreeSet<_>>(), expected);
+                prop_assert_eq!(failure.was_ahead, twin.ahead);
+            }
+            prop_assert_eq!(table.end(twin.id), None);
+            Ok(())
+        }
+
+        fn leave(&mut self, table: &mut Inflight<u32>, pick: usize) -> Result<(), TestCaseError> {
+            let Some((number, id, index)) =
+                (!self.waiters.is_empty()).then(|| self.waiters[pick % self.waiters.len()])
+            else {
+                return Ok(());
+            };
+            let mut unwanted = None;
+            if let Some(twin) = holder(&mut self.twins, index) {
+                let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
+                let before = waiters.len();
+                waiters.retain(|other| *other != number);
+                if waiters.len() < before && !twin.is_wanted() {
+                    unwanted = Some(twin.id);
                 }
             }
-            self.twins.retain(|twin| !twin.left.is_empty());
+            self.twins.retain(|twin| Some(twin.id) != unwanted);
+            prop_assert_eq!(table.leave(&key(index), id), unwanted);
+            Ok(())
+        }
+
+        fn cancel(&mut self, table: &mut Inflight<u32>, handle: u64) -> Result<(), TestCaseError> {
+            let mut expected = BTreeSet::new();
+            for twin in &mut self.twins {
+                let before = twin.owners.len();
+                twin.owners.retain(|other| *other != handle);
+                if twin.owners.len() < before && !twin.is_wanted() {
+                    expected.insert(twin.id);
+                }
+            }
+            self.twins.retain(|twin| !expected.contains(&twin.id));
+            let unwanted = table.cancel(|other| other == owner(handle));
+            prop_assert_eq!(unwanted.into_iter().collect::<BTreeSet<_>>(), expected);
             Ok(())
         }
 

@@ -176,9 +176,9 @@ impl<W> Ledger<W> {
         Some(delivery)
     }
 
-    /// A request has ended. Says who waits in vain.
+    /// A request has ended. Says who waits in vain; `None` where it brought everything or nobody wanted it any more.
     pub(super) fn end(&mut self, request: RequestId) -> Option<Failure<W>> {
-        self.inflight.fail(request)
+        self.inflight.end(request)
     }
 
     /// A reader no longer waits. Says which request nobody wants any more.
@@ -424,7 +424,8 @@ mod tests {
                     let delivery = self.ledger.deliver(start.request, key, &chunk());
                     self.waiting -= delivery.map_or(0, |delivery| delivery.waiters.len() as i64);
                     if left.is_empty() {
-                        self.running.remove(at);
+                        let (start, _) = self.running.remove(at);
+                        assert!(self.ledger.end(start.request).is_none());
                     }
                 }
                 Op::Fail(pick) if !self.running.is_empty() => {

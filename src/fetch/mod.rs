@@ -9,6 +9,8 @@
 
 mod content;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod inflight;
 mod keeping;
 mod ledger;
@@ -30,10 +32,12 @@ use tokio::sync::oneshot;
 use crate::cache::ChunkCache;
 use crate::chunk::ChunkRange;
 use crate::client::Client;
+use crate::proto::READ_CHUNKS_MAX;
 pub use content::{FileContent, OwnerId};
 pub use error::FetchError;
 use inflight::RequestId;
 use ledger::{Budget, Ledger, Start};
+use request::Ending;
 use statistics::Counters;
 pub use statistics::FetchStatistics;
 
@@ -44,7 +48,7 @@ pub struct FetchConfig {
     ///
     /// 96 MiB: a 10 Gbit/s link over 50 ms holds 62 MB, and a quarter is left for what is read again.
     pub memory_bytes: u64,
-    /// Chunks in one request to the host. 4 make 1 MiB: 8 ms of a 1 Gbit/s link, many round trips of a local one.
+    /// Chunks in one request to the host, 1 to [`READ_CHUNKS_MAX`]. 4 make 1 MiB: 8 ms of a 1 Gbit/s link, many round trips of a local one.
     pub request_chunks: u64,
     /// Requests under way ahead of their readers; 0 turns reading ahead off. 64 of 1 MiB fill a 10 Gbit/s link over 50 ms.
     pub ahead_requests_max: usize,
@@ -57,13 +61,13 @@ impl Default for FetchConfig {
 }
 
 impl FetchConfig {
-    const fn budget(self) -> Budget {
+    fn budget(self) -> Budget {
         Budget {
             memory_bytes: self.memory_bytes,
             // A quarter stays for what was read: a chunk is read in several calls, and by several readers.
             ahead_bytes_max: self.memory_bytes / 4 * 3,
             ahead_requests_max: self.ahead_requests_max,
-            request_chunks: self.request_chunks,
+            request_chunks: self.request_chunks.clamp(1, READ_CHUNKS_MAX),
         }
     }
 }
@@ -153,6 +157,13 @@ impl Fetcher {
         self.cancel_if(|owner| owner.handle == handle);
     }
 
+    /// Lets the disk cache write down which chunks this content has, because it was closed. Returns at once.
+    pub fn remember(&self, content: &FileContent) {
+        if content.settled {
+            self.cache.flush_file(&content.key);
+        }
+    }
+
     /// How much each of those who read ahead now may have ahead of it, in bytes: its share of the budget.
     pub fn share_bytes(&self) -> u64 {
         self.with_state(|state| state.ledger.share_bytes())
@@ -210,7 +221,8 @@ impl Fetcher {
         }
         let Some(this) = self.this.upgrade() else { return };
         for Launch { start, cancelled } in launches {
-            self.runtime.spawn(request::run(Arc::clone(&this), start, cancelled));
+            let ending = Ending::new(Arc::clone(&this), start.request);
+            self.runtime.spawn(request::run(ending, start, cancelled));
         }
     }
 }

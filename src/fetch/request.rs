@@ -14,13 +14,33 @@ use crate::client::{CallError, ContentPart, Lane};
 use crate::proto::ReadRequest;
 
 /// Brings the chunks of a request, until all are there, it fails, or nobody wants it any more.
-pub(super) async fn run(fetcher: Arc<Fetcher>, start: Start, cancelled: oneshot::Receiver<()>) {
-    let mut end =
-        EndOnDrop { fetcher: &fetcher, request: start.request, error: Some(CallError::Closed.into()) };
+pub(super) async fn run(mut ending: Ending, start: Start, cancelled: oneshot::Receiver<()>) {
+    ending.is_running = true;
     tokio::select! {
         // Nobody wants it: leaving the other branch drops its stream, which resets it.
         _ = cancelled => {}
-        result = bring(&fetcher, &start) => end.error = result.err(),
+        result = bring(&ending.fetcher, &start) => ending.error = result.err(),
+    }
+}
+
+/// Whatever becomes of a request's task, those who wait are told.
+pub(super) struct Ending {
+    fetcher: Arc<Fetcher>,
+    request: RequestId,
+    error: Option<FetchError>,
+    is_running: bool,
+}
+
+impl Ending {
+    /// To be given to the task. If that is dropped before it runs, the runtime is shutting down.
+    pub(super) fn new(fetcher: Arc<Fetcher>, request: RequestId) -> Self {
+        Self { fetcher, request, error: Some(CallError::Closed.into()), is_running: false }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.fetcher.end(self.request, self.error.take(), self.is_running);
     }
 }
 
@@ -29,19 +49,6 @@ pub(super) async fn run(fetcher: Arc<Fetcher>, start: Start, cancelled: oneshot:
 enum Source {
     Disk,
     Host,
-}
-
-/// Whatever becomes of the task, those who wait are told.
-struct EndOnDrop<'a> {
-    fetcher: &'a Fetcher,
-    request: RequestId,
-    error: Option<FetchError>,
-}
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.fetcher.end(self.request, self.error.take());
-    }
 }
 
 async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
@@ -149,13 +156,13 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Ends a request: those who still wait are told why in vain, and others may start.
-    fn end(&self, request: RequestId, error: Option<FetchError>) {
+    /// Ends a request: those who still wait are told why in vain, and others may start where tasks still run.
+    fn end(&self, request: RequestId, error: Option<FetchError>, may_start: bool) {
         let (failure, launches) = self.with_state(|state| {
             state.running.remove(&request);
             let failure = state.ledger.end(request);
             state.counters.failed_requests += u64::from(failure.is_some());
-            (failure, state.admit())
+            (failure, if may_start { state.admit() } else { Vec::new() })
         });
         if let Some(failure) = failure {
             let error = error.unwrap_or_else(|| bad_answer("fewer chunks than were asked for"));

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::{CacheConfig, DiskCache, FileKey, NoCache};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex};
-use crate::client::CallError;
 use crate::client::memory::{MemoryHost, Stage};
+use crate::client::{CallError, Lane};
 use crate::prefetch::{Demand, Limits, Prefetcher};
 use crate::proto::{ErrorCode, Request, WireError};
 
@@ -128,6 +128,29 @@ async fn reading_ahead_makes_reads_hits() {
     assert_eq!(whole, host.content("file"));
     assert_eq!(host.counters().reads, 4, "a mebibyte a request");
     assert_eq!((fetcher.statistics().unread_bytes, fetcher.statistics().hits_memory), (0, 1));
+}
+
+#[tokio::test]
+async fn what_a_reader_waits_for_travels_before_what_is_read_ahead() {
+    let host = MemoryHost::new();
+    host.create_generated("file", 16 * MIB, 1);
+    let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
+    host.hold(|request, stage| is_read(request) && stage == Stage::Arrived);
+    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(8), 4), owner(1));
+    let asked = [
+        (range(0, 10), Demand::Chunks(ChunkRange::new(ChunkIndex(0), 1))),
+        (range(MIB, 10), Demand::Piece(range(MIB, 4096))),
+    ];
+    for (range, demand) in asked {
+        let fetcher = Arc::clone(&fetcher);
+        tokio::spawn(async move { fetcher.read(&content, range, demand).await });
+    }
+    host.until(|host| host.held().len() == 3).await;
+    for (request, _) in host.held() {
+        let Request::Read(read, lane) = request else { unreachable!("only reads are held") };
+        let is_ahead = read.range.offset == 2 * MIB;
+        assert_eq!(lane, if is_ahead { Lane::Ahead } else { Lane::Demand });
+    }
 }
 
 #[tokio::test]

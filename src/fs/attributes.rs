@@ -129,29 +129,10 @@ impl Ownership {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-    use crate::proto::{NodeId, Timestamp};
-
-    /// Attributes of a regular file that lay still for long.
-    pub(in crate::fs) fn attributes(inode: u64, kind: FileKind) -> Attributes {
-        Attributes {
-            node: NodeId { device: 1, inode, birth_ns: 1 },
-            kind,
-            permissions: 0o755,
-            links: 1,
-            uid: 1000,
-            gid: 1000,
-            device_number: 0,
-            size: 10,
-            blocks: 8,
-            atime: Timestamp(0),
-            mtime: Timestamp(0),
-            ctime: Timestamp(0),
-            btime: None,
-            observed: Timestamp(i64::MAX),
-        }
-    }
+    use crate::fs::tests::attributes;
+    use crate::proto::Timestamp;
 
     #[test]
     fn time_that_went_by_before_the_answer_counts() {

@@ -14,6 +14,7 @@ use super::error::Remedy;
 use super::inodes::{Inode, Name};
 use super::nodes::Entry;
 use super::snapshot::{DOTS, ENTRIES_MAX, Snapshot};
+use super::walks::WALK_ENTRIES_MAX;
 use super::{FileSystem, FsError, lock};
 use crate::client::ListPart;
 use crate::proto::{Attributes, FileKind, NodeId};
@@ -38,6 +39,7 @@ pub struct DirectoryItem<'a> {
 pub(super) struct Listing {
     pub(super) snapshot: Mutex<Snapshot>,
     pub(super) asked: Instant,
+    entries_max: usize,
     progress: watch::Sender<Progress>,
 }
 
@@ -49,10 +51,11 @@ enum Progress {
 }
 
 impl Listing {
-    fn begin() -> Arc<Self> {
+    fn begin(entries_max: usize) -> Arc<Self> {
         Arc::new(Self {
             snapshot: Mutex::default(),
             asked: Instant::now(),
+            entries_max,
             progress: watch::Sender::new(Progress::Growing),
         })
     }
@@ -197,7 +200,7 @@ impl FileSystem {
         {
             return Ok(kept);
         }
-        let listing = Listing::begin();
+        let listing = Listing::begin(ENTRIES_MAX);
         let fill = fill_task(Arc::clone(self), inode, node, Arc::downgrade(&listing));
         self.runtime.spawn(fill);
         let first = async {
@@ -205,6 +208,18 @@ impl FileSystem {
             Ok(Arc::clone(&listing))
         };
         self.or_copy(first, || kept.clone()).await
+    }
+
+    /// Lists a directory behind the back of a program that asks for its names one by one.
+    pub(super) fn list_ahead(self: &Arc<Self>, inode: Inode, node: NodeId) {
+        let listing = Listing::begin(WALK_ENTRIES_MAX);
+        let fill = fill_task(Arc::clone(self), inode, node, Arc::downgrade(&listing));
+        let fs = Arc::clone(self);
+        self.runtime.spawn(async move {
+            // Holding the listing is what keeps it being filled.
+            fill.await;
+            lock(&fs.walks).on_listed(node, lock(&listing.snapshot).len());
+        });
     }
 
     /// Takes a batch of entries into a listing. Whether to go on.
@@ -218,9 +233,14 @@ impl FileSystem {
         for attributes in known {
             self.learn(attributes, learned);
         }
-        let left_out = lock(&listing.snapshot).push(batch, learned);
+        let entries = {
+            let mut snapshot = lock(&listing.snapshot);
+            snapshot.push(batch, learned);
+            snapshot.len()
+        };
         listing.progress.send_replace(Progress::Growing);
-        if left_out > 0 { Err(FsError::TooManyEntries(ENTRIES_MAX)) } else { Ok(()) }
+        let entries_max = listing.entries_max;
+        if entries > entries_max { Err(FsError::TooManyEntries(entries_max)) } else { Ok(()) }
     }
 
     /// Carries the host's entries into the listing until all are there or nobody holds it any more.

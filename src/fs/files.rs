@@ -36,6 +36,20 @@ pub(super) struct OpenFile {
     pub reads: Mutex<ReadState>,
 }
 
+/// A handle that is not open yet.
+struct Unopened<'a> {
+    fs: &'a FileSystem,
+    handle: Option<u64>,
+}
+
+impl Drop for Unopened<'_> {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle {
+            self.fs.fetcher.cancel_handle(handle);
+        }
+    }
+}
+
 impl FileSystem {
     /// Opens a regular file. The host is asked, so that what was closed elsewhere before is seen; only while it is out of
     /// reach what is known will do. A name that leads elsewhere by now is [`FsError::Stale`], which makes the kernel
@@ -44,6 +58,10 @@ impl FileSystem {
         if request.writes {
             return Err(FsError::ReadOnly);
         }
+        let handle = lock(&self.files).reserve();
+        self.read_small_ahead(inode, handle);
+        // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
+        let mut unopened = Unopened { fs: self, handle: Some(handle) };
         let fresh = async { Ok((self.open_on_host(inode).await?, true)) };
         let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, false));
         let (attributes, on_host) = self.or_copy(fresh, copy).await?;
@@ -55,8 +73,9 @@ impl FileSystem {
             record.pages = pages;
             mode
         };
-        let handle =
-            lock(&self.files).insert(OpenFile { inode, reads: Mutex::new(ReadState::new(&attributes)) });
+        let reads = Mutex::new(ReadState::new(&attributes));
+        lock(&self.files).insert_as(handle, OpenFile { inode, reads });
+        unopened.handle = None;
         Ok(Opened { handle, mode })
     }
 
@@ -64,6 +83,9 @@ impl FileSystem {
     pub async fn release(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
         self.fetcher.cancel_handle(handle);
+        if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
+            self.fetcher.remember(&self.content_of(&attributes));
+        }
         let surplus = lock(&self.inodes).closed(file.inode);
         match surplus {
             Some(node) => self.close_on_host(node).await,

@@ -19,10 +19,20 @@ impl<T> Default for Handles<T> {
 }
 
 impl<T> Handles<T> {
-    pub(super) fn insert(&mut self, thing: T) -> u64 {
+    /// A number for what will be open soon.
+    pub(super) const fn reserve(&mut self) -> u64 {
         self.given += 1;
-        self.open.insert(self.given, Arc::new(thing));
         self.given
+    }
+
+    pub(super) fn insert_as(&mut self, number: u64, thing: T) {
+        self.open.insert(number, Arc::new(thing));
+    }
+
+    pub(super) fn insert(&mut self, thing: T) -> u64 {
+        let number = self.reserve();
+        self.insert_as(number, thing);
+        number
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
@@ -47,6 +57,7 @@ mod tests {
         let mut handles = Handles::default();
         let first = handles.insert("a");
         assert_eq!(handles.remove(first).as_deref(), Some(&"a"));
+        assert_ne!(handles.reserve(), first);
         let second = handles.insert("b");
         assert_ne!(first, second);
         assert!(handles.get(first).is_none());

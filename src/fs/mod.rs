@@ -3,11 +3,11 @@
 //! Nothing here knows FUSE; [`FileSystem`]'s methods carry the kernel's verbs, take inodes and handles, and answer values
 //! or an [`FsError`]. In reading order:
 //!
-//! - `inodes` (P): what the kernel knows, by number, node and name; `attributes` (P): how long that holds
+//! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
 //! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes
-//! - `snapshot` (P), `directory`, `recent`: listings
-//! - `open_mode` (P), `files`, `read`: content
+//! - `snapshot` (pure), `directory`, `recent`: listings; `walks` (pure): who should have asked for one
+//! - `open_mode` (pure), `files`, `read`: content
 //! - `statistics`, `xattr`: the rest
 //!
 //! # Freshness
@@ -38,6 +38,9 @@ mod read;
 mod recent;
 mod snapshot;
 mod statistics;
+#[cfg(test)]
+mod tests;
+mod walks;
 mod xattr;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,6 +70,8 @@ use handles::Handles;
 use inodes::InodeTable;
 use recent::Recent;
 use statistics::Statistics;
+use walks::Walks;
+use xattr::XattrNames;
 
 /// One mounted tree.
 ///
@@ -82,6 +87,8 @@ pub struct FileSystem {
     directories: Mutex<Handles<OpenDirectory>>,
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
+    walks: Mutex<Walks>,
+    xattr_names: XattrNames,
     events: Events,
     events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
 }
@@ -120,6 +127,8 @@ impl FileSystem {
             directories: Mutex::default(),
             recoveries: Mutex::default(),
             statistics: Statistics::default(),
+            walks: Mutex::default(),
+            xattr_names: XattrNames::default(),
             events,
             events_to_take: Mutex::new(Some(receiver)),
         });

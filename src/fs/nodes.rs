@@ -45,7 +45,7 @@ pub(super) enum Age {
 
 impl FileSystem {
     /// What `name` in directory `parent` names.
-    pub async fn lookup(&self, parent: Inode, name: &[u8]) -> Result<Lookup, FsError> {
+    pub async fn lookup(self: &Arc<Self>, parent: Inode, name: &[u8]) -> Result<Lookup, FsError> {
         if name.len() > NAME_BYTES_MAX {
             return Err(FsError::NameTooLong(name.len()));
         }
@@ -53,6 +53,7 @@ impl FileSystem {
         if let Some(known) = self.lookup_copy(parent, &name, Age::Fresh) {
             return Ok(known);
         }
+        self.watch_walk(parent);
         let answer = self.lookup_on_host(parent, &name);
         self.or_copy(answer, || self.lookup_copy(parent, &name, Age::Any)).await
     }
@@ -156,6 +157,16 @@ impl FileSystem {
         }
     }
 
+    /// One more name of a directory is asked for alone.
+    fn watch_walk(self: &Arc<Self>, parent: Inode) {
+        let Ok((directory, _)) = self.node_of(parent) else { return };
+        // Where names do not hold, a listing answers nothing.
+        let is_of_use = !self.config.freshness.entries.is_zero() && self.is_connected();
+        if is_of_use && lock(&self.walks).on_miss(directory, Instant::now()) {
+            self.list_ahead(parent, directory);
+        }
+    }
+
     async fn lookup_on_host(&self, parent: Inode, name: &Name) -> Result<Lookup, FsError> {
         let learned = Learned::by_asking(Instant::now());
         let call = |client: Arc<dyn crate::client::Client>, node| {
@@ -184,7 +195,7 @@ impl FileSystem {
         let now = Instant::now();
         let (directory, _) = self.node_of(parent).ok()?;
         let known = lock(&self.recent).find(directory, name)?;
-        match known {
+        let answer = match known {
             Known::Entry(listed) => {
                 let is_fresh = !freshness.entry_left(listed.learned, now).is_zero()
                     && !freshness.attributes_left(listed.learned, now).is_zero();
@@ -195,7 +206,11 @@ impl FileSystem {
                 let ttl = freshness.absence_left(learned, now);
                 (age == Age::Any || !ttl.is_zero()).then_some(Lookup::Absent { ttl })
             }
+        };
+        if answer.is_some() {
+            lock(&self.walks).on_answer(directory);
         }
+        answer
     }
 
     fn lookup_among_inodes(&self, parent: Inode, name: &Name) -> Option<Lookup> {

@@ -44,7 +44,7 @@ impl OpenMode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::attributes::tests::attributes;
+    use crate::fs::tests::attributes;
     use crate::proto::{FileKind, Timestamp};
 
     fn choose(

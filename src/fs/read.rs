@@ -114,6 +114,18 @@ impl FileSystem {
         self.ask(file.inode, |client, node| async move { client.seek(node, offset, target).await }).await
     }
 
+    /// Asks for the content of a small file while its open is still under way: who opens a file reads it, and one round
+    /// trip is spared. If the file has changed since, the answer says so and is of no use.
+    pub(super) fn read_small_ahead(&self, inode: Inode, handle: u64) {
+        let Ok(Some((attributes, _))) = self.attributes_copy(inode, Age::Any) else { return };
+        let whole = ByteRange::new(0, attributes.size);
+        let is_small = (1..=SMALL_CHUNK_BYTES).contains(&attributes.size);
+        if is_small && attributes.is_settled() && self.is_connected() {
+            let owner = OwnerId { handle, cursor: u64::MAX };
+            self.fetcher.ahead(&self.content_of(&attributes), whole.chunks(), owner);
+        }
+    }
+
     /// One attempt to read one version.
     async fn read_version(
         &self,
@@ -222,7 +234,7 @@ impl FileSystem {
         });
     }
 
-    fn content_of(&self, attributes: &Attributes) -> FileContent {
+    pub(super) fn content_of(&self, attributes: &Attributes) -> FileContent {
         FileContent {
             node: attributes.node,
             version: attributes.version(),
@@ -287,7 +299,7 @@ fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
 mod tests {
     use super::*;
     use crate::chunk::CHUNK_BYTES;
-    use crate::fs::attributes::tests::attributes;
+    use crate::fs::tests::attributes;
     use crate::proto::{FileKind, Timestamp};
 
     #[test]

@@ -53,11 +53,9 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Appends what arrived. Returns how much was left out because there is no room.
-    pub(super) fn push(&mut self, batch: Vec<DirectoryEntry>, learned: Learned) -> usize {
-        let room = ENTRIES_MAX - self.entries.len();
-        let left_out = batch.len().saturating_sub(room);
-        for entry in batch.into_iter().take(room) {
+    /// Appends what arrived.
+    pub(super) fn push(&mut self, batch: Vec<DirectoryEntry>, learned: Learned) {
+        for entry in batch {
             let name = Name::from(entry.name);
             self.bytes += name.len() + size_of::<Listed>() + size_of::<(u64, u32)>();
             let position = self.entries.len() as u32;
@@ -66,7 +64,6 @@ impl Snapshot {
             }
             self.entries.push(Listed { name, attributes: entry.attributes, learned });
         }
-        left_out
     }
 
     /// That was all.
@@ -107,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fs::attributes::tests::attributes;
+    use crate::fs::tests::attributes;
     use crate::proto::FileKind;
 
     fn batch(names: &[Vec<u8>], from: u64) -> Vec<DirectoryEntry> {

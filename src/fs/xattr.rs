@@ -1,23 +1,104 @@
 //! Extended attributes: the host's own, and one that the mount adds.
+//!
+//! `ls -l` asks each file for attributes that hardly any file has. So the *names* of a file's attributes are kept as long
+//! as its time of change (`ctime`) stays, which any change of an attribute moves; what is not among them is absent without a
+//! question. And when files are asked in the order of their listing, those that follow are asked ahead, many at once.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use lru::LruCache;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::inodes::Inode;
-use super::{FileSystem, FsError};
+use super::nodes::Age;
+use super::snapshot::Search;
+use super::{FileSystem, FsError, attributes, lock};
 use crate::client::CallError;
-use crate::proto::{Errno, WireError};
+use crate::proto::{Attributes, Errno, NodeId, Timestamp, WireError};
 
 /// The BLAKE3 hash of a regular file as 64 hexadecimal digits, computed on the host. Not among the listed names: a
 /// program that copies all attributes must not make the host read all files.
 pub const SUM_XATTR: &[u8] = b"user.wormhole.blake3";
 
+/// Labels and capabilities mean something to the host's kernel only, and are not shown.
+const HOSTS_OWN_PREFIX: &[u8] = b"security.";
+
+/// Names that are listed wherever they are set; others, of file systems of their own kind, may exist unlisted.
+const LISTED_PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"system.posix_acl_"];
+
+/// Files whose names are kept: 16 MB where each has a few.
+const FILES_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
+
+/// How many files are asked ahead of a program that goes through a listing.
+const AHEAD_FILES: usize = 64;
+
+/// Questions under way ahead of it.
+const AHEAD_CALLS_MAX: usize = 32;
+
+type Names = Arc<OnceCell<Arc<[u8]>>>;
+
+/// The kept names, by file and its time of change.
+pub(super) struct XattrNames {
+    kept: Mutex<LruCache<NodeId, (Timestamp, Names)>>,
+    /// Directory and position of the last file that was asked.
+    last: Mutex<Option<(NodeId, usize)>>,
+    ahead: Arc<Semaphore>,
+}
+
+impl Default for XattrNames {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::new(LruCache::new(FILES_MAX)),
+            last: Mutex::default(),
+            ahead: Arc::new(Semaphore::new(AHEAD_CALLS_MAX)),
+        }
+    }
+}
+
+impl XattrNames {
+    /// The place for a file's names, and whether it was there before.
+    fn place(&self, attributes: &Attributes) -> (Names, bool) {
+        let mut kept = lock(&self.kept);
+        match kept.get(&attributes.node) {
+            Some((ctime, names)) if *ctime == attributes.ctime => (Arc::clone(names), true),
+            _ => {
+                let names = Names::default();
+                // Two changes of so young a file may bear one time.
+                if attributes::tell_changes_apart(attributes) {
+                    kept.put(attributes.node, (attributes.ctime, Arc::clone(&names)));
+                }
+                (names, false)
+            }
+        }
+    }
+
+    /// Whether the file at `position` follows closely on the last one that was asked in this directory.
+    fn follows(&self, directory: NodeId, position: usize) -> bool {
+        const STRIDE_MAX: usize = 8;
+        let last = lock(&self.last).replace((directory, position));
+        last.is_some_and(|(at, before)| {
+            at == directory && (1..=STRIDE_MAX).contains(&position.wrapping_sub(before))
+        })
+    }
+}
+
 impl FileSystem {
     /// The value of an extended attribute.
-    pub async fn getxattr(&self, inode: Inode, name: &[u8]) -> Result<Vec<u8>, FsError> {
+    pub async fn getxattr(self: &Arc<Self>, inode: Inode, name: &[u8]) -> Result<Vec<u8>, FsError> {
         if name == SUM_XATTR {
             let (hash, _) = self.ask(inode, |client, node| async move { client.sum(node).await }).await?;
             return Ok(hash.to_string().into_bytes());
         }
-        if !self.config.xattrs {
-            return Err(no_xattrs());
+        self.may_have_xattrs()?;
+        if name.starts_with(HOSTS_OWN_PREFIX) {
+            return Err(refused(Errno::ENODATA));
+        }
+        if LISTED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+            let names = self.xattr_names_of(inode).await?;
+            if names.split(|byte| *byte == 0).all(|listed| listed != name) {
+                return Err(refused(Errno::ENODATA));
+            }
         }
         self.ask(inode, |client, node| {
             let name = name.to_vec();
@@ -27,14 +108,95 @@ impl FileSystem {
     }
 
     /// The names of the extended attributes, each ended by a NUL.
-    pub async fn listxattr(&self, inode: Inode) -> Result<Vec<u8>, FsError> {
-        if !self.config.xattrs {
-            return Err(no_xattrs());
+    pub async fn listxattr(self: &Arc<Self>, inode: Inode) -> Result<Vec<u8>, FsError> {
+        self.may_have_xattrs()?;
+        let names = self.xattr_names_of(inode).await?;
+        let shown =
+            names.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(HOSTS_OWN_PREFIX));
+        Ok(shown.flatten().copied().collect())
+    }
+
+    fn may_have_xattrs(&self) -> Result<(), FsError> {
+        if self.config.xattrs { Ok(()) } else { Err(refused(Errno::EOPNOTSUPP)) }
+    }
+
+    async fn xattr_names_of(self: &Arc<Self>, inode: Inode) -> Result<Arc<[u8]>, FsError> {
+        let (attributes, _) = self.attributes_of(inode, Age::Fresh).await?;
+        self.ask_xattr_names_ahead(inode);
+        let (names, _) = self.xattr_names.place(&attributes);
+        let asking = || async {
+            let names = self.ask(inode, |client, node| async move { client.list_xattr(node).await }).await?;
+            Ok(Arc::from(names))
+        };
+        names.get_or_try_init(asking).await.cloned()
+    }
+
+    /// If files are asked in the order of their listing, asks the next ones too.
+    fn ask_xattr_names_ahead(self: &Arc<Self>, inode: Inode) {
+        let Some((parent, name)) = lock(&self.inodes).newest_name(inode) else { return };
+        let Ok((directory, _)) = self.node_of(parent) else { return };
+        let Some(listing) = lock(&self.recent).get(directory) else { return };
+        let following: Vec<Attributes> = {
+            let snapshot = lock(&listing.snapshot);
+            let Search::At(position) = snapshot.find(&name) else { return };
+            if !self.xattr_names.follows(directory, position) || !self.is_connected() {
+                return;
+            }
+            let next = position + 1..position + 1 + AHEAD_FILES;
+            next.map_while(|at| snapshot.get(at)).map(|listed| listed.attributes).collect()
+        };
+        for attributes in following {
+            let (names, is_known) = self.xattr_names.place(&attributes);
+            if !is_known {
+                self.runtime.spawn(Arc::clone(self).fill_xattr_names(attributes.node, names));
+            }
         }
-        self.ask(inode, |client, node| async move { client.list_xattr(node).await }).await
+    }
+
+    /// Asks for one file's names ahead. If that fails, whoever needs them asks again and hears why.
+    async fn fill_xattr_names(self: Arc<Self>, node: NodeId, names: Names) {
+        let Ok(_turn) = self.xattr_names.ahead.acquire().await else { return };
+        let asking = || async { self.client.list_xattr(node).await.map(Arc::from) };
+        if let Err(error) = names.get_or_try_init(asking).await {
+            tracing::debug!(%error, "names of extended attributes were not got ahead");
+        }
     }
 }
 
-const fn no_xattrs() -> FsError {
-    FsError::Call(CallError::Host(WireError::system(Errno::EOPNOTSUPP)))
+const fn refused(errno: Errno) -> FsError {
+    FsError::Call(CallError::Host(WireError::system(errno)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::tests::attributes;
+    use crate::proto::FileKind;
+
+    #[test]
+    fn names_are_kept_until_the_file_changes() {
+        let kept = XattrNames::default();
+        let file = attributes(7, FileKind::Regular);
+        assert!(!kept.place(&file).1);
+        assert!(kept.place(&file).1);
+        let changed = Attributes { ctime: Timestamp(5), ..file };
+        assert!(!kept.place(&changed).1);
+        let young = Attributes { ctime: Timestamp(9), observed: Timestamp(9), ..file };
+        assert!(!kept.place(&young).1);
+        assert!(!kept.place(&young).1);
+    }
+
+    #[test]
+    fn only_who_goes_forward_in_steps_is_followed() {
+        let kept = XattrNames::default();
+        let (here, there) =
+            (attributes(1, FileKind::Directory).node, attributes(2, FileKind::Directory).node);
+        assert!(!kept.follows(here, 0));
+        assert!(kept.follows(here, 1));
+        assert!(!kept.follows(here, 1));
+        assert!(kept.follows(here, 5));
+        assert!(!kept.follows(here, 4));
+        assert!(!kept.follows(here, 100));
+        assert!(!kept.follows(there, 101));
+    }
 }

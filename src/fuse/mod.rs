@@ -1,6 +1,6 @@
 //! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
 //!
-//! - `convert` (P): attributes, times, error numbers in FUSE's terms
+//! - `convert` (pure): attributes, times, error numbers in FUSE's terms
 //! - `filesystem`: the callbacks
 //! - `session`: mounting, the options, the end
 //! - `notify`: tells the kernel which of its copies hold no longer

@@ -149,7 +149,7 @@ impl Cursor {
             Some(Relation::Adjacent)
         } else if in_window {
             Some(Relation::InWindow)
-        } else if gap <= FORWARD_SKIP_BYTES && self.is_open() && range.len >= PIECE_BYTES_MAX {
+        } else if gap <= FORWARD_SKIP_BYTES && self.is_open() && range.len > PIECE_BYTES_MAX {
             Some(Relation::Skip)
         } else {
             None

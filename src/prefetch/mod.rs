@@ -36,7 +36,7 @@ pub use window::{Limits, window_limit};
 /// Two are needed for containers with an index; four let a few threads read one handle.
 const CURSORS_MAX: usize = 4;
 
-/// A read of fewer bytes than this at a new place is answered by exactly its bytes, in bytes.
+/// A read of at most this many bytes at a new place is answered by exactly its bytes, in bytes.
 ///
 /// 64 KiB is 0.5 ms of a 1 Gbit/s link: below it the round trip is the price, above it a whole chunk costs little more.
 const PIECE_BYTES_MAX: u64 = 64 * 1024;
@@ -172,7 +172,7 @@ impl Prefetcher {
 
     fn demand(&mut self, range: ByteRange, size: u64, sequential: bool) -> Demand {
         let chunks = range.chunks();
-        let small = range.len < PIECE_BYTES_MAX;
+        let small = range.len <= PIECE_BYTES_MAX;
         if !small || sequential || self.pieces.contains_any(chunks) {
             return Demand::Chunks(chunks);
         }

@@ -122,10 +122,10 @@ pub(super) fn wrap(
     }))
 }
 
-/// A GRO'd receive is never longer than one IP packet, so a buffer for 64 KiB is enough whatever the datagrams' size.
-/// quinn multiplies this number by the largest datagram (and by 32) to size its receive buffer.
+/// A receive coalesced by the kernel (GRO) is never longer than one IP packet, so a buffer of that size is enough however
+/// small the datagrams are. quinn multiplies this number by the largest datagram (and by 32) to size its buffer.
 fn receive_segments(datagram_bytes_max: u16) -> usize {
-    (usize::from(u16::MAX) + 1).div_ceil(usize::from(datagram_bytes_max).max(1))
+    usize::from(UDP_PAYLOAD_BYTES_MAX).div_ceil(usize::from(datagram_bytes_max).max(1))
 }
 
 /// Keeps batches within what the kernel takes in one send.
@@ -212,5 +212,49 @@ impl fmt::Debug for BatchLimit {
             .field("inner", &self.inner)
             .field("batch_datagrams_max", &self.batch_datagrams_max)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcard_serves_both_families_or_falls_back() {
+        let (socket, buffers) = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"hello", ("127.0.0.1", port)).unwrap();
+        let mut received = [0; 8];
+        assert_eq!(socket.recv(&mut received).unwrap(), 5);
+        assert!(buffers.receive_bytes > 0 && buffers.send_bytes > 0);
+        assert_eq!(buffers.wanted_bytes, SOCKET_BUFFER_BYTES_WANTED);
+    }
+
+    #[test]
+    fn clamped_buffers_come_with_the_command_that_helps() {
+        let granted = SocketBuffers { receive_bytes: 10, send_bytes: 10, wanted_bytes: 10 };
+        assert!(!granted.clamped());
+        let clamped = SocketBuffers { receive_bytes: 9, ..granted };
+        assert!(clamped.clamped());
+        assert_eq!(clamped.help(), "sysctl -w net.core.rmem_max=10 net.core.wmem_max=10");
+    }
+
+    #[test]
+    fn receive_buffers_hold_one_whole_packet_and_little_more() {
+        for datagram_bytes in [1_200, 1_472, 8_972, UDP_PAYLOAD_BYTES_MAX] {
+            let bytes = receive_segments(datagram_bytes) * usize::from(datagram_bytes);
+            let whole = usize::from(UDP_PAYLOAD_BYTES_MAX);
+            assert!((whole..2 * whole).contains(&bytes), "{datagram_bytes}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn a_send_never_exceeds_what_the_kernel_takes() {
+        for datagram_bytes in [1, 1_200, 8_952, 40_000, 65_507] {
+            let datagrams = datagrams_per_send(datagram_bytes);
+            assert!(datagrams >= 1);
+            assert!(datagrams == 1 || datagrams * datagram_bytes <= usize::from(UDP_PAYLOAD_BYTES_MAX));
+        }
     }
 }

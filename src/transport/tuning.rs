@@ -43,7 +43,9 @@ pub struct TransportTuning {
     pub ack_delay_max: Duration,
     /// Congestion control.
     pub congestion: CongestionKind,
-    /// Streams of one lane take turns. Without it a chunk asked for later waits for all asked for earlier.
+    /// Whether streams of one lane take turns packet by packet. Off: what was asked first is answered whole first, which is
+    /// what a reader wants, and costs a sixth less CPU time over loopback (0.66 against 0.80 s a GiB with 8 streams).
+    /// A small request in a lane waits for what that lane holds already, which is why there are lanes.
     pub fair_streams: bool,
     /// Round trip assumed until one is measured: the handshake's first retransmission comes after three of these. The
     /// standard's 333 ms would make one lost packet cost a second.
@@ -67,7 +69,7 @@ impl TransportTuning {
             ack_threshold_packets: 64,
             ack_delay_max: Duration::from_millis(5),
             congestion: CongestionKind::default(),
-            fair_streams: true,
+            fair_streams: false,
             initial_rtt: Duration::from_millis(100),
             datagram_bytes_max: UDP_PAYLOAD_BYTES_MAX,
         }
@@ -88,21 +90,24 @@ impl TransportTuning {
             .initial_rtt(self.initial_rtt)
             .datagram_receive_buffer_size(None)
             .congestion_controller_factory(
-                self.congestion.factory(self.ack_policy(), self.initial_datagram_bytes(path)),
+                self.congestion.factory(self.ack_policy(path), self.initial_datagram_bytes(path)),
             );
-        self.configure_acks(&mut config);
+        Self::configure_acks(&mut config, self.ack_policy(path));
         self.configure_datagram_size(&mut config, path);
         Arc::new(config)
     }
 
-    fn ack_policy(&self) -> AckPolicy {
-        AckPolicy { delay_max: self.ack_delay_max, threshold_packets: self.ack_threshold_packets }
+    fn ack_policy(&self, path: Path) -> AckPolicy {
+        let fitting = ACK_THRESHOLD_BYTES_MAX / u32::from(self.datagram_bytes(path));
+        AckPolicy {
+            delay_max: self.ack_delay_max,
+            threshold_packets: self.ack_threshold_packets.min(fitting),
+        }
     }
 
-    fn configure_acks(&self, config: &mut TransportConfig) {
+    fn configure_acks(config: &mut TransportConfig, policy: AckPolicy) {
         let mut acks = AckFrequencyConfig::default();
-        acks.ack_eliciting_threshold(self.ack_threshold_packets.into())
-            .max_ack_delay(Some(self.ack_delay_max));
+        acks.ack_eliciting_threshold(policy.threshold_packets.into()).max_ack_delay(Some(policy.delay_max));
         config.ack_frequency_config(Some(acks));
     }
 
@@ -127,6 +132,9 @@ impl TransportTuning {
     }
 }
 
+/// However large packets are, an acknowledgement comes each MiB: with 64 packets of 64 KiB the sender would have to keep
+/// 4 MiB in flight to hear anything.
+const ACK_THRESHOLD_BYTES_MAX: u32 = 1 << 20;
 /// quinn can take random loss for a path that swallows large packets, and falls back to 1,200 bytes. It looks again after
 /// this long; its own minute would be a minute of smaller packets for one bad second of radio.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(10);
@@ -139,4 +147,57 @@ impl Default for TransportTuning {
 
 fn var_int(value: u64) -> VarInt {
     VarInt::from_u64(value).unwrap_or(VarInt::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ETHERNET: Path = Path { same_machine: false, udp_payload_bytes_max: 1_472 };
+    const JUMBO: Path = Path { same_machine: false, udp_payload_bytes_max: 8_972 };
+    const LOOPBACK: Path = Path { same_machine: true, udp_payload_bytes_max: UDP_PAYLOAD_BYTES_MAX };
+
+    #[test]
+    fn windows_follow_the_memory_given() {
+        for memory in [0, 1 << 20, 32 << 20, u64::MAX] {
+            let tuning = TransportTuning::for_memory(memory);
+            let window = tuning.receive_window_bytes;
+            assert!((CONNECTION_MEMORY_BYTES_MIN..=CONNECTION_MEMORY_BYTES_MAX).contains(&window));
+            assert_eq!(tuning.stream_receive_window_bytes * STREAM_SHARE_OF_CONNECTION, window);
+            assert_eq!(tuning.send_window_bytes, window);
+        }
+        assert_eq!(TransportTuning::default(), TransportTuning::for_memory(CONNECTION_MEMORY_BYTES_DEFAULT));
+    }
+
+    #[test]
+    fn packets_start_small_on_a_network_and_whole_on_this_machine() {
+        let tuning = TransportTuning::default();
+        assert_eq!(tuning.initial_datagram_bytes(ETHERNET), UDP_PAYLOAD_BYTES_MIN);
+        assert_eq!(tuning.datagram_bytes(ETHERNET), 1_472);
+        assert_eq!(tuning.initial_datagram_bytes(LOOPBACK), UDP_PAYLOAD_BYTES_MAX);
+        let small = TransportTuning { datagram_bytes_max: 1_300, ..tuning };
+        assert_eq!((small.datagram_bytes(JUMBO), small.initial_datagram_bytes(LOOPBACK)), (1_300, 1_300));
+    }
+
+    #[test]
+    fn acknowledgements_come_at_least_each_mebibyte() {
+        let tuning = TransportTuning::default();
+        assert_eq!(tuning.ack_policy(ETHERNET).threshold_packets, 64);
+        assert_eq!(tuning.ack_policy(JUMBO).threshold_packets, 64);
+        assert_eq!(tuning.ack_policy(LOOPBACK).threshold_packets, 16);
+    }
+
+    #[test]
+    fn quinn_is_told() {
+        let config = |path| format!("{:?}", TransportTuning::default().transport_config(path));
+        for (path, wanted) in [
+            (ETHERNET, ["initial_mtu: 1200", "min_mtu: 1200", "enable_segmentation_offload: true"]),
+            (LOOPBACK, ["initial_mtu: 65507", "min_mtu: 1200", "enable_segmentation_offload: false"]),
+        ] {
+            let told = config(path);
+            for part in wanted.into_iter().chain(["keep_alive_interval: Some(1s)", "send_fairness: false"]) {
+                assert!(told.contains(part), "{part} is missing in {told}");
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::relay::Relay;
-use super::world::{World, noise, printed_by};
+use super::world::{World, noise, printed_by, wait_until};
 
 #[test]
 fn what_was_read_is_not_sent_again_after_a_remount() {
@@ -73,4 +73,30 @@ fn a_ticket_is_needed_once() {
     assert!(line.contains("127.0.0.1") && line.contains("/export/sub "), "{line}");
     assert!(line.contains(" fuse.wormhole "), "{line}");
     mount.umount();
+}
+
+#[test]
+fn what_was_read_and_closed_outlives_a_killed_client() {
+    let world = World::new();
+    let content = noise(5_000_000, 1);
+    fs::write(world.source().join("file"), &content).unwrap();
+    // Let the version settle.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let ticket = host.ticket_for(relay.address());
+
+    let mount = world.mount(&ticket, "");
+    assert!(fs::read(mount.path("file")).unwrap() == content);
+    // Twenty chunks, and the page that says in which file they are.
+    wait_until("all of it is in the cache", || mount.status()["cache_entries"].as_u64() >= Some(21));
+    let daemon = nix::unistd::Pid::from_raw(mount.daemon().unwrap());
+    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGKILL).unwrap();
+    printed_by("umount", &["-l", mount.point.to_str().unwrap()]);
+
+    let before = relay.bytes_to_client();
+    let mount = world.mount(&ticket, "");
+    assert!(fs::read(mount.path("file")).unwrap() == content);
+    let again = relay.bytes_to_client() - before;
+    assert!(again < 100_000, "{again} bytes came over the wire for a file that is in the cache");
 }

@@ -61,8 +61,9 @@ fn revoked_tickets_and_keys_stay_out() {
     assert!(revoked.contains("revoked"), "{revoked}");
 
     let made =
-        printed_by(WORMHOLE, &["pair", "new", "export", "--expires", "0s", "--state-dir", state, "--json"]);
+        printed_by(WORMHOLE, &["pair", "new", "export", "--expires", "1s", "--state-dir", state, "--json"]);
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
     let expired = refusal(&world, made["ticket"].as_str().unwrap(), "");
     assert!(expired.contains("expired"), "{expired}");
 

@@ -161,7 +161,7 @@ async fn history(steps: Vec<Step>) {
             }
             Step::Release { .. } => {}
             Step::Hold => {
-                host.hold(|request, stage| matches!((request, stage), (Request::Read(..), Stage::Part(_))))
+                host.hold(|request, stage| matches!((request, stage), (Request::Read(..), Stage::Part(_))));
             }
             Step::LetGo => {
                 host.release_one();

@@ -83,7 +83,9 @@ async fn readdirplus_counts_a_lookup_for_each_entry_that_was_taken() {
     let entries: Vec<_> = taken.into_iter().flatten().collect();
     assert_eq!(entries.len(), 4, "`.` and `..` are not counted");
     assert_eq!(world.fs.gauges().inodes, 5);
-    entries.iter().for_each(|entry| world.fs.forget(entry.inode, 1));
+    for entry in &entries {
+        world.fs.forget(entry.inode, 1);
+    }
     world.fs.releasedir(handle).unwrap();
     world.fs.forget(folder.inode, 1);
     world.assert_idle();
@@ -140,4 +142,35 @@ async fn a_listing_that_fails_says_so_and_the_next_one_works() {
     assert_eq!(error.errno(), Errno::EACCES);
     host.set_errors(|_| None);
     assert_eq!(world.list_from(handle, 0).await.len(), 3);
+}
+
+#[tokio::test]
+async fn whoever_asks_for_names_one_by_one_gets_a_listing_behind_his_back() {
+    let host = many(50);
+    let world = World::new(host.clone(), LASTING);
+    let folder = world.walk("d").await.unwrap();
+    for number in 0..3 {
+        world.fs.lookup(folder.inode, format!("{number:06}").as_bytes()).await.unwrap();
+    }
+    while world.fs.gauges().listings == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(host.counters().listings, 1);
+    host.reset_counters();
+    for number in 3..50 {
+        world.fs.lookup(folder.inode, format!("{number:06}").as_bytes()).await.unwrap();
+    }
+    assert!(matches!(world.fs.lookup(folder.inode, b"absent").await, Ok(Lookup::Absent { .. })));
+    assert_eq!(host.counters().requests(), 0);
+}
+
+#[tokio::test]
+async fn two_names_do_not_make_a_walk() {
+    let host = many(50);
+    let world = World::new(host.clone(), LASTING);
+    let folder = world.walk("d").await.unwrap();
+    for number in 0..2 {
+        world.fs.lookup(folder.inode, format!("{number:06}").as_bytes()).await.unwrap();
+    }
+    assert_eq!(host.counters().listings, 0);
 }

@@ -154,3 +154,47 @@ async fn nothing_is_opened_for_writing_and_access_follows_the_host() {
     assert_eq!(world.fs.access(file.inode, 2).await, Err(FsError::ReadOnly));
     assert_eq!(world.fs.access(Inode::ROOT, 5).await, Ok(()));
 }
+
+#[tokio::test]
+async fn names_of_extended_attributes_are_asked_for_once_and_ahead_of_who_goes_in_order() {
+    let host = MemoryHost::new();
+    for number in 0..50 {
+        host.create_file(format!("{number:02}"), "");
+    }
+    host.set_xattr("07", b"user.a", b"1");
+    host.advance(std::time::Duration::from_secs(3));
+    let world = World::new(host.clone(), LASTING);
+    let directory = world.fs.opendir(Inode::ROOT).unwrap();
+    world.list_from(directory, 0).await;
+    let acl = b"system.posix_acl_access";
+    for number in 0..50 {
+        let file = world.walk(&format!("{number:02}")).await.unwrap();
+        assert_eq!(world.fs.getxattr(file.inode, acl).await.unwrap_err().errno(), Errno::ENODATA);
+        assert_eq!(
+            world.fs.getxattr(file.inode, b"security.selinux").await.unwrap_err().errno(),
+            Errno::ENODATA
+        );
+        if number == 1 {
+            // The second in order has the others asked for, while nobody waits for them.
+            host.until(|host| host.counters().xattrs == 50).await;
+        }
+    }
+    assert_eq!(host.counters().xattrs, 50);
+    let with = world.walk("07").await.unwrap();
+    assert_eq!(world.fs.listxattr(with.inode).await.unwrap(), b"user.a\0");
+    assert_eq!(host.counters().xattrs, 50);
+}
+
+#[tokio::test]
+async fn an_extended_attribute_that_is_set_later_is_seen() {
+    let host = MemoryHost::new();
+    host.create_file("f", "");
+    let world = World::new(host.clone(), FLEETING);
+    let file = world.walk("f").await.unwrap();
+    assert!(world.fs.listxattr(file.inode).await.unwrap().is_empty());
+    host.set_xattr("f", b"user.a", b"1");
+    assert_eq!(world.fs.listxattr(file.inode).await.unwrap(), b"user.a\0");
+    assert_eq!(world.fs.getxattr(file.inode, b"user.a").await.unwrap(), b"1");
+    host.set_xattr("f", b"security.capability", b"1");
+    assert_eq!(world.fs.listxattr(file.inode).await.unwrap(), b"user.a\0");
+}

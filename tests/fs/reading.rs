@@ -1,8 +1,8 @@
 //! Reads return the host's bytes, all of them, and the handle leaves nothing behind.
 
-use wormhole::client::memory::MemoryHost;
+use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::fs::{DIRECT_BYTES_MIN, FsError, OpenRequest};
-use wormhole::proto::SeekTarget;
+use wormhole::proto::{Request, SeekTarget};
 
 use super::{FLEETING, LASTING, World};
 
@@ -138,4 +138,43 @@ async fn an_unlinked_open_file_is_read_to_its_end() {
     world.read(file.handle, 0, 1000).await.unwrap();
     host.unlink("f");
     assert!(world.read(file.handle, MIB, MIB).await.unwrap() == whole[MIB as usize..]);
+}
+
+#[tokio::test]
+async fn the_content_of_a_small_file_is_on_its_way_while_the_file_is_being_opened() {
+    let host = MemoryHost::new();
+    let node = host.create_generated("f", 10_000, 1);
+    let world = World::new(host.clone(), LASTING);
+    let entry = world.walk("f").await.unwrap();
+    host.hold(|request, stage| matches!((request, stage), (Request::Open { .. }, Stage::Arrived)));
+    let opening = world.fs.open(entry.inode, OpenRequest::default());
+    let (opened, ()) = tokio::join!(opening, async {
+        host.until(|host| host.counters().chunks == 1).await;
+        host.release_all();
+    });
+    let handle = opened.unwrap().handle;
+    host.reset_counters();
+    assert!(world.read(handle, 0, 131_072).await.unwrap() == host.content("f"));
+    assert_eq!(host.counters().reads, 0);
+    world.fs.release(handle).await.unwrap();
+    assert_eq!(host.opens(node), 0);
+}
+
+#[tokio::test]
+async fn an_open_that_is_given_up_leaves_nothing_under_way() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 10_000, 1);
+    let world = World::new(host.clone(), LASTING);
+    let entry = world.walk("f").await.unwrap();
+    host.hold(|_, _| true);
+    {
+        let opening = world.fs.open(entry.inode, OpenRequest::default());
+        tokio::select! {
+            biased;
+            _ = opening => panic!("the open was held back"),
+            () = host.until(|host| host.held().len() >= 3) => {}
+        }
+    }
+    world.fs.forget(entry.inode, 1);
+    world.assert_idle();
 }

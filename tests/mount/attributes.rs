@@ -108,6 +108,7 @@ fn extended_attributes_are_the_hosts() {
     let host = tree();
     host.set_xattr("plain", b"user.comment", b"some\0bytes");
     host.set_xattr("plain", b"user.empty", b"");
+    host.set_permissions("plain", 0o644);
     let Some(world) = MountedWorld::new(host) else { return };
     let run = |arguments: &[&str]| {
         let output =

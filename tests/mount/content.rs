@@ -88,7 +88,7 @@ fn sha256(bytes: &[u8]) -> String {
 fn holes_are_found_where_the_host_has_them() {
     let host = MemoryHost::new();
     let size = 8 * MIB as u64;
-    host.create_sparse("f", size, &[(2 * MIB as u64, [1u8; MIB].as_slice())]);
+    host.create_sparse("f", size, &[(2 * MIB as u64, vec![1u8; MIB].as_slice())]);
     let Some(world) = MountedWorld::new(host) else { return };
     let file = File::open(world.path("f")).unwrap();
     let seek = |offset, whence| nix::unistd::lseek64(&file, offset, whence).unwrap();

@@ -95,11 +95,19 @@ fn a_walk_costs_one_listing_a_folder_and_no_lookup_an_entry() {
             host.create_file(format!("d{folder}/f{file}"), "");
         }
     }
+    // The folders have just changed, too.
+    host.advance(std::time::Duration::from_secs(3));
     let freshness = super::super::fs::LASTING;
     let Some(world) = MountedWorld::with_freshness(host, freshness) else { return };
     assert_eq!(run(world.folder.path(), "find . -printf '%s\\n' | wc -l").trim(), "511");
     let counters = world.host.counters();
     assert_eq!(counters.listings, 11);
     assert_eq!((counters.lookups, counters.attributes), (0, 0), "{counters:?}");
+    run(world.folder.path(), "ls -lR");
+    run(world.folder.path(), "ls -lR");
+    let counters = world.host.counters();
+    // The names of extended attributes, once for each file; most of them many at a time.
+    assert_eq!((counters.lookups, counters.attributes, counters.listings), (0, 0, 11), "{counters:?}");
+    assert!(counters.xattrs <= 511, "{counters:?}");
     world.end();
 }

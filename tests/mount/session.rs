@@ -48,8 +48,10 @@ fn a_mount_in_use_is_not_unmounted_but_can_be_detached() {
 #[test]
 fn whoever_unmounts_it_it_has_ended() {
     let Some(world) = MountedWorld::new(host()) else { return };
-    let status = std::process::Command::new("umount").arg(world.folder.path()).status().unwrap();
-    assert!(status.success());
+    super::until_ok(|| {
+        let status = std::process::Command::new("umount").arg(world.folder.path()).status().unwrap();
+        if status.success() { Ok(()) } else { Err("in use") }
+    });
     world.runtime.block_on(world.mounted.ended()).unwrap();
     assert!(world.mounted.has_ended());
     world.mounted.unmount(UnmountHow::Clean).unwrap();
@@ -65,6 +67,11 @@ fn a_dropped_mount_is_gone_from_its_folder() {
 
 #[test]
 fn an_abort_frees_whoever_waits_for_a_host_that_is_gone() {
+    let has_list_of_mounts =
+        Path::new("/sys/fs/fuse/connections/").read_dir().is_ok_and(|mut all| all.next().is_some());
+    if !nix::unistd::geteuid().is_root() && !has_list_of_mounts {
+        return;
+    }
     let Some(world) = MountedWorld::new(host()) else { return };
     let file = File::open(world.path("large")).unwrap();
     world.host.hold(|request, _| matches!(request, wormhole::proto::Request::Read(..)));
@@ -79,7 +86,7 @@ fn an_abort_frees_whoever_waits_for_a_host_that_is_gone() {
 #[test]
 fn df_and_ls_of_a_known_folder_go_on_without_the_host() {
     let Some(world) = MountedWorld::new(host()) else { return };
-    let names = |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).count();
+    let names = |path: &Path| fs::read_dir(path).unwrap().map(Result::unwrap).collect::<Vec<_>>().len();
     assert_eq!(names(&world.path("d")), 1);
     nix::sys::statvfs::statvfs(world.folder.path()).unwrap();
     world.host.set_connected(false);

@@ -62,6 +62,7 @@ fn a_segment_cut_in_a_record_keeps_the_records_before() {
     assert_eq!(path.extension().unwrap(), "open");
     OpenOptions::new().write(true).open(path).unwrap().set_len(64 + 3 * 3136 + 100).unwrap();
     let after = open(copy.path(), 1 << 20, 1 << 16);
+    assert!(segments(copy.path()).iter().all(|path| path.extension().unwrap() == "seg"));
     assert_eq!(found(&after, &chunks), 3);
     assert_eq!(after.stats().corrupt, 0);
     // What was lost is inserted again, behind what is left.

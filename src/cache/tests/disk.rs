@@ -1,6 +1,8 @@
 //! Disks that are full, nearly full, or read-only. These need a file system of their own and run as root only.
 
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::geteuid;
@@ -99,6 +101,25 @@ fn the_floor_of_free_space_is_left() {
     assert_eq!(disk_bytes(disk.path()), 0);
     insert(&cache, &chunk(1, 65_536));
     assert_eq!((cache.stats().dropped, cache.stats().segments), (1, 0));
+}
+
+#[test]
+fn a_running_cache_gives_way_when_others_take_the_room() {
+    let Some(disk) = SmallDisk::mount(4 << 20) else { return };
+    let config = CacheConfig { min_free_ratio: 0.25, ..config(disk.path(), 1 << 28, 1 << 18) };
+    let cache = DiskCache::open(&config).unwrap();
+    (0..20).for_each(|number| insert(&cache, &chunk(number, 65_536)));
+    insert(&cache, &chunk(100, 64));
+    disk.fill_but(1 << 19);
+    // The next look is due within a second; small records all the while, so that no new segment is the cause.
+    let mut number = 1000;
+    while cache.stats().evicted_bytes == 0 {
+        insert(&cache, &chunk(number, 64));
+        number += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(cache.contains(chunk(100, 64).hash()), "the segment in use was rolled");
+    assert!(!cache.contains(chunk(0, 65_536).hash()));
 }
 
 #[test]

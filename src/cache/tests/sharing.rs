@@ -66,8 +66,10 @@ fn the_segment_of_a_living_process_is_never_evicted() {
     let second = open(directory.path(), 4 * SEGMENT_BYTES, SEGMENT_BYTES);
     let one = chunk(1, 3000);
     insert(&first, &one);
+    let open_segment = segments(directory.path()).remove(0);
     (100..200).for_each(|number| insert(&second, &chunk(number, 3000)));
     assert!(second.stats().evicted_bytes > 0);
+    assert!(open_segment.exists());
     assert_eq!(first.load(one.hash()), Some(one));
 }
 

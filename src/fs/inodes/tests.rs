@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::fs::attributes::tests::attributes;
+use crate::fs::tests::attributes;
 use crate::proto::FileKind;
 
 fn table() -> (InodeTable, Instant) {

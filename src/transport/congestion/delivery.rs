@@ -48,11 +48,17 @@ const LOSS_CUT: f64 = 0.5;
 /// Start-up ends after this many rounds that grew by less than a quarter.
 const STARTUP_FLAT_ROUNDS: u32 = 3;
 const STARTUP_GROWTH: f64 = 1.25;
-/// Start-up also ends when the round trip has grown by an eighth, but at least by the time scheduling alone may add.
+/// Start-up also ends when this many acknowledgements in a row tell of a round trip longer by an eighth, but at least by
+/// the time scheduling alone may add, and by what the peer may hold back.
+const STARTUP_LATE_ACKS: u32 = 8;
 const STARTUP_RTT_GROWTH: f64 = 0.125;
-const STARTUP_RTT_GROWTH_MIN: Duration = Duration::from_millis(4);
+const STARTUP_RTT_GROWTH_MIN: Duration = Duration::from_millis(3);
+/// In flight over bandwidth x round trip after that end: enough to keep the link full while the rate is measured once more.
+const SETTLE_GAIN: f64 = 1.4;
 /// Age at which the smallest round trip is looked for anew: paths change.
 const RTT_MIN_AGE: Duration = Duration::from_secs(10);
+/// Rates over less than this measure wake-ups; on loopback a round trip is shorter.
+const SAMPLE_INTERVAL_MIN: Duration = Duration::from_micros(50);
 /// Below this, not the link but the schedulers of both ends decide when acknowledgements come; the window covers it.
 const RTT_FLOOR: Duration = Duration::from_millis(1);
 /// A round lasts at least this long, so that on a LAN eight of them are more than one hiccup of a scheduler.
@@ -63,8 +69,9 @@ const IDLE_RESTART: Duration = Duration::from_secs(10);
 /// timeout of several such round trips; so it no longer counts, and new packets, once acknowledged, prove the old ones
 /// lost.
 const SILENCE: Duration = Duration::from_secs(1);
-/// First window: 32 packets. The pacer spreads them; a smaller start costs a round trip for each halving.
-pub(super) const INITIAL_WINDOW_PACKETS: u64 = 32;
+/// First window, in packets. 64 of 1,200 bytes carry the 64 KiB with which most programs begin to read, in one round
+/// trip; the pacer spreads them over it.
+pub(super) const INITIAL_WINDOW_PACKETS: u64 = 64;
 /// Smallest window: fewer packets cannot show a loss before a timer does.
 const WINDOW_PACKETS_MIN: u64 = 16;
 /// Largest window: beyond this quinn switches its pacer off.
@@ -98,12 +105,16 @@ pub struct DeliveryRate {
     rtt_min: Option<RttMin>,
     /// Bytes that left before a silence and are in all likelihood lost, but not yet declared so.
     stranded_bytes: u64,
+    /// Acknowledgements in a row that tell of a longer round trip than an empty queue's.
+    late_acks: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     /// Doubling.
     Startup { best_rate: f64, flat_rounds: u32 },
+    /// The link is full; the window rests a little above for `rounds` more, so that a whole one shows what it carries.
+    Settle { rounds: u32 },
     /// Holding the estimate; after `rounds` more, asking for more.
     Cruise { rounds: usize },
     /// Asking for more than `before` bytes a second.
@@ -130,6 +141,7 @@ impl DeliveryRate {
             lossy: false,
             rtt_min: None,
             stranded_bytes: 0,
+            late_acks: 0,
         }
     }
 
@@ -178,13 +190,15 @@ impl DeliveryRate {
         }
         self.learn_rtt(now, sample.rtt);
         // Over less than a round trip the rate says more about bunched acknowledgements than about the link.
-        let whole = self.rtt_min.is_none_or(|rtt| sample.interval >= rtt.value);
-        if whole && sample.interval > Duration::ZERO {
+        let shortest = self.rtt_min.map_or(Duration::ZERO, |rtt| rtt.value);
+        if sample.interval >= shortest.max(SAMPLE_INTERVAL_MIN) {
             let rate = sample.delivered_bytes as f64 / sample.interval.as_secs_f64();
             self.round.add(rate, sample.app_limited);
         }
-        if self.startup_rtt_inflated() {
-            self.leave_startup();
+        if self.queue_grows() {
+            self.mode = Mode::Settle { rounds: 1 };
+            let settled = self.window_for(self.round.best_rate, SETTLE_GAIN);
+            self.window_bytes = self.window_bytes.min(settled);
         }
         if self.round.is_over(now, sample.newest_sent) {
             self.end_round(now);
@@ -222,25 +236,20 @@ impl DeliveryRate {
 
     fn learn_rtt(&mut self, now: Duration, sample: Duration) {
         self.round.rtt_min = self.round.rtt_min.min(sample);
-        self.round.rtt_samples += 1;
         match &mut self.rtt_min {
             Some(known) if sample > known.value => {}
             known => *known = Some(RttMin { value: sample.max(Duration::from_micros(1)), seen: now }),
         }
+        let known = self.rtt_min.map_or(sample, |rtt| rtt.value);
+        let growth = known.mul_f64(STARTUP_RTT_GROWTH).max(STARTUP_RTT_GROWTH_MIN) + self.acks.delay_max;
+        self.late_acks = if sample > known + growth { self.late_acks + 1 } else { 0 };
     }
 
-    fn startup_rtt_inflated(&self) -> bool {
-        let Some(rtt) = self.rtt_min else { return false };
-        let growth = rtt.value.mul_f64(STARTUP_RTT_GROWTH).max(STARTUP_RTT_GROWTH_MIN);
+    /// Start-up's early end: the queue grows, so the link is full. One more doubling would overflow the queue.
+    fn queue_grows(&self) -> bool {
         matches!(self.mode, Mode::Startup { .. })
-            && self.round.rtt_samples >= 8
-            && self.round.rtt_min > rtt.value + growth
-    }
-
-    fn leave_startup(&mut self) {
-        self.rates.add(self.round.best_rate);
-        // Through the drain: start-up leaves a queue behind.
-        self.mode = Mode::Drain;
+            && self.late_acks >= STARTUP_LATE_ACKS
+            && self.round.best_rate > 0.0
     }
 
     fn end_round(&mut self, now: Duration) {
@@ -271,6 +280,9 @@ impl DeliveryRate {
             Mode::Startup { best_rate, flat_rounds } => {
                 Mode::after_startup_round(round, best_rate, flat_rounds)
             }
+            // Through the drain: start-up leaves a queue behind.
+            Mode::Settle { rounds: 0 } => Mode::Drain,
+            Mode::Settle { rounds } => Mode::Settle { rounds: rounds - 1 },
             Mode::MeasureRtt { rounds: 0 } => {
                 self.rtt_min = Some(RttMin { value: round.rtt_min.max(Duration::from_micros(1)), seen: now });
                 Mode::Cruise { rounds: 0 }
@@ -290,20 +302,26 @@ impl DeliveryRate {
     }
 
     fn update_window(&mut self) {
-        let Some(rtt) = self.rtt_min else { return };
+        if self.rtt_min.is_none() {
+            return;
+        }
         let cruise = if self.lossy { WINDOW_GAIN_LOSSY } else { WINDOW_GAIN };
         let gain = match self.mode {
-            Mode::Startup { .. } => return,
+            Mode::Startup { .. } | Mode::Settle { .. } => return,
             Mode::Cruise { .. } => cruise,
             Mode::Probe { .. } => cruise * PROBE_GAIN,
             Mode::Drain => DRAIN_WINDOW_GAIN,
             Mode::MeasureRtt { .. } => 0.5,
         };
-        let rate = self.rates.best();
-        let pipe_bytes = rate * rtt.value.max(RTT_FLOOR).as_secs_f64() * gain;
+        self.window_bytes = self.window_for(self.rates.best(), gain);
+    }
+
+    /// `gain` times what the link holds at `rate`, and what held-back acknowledgements hide.
+    fn window_for(&self, rate: f64, gain: f64) -> u64 {
+        let rtt = self.rtt_min.map_or(RTT_FLOOR, |rtt| rtt.value.max(RTT_FLOOR));
         let held_back_bytes = (rate * self.acks.delay_max.as_secs_f64())
             .min((u64::from(self.acks.threshold_packets) * self.packet_bytes) as f64);
-        self.window_bytes = self.clamped((pipe_bytes + held_back_bytes) as u64);
+        self.clamped((rate * rtt.as_secs_f64() * gain + held_back_bytes) as u64)
     }
 
     fn clamped(&self, window_bytes: u64) -> u64 {
@@ -318,7 +336,7 @@ impl Mode {
     }
 
     fn after_startup_round(round: &Round, best_rate: f64, flat_rounds: u32) -> Self {
-        if round.app_limited {
+        if round.app_limited || round.best_rate <= 0.0 {
             // Too little was sent to say that the rate has stopped growing.
             return Self::Startup { best_rate, flat_rounds };
         }
@@ -346,18 +364,11 @@ struct Round {
     best_rate: f64,
     app_limited: bool,
     rtt_min: Duration,
-    rtt_samples: u32,
 }
 
 impl Default for Round {
     fn default() -> Self {
-        Self {
-            began: Duration::ZERO,
-            best_rate: 0.0,
-            app_limited: false,
-            rtt_min: Duration::MAX,
-            rtt_samples: 0,
-        }
+        Self { began: Duration::ZERO, best_rate: 0.0, app_limited: false, rtt_min: Duration::MAX }
     }
 }
 
@@ -592,7 +603,55 @@ mod tests {
         assert_eq!(controller.window_bytes(), before / 2);
     }
 
+    /// Remembers every sending and looks through all of them.
+    #[derive(Default)]
+    struct SlowSampler {
+        fast: Sampler,
+        sendings: Vec<Snapshot>,
+    }
+
+    impl SlowSampler {
+        fn on_sent(&mut self, now: Duration, bytes: u64) {
+            self.fast.snapshots.clear();
+            self.fast.on_sent(now, bytes, Duration::ZERO);
+            self.sendings.extend(self.fast.snapshots.back());
+        }
+
+        fn finish(&mut self, now: Duration) -> Option<Sample> {
+            let newest = self.fast.newest_acked?;
+            let covering = *self.sendings.iter().rfind(|snapshot| snapshot.sent <= newest)?;
+            self.fast.snapshots = VecDeque::from([covering]);
+            self.fast.finish(now)
+        }
+    }
+
     proptest! {
+        #[test]
+        fn samples_are_those_of_a_sampler_that_forgets_nothing(
+            steps in prop::collection::vec((0..3_u8, 1..50_000_u64, any::<prop::sample::Index>()), 1..200),
+        ) {
+            let (mut fast, mut slow) = (Sampler::default(), SlowSampler::default());
+            let (mut now, mut flying) = (Duration::from_secs(1), VecDeque::new());
+            for (kind, micros, how_many) in steps {
+                now += Duration::from_micros(micros);
+                if kind == 0 || flying.is_empty() {
+                    fast.on_sent(now, 1_200, Duration::ZERO);
+                    slow.on_sent(now, 1_200);
+                    flying.push_back(now);
+                    continue;
+                }
+                for sent in flying.drain(..=how_many.index(flying.len())) {
+                    fast.on_ack(sent, 1_200);
+                    slow.fast.on_ack(sent, 1_200);
+                }
+                prop_assert_eq!(format!("{:?}", fast.finish(now)), format!("{:?}", slow.finish(now)));
+                if kind == 2 {
+                    fast.mark_app_limited();
+                    slow.fast.mark_app_limited();
+                }
+            }
+        }
+
         #[test]
         fn window_stays_within_its_bounds_whatever_is_reported(
             steps in prop::collection::vec((0..6_u8, 0..200_000_u64, 0..2_000_000_u64), 1..300),

@@ -110,6 +110,11 @@ impl Flow {
         (self.smoothed_rtt + self.rtt_variation * 4 + ACKS.delay_max) * 2_u32.pow(self.timeouts.min(6))
     }
 
+    /// Packets lost and sent so far.
+    fn packets(&self) -> (u64, u64) {
+        (self.lost_packets, self.sent_packets)
+    }
+
     /// Bytes delivered between two moments, as the acknowledgements told.
     fn delivered_between(&self, from: Duration, to: Duration) -> u64 {
         let at =
@@ -377,15 +382,19 @@ proptest! {
     #[test]
     fn fills_long_and_lossy_links_without_filling_their_queues(seed: u64) {
         for (megabits, rtt_ms, loss) in [(1_000, 50, 0.0), (200, 50, 0.01), (100, 100, 0.03), (10, 20, 0.0)] {
-            let simulation = one_flow(Link::new(megabits, rtt_ms, loss), seconds(6.0), seed);
+            let mut simulation = one_flow(Link::new(megabits, rtt_ms, loss), seconds(2.0), seed);
+            let (lost_at_start, sent_at_start) = simulation.flows[0].packets();
+            simulation.run_until(seconds(6.0));
             let used = simulation.utilisation(0, seconds(2.0), seconds(6.0));
             prop_assert!(used >= 0.8, "{megabits} Mbit/s, {rtt_ms} ms, loss {loss}: {used:.2} used");
             let round_trips = round_trips_after(&simulation, seconds(2.0));
             let worst = round_trips[round_trips.len() * 99 / 100];
             prop_assert!(worst < Duration::from_millis(2 * rtt_ms), "{megabits} Mbit/s, {rtt_ms} ms: rtt {worst:?}");
-            let flow = &simulation.flows[0];
-            let lost = flow.lost_packets as f64 / flow.sent_packets as f64;
-            prop_assert!(lost < loss + 0.03, "{megabits} Mbit/s, {rtt_ms} ms, loss {loss}: {lost:.3} lost");
+            let (lost, sent) = simulation.flows[0].packets();
+            // Start-up may overflow the queue once; what counts is that it stays below afterwards.
+            prop_assert!(lost_at_start < sent_at_start / 4, "{lost_at_start} of {sent_at_start} lost at the start");
+            let lost = (lost - lost_at_start) as f64 / (sent - sent_at_start) as f64;
+            prop_assert!(lost < loss + 0.01, "{megabits} Mbit/s, {rtt_ms} ms, loss {loss}: {lost:.3} lost");
         }
     }
 

@@ -116,13 +116,19 @@ fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), Cli
     let config = mount_config(places, &options, &environment).map_err(CliError::mount)?;
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
-        let mount = start(&config, options.start.background, options.start.retry_for(), reporter).await?;
+        // One for the whole life: a signal between two listeners would be lost.
+        let mut ended = std::pin::pin!(told_to_end()?);
+        let mount = tokio::select! {
+            mount = start(&config, options.start.background, options.start.retry_for(), reporter) => Some(mount?),
+            () = &mut ended => None,
+        };
         let Some(mount) = mount else { return Ok(()) };
         if reporter.mounted(&arguments.mountpoint).is_err() {
             tracing::warn!("who asked for this mount is gone: taking it down again");
             mount.handle().stop();
         }
-        live(mount).await
+        live(mount, ended).await;
+        Ok(())
     });
     // What still runs on a thread that may block, blocks.
     runtime.shutdown_timeout(THREADS_WAIT);
@@ -138,23 +144,18 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
         .map_err(|error| CliError::system(format!("cannot start threads: {error}")))
 }
 
-/// Mounts, again and again for `retry_for`. `None`: told to end meanwhile.
+/// Mounts, again and again for `retry_for`.
 async fn start(
     config: &MountConfig,
     background: bool,
     retry_for: Duration,
     reporter: &Reporter,
-) -> Result<Option<Mount>, CliError> {
+) -> Result<Mount, CliError> {
     let give_up_at = Instant::now() + retry_for;
     let mut told = !background;
-    let mut ended = std::pin::pin!(told_to_end()?);
     loop {
-        let started = tokio::select! {
-            started = Mount::start(config.clone()) => started,
-            () = &mut ended => return Ok(None),
-        };
-        let error = match started {
-            Ok(mount) => return Ok(Some(mount)),
+        let error = match Mount::start(config.clone()).await {
+            Ok(mount) => return Ok(mount),
             Err(error) if error.may_pass() && Instant::now() < give_up_at => error,
             Err(error) => return Err(CliError::mount(error)),
         };
@@ -163,25 +164,23 @@ async fn start(
             reporter.background(&error)?;
         }
         tracing::info!("{error}; trying again");
-        tokio::select! {
-            () = tokio::time::sleep(RETRY_EVERY) => {}
-            () = &mut ended => return Ok(None),
-        }
+        tokio::time::sleep(RETRY_EVERY).await;
     }
 }
 
 /// Waits until the mount has ended, and makes it end when told to.
-async fn live(mount: Mount) -> Result<(), CliError> {
+async fn live(mount: Mount, told_to_end: impl Future<Output = ()>) {
     let handle = Arc::clone(mount.handle());
-    let ended = told_to_end()?;
-    let stopper = tokio::spawn(async move {
-        ended.await;
+    let stopper = async {
+        told_to_end.await;
         handle.stop();
-    });
-    mount.ended().await;
-    stopper.abort();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = mount.ended() => {}
+        () = stopper => {}
+    }
     mount.shut_down().await;
-    Ok(())
 }
 
 /// Completes when a signal asks this process to end.

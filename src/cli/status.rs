@@ -61,6 +61,7 @@ fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
         let daemons = control::daemons(&directory).unwrap_or_default();
         reports.extend(daemons.iter().filter_map(|daemon| daemon.status().ok()));
     }
+    let mut reports = without_predecessors(&reports);
     let mounts =
         table::mounts().map_err(|error| CliError::system(format!("/proc/self/mountinfo: {error}")))?;
     for entry in mounts.into_iter().filter(table::MountEntry::is_wormhole) {
@@ -77,6 +78,15 @@ fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
         return Err(wrong(&"no wormhole mount"));
     }
     Ok(reports)
+}
+
+/// A daemon whose mount is gone may still be finishing when the next one has mounted on the same place.
+fn without_predecessors(reports: &[StatusReport]) -> Vec<StatusReport> {
+    let is_last = |(at, report): &(usize, &StatusReport)| {
+        let later = &reports[at + 1..];
+        report.mountpoint.is_none() || later.iter().all(|other| other.mountpoint != report.mountpoint)
+    };
+    reports.iter().enumerate().filter(is_last).map(|(_, report)| report.clone()).collect()
 }
 
 fn unreachable(entry: table::MountEntry) -> StatusReport {
@@ -122,6 +132,7 @@ fn mount_lines(report: &StatusReport) -> String {
             );
             return text;
         }
+        LinkWord::Ending => "unmounted; writes what it holds, and ends".to_owned(),
         LinkWord::Disconnected => "the host does not answer: what is known still does".to_owned(),
         LinkWord::Connected | LinkWord::Serving => {
             format!("connected to {address} by {}, round trip {} ms", report.transport, rtt(readings))
@@ -231,6 +242,15 @@ mod tests {
         for part in ["/mnt  nas:/media", "10.0.0.1:4433", "1.2 ms", "3.0 MiB from the host", "of 1.0 GiB"] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn of_two_daemons_at_one_place_the_last_counts() {
+        let (mut before, host) = (report(DaemonKind::Mount), report(DaemonKind::Host));
+        before.pid = 1;
+        let now = report(DaemonKind::Mount);
+        let kept = without_predecessors(&[host.clone(), before, host.clone(), now.clone()]);
+        assert_eq!(kept, [host.clone(), host, now]);
     }
 
     #[test]

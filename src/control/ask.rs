@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, WAIT};
 
@@ -86,7 +86,7 @@ fn exchange(socket: &Path, order: Order) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// All daemons with a socket in `directory`, by process number. Sockets that a dead daemon left are removed.
+/// All daemons with a socket in `directory`, the oldest first. Sockets that a dead daemon left are removed.
 pub fn daemons(directory: &Path) -> Result<Vec<Daemon>, ControlError> {
     let failed =
         |source: io::Error| ControlError::Directory { path: directory.to_owned(), why: source.to_string() };
@@ -101,17 +101,19 @@ pub fn daemons(directory: &Path) -> Result<Vec<Daemon>, ControlError> {
         let Some(pid) = name.to_str().and_then(pid_of) else { continue };
         let daemon = Daemon { socket: directory.join(&name), pid };
         if daemon.is_alive() {
-            found.push(daemon);
+            // A socket is as old as its daemon; one that has just gone does not matter.
+            let made = daemon.socket.symlink_metadata().and_then(|found| found.modified());
+            found.push((made.unwrap_or(SystemTime::UNIX_EPOCH), daemon));
         } else {
             // Somebody else may have been faster.
             let _ = fs::remove_file(&daemon.socket);
         }
     }
-    found.sort_by_key(|daemon| daemon.pid);
-    Ok(found)
+    found.sort_by_key(|(made, daemon)| (*made, daemon.pid));
+    Ok(found.into_iter().map(|(_, daemon)| daemon).collect())
 }
 
-/// The daemon that mounted `mountpoint`, without asking any: it may hang.
+/// The daemon that mounted `mountpoint` last, without asking any: it may hang.
 pub fn daemon_of_mount(directory: &Path, mountpoint: &Path) -> Result<Option<Daemon>, ControlError> {
     let key = format!("mount-{}-", key_of(mountpoint));
     let named = |daemon: &Daemon| {

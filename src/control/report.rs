@@ -26,6 +26,8 @@ pub enum LinkWord {
     Disconnected,
     /// A host that takes connections.
     Serving,
+    /// A mount that is gone from its place; its daemon finishes and is gone soon.
+    Ending,
     /// A daemon that does not answer this user: another user's, or one that hangs or died.
     Unreachable,
 }

@@ -27,7 +27,9 @@ use crate::proto::SeekTarget;
 const GENERATION: Generation = Generation(0);
 
 /// What the kernel is offered, where it has it.
-const CAPABILITIES: [InitFlags; 10] = [
+const CAPABILITIES: [InitFlags; 11] = [
+    // An abort is told from an unmount.
+    InitFlags::FUSE_ABORT_ERROR,
     // Reads of one file at once, in any order.
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use fuser::{Config, KernelConfig, MountOption, Session, SessionACL};
 use nix::errno::Errno;
@@ -173,20 +174,37 @@ pub(super) fn serve<F: fuser::Filesystem>(
     let session = Session::new(glue, &mountpoint_found, &library_config(config)).map_err(failed)?;
     let not_started = |source| FuseError::Start { mountpoint: mountpoint.to_owned(), source };
     let notify = start_notify(session.notifier()).map_err(not_started)?;
+    let serving = spawn(session).map_err(not_started)?;
     let (end, ended) = watch::channel(None);
     let (ours, device) = (mountpoint_found.clone(), device_of(&mountpoint_found));
-    let run = move || {
-        let result = session.run();
+    let wait = move || {
+        let panicked = |_| Err(io::Error::other("the thread that serves the mount has panicked"));
+        let result = serving.join().unwrap_or_else(panicked);
         tracing::debug!(?result, "the mount has ended");
-        // After an abort the kernel has let go of us, but the folder has not.
-        if device.is_some() && device_of(&ours) == device {
+        // After an abort the kernel has let go of us, but the folder has not. A mount that was made on it since, whose
+        // device may have our number again, answers.
+        if result.is_err() && device.is_some() && device_of(&ours) == device && is_dead(&ours) {
             let _ = unmount(&ours, UnmountHow::Detach);
         }
         end.send_replace(Some(Arc::new(result)));
     };
-    std::thread::Builder::new().name("wormhole-fuse".into()).spawn(run).map_err(not_started)?;
+    std::thread::Builder::new().name("wormhole-fuse".into()).spawn(wait).map_err(not_started)?;
     raise_read_ahead(&mountpoint_found, config.read_ahead_bytes);
     Ok(Mounted { mountpoint: mountpoint_found, ended, _notify: notify })
+}
+
+/// Serves from threads of the library's, without its unmounting at the end: it takes a mount that is gone for one that is
+/// there, unmounts by name, and so takes away what was mounted on the same folder next.
+fn spawn<F: fuser::Filesystem>(session: Session<F>) -> io::Result<JoinHandle<io::Result<()>>> {
+    let mut session = session.spawn()?;
+    let serving = std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(())));
+    std::mem::forget(session);
+    Ok(serving)
+}
+
+/// Whether nobody serves what is mounted there any more.
+fn is_dead(mountpoint: &Path) -> bool {
+    mountpoint.metadata().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 impl Mounted {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -34,6 +35,7 @@ pub struct MountHandle {
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
     wanted: watch::Sender<Wanted>,
+    ended: AtomicBool,
 }
 
 impl MountHandle {
@@ -52,12 +54,18 @@ impl MountHandle {
             fetcher,
             cache,
             wanted: watch::Sender::new(Wanted::Run),
+            ended: AtomicBool::new(false),
         }
     }
 
     /// What it is to do.
     pub(super) fn wanted(&self) -> Wanted {
         *self.wanted.borrow()
+    }
+
+    /// The mount is gone from its place.
+    pub(super) fn set_ended(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// Completes when at least this much is wanted.
@@ -132,7 +140,11 @@ impl Controlled for MountHandle {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: vec![self.label.clone()],
             mountpoint: Some(self.mountpoint.clone()),
-            state: link_word(client.state),
+            state: if self.ended.load(Ordering::Relaxed) {
+                LinkWord::Ending
+            } else {
+                link_word(client.state)
+            },
             address: client.address.clone(),
             transport: client.transport.to_owned(),
             engine: None,

@@ -198,6 +198,7 @@ impl Mount {
 
     /// Ends everything in its order, within some seconds.
     pub async fn shut_down(self) {
+        self.handle.set_ended();
         let waits = self.handle.wanted() != Wanted::Abort;
         drop(self.session);
         if waits {

@@ -130,6 +130,23 @@ fn hashes_of_a_file_are_known_after_a_restart_and_pages_grow() {
     }
 }
 
+#[test]
+fn a_page_written_without_a_look_at_the_old_one_is_joined_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let hash = |index: u64| ChunkHash::of(&index.to_le_bytes());
+    for index in 0..4 {
+        let cache = open(directory.path(), 1 << 20, 1 << 16);
+        cache.record_hash(&file_key(1), ChunkIndex(index), hash(index));
+        assert!(cache.flush());
+        cache.record_hash(&file_key(1), ChunkIndex(10 + index), hash(10 + index));
+    }
+    let cache = open(directory.path(), 1 << 20, 1 << 16);
+    for index in (0..4).chain(10..14) {
+        assert_eq!(cache.known_hash(&file_key(1), ChunkIndex(index)), Some(hash(index)));
+    }
+    assert_eq!(cache.stats().entries, 1);
+}
+
 #[tokio::test]
 async fn async_code_loads_on_another_thread() {
     let directory = tempfile::tempdir().unwrap();

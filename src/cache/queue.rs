@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_chunks_first_and_pages_later() {
         let queue = Queue::default();
-        let accepted = (0..1000).take_while(|&n| queue.push(chunk(n, 65_536)) == Pushed::Accepted).count();
+        let accepted = (0..10_000).take_while(|&n| queue.push(chunk(n, 65_536)) == Pushed::Accepted).count();
         assert_eq!(accepted, QUEUE_BYTES_MAX / (65_536 + ITEM_BYTES));
         assert_eq!(queue.push(page(1)), Pushed::Accepted);
         let mut batches = 0;

@@ -1,4 +1,5 @@
-//! Between those who insert and the one thread that writes: bounded in bytes, and readable, so that what waits is found.
+//! Between those who insert and the one thread that writes: bounded in bytes, and readable, so that what waits is
+//! found.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,8 +9,9 @@ use super::manifest::ManifestPage;
 use super::record::{Key, Kind};
 use crate::chunk::VerifiedChunk;
 
-/// Most bytes of chunks that wait to be written: at 1 GB/s this covers a disk that stalls for 16 ms, and it is what an
-/// insert costs in memory at worst. Beyond it inserts are dropped: the cache may forget, the reader must not wait.
+/// Most bytes of chunks that wait to be written: at 1 GB/s this covers a disk that stalls for 16 ms, and it is what
+/// an insert costs in memory at worst. Beyond it inserts are dropped: the cache may forget, the reader must not
+/// wait.
 pub(super) const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Manifest pages may go beyond by this many bytes: a page of 8 KiB saves the transfer of 64 MiB.

@@ -1,4 +1,5 @@
-//! The disk cache beside a plain `pread` of the same bytes: filling it, reading it back with proof, opening a large one.
+//! The disk cache beside a plain `pread` of the same bytes: filling it, reading it back with proof, opening a large
+//! one.
 //!
 //! Everything stays in the page cache, so this measures what the cache adds to a copy. The directory is made where
 //! `TMPDIR` points, which should be a disk and not a tmpfs.
@@ -75,7 +76,8 @@ fn read_plain(directory: &Path, hash: bool) {
     }
 }
 
-/// Says how many CPU seconds the process used for `work`: on a busy machine a steadier figure than the time on the clock.
+/// Says how many CPU seconds the process used for `work`: on a busy machine a steadier figure than the time on the
+/// clock.
 fn metered<T>(name: &str, work: impl FnOnce() -> T) -> T {
     let used = || {
         let usage = getrusage(UsageWho::RUSAGE_SELF).expect("ask for the CPU time");

@@ -35,8 +35,8 @@ const TAG_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
 const VERSION_DIR: &str = "v1";
 const FORMAT_LINE: &str = "wormhole cache 1";
 
-/// How long another process may hold the lock of the directory, in milliseconds. It is held for some milliseconds while
-/// segments are listed, made and unlinked; a holder that takes longer was stopped.
+/// How long another process may hold the lock of the directory, in milliseconds. It is held for some milliseconds
+/// while segments are listed, made and unlinked; a holder that takes longer was stopped.
 const LOCK_WAIT_MS: u64 = 2000;
 
 /// Between two tries for the lock, in milliseconds.
@@ -234,7 +234,8 @@ impl Directory {
         }
     }
 
-    /// Makes a new secret. Segments made under an old one can never be read again, so they go. For holders of the lock.
+    /// Makes a new secret. Segments made under an old one can never be read again, so they go. For holders of the
+    /// lock.
     fn start_over(&self) -> Result<Secret, CacheError> {
         let path = self.versioned.join("format");
         let removed = remove_segments(&self.segments).map_err(CacheError::io("clear", &self.segments))?;
@@ -255,8 +256,8 @@ impl Directory {
     }
 }
 
-/// Removes everything that is cached in `root`, whoever uses it at the moment. Returns the bytes freed. Refuses a directory
-/// that is not marked as a cache; touches nothing but segments.
+/// Removes everything that is cached in `root`, whoever uses it at the moment. Returns the bytes freed. Refuses a
+/// directory that is not marked as a cache; touches nothing but segments.
 pub fn clear(root: &Path) -> Result<u64, CacheError> {
     if !is_tagged(root) {
         return Err(CacheError::NotACache { path: root.to_owned() });

@@ -26,7 +26,10 @@ pub enum CacheError {
         path: PathBuf,
     },
     /// Somebody else could have put records into it.
-    #[error("cache directory {} belongs to user {owner}; it must belong to you (user {user}) or root", path.display())]
+    #[error(
+        "cache directory {} belongs to user {owner}; it must belong to you (user {user}) or root; choose another one",
+        path.display()
+    )]
     NotOurs {
         /// The directory.
         path: PathBuf,
@@ -52,7 +55,10 @@ pub enum CacheError {
         segment_bytes: u64,
     },
     /// Another process holds the lock of the directory.
-    #[error("cache directory {} is busy: another wormhole process held its lock for {waited_ms} ms; try again", path.display())]
+    #[error(
+        "cache directory {} is busy: another wormhole process held its lock for {waited_ms} ms; try again",
+        path.display()
+    )]
     Busy {
         /// The directory.
         path: PathBuf,

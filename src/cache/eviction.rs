@@ -1,9 +1,9 @@
 //! (P) What goes when room is needed: whole segments, oldest first; of their records, those that were used move on.
 //!
 //! First in, first out with a second chance. A record that was used since it was written is written anew when its
-//! segment goes, up to half a segment of them, so that every eviction frees space. A segment of which more than that was
-//! used is spared as a whole and queues up again, which costs no write at all. Cold data of one long scan is never used
-//! twice and falls out at the end of the queue, whatever its volume; the hot set goes round.
+//! segment goes, up to half a segment of them, so that every eviction frees space. A segment of which more than
+//! that was used is spared as a whole and queues up again, which costs no write at all. Cold data of one long scan
+//! is never used twice and falls out at the end of the queue, whatever its volume; the hot set goes round.
 
 use std::collections::BTreeSet;
 
@@ -101,8 +101,9 @@ fn is_hot(index: &Index, segment: SegmentId, limits: &Limits) -> bool {
     used.iter().map(|one| stored_bytes(one.entry.len)).sum::<u64>() > survivors_bytes(limits.segment_bytes)
 }
 
-/// Picks the first segments of `queue` that are not `protected`, as few as needed. Where the size cannot be kept nothing is picked: it would be lost for nothing. Where the floor of
-/// free space cannot be kept everything is picked: others need the room.
+/// Picks the first segments of `queue` that are not `protected`, as few as needed. Where the size cannot be kept
+/// nothing is picked: it would be lost for nothing. Where the floor of free space cannot be kept everything is
+/// picked: others need the room.
 fn plan(queue: &[Listed], protected: &BTreeSet<SegmentId>, limits: &Limits) -> Plan {
     let total: u64 = queue.iter().map(|segment| segment.reserved(limits.segment_bytes)).sum();
     let over_size = (total + limits.grow_bytes).saturating_sub(limits.size_bytes);
@@ -126,21 +127,21 @@ fn plan(queue: &[Listed], protected: &BTreeSet<SegmentId>, limits: &Limits) -> P
     Plan { victims, enough }
 }
 
-/// How many bytes a file system of `total` bytes with `available` free ones lacks, once `grow` more are written, to have
-/// the share `min_free_ratio` free.
+/// How many bytes a file system of `total` bytes with `available` free ones lacks, once `grow` more are written, to
+/// have the share `min_free_ratio` free.
 pub(super) fn missing_space(available: u64, total: u64, min_free_ratio: f64, grow: u64) -> u64 {
     let floor = (total as f64 * min_free_ratio) as u64;
     floor.saturating_add(grow).saturating_sub(available)
 }
 
-/// The segment that a starting process goes on with instead of opening a new one, so that many short mounts do not leave
-/// many small segments: the youngest, if a quarter of it or more is free and nobody writes to it.
+/// The segment that a starting process goes on with instead of opening a new one, so that many short mounts do not
+/// leave many small segments: the youngest, if a quarter of it or more is free and nobody writes to it.
 pub(super) fn adoptable(listed: &[Listed], segment_bytes: u64) -> Option<Listed> {
     listed.last().copied().filter(|last| !last.open && last.bytes <= segment_bytes / 4 * 3)
 }
 
-/// Which of the used records of dying segments are written anew: the most used first, at most `budget_bytes` with headers and
-/// entries in the footer; returned in the order in which they lie, so that neighbours stay neighbours.
+/// Which of the used records of dying segments are written anew: the most used first, at most `budget_bytes` with
+/// headers and entries in the footer; returned in the order in which they lie, so that neighbours stay neighbours.
 pub(super) fn survivors(mut used: Vec<Candidate>, budget_bytes: u64) -> Vec<Candidate> {
     // Stable: among equals the order of arrival decides, and a run of a file is not torn.
     used.sort_by_key(|candidate| std::cmp::Reverse(candidate.hits));
@@ -260,8 +261,8 @@ mod tests {
 
     const RECORDS: u32 = 8;
     const CAP: usize = 12;
-    /// Uses of a record this many cold inserts apart keep it: of `CAP` segments two may be spared for the hot set, one
-    /// is being written, one dies; of the others at least half is new.
+    /// Uses of a record this many cold inserts apart keep it: of `CAP` segments two may be spared for the hot set,
+    /// one is being written, one dies; of the others at least half is new.
     const TURN: u32 = (CAP as u32 - 4) * RECORDS / 2;
 
     impl Policy {

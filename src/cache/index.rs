@@ -1,4 +1,5 @@
-//! (P) What the cache holds, in memory: which record lies where, which segments there are, which records were read again.
+//! (P) What the cache holds, in memory: which record lies where, which segments there are, which records were read
+//! again.
 //!
 //! About 100 bytes of memory per record (400,000 records, 100 GB of full chunks: 45 MB).
 
@@ -7,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::record::{Entry, Key, Kind, SegmentId};
 
-/// How many uses of a record are remembered. Each saves it from one eviction of its segment: 3 lets a hot record outlive
-/// three turns of the whole cache, and lets go of one that stopped being hot.
+/// How many uses of a record are remembered. Each saves it from one eviction of its segment: 3 lets a hot record
+/// outlive three turns of the whole cache, and lets go of one that stopped being hot.
 const HITS_MAX: u8 = 3;
 
 /// Where a record lies.
@@ -187,7 +188,8 @@ impl Index {
         spared.unwrap_or(Rank { before: segment, turn: u64::MAX })
     }
 
-    /// Puts `segment` at the end of the queue for eviction as if it were written anew; each of its records pays a use.
+    /// Puts `segment` at the end of the queue for eviction as if it were written anew; each of its records pays a
+    /// use.
     pub(super) fn spare(&mut self, segment: SegmentId) {
         for candidate in self.candidates(segment) {
             self.spend_hit(&candidate.entry.key);

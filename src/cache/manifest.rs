@@ -1,6 +1,8 @@
-//! (P) Which chunk hashes are known of which file version, in pages of 256 chunks: the pages in memory and their bytes.
+//! (P) Which chunk hashes are known of which file version, in pages of 256 chunks: the pages in memory and their
+//! bytes.
 //!
-//! A file version never changes, so pages only grow: two versions of a page are joined slot by slot and never conflict.
+//! A file version never changes, so pages only grow: two versions of a page are joined slot by slot and never
+//! conflict.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -14,7 +16,8 @@ use crate::chunk::{ChunkHash, ChunkIndex};
 /// Chunks per page: 64 MiB of a file, 8 KiB of hashes, small enough to write anew when it has grown.
 const PAGE_SLOTS: u64 = 256;
 
-/// Most pages in memory. Full ones take 8 KiB each, so 8 MiB at most; they cover 64 GiB of large files, or 1,024 small ones.
+/// Most pages in memory. Full ones take 8 KiB each, so 8 MiB at most; they cover 64 GiB of large files, or 1,024
+/// small ones.
 const PAGES_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// Most pages in memory that the disk does not have; beyond it all of them are written.
@@ -24,8 +27,8 @@ const MAC_BYTES: usize = 16;
 const BITMAP_BYTES: usize = PAGE_SLOTS as usize / 8;
 const HASH_BYTES: usize = 32;
 
-/// Names one version of one file of one host: 32 bytes that the caller derives (by BLAKE3) from the host's key, the node
-/// and the version. Two versions must never share a key.
+/// Names one version of one file of one host: 32 bytes that the caller derives (by BLAKE3) from the host's key, the
+/// node and the version. Two versions must never share a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey([u8; 32]);
 
@@ -107,8 +110,8 @@ impl ManifestPage {
         MAC_BYTES + BITMAP_BYTES + self.slots.iter().flatten().count() * HASH_BYTES
     }
 
-    /// The payload of its record: a checksum, a bitmap of the known slots, their hashes. The checksum is keyed and covers
-    /// the record's key, so that no bytes from elsewhere pass as this page.
+    /// The payload of its record: a checksum, a bitmap of the known slots, their hashes. The checksum is keyed and
+    /// covers the record's key, so that no bytes from elsewhere pass as this page.
     pub(super) fn encode(&self, secret: &Secret, key: &Key) -> Vec<u8> {
         let mut payload = vec![0; MAC_BYTES + BITMAP_BYTES];
         payload.reserve(self.encoded_bytes() - payload.len());

@@ -12,9 +12,9 @@
 //!   others wrote.
 //! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
 //!
-//! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest` (which
-//! hashes are known): pure. `directory`, `segment`, `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one
-//! thread that writes. `store`: all of it together.
+//! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
+//! (which hashes are known): pure. `directory`, `segment`, `recovery`, `queue`, `shared`, `room`, `writer`: the
+//! disk and the one thread that writes. `store`: all of it together.
 
 mod directory;
 mod error;
@@ -41,7 +41,8 @@ pub use store::{CacheConfig, DiskCache, VerifyProgress};
 
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 
-/// What keeps chunks, and which chunks a file version consists of. Never fails: what cannot be kept or found is a miss.
+/// What keeps chunks, and which chunks a file version consists of. Never fails: what cannot be kept or found is a
+/// miss.
 pub trait ChunkCache: Send + Sync + 'static {
     /// Whether [`ChunkCache::load`] would probably find the chunk. Does no I/O.
     fn contains(&self, hash: ChunkHash) -> bool;

@@ -6,10 +6,11 @@
 //! footer   = entry(44)* trailer(32), only in sealed segments, ends the file
 //! ```
 //!
-//! All numbers are little-endian. Every header and footer carries a keyed checksum. The key is random, belongs to this
-//! cache directory and never leaves it: payloads come from other machines, and one of them could hold bytes that look
-//! like a record or a footer. After a crash such bytes may lie where a header is expected; without the key they
-//! convince nobody. Payloads are not covered: chunks prove themselves, manifest pages carry a checksum of their own.
+//! All numbers are little-endian. Every header and footer carries a keyed checksum. The key is random, belongs to
+//! this cache directory and never leaves it: payloads come from other machines, and one of them could hold bytes
+//! that look like a record or a footer. After a crash such bytes may lie where a header is expected; without the
+//! key they convince nobody. Payloads are not covered: chunks prove themselves, manifest pages carry a checksum of
+//! their own.
 //!
 //! Records start at multiples of 64 bytes, not of 4096: reading 256 KiB out of the page cache was as fast from either
 //! (6.3-9.3 against 5.8-8.4 GB/s), and pages would waste 1.5 % on full chunks and up to half on small files.
@@ -235,8 +236,8 @@ impl Secret {
     }
 }
 
-/// Where the footer lies in a segment of `file_bytes`, from the last [`TRAILER_BYTES`] of it. Its checksum is proved by
-/// [`Secret::decode_footer`]; until then this bounds what is read.
+/// Where the footer lies in a segment of `file_bytes`, from the last [`TRAILER_BYTES`] of it. Its checksum is
+/// proved by [`Secret::decode_footer`]; until then this bounds what is read.
 pub(super) fn decode_trailer(file_bytes: u64, trailer: &[u8]) -> Option<Trailer> {
     if trailer.len() != TRAILER_BYTES as usize || trailer[..8] != *FOOTER_MAGIC {
         return None;

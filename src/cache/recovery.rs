@@ -11,8 +11,8 @@ use super::index::Index;
 use super::record::{HEADER_BYTES, Secret};
 use super::segment::{OpenSegment, Records, read_records};
 
-/// Reads what the directory holds. With its `lock`, segments that a crash left open are finished; without, they are read
-/// as far as they go. Nothing that is wrong with a segment is an error: what cannot be read is not there.
+/// Reads what the directory holds. With its `lock`, segments that a crash left open are finished; without, they are
+/// read as far as they go. Nothing that is wrong with a segment is an error: what cannot be read is not there.
 pub(super) fn recover(
     directory: &Directory,
     secret: &Secret,
@@ -63,7 +63,8 @@ fn finish(
         directory.remove_segment(lock, segment.id)?;
         return Ok(None);
     }
-    // It is sealed at once, so the capacity does not matter: the footer's room was kept when the records were written.
+    // It is sealed at once, so the capacity does not matter: the footer's room was kept when the records were
+    // written.
     let bytes = OpenSegment::resume(file, segment.id, &records, 0)?.seal(directory, lock, secret)?;
     Ok(Some((Listed { bytes, open: false, ..segment }, records)))
 }

@@ -19,8 +19,8 @@ use super::record::{
 /// Most records in one system call: three pieces each (header, payload, padding), and the kernel takes 1024.
 const RECORDS_PER_WRITE: usize = 300;
 
-/// How much is read from the end of a finished segment at once, in bytes: the footer of 370 records, which is more than
-/// a segment of 64 MiB has of full chunks.
+/// How much is read from the end of a finished segment at once, in bytes: the footer of 370 records, which is more
+/// than a segment of 64 MiB has of full chunks.
 const TAIL_BYTES: u64 = 16 * 1024;
 
 /// Bytes between two payloads in a row: padding and a header.
@@ -89,8 +89,8 @@ impl OpenSegment {
         .count()
     }
 
-    /// Appends `records`, which must fit. After an error the segment is as it was before the piece that failed; what it
-    /// has more than before is returned either way.
+    /// Appends `records`, which must fit. After an error the segment is as it was before the piece that failed;
+    /// what it has more than before is returned either way.
     pub(super) fn append(&mut self, secret: &Secret, records: &[Record]) -> (Vec<Entry>, io::Result<()>) {
         let before = self.entries.len();
         let mut result = Ok(());

@@ -136,8 +136,8 @@ impl Shared {
         self.files().pop(&segment);
     }
 
-    /// Reads and proves records; neighbours that follow each other with one system call. `None` for what is not there or
-    /// does not prove itself: that is forgotten.
+    /// Reads and proves records; neighbours that follow each other with one system call. `None` for what is not
+    /// there or does not prove itself: that is forgotten.
     pub(super) fn read(&self, wanted: &[Wanted]) -> Vec<Option<Proven>> {
         let mut results = Vec::with_capacity(wanted.len());
         for run in runs(wanted) {

@@ -18,8 +18,9 @@ use super::writer::Writer;
 use super::{CacheStats, ChunkCache};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 
-/// Smallest and largest segment that is chosen where the caller chooses none, in bytes. Room is made by segments: 1/32 of
-/// the cache keeps that fine-grained. Below 4 MiB chunks would fill too much of one, above 64 MiB nothing gets better.
+/// Smallest and largest segment that is chosen where the caller chooses none, in bytes. Room is made by segments:
+/// 1/32 of the cache keeps that fine-grained. Below 4 MiB chunks would fill too much of one, above 64 MiB nothing
+/// gets better.
 const SEGMENT_BYTES: (u64, u64) = (4 * 1024 * 1024, 64 * 1024 * 1024);
 const SEGMENTS: u64 = 32;
 
@@ -29,7 +30,8 @@ const SEGMENT_BYTES_POSSIBLE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
 /// How long [`ChunkCache::flush`] waits for the disk: 16 MiB take a slow disk a second.
 const FLUSH_WAIT: Duration = Duration::from_secs(10);
 
-/// How long an unmount waits for the writer to finish its segment. What is left unfinished is recovered at the next start.
+/// How long an unmount waits for the writer to finish its segment. What is left unfinished is recovered at the next
+/// start.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Most records that [`DiskCache::verify`] reads between two reports: up to 4 MiB.

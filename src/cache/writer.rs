@@ -18,8 +18,8 @@ use super::shared::{Counters, Proven, Shared, Wanted};
 /// How often is looked what other processes wrote, at most, where records were missed.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After this long without work the segment files are closed, so that segments which another process evicted do not take
-/// space for ever.
+/// After this long without work the segment files are closed, so that segments which another process evicted do not
+/// take space for ever.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 
 /// How often the free space of the file system is looked at, at most, beside when a segment is made.

@@ -93,6 +93,16 @@ impl FileSystem {
         }
     }
 
+    /// The kernel is gone. It drops the releases that it had not yet sent, so what is still open is closed here; the host
+    /// closes its side with the session.
+    pub fn end(&self) {
+        let files = lock(&self.files).clear();
+        lock(&self.directories).clear();
+        for handle in files {
+            self.fetcher.cancel_handle(handle);
+        }
+    }
+
     /// A host that restarted has nothing to close.
     async fn close_on_host(&self, node: NodeId) -> Result<(), FsError> {
         if let Err(error) = self.client.close(node).await {

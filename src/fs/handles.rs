@@ -43,6 +43,11 @@ impl<T> Handles<T> {
         self.open.remove(&number)
     }
 
+    /// Closes everything; says what was open.
+    pub(super) fn clear(&mut self) -> Vec<u64> {
+        self.open.drain().map(|(number, _)| number).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }

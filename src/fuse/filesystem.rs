@@ -90,6 +90,10 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
 }
 
 impl Filesystem for Glue {
+    fn destroy(&mut self) {
+        self.fs.end();
+    }
+
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         for capability in CAPABILITIES {
             if config.add_capabilities(capability).is_err() {

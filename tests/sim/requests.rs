@@ -119,7 +119,9 @@ async fn read_ahead_never_stands_in_the_way_of_people() {
     world.host.create_generated("now", CHUNK_BYTES, 5);
     let client = world.client().await;
     let ahead = api(&client).lookup(client.root().node, b"ahead").await.unwrap();
-    world.host.hold(move |request, _| matches!(request, Request::Read(read, Lane::Ahead) if read.node == ahead.node));
+    world.host.hold(
+        move |request, _| matches!(request, Request::Read(read, Lane::Ahead) if read.node == ahead.node),
+    );
     let reads: Vec<_> = (0..400).map(|_| client.read(chunks_of(&ahead, 0, 1), Lane::Ahead)).collect();
     world.host.until(|host| host.held().len() > 50).await;
     let now = api(&client).lookup(client.root().node, b"now").await.unwrap();

@@ -36,10 +36,12 @@ const LOSS_TOLERATED: f64 = 0.08;
 /// window, a multiple of what arrives, bounds what is sent in vain.
 const STANDING_QUEUE: f64 = 1.03;
 const STANDING_QUEUE_MIN: Duration = Duration::from_millis(1);
-/// Loss that radio has and a good cable never; beyond it the queue may be a short one that our own tenth overflows.
+/// Loss that radio has and a good cable never. Together with a queue it means that the queue is a short one which our own
+/// tenth overflows.
 const LOSS_OF_A_GOOD_LINK: f64 = 0.02;
-/// In flight over bandwidth x round trip when losses are beyond that: nothing in the queue.
-const WINDOW_GAIN_LOSSY: f64 = 1.0;
+/// In flight over bandwidth x round trip then: nothing in the queue. Not for losses without a queue: a window of what
+/// arrives, less what is lost, would shrink by the loss each round.
+const WINDOW_GAIN_SHORT_QUEUE: f64 = 1.0;
 /// Loss is judged over at least this many packets: one in ten is no statistic.
 const LOSS_SAMPLE_PACKETS: u64 = 64;
 /// However bad one judgement is, it takes at most this factor off the estimate: a cut of half a second is not a slower
@@ -100,8 +102,8 @@ pub struct DeliveryRate {
     rates: BestRate,
     round: Round,
     losses: Losses,
-    /// The last judgement found more loss than a good link has.
-    lossy: bool,
+    /// The last judgement found more loss than a good link has, and a queue: it is a short one, and overflows.
+    short_queue: bool,
     rtt_min: Option<RttMin>,
     /// Bytes that left before a silence and are in all likelihood lost, but not yet declared so.
     stranded_bytes: u64,
@@ -138,7 +140,7 @@ impl DeliveryRate {
             rates: BestRate::default(),
             round: Round::default(),
             losses: Losses::default(),
-            lossy: false,
+            short_queue: false,
             rtt_min: None,
             stranded_bytes: 0,
             late_acks: 0,
@@ -258,9 +260,11 @@ impl DeliveryRate {
         if round.counts(self.rates.best()) {
             self.rates.add(round.best_rate);
         }
-        let loss = self.losses.judge(LOSS_SAMPLE_PACKETS * self.packet_bytes);
-        self.lossy = loss.map_or(self.lossy, |loss| loss > LOSS_OF_A_GOOD_LINK);
-        let overflow = loss.is_some_and(|loss| loss > LOSS_TOLERATED) && self.queue_stands(&round);
+        let mut overflow = false;
+        if let Some(loss) = self.losses.judge(LOSS_SAMPLE_PACKETS * self.packet_bytes) {
+            self.short_queue = loss > LOSS_OF_A_GOOD_LINK && self.queue_stands(&round);
+            overflow = loss > LOSS_TOLERATED && self.short_queue;
+        }
         if overflow && round.best_rate > 0.0 {
             self.rates.replace(round.best_rate.max(self.rates.best() * LOSS_CUT));
         }
@@ -305,7 +309,7 @@ impl DeliveryRate {
         if self.rtt_min.is_none() {
             return;
         }
-        let cruise = if self.lossy { WINDOW_GAIN_LOSSY } else { WINDOW_GAIN };
+        let cruise = if self.short_queue { WINDOW_GAIN_SHORT_QUEUE } else { WINDOW_GAIN };
         let gain = match self.mode {
             Mode::Startup { .. } | Mode::Settle { .. } => return,
             Mode::Cruise { .. } => cruise,

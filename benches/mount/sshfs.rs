@@ -73,7 +73,8 @@ impl Sshfs {
             let mut daemon = Daemon::start(command.stderr_null(), false)?;
             let ended_or_mounted = || is_mounted(point) || matches!(daemon.child().try_wait(), Ok(Some(_)));
             wait_until("sshfs has mounted or given up", ended_or_mounted)?;
-            if is_mounted(point) {
+            // A daemon whose connection was refused leaves a dead mount for a moment.
+            if is_mounted(point) && fs::metadata(point).is_ok() {
                 return Ok(daemon);
             }
             std::thread::sleep(std::time::Duration::from_millis(100));

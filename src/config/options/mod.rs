@@ -104,8 +104,6 @@ pub struct HostOptions {
 pub struct Patience {
     /// Operations wait until the host is back: `hard`.
     pub hard: bool,
-    /// What is cached answers past its time while the host does not: `softreval`.
-    pub stale_while_disconnected: bool,
     /// `timeo=`, in tenths of a second.
     pub timeo: Duration,
     /// `retrans=`.
@@ -115,7 +113,7 @@ pub struct Patience {
 impl Default for Patience {
     /// 30 s, twice: the 60 s after which NFS's own `timeo=600` would first repeat a request.
     fn default() -> Self {
-        Self { hard: false, stale_while_disconnected: true, timeo: Duration::from_secs(30), retrans: 2 }
+        Self { hard: false, timeo: Duration::from_secs(30), retrans: 2 }
     }
 }
 

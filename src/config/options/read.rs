@@ -110,7 +110,11 @@ impl MountOptions {
             }
             "hard" => patience.hard = true,
             "soft" | "softerr" => patience.hard = false,
-            "softreval" | "nosoftreval" => patience.stale_while_disconnected = word.name == "softreval",
+            // What is known always answers while the host does not.
+            "softreval" => {}
+            "nosoftreval" => {
+                return Err(word.not_available("what is known is served while the host is away"));
+            }
             _ => return Ok(false),
         }
         word.flag().map(|()| true)

@@ -108,8 +108,7 @@ fn the_deadline_is_timeo_times_retrans() {
     ] {
         assert_eq!(parse(list).unwrap().patience.deadline(), seconds.map(Duration::from_secs), "{list}");
     }
-    sets("nosoftreval", |o| o.patience.stale_while_disconnected = false);
-    sets("nosoftreval,softreval", |_| {});
+    sets("softreval", |_| {});
 }
 
 #[test]
@@ -189,6 +188,7 @@ fn what_is_not_built_yet_is_refused_in_words() {
         "bwlimit=1M:2M",
         "lock",
         "local_lock=none",
+        "nosoftreval",
     ] {
         let error = parse(list).unwrap_err();
         assert!(matches!(error, OptionError::NotAvailable { .. }), "{list}: {error}");

@@ -132,12 +132,12 @@ async fn loopback(congestion: CongestionKind) -> Result<(), Failure> {
     println!("| packets of | streams | fair | MB/s | CPU s per GiB | link |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for (datagram_bytes_max, streams, fair_streams) in [
-        (65_507, 8, true),
         (65_507, 8, false),
-        (65_507, 1, true),
-        (8_952, 8, true),
-        (1_452, 8, true),
-        (1_452, 1, true),
+        (65_507, 8, true),
+        (65_507, 1, false),
+        (8_952, 8, false),
+        (1_452, 8, false),
+        (1_452, 1, false),
     ] {
         let tuning =
             TransportTuning { datagram_bytes_max, fair_streams, congestion, ..TransportTuning::default() };

@@ -61,6 +61,8 @@ const SETTLE_GAIN: f64 = 1.4;
 const RTT_MIN_AGE: Duration = Duration::from_secs(10);
 /// Rates over less than this measure wake-ups; on loopback a round trip is shorter.
 const SAMPLE_INTERVAL_MIN: Duration = Duration::from_micros(50);
+/// A round trip that differs by less than this factor is the same one.
+const RTT_SAME: f64 = 1.02;
 /// Below this, not the link but the schedulers of both ends decide when acknowledgements come; the window covers it.
 const RTT_FLOOR: Duration = Duration::from_millis(1);
 /// A round lasts at least this long, so that on a LAN eight of them are more than one hiccup of a scheduler.
@@ -190,7 +192,8 @@ impl DeliveryRate {
         if self.rtt_min.is_some_and(|rtt| sample.rtt > (rtt.value * 8).max(SILENCE)) {
             self.stranded_bytes = in_flight_bytes;
         }
-        self.learn_rtt(now, sample.rtt);
+        self.round.add_rtt(sample.rtt);
+        self.count_late_acks(sample.rtt);
         // Over less than a round trip the rate says more about bunched acknowledgements than about the link.
         let shortest = self.rtt_min.map_or(Duration::ZERO, |rtt| rtt.value);
         if sample.interval >= shortest.max(SAMPLE_INTERVAL_MIN) {
@@ -236,15 +239,22 @@ impl DeliveryRate {
         self.round = Round { began: self.round.began, ..Round::default() };
     }
 
-    fn learn_rtt(&mut self, now: Duration, sample: Duration) {
-        self.round.rtt_min = self.round.rtt_min.min(sample);
-        match &mut self.rtt_min {
-            Some(known) if sample > known.value => {}
-            known => *known = Some(RttMin { value: sample.max(Duration::from_micros(1)), seen: now }),
-        }
+    fn count_late_acks(&mut self, sample: Duration) {
         let known = self.rtt_min.map_or(sample, |rtt| rtt.value);
         let growth = known.mul_f64(STARTUP_RTT_GROWTH).max(STARTUP_RTT_GROWTH_MIN) + self.acks.delay_max;
         self.late_acks = if sample > known + growth { self.late_acks + 1 } else { 0 };
+    }
+
+    fn learn_rtt(&mut self, now: Duration, round: &Round) {
+        let Some(sample) = round.rtt() else { return };
+        match &mut self.rtt_min {
+            Some(known) if sample >= known.value => {
+                if sample <= known.value.mul_f64(RTT_SAME) {
+                    known.seen = now;
+                }
+            }
+            known => *known = Some(RttMin { value: sample, seen: now }),
+        }
     }
 
     /// Start-up's early end: the queue grows, so the link is full. One more doubling would overflow the queue.
@@ -257,6 +267,7 @@ impl DeliveryRate {
     fn end_round(&mut self, now: Duration) {
         let round = self.round;
         self.round.begin(now);
+        self.learn_rtt(now, &round);
         if round.counts(self.rates.best()) {
             self.rates.add(round.best_rate);
         }
@@ -273,8 +284,8 @@ impl DeliveryRate {
 
     /// Whether not even the fastest packet of the round found an empty queue.
     fn queue_stands(&self, round: &Round) -> bool {
-        self.rtt_min.is_some_and(|rtt| {
-            round.rtt_min > rtt.value.mul_f64(STANDING_QUEUE).max(rtt.value + STANDING_QUEUE_MIN)
+        self.rtt_min.zip(round.rtt()).is_some_and(|(known, least)| {
+            least > known.value.mul_f64(STANDING_QUEUE).max(known.value + STANDING_QUEUE_MIN)
         })
     }
 
@@ -288,7 +299,7 @@ impl DeliveryRate {
             Mode::Settle { rounds: 0 } => Mode::Drain,
             Mode::Settle { rounds } => Mode::Settle { rounds: rounds - 1 },
             Mode::MeasureRtt { rounds: 0 } => {
-                self.rtt_min = Some(RttMin { value: round.rtt_min.max(Duration::from_micros(1)), seen: now });
+                self.rtt_min = round.rtt().map(|value| RttMin { value, seen: now }).or(self.rtt_min);
                 Mode::Cruise { rounds: 0 }
             }
             Mode::MeasureRtt { rounds } => Mode::MeasureRtt { rounds: rounds - 1 },
@@ -367,18 +378,33 @@ struct Round {
     began: Duration,
     best_rate: f64,
     app_limited: bool,
-    rtt_min: Duration,
+    /// The two smallest round trips; `MAX` for want of samples.
+    rtt_least: [Duration; 2],
 }
 
 impl Default for Round {
     fn default() -> Self {
-        Self { began: Duration::ZERO, best_rate: 0.0, app_limited: false, rtt_min: Duration::MAX }
+        Self { began: Duration::ZERO, best_rate: 0.0, app_limited: false, rtt_least: [Duration::MAX; 2] }
     }
 }
 
 impl Round {
     fn begin(&mut self, now: Duration) {
         *self = Self { began: now, ..Self::default() };
+    }
+
+    fn add_rtt(&mut self, sample: Duration) {
+        let [least, second] = &mut self.rtt_least;
+        *second = (*second).min(sample.max(*least));
+        *least = (*least).min(sample);
+    }
+
+    /// The round's smallest round trip. The second smallest, in truth: on a busy machine quinn dates what it receives
+    /// back to its last wake-up, and one such sample would make the path seem shorter than light allows.
+    fn rtt(&self) -> Option<Duration> {
+        let [least, second] = self.rtt_least;
+        let sample = if second == Duration::MAX { least } else { second };
+        (sample != Duration::MAX).then(|| sample.max(Duration::from_micros(1)))
     }
 
     fn add(&mut self, rate: f64, app_limited: bool) {

@@ -6,9 +6,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
+use crate::chunk::ByteRange;
 use crate::proto::{Attributes, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
 use crate::transport::Lane;
 
@@ -103,6 +105,21 @@ impl FaultyClient {
         look(&mut self.dice.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn fail<T: 'static>(
+        &self,
+        call: impl FnOnce(&dyn Client) -> CallFuture<T> + Send + 'static,
+    ) -> CallFuture<T> {
+        let fate = self.dice(|dice| dice.fate(false));
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            tokio::time::sleep(fate.delay).await;
+            match fate.error {
+                Some(error) => Err(error),
+                None => call(&*inner).await,
+            }
+        })
+    }
+
     fn spoil<T: Send + 'static>(
         &self,
         open: impl FnOnce(&dyn Client) -> mpsc::Receiver<Result<T, CallError>> + Send + 'static,
@@ -151,15 +168,7 @@ async fn relay<T>(
 
 impl Client for FaultyClient {
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
-        let fate = self.dice(|dice| dice.fate(false));
-        let inner = Arc::clone(&self.inner);
-        Box::pin(async move {
-            tokio::time::sleep(fate.delay).await;
-            match fate.error {
-                Some(error) => Err(error),
-                None => inner.call(request, lane).await,
-            }
-        })
+        self.fail(move |inner| inner.call(request, lane))
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
@@ -168,6 +177,10 @@ impl Client for FaultyClient {
 
     fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
         self.spoil(move |inner| inner.read(request, lane))
+    }
+
+    fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
+        self.fail(move |inner| inner.read_current(node, range))
     }
 
     fn root(&self) -> Attributes {
@@ -228,7 +241,7 @@ impl Dice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{ByteRange, CHUNK_BYTES};
+    use crate::chunk::CHUNK_BYTES;
     use crate::client::memory::MemoryHost;
 
     async fn outcomes(seed: u64, rates: FaultRates) -> Vec<Result<(), CallError>> {

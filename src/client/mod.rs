@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::chunk::{ChunkIndex, VerifiedChunk};
+use crate::chunk::{ByteRange, ChunkIndex, VerifiedChunk};
 use crate::proto::{
     Attributes, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, Timestamp, WireError,
 };
@@ -40,6 +40,10 @@ pub trait Client: Send + Sync + 'static {
 
     /// Content of a file, in parts as they arrive, each verified. Closes after [`ContentPart::End`] or an error, as `list`.
     fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>>;
+
+    /// Content of a file as it is now, all from one state, verified; shorter than `range` only at the end of the file.
+    /// At most [`crate::proto::CURRENT_BYTES_MAX`] bytes.
+    fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes>;
 
     /// The root of what is mounted, as it was when the connection was last made.
     fn root(&self) -> Attributes;

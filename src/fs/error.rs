@@ -28,9 +28,9 @@ pub enum FsError {
     /// The mount does not change anything on the host.
     #[error("the mount is read-only")]
     ReadOnly,
-    /// A file was written to during each of so many attempts to read one range of it.
-    #[error("the file changed during each of {0} attempts to read it; read it when its writer has paused")]
-    KeepsChanging(u32),
+    /// A file was written to all the time while one range of it was to be read.
+    #[error("the file is written to without a pause, faster than the host can read it")]
+    KeepsChanging,
     /// A directory with so many entries that its listing would not fit in memory.
     #[error("the directory has more than {0} entries, which is the most that is kept of a listing")]
     TooManyEntries(usize),
@@ -61,7 +61,7 @@ impl FsError {
             Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
             Self::BadHandle(_) => Errno::EBADF,
             Self::ReadOnly => Errno::EROFS,
-            Self::KeepsChanging(_) => Errno::EIO,
+            Self::KeepsChanging => Errno::EIO,
             Self::TooManyEntries(_) => Errno::ENOMEM,
             Self::NameTooLong(_) => Errno::ENAMETOOLONG,
             Self::Invalid => Errno::EINVAL,
@@ -124,7 +124,7 @@ mod tests {
             (FsError::BadHandle(7), Errno::EBADF),
             (FsError::Stale, Errno::ESTALE),
             (FsError::ReadOnly, Errno::EROFS),
-            (FsError::KeepsChanging(8), Errno::EIO),
+            (FsError::KeepsChanging, Errno::EIO),
             (FsError::TooManyEntries(1), Errno::ENOMEM),
             (FsError::NameTooLong(256), Errno::ENAMETOOLONG),
             (FsError::Invalid, Errno::EINVAL),

@@ -5,7 +5,8 @@
 //! the kernel asks in one request: past the page cache that is one `read(2)` of up to 1 MiB (see `open_mode`).
 //!
 //! A file whose last change is so young that its next one may bear the same stamp is read with one request for each call,
-//! past everything that is kept: parts that were fetched apart could belong to two states that look alike.
+//! past everything that is kept: parts that were fetched apart could belong to two states that look alike. The same goes
+//! for a file that changes faster than it can be asked for by version: the host reads it between two of its changes.
 //!
 //! What lies in memory is served without asking as long as the attributes hold. A reader that goes on reading never waits
 //! for them: they are asked for anew, behind its back, when half of their time is over.
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::events::FsEvent;
 use super::files::OpenFile;
@@ -23,19 +24,19 @@ use super::nodes::Age;
 use super::{FileSystem, FsError, attributes, lock};
 use crate::cache::FileKey;
 use crate::chunk::ByteRange;
-use crate::client::{CallError, ContentPart, Lane};
 use crate::fetch::{FetchError, FileContent, OwnerId};
 use crate::prefetch::{Demand, Limits, Plan, Prefetcher, window_limit};
-use crate::proto::{Attributes, ReadRequest, SeekTarget, Version};
+use crate::proto::{Attributes, CURRENT_BYTES_MAX, SeekTarget, Version};
 
-/// How often a read call begins again because the file changed, by way of the cache.
-const ATTEMPTS_MAX: u32 = 8;
+/// How often a version is asked for before the host is asked for the file as it is. A file that was replaced once is
+/// read in its new version by the second attempt, and from the cache from then on.
+const VERSIONS_MAX: u32 = 2;
 
-/// How often it then begins again with a single request for all of its bytes, which leaves the writer the least time.
-const SINGLE_ATTEMPTS_MAX: u32 = 24;
+/// How often the host is asked for the file as it is. Each time it tries for a while to catch the file holding still.
+const CURRENT_MAX: u32 = 4;
 
 /// Longest range of one call, in bytes; the kernel asks for 1 MiB at most. Longer ones are cut.
-pub(super) const READ_BYTES_MAX: u64 = 1024 * 1024;
+const READ_BYTES_MAX: u64 = CURRENT_BYTES_MAX;
 
 /// A chunk of at most this many bytes is never fetched in pieces: what the kernel's own readahead asks for at once.
 const SMALL_CHUNK_BYTES: u64 = 128 * 1024;
@@ -81,31 +82,32 @@ impl FileSystem {
         let range = cut(range);
         let (mut attributes, _) = self.attributes_of(file.inode, Age::Fresh).await?;
         let mut may_recover = true;
-        for attempt in 0..ATTEMPTS_MAX + SINGLE_ATTEMPTS_MAX {
+        for attempt in 0..VERSIONS_MAX + CURRENT_MAX {
             self.adopt(handle, &file, &attributes);
-            let recoveries = self.node_of(file.inode)?.1;
-            let answer = if attempt < ATTEMPTS_MAX && attributes::tell_changes_apart(&attributes) {
+            let (node, recoveries) = self.node_of(file.inode)?;
+            let by_version = attempt < VERSIONS_MAX && attributes::tell_changes_apart(&attributes);
+            let answer = if by_version {
                 self.read_version(handle, &file, &attributes, range).await
             } else {
-                self.read_single(&attributes, range).await
+                self.client.read_current(node, range).await.map_err(FetchError::from)
             };
-            let error = match answer {
+            match answer {
                 Ok(bytes) => {
                     self.refresh_waning(file.inode);
                     return Ok(bytes);
                 }
-                Err(error) => error,
-            };
-            match error {
-                FetchError::VersionChanged => attributes = self.attributes_from_host(file.inode).await?.0,
-                FetchError::UnknownNode if may_recover => {
+                Err(FetchError::VersionChanged) if by_version => {
+                    attributes = self.attributes_from_host(file.inode).await?.0;
+                }
+                Err(FetchError::VersionChanged) => {}
+                Err(FetchError::UnknownNode) if may_recover => {
                     may_recover = false;
                     self.recover(file.inode, recoveries).await?;
                 }
-                error => return Err(error.into()),
+                Err(error) => return Err(error.into()),
             }
         }
-        Err(FsError::KeepsChanging(ATTEMPTS_MAX + SINGLE_ATTEMPTS_MAX))
+        Err(FsError::KeepsChanging)
     }
 
     /// The next data or hole from `offset` on. Everything before the end is data where the host cannot tell.
@@ -141,34 +143,6 @@ impl FileSystem {
         let content = self.content_of(attributes);
         let plan = self.plan(handle, file, &content, range);
         self.fetcher.read(&content, range, whole_if_small(plan.demand, attributes.size)).await
-    }
-
-    /// One attempt to read one version with one request for everything, past everything that is kept.
-    async fn read_single(&self, attributes: &Attributes, range: ByteRange) -> Result<Bytes, FetchError> {
-        let range = range.clamp_to(attributes.size);
-        if range.is_empty() {
-            return Ok(Bytes::new());
-        }
-        let (node, version) = (attributes.node, attributes.version());
-        let request = ReadRequest { node, version, range, whole_chunks: true, known: Vec::new() };
-        let mut parts = self.client.read(request, Lane::Demand);
-        let mut bytes = BytesMut::zeroed(range.len as usize);
-        let mut missing = range.len;
-        loop {
-            match parts.recv().await.unwrap_or(Err(CallError::Closed))? {
-                ContentPart::Chunk { index, chunk } => {
-                    missing -= copy_part(&mut bytes, range, index.offset(), chunk.bytes());
-                }
-                ContentPart::Piece { offset, bytes: piece } => {
-                    missing -= copy_part(&mut bytes, range, offset, &piece);
-                }
-                ContentPart::End { .. } if missing == 0 => return Ok(bytes.freeze()),
-                ContentPart::End { .. } => {
-                    return Err(CallError::BadAnswer("a part of the file is missing".into()).into());
-                }
-                ContentPart::Same { .. } => {}
-            }
-        }
     }
 
     /// Tells the prefetcher of a read, and has done what it says should be done besides.
@@ -271,16 +245,6 @@ const fn cut(range: ByteRange) -> ByteRange {
     ByteRange::new(range.offset, len)
 }
 
-/// Copies what `part`, which begins at `offset` of the file, has of `range` into `bytes`. Returns how much that was.
-fn copy_part(bytes: &mut [u8], range: ByteRange, offset: u64, part: &[u8]) -> u64 {
-    let Some(both) = range.intersect(ByteRange::new(offset, part.len() as u64)) else { return 0 };
-    let from = (both.offset - offset) as usize;
-    let to = (both.offset - range.offset) as usize;
-    let len = both.len as usize;
-    bytes[to..to + len].copy_from_slice(&part[from..from + len]);
-    both.len
-}
-
 /// Names one version of one file of one host, for a cache that outlives the mount and serves several hosts.
 fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
     let version = attributes.version();
@@ -328,15 +292,5 @@ mod tests {
         assert!(!whole(piece(0, 4096), SMALL_CHUNK_BYTES + 1));
         assert!(whole(piece(CHUNK_BYTES, 100), CHUNK_BYTES + 200));
         assert!(!whole(piece(CHUNK_BYTES - 100, 200), CHUNK_BYTES + 200));
-    }
-
-    #[test]
-    fn parts_are_copied_where_they_belong() {
-        let range = ByteRange::new(10, 5);
-        let mut bytes = [0; 5];
-        assert_eq!(copy_part(&mut bytes, range, 0, &[1; 12]), 2);
-        assert_eq!(copy_part(&mut bytes, range, 12, &[2; 100]), 3);
-        assert_eq!(copy_part(&mut bytes, range, 200, &[3; 1]), 0);
-        assert_eq!(bytes, [1, 1, 2, 2, 2]);
     }
 }

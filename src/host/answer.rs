@@ -77,6 +77,11 @@ impl Answer {
         self.send.write_all_chunks(&mut parts).await.map_err(|_| Gone)
     }
 
+    /// Sends bytes that an earlier message announced.
+    pub(super) async fn raw(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        self.send.write_chunk(bytes).await.map_err(|_| Gone)
+    }
+
     /// What this answer gives way to.
     pub(super) fn set_lane(&self, lane: Lane) {
         set_lane(&self.send, lane);

@@ -53,9 +53,10 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         }
         Request::Seek { node, offset, target } => seek(session, node, offset, target),
         Request::Hello(_) => Err(WireError::new(ErrorCode::Malformed, "the connection has had its hello")),
-        Request::ReadDirectory { .. } | Request::Read(..) | Request::Sum { .. } => {
-            Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream"))
-        }
+        Request::ReadDirectory { .. }
+        | Request::Read(..)
+        | Request::ReadCurrent { .. }
+        | Request::Sum { .. } => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }
 }
 

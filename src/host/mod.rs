@@ -23,6 +23,7 @@ mod content;
 mod context;
 mod core;
 mod counters;
+mod current;
 mod directory;
 mod exports;
 mod greeting;

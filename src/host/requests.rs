@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Gone, malformed, read_request};
 use super::context::ClientContext;
-use super::{content, directory, metadata, sum};
+use super::{content, current, directory, metadata, sum};
 use crate::proto::{Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
@@ -33,6 +33,7 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
 async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut Answer) -> Result<(), Gone> {
     match request {
         Request::Read(request, lane) => content::serve(context, request, lane, answer).await,
+        Request::ReadCurrent { node, range } => current::serve(context, node, range, answer).await,
         Request::ReadDirectory { node } => directory::serve(context, node, answer).await,
         Request::Sum { node } => {
             answer.set_lane(Lane::Background);

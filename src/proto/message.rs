@@ -151,6 +151,15 @@ pub enum Request {
         /// Which file.
         node: NodeId,
     },
+    /// Content of a file as it is now: all from one state, whichever that is. For files that change too often to be
+    /// asked for by version. Answer: [`Reply::Current`], or [`super::ErrorCode::VersionChanged`] where the file did
+    /// not hold still for as long as the host tried.
+    ReadCurrent {
+        /// Which file.
+        node: NodeId,
+        /// Which bytes; at most [`super::CURRENT_BYTES_MAX`].
+        range: ByteRange,
+    },
 }
 
 /// Asks for content of one version of a file.
@@ -203,6 +212,13 @@ pub enum Reply {
         hash: ChunkHash,
         /// Of which version.
         version: Version,
+    },
+    /// The bytes asked for; `len` raw bytes follow.
+    Current {
+        /// BLAKE3 of the bytes.
+        hash: ChunkHash,
+        /// How many; fewer than asked only at the end of the file.
+        len: u32,
     },
 }
 

@@ -11,11 +11,12 @@
 //! # Shape
 //!
 //! One request is one bidirectional stream. The client sends one frame and finishes its half. The host answers with
-//! one frame, `Result<Reply, WireError>`; two replies are followed by more on the same stream:
+//! one frame, `Result<Reply, WireError>`; three replies are followed by more on the same stream:
 //!
 //! - [`Reply::Directory`]: frames of [`DirectoryBatch`], the last of which says so.
 //! - [`Reply::Content`]: for each piece of content a frame [`ContentHeader`] and then `len` raw bytes; the last header
 //!   is [`ContentHeader::End`].
+//! - [`Reply::Current`]: `len` raw bytes.
 //!
 //! Then the host finishes its half. Dropping a stream (STOP\_SENDING, RESET\_STREAM) cancels the request; the host
 //! stops reading the disk for it.
@@ -67,6 +68,9 @@ pub const NAME_BYTES_MAX: usize = 255;
 
 /// Most chunks one [`Request::Read`] may ask for: 16 MiB, so that one stream never holds a host's buffers for long.
 pub const READ_CHUNKS_MAX: u64 = 64;
+
+/// Most bytes that a [`Request::ReadCurrent`] may ask for: the longest read of a FUSE client.
+pub const CURRENT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most chunk hashes that a [`Request::Read`] may carry.
 pub const KNOWN_HASHES_MAX: usize = READ_CHUNKS_MAX as usize;

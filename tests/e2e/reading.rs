@@ -203,11 +203,11 @@ fn a_file_that_is_written_to_is_never_mixed() {
     let writer = {
         let file = File::options().write(true).open(&file).unwrap();
         std::thread::spawn(move || {
-            for count in 1..=150u64 {
+            for count in 1..=3_000u64 {
                 file.write_all_at(&count.to_le_bytes(), 0).unwrap();
                 file.write_all_at(&count.to_le_bytes(), SECOND_AT).unwrap();
-                // Long enough for a reader to catch one state, on a slow machine too.
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                // Shorter than it takes to be told of a version and to ask for it, long enough for the host to read it.
+                std::thread::sleep(std::time::Duration::from_millis(1));
             }
         })
     };

@@ -5,7 +5,7 @@ use tokio::runtime::Builder;
 use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::fs::{FsError, FsEvent};
-use wormhole::proto::Request;
+use wormhole::proto::{ErrorCode, Request, WireError};
 
 use super::{FLEETING, LASTING, World};
 
@@ -39,22 +39,43 @@ async fn a_change_in_the_middle_of_a_read_starts_the_whole_call_again() {
     assert!(world.fs.take_events().is_none());
 }
 
-#[tokio::test]
-async fn a_file_that_changes_all_the_time_is_an_error_and_not_a_mix() {
+/// A host on which the file changes between any look and the read that follows it.
+fn restless_host(size: usize) -> MemoryHost {
     let host = MemoryHost::new();
-    host.create_file("f", filled(1, 2 * CHUNK_BYTES as usize));
-    let world = World::new(host.clone(), FLEETING);
-    let file = world.open("f").await;
+    host.create_file("f", filled(1, size));
     let writer = host.clone();
-    // Between the look and the read, always.
     host.set_delay(move |request| {
-        if matches!(request, Request::Read(..)) {
-            writer.write("f", 0, "again");
+        if matches!(request, Request::Read(..) | Request::ReadCurrent { .. }) {
+            writer.append("f", [1]);
         }
         std::time::Duration::ZERO
     });
-    let error = world.read(file.handle, 0, 2 * CHUNK_BYTES).await.unwrap_err();
-    assert!(matches!(error, FsError::KeepsChanging(_)), "{error}");
+    host
+}
+
+#[tokio::test]
+async fn a_file_that_changes_faster_than_it_can_be_asked_for_is_read_as_it_is() {
+    let host = restless_host(2 * CHUNK_BYTES as usize);
+    let world = World::new(host.clone(), FLEETING);
+    let file = world.open("f").await;
+    let bytes = world.read(file.handle, 0, 2 * CHUNK_BYTES).await.unwrap();
+    assert!(bytes == filled(1, 2 * CHUNK_BYTES as usize));
+    assert!(host.counters().current_reads > 0);
+    // Also what has come to its end since: the host cuts, not what was known of the size.
+    let end = world.read(file.handle, 2 * CHUNK_BYTES, 4096).await.unwrap();
+    assert!(!end.is_empty() && end.iter().all(|byte| *byte == 1));
+}
+
+#[tokio::test]
+async fn a_file_that_the_host_cannot_catch_at_rest_is_an_error_and_not_a_mix() {
+    let host = restless_host(CHUNK_BYTES as usize);
+    let world = World::new(host.clone(), FLEETING);
+    let file = world.open("f").await;
+    host.set_errors(|request| {
+        matches!(request, Request::ReadCurrent { .. }).then(|| WireError::new(ErrorCode::VersionChanged, ""))
+    });
+    let error = world.read(file.handle, 0, CHUNK_BYTES).await.unwrap_err();
+    assert!(matches!(error, FsError::KeepsChanging), "{error}");
 }
 
 #[tokio::test]

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wormhole::chunk::{CHUNK_BYTES, ChunkHash};
+use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
 use wormhole::client::memory::Stage;
 use wormhole::client::quic::{CLOSE_CODE_GOODBYE, QuicClient};
 use wormhole::client::{CallError, Client, ListPart};
-use wormhole::proto::{Errno, ErrorCode, ReadRequest, Request, SeekTarget};
+use wormhole::proto::{CURRENT_BYTES_MAX, Errno, ErrorCode, ReadRequest, Request, SeekTarget};
 use wormhole::transport::{CloseReason, Lane};
 
 use super::{LinkShape, World, api, chunks_of, read_all, until};
@@ -47,6 +47,11 @@ async fn every_request_is_answered_as_by_the_host_itself() {
     let stale = ReadRequest { version: dir.version(), ..chunks_of(&file, 0, 1) };
     let error = read_all(&*client, stale, Lane::Demand).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::VersionChanged));
+    let current = client.read_current(file.node, ByteRange::new(file.size - 10, 1_000)).await.unwrap();
+    assert_eq!(current, whole[whole.len() - 10..]);
+    let too_much =
+        client.read_current(file.node, ByteRange::new(0, CURRENT_BYTES_MAX + 1)).await.unwrap_err();
+    assert_eq!(too_much.code(), Some(ErrorCode::Malformed));
 }
 
 #[tokio::test]

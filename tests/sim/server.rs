@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::task::{JoinHandle, JoinSet};
+use wormhole::chunk::ChunkHash;
 use wormhole::client::memory::MemoryHost;
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{
@@ -108,6 +109,15 @@ async fn answer(
     let work = async {
         match decode_body(&body)? {
             Request::Read(request, lane) => content(&mut send, client, request, lane, shared).await?,
+            Request::ReadCurrent { node, range } => {
+                let bytes = client.read_current(node, range).await.map_err(wire);
+                let reply = bytes.as_ref().map(|bytes| {
+                    let hash = ChunkHash::of(bytes);
+                    Reply::Current { hash, len: bytes.len() as u32 }
+                });
+                send.write_all(&encode_frame(&reply)).await?;
+                send.write_all(&bytes.unwrap_or_default()).await?;
+            }
             Request::ReadDirectory { node } => directory(&mut send, client, node).await?,
             request => {
                 let refusal = shared.refusal.lock().unwrap().clone();

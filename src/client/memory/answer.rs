@@ -8,9 +8,9 @@ use super::tree::{Body, Node, Tree};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::client::ContentPart;
 use crate::proto::{
-    Attributes, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics, InstanceId,
-    KNOWN_HASHES_MAX, NAME_BYTES_MAX, NodeId, READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget,
-    Welcome, WireError,
+    Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
+    InstanceId, KNOWN_HASHES_MAX, NAME_BYTES_MAX, NodeId, READ_CHUNKS_MAX, ReadRequest, Reply, Request,
+    SeekTarget, Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -41,7 +41,7 @@ impl Tree {
             }
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
             Request::Sum { node } => self.sum(*node),
-            Request::ReadDirectory { .. } | Request::Read(..) => {
+            Request::ReadDirectory { .. } | Request::Read(..) | Request::ReadCurrent { .. } => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }
         }
@@ -58,6 +58,15 @@ impl Tree {
             .collect();
         self.known.extend(listed.iter().map(|entry| entry.attributes.node));
         Ok(listed)
+    }
+
+    /// Content of a file as it is now.
+    pub(super) fn read_current(&self, node: NodeId, range: ByteRange) -> Result<Bytes, WireError> {
+        if range.len > CURRENT_BYTES_MAX {
+            return Err(WireError::new(ErrorCode::Malformed, "a read of more than the protocol allows"));
+        }
+        self.permitted(node, 4)?;
+        Ok(regular(self.node(node)?)?.read(range.offset, range.len).into())
     }
 
     /// Checks a read; its parts come from [`Self::next_part`].

@@ -29,6 +29,8 @@ pub struct Counters {
     pub seeks: u64,
     /// [`Request::Read`].
     pub reads: u64,
+    /// [`Request::ReadCurrent`].
+    pub current_reads: u64,
     /// [`Request::Sum`].
     pub sums: u64,
     /// Whole chunks sent.
@@ -58,6 +60,7 @@ impl Counters {
             + self.closes
             + self.seeks
             + self.reads
+            + self.current_reads
             + self.sums
     }
 
@@ -75,6 +78,7 @@ impl Counters {
             Request::Close { .. } => &mut self.closes,
             Request::Seek { .. } => &mut self.seeks,
             Request::Read(..) => &mut self.reads,
+            Request::ReadCurrent { .. } => &mut self.current_reads,
             Request::Sum { .. } => &mut self.sums,
         };
         *counter += 1;

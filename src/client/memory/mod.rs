@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use self::content::Content;
@@ -28,6 +29,7 @@ use self::gate::Gate;
 pub use self::gate::Stage;
 use self::tree::{Body, Node, Tree};
 use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
+use crate::chunk::ByteRange;
 use crate::proto::{Attributes, Errno, FileKind, InstanceId, NodeId, ReadRequest, Reply, Request, WireError};
 
 /// How long a call waits for a host that is cut off, unless told otherwise; as a real client's default.
@@ -364,6 +366,11 @@ impl Client for MemoryHost {
         let host = self.clone();
         tokio::spawn(async move { host.serve_read(request, lane, parts).await });
         receiver
+    }
+
+    fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
+        let host = self.clone();
+        Box::pin(async move { host.serve_current(node, range).await })
     }
 
     fn root(&self) -> Attributes {

@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{Connection, MemoryHost, Stage};
+use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, ListPart};
 use crate::proto::{NodeId, ReadRequest, Reply, Request};
 use crate::transport::Lane;
@@ -37,6 +39,13 @@ impl MemoryHost {
         result
     }
 
+    pub(super) async fn serve_current(self, node: NodeId, range: ByteRange) -> Result<Bytes, CallError> {
+        let mut guard = Unfinished { host: &self, finished: false };
+        let result = self.current_inner(node, range).await;
+        guard.finished = true;
+        result
+    }
+
     pub(super) async fn serve_list(self, node: NodeId, parts: Parts<ListPart>) {
         let work = async {
             let result = self.list_inner(node, &parts).await;
@@ -58,6 +67,15 @@ impl MemoryHost {
         let answer = self.tree().answer(request, self.instance());
         self.pass(request, Stage::Answered).await?;
         Ok(answer?)
+    }
+
+    async fn current_inner(&self, node: NodeId, range: ByteRange) -> Result<Bytes, CallError> {
+        let request = Request::ReadCurrent { node, range };
+        self.arrive(&request).await?;
+        let bytes = self.tree().read_current(node, range)?;
+        self.pass(&request, Stage::Answered).await?;
+        self.count(|counters| counters.content_bytes += bytes.len() as u64);
+        Ok(bytes)
     }
 
     async fn list_inner(&self, node: NodeId, parts: &Parts<ListPart>) -> Result<(), CallError> {

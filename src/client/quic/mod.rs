@@ -5,13 +5,14 @@
 //! 1. [`link`], [`keeper`]: when a connection is dead and who makes the next one
 //! 2. [`dial`]: from addresses to a welcome
 //! 3. [`stream`]: one request on one stream
-//! 4. [`call`], [`list`], [`read`], [`patience`]: requests that go on from one connection to the next
+//! 4. [`call`], [`list`], [`read`], [`current`], [`patience`]: requests that go on from one connection to the next
 //! 5. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
 //!
 //! A call that was made waits for its answer over any number of connections, at most until its deadline.
 
 mod call;
 mod config;
+mod current;
 mod dial;
 mod keeper;
 mod link;
@@ -28,6 +29,7 @@ mod stream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -40,6 +42,7 @@ use self::link::Phase;
 use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
+use crate::chunk::ByteRange;
 use crate::proto::{Attributes, InstanceId, NodeId, ReadRequest, Reply, Request};
 use crate::transport::{Lane, PublicKey};
 
@@ -130,6 +133,11 @@ impl Client for QuicClient {
         let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
         tokio::spawn(read::read(Arc::clone(&self.shared), request, lane, parts));
         receiver
+    }
+
+    fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { current::read(&shared, node, range).await })
     }
 
     fn root(&self) -> Attributes {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::chunk::{CHUNK_BYTES, ChunkIndex};
-use crate::proto::{Errno, READ_CHUNKS_MAX};
+use crate::proto::{CURRENT_BYTES_MAX, Errno, READ_CHUNKS_MAX};
 
 const SIZE: usize = 10 * CHUNK_BYTES as usize + 12_345;
 
@@ -91,6 +91,43 @@ async fn another_version_is_not_served() {
     assert_eq!(code(guest.read(piece(&file, 0, 1)).await), ErrorCode::VersionChanged);
     let fresh = guest.attributes(Request::GetAttributes { node: file.node }).await.unwrap();
     assert_eq!(guest.bytes(chunks(&fresh, 0, 10)).await.unwrap(), b"short");
+}
+
+/// A writer that never stops is read all the same, and no answer holds two of its versions. Each lies in one system call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_under_a_busy_writer_is_read_as_it_is() {
+    const BYTES: u64 = 64 * 1024;
+    let (world, guest, file) = with_file().await;
+    fs::write(world.path("file"), vec![0; BYTES as usize]).unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    let stop = Arc::clone(&done);
+    let path = world.path("file");
+    let writer = std::thread::spawn(move || {
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        let mut round = 0u64;
+        while stop.load(Ordering::Acquire) == 0 {
+            round += 1;
+            // First one end of the file, then the other: equal, or the first is ahead by one.
+            file.write_all_at(&round.to_le_bytes(), 0).unwrap();
+            file.write_all_at(&round.to_le_bytes(), BYTES - 8).unwrap();
+            std::thread::sleep(std::time::Duration::from_micros(500));
+        }
+    });
+    for _ in 0..50 {
+        let bytes = guest.current(file.node, ByteRange::new(0, 1 << 20)).await.unwrap();
+        assert_eq!(bytes.len() as u64, BYTES);
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        let (first, second) = (word(0), word(BYTES as usize - 8));
+        assert!(first == second || first == second + 1, "{first} and {second}");
+    }
+    done.store(1, Ordering::Release);
+    writer.join().unwrap();
+    let too_much = guest.current(file.node, ByteRange::new(0, CURRENT_BYTES_MAX + 1)).await;
+    assert_eq!(too_much.unwrap_err().code, ErrorCode::Malformed);
+    let past_all = guest.current(file.node, ByteRange::new(u64::MAX, 2)).await;
+    assert_eq!(past_all.unwrap_err().code, ErrorCode::Malformed);
+    let folder = guest.current(guest.root(), ByteRange::new(0, 1)).await;
+    assert_eq!(folder.unwrap_err().code, ErrorCode::System(Errno::EISDIR));
 }
 
 /// A writer fills the file with one byte after the other and lets it lie for at least one whole read each time: every

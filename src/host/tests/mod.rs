@@ -217,6 +217,15 @@ impl Guest {
         }
     }
 
+    /// Content as it is now.
+    async fn current(&self, node: NodeId, range: ByteRange) -> Result<Bytes, WireError> {
+        let mut answered = self.visitor.send(&encode_frame(&Request::ReadCurrent { node, range })).await;
+        let Reply::Current { hash, len } = answered.reply().await? else { panic!("another reply") };
+        let bytes = answered.raw(len).await;
+        assert_eq!(ChunkHash::of(&bytes), hash);
+        Ok(bytes)
+    }
+
     /// All bytes of a range, whole chunks joined.
     async fn bytes(&self, request: ReadRequest) -> Result<Vec<u8>, ErrorCode> {
         let (parts, end) = self.read(request).await.map_err(|error| error.code)?;

@@ -1,0 +1,75 @@
+//! Content of a file as it is now, in one answer that is whole or asked for again.
+
+use bytes::Bytes;
+
+use super::call::{Retry, Stopped, broken};
+use super::live::Waiting;
+use super::patience::Patience;
+use super::shared::{CallCount, Metered, Shared};
+use super::stream::{Exchange, Fault};
+use crate::chunk::{ByteRange, VerifiedChunk};
+use crate::client::CallError;
+use crate::proto::{NodeId, Reply, Request, WireError, encode_frame};
+use crate::transport::Lane;
+
+/// The bytes of `range`, fewer only at the end of the file.
+pub(super) async fn read(shared: &Shared, node: NodeId, range: ByteRange) -> Result<Bytes, CallError> {
+    let _count = CallCount::new(shared);
+    let patience = Patience::new(shared);
+    tokio::select! {
+        biased;
+        () = shared.closed() => Err(CallError::Closed),
+        bytes = answered(shared, node, range, &patience) => bytes,
+        () = patience.exhausted() => Err(CallError::TimedOut(shared.deadline)),
+    }
+}
+
+async fn answered(
+    shared: &Shared,
+    node: NodeId,
+    range: ByteRange,
+    patience: &Patience<'_>,
+) -> Result<Bytes, CallError> {
+    let frame = encode_frame(&Request::ReadCurrent { node, range });
+    let mut retry = Retry::default();
+    loop {
+        match ask(shared, &frame, range, patience).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(stopped) => {
+                let end = retry.after(shared, stopped).await;
+                end.map_err(|error| error.unwrap_or(CallError::Closed))?;
+            }
+        }
+    }
+}
+
+/// Asks once, on whichever connection there is.
+async fn ask(
+    shared: &Shared,
+    frame: &[u8],
+    range: ByteRange,
+    patience: &Patience<'_>,
+) -> Result<Bytes, Stopped> {
+    let live = shared.usable().await.map_err(Stopped::Call)?;
+    let mut waiting = Waiting::new(&live, range.len);
+    let _permit = live.admit(Lane::Demand).await.map_err(|_| Fault::Lost)?;
+    let mut exchange = Exchange::begin(&live.connection, frame, Lane::Demand).await?;
+    let (hash, len) = match exchange.frame::<Result<Reply, WireError>>().await? {
+        Ok(Reply::Current { hash, len }) if u64::from(len) <= range.len => (hash, len as usize),
+        Ok(_) => return Err(broken("a reply of another kind or length than the bytes asked for")),
+        Err(refusal) => {
+            exchange.complete();
+            return Err(Stopped::Refused(refusal));
+        }
+    };
+    let metered = Metered::new(shared);
+    let arrived = |bytes| {
+        waiting.arrived(bytes);
+        metered.arrived(bytes);
+        patience.arrived(bytes);
+    };
+    let bytes = exchange.bytes(len, arrived).await?;
+    exchange.complete();
+    let proved = VerifiedChunk::verify(hash, bytes).map_err(|error| broken(&error.to_string()))?;
+    Ok(proved.into_bytes())
+}

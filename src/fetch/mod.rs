@@ -9,6 +9,7 @@
 
 mod content;
 mod error;
+mod first;
 #[cfg(test)]
 mod hostile;
 mod inflight;
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::cache::ChunkCache;
 use crate::chunk::ChunkRange;
@@ -35,6 +36,8 @@ use crate::client::Client;
 use crate::proto::READ_CHUNKS_MAX;
 pub use content::{FileContent, OwnerId};
 pub use error::FetchError;
+use first::FIRST_PIECES_MAX;
+pub use first::FirstPiece;
 use inflight::RequestId;
 use ledger::{Budget, Ledger, Start};
 use request::Ending;
@@ -79,6 +82,8 @@ pub struct Fetcher {
     runtime: Handle,
     this: Weak<Self>,
     state: Mutex<State>,
+    /// Places for beginnings of files that are being opened.
+    first_places: Arc<Semaphore>,
 }
 
 /// Who waits for a chunk.
@@ -135,7 +140,14 @@ impl Fetcher {
             counters: Counters::default(),
         };
         let runtime = Handle::current();
-        Arc::new_cyclic(|this| Self { client, cache, runtime, this: this.clone(), state: Mutex::new(state) })
+        Arc::new_cyclic(|this| Self {
+            client,
+            cache,
+            runtime,
+            this: this.clone(),
+            state: Mutex::new(state),
+            first_places: Arc::new(Semaphore::new(FIRST_PIECES_MAX)),
+        })
     }
 
     /// Has chunks brought that will probably be read by `owner` next: queued, forgotten, bounded. Returns at once.

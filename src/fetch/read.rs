@@ -65,7 +65,11 @@ impl Fetcher {
         }
     }
 
-    async fn read_chunks(&self, content: &FileContent, range: ByteRange) -> Result<Bytes, FetchError> {
+    pub(super) async fn read_chunks(
+        &self,
+        content: &FileContent,
+        range: ByteRange,
+    ) -> Result<Bytes, FetchError> {
         let chunks = range.chunks();
         let parts = match self.wait_for_chunks(content, chunks).await {
             // What failed was not asked for by a reader: perhaps long ago, perhaps on a link that was bad then.
@@ -108,7 +112,7 @@ impl Fetcher {
     }
 
     /// Whether all chunks of the range are at hand or under way, so that a piece need not be asked of the host.
-    async fn has_chunks(&self, content: &FileContent, range: ByteRange) -> bool {
+    pub(super) async fn has_chunks(&self, content: &FileContent, range: ByteRange) -> bool {
         let content = *content;
         let missing: Vec<ChunkIndex> = self.with_state(|state| {
             range.chunks().iter().filter(|index| !state.ledger.has(&content.chunk(*index))).collect()
@@ -125,7 +129,11 @@ impl Fetcher {
         self.runtime.spawn_blocking(on_disk).await.unwrap_or(false)
     }
 
-    async fn read_piece(&self, content: &FileContent, piece: ByteRange) -> Result<Bytes, FetchError> {
+    pub(super) async fn read_piece(
+        &self,
+        content: &FileContent,
+        piece: ByteRange,
+    ) -> Result<Bytes, FetchError> {
         let request = ReadRequest {
             node: content.node,
             version: content.version,

@@ -9,6 +9,7 @@ use super::nodes::Age;
 use super::open_mode::OpenMode;
 use super::read::ReadState;
 use super::{FileSystem, FsError, lock};
+use crate::fetch::FirstPiece;
 use crate::proto::{Attributes, Errno, NodeId};
 
 /// How a program opens a file.
@@ -34,6 +35,8 @@ pub struct Opened {
 pub(super) struct OpenFile {
     pub inode: Inode,
     pub reads: Mutex<ReadState>,
+    /// The beginning of the file, until the first read takes it.
+    pub first: Mutex<Option<FirstPiece>>,
 }
 
 /// A handle that is not open yet.
@@ -59,7 +62,7 @@ impl FileSystem {
             return Err(FsError::ReadOnly);
         }
         let handle = lock(&self.files).reserve();
-        self.read_small_ahead(inode, handle);
+        let first = self.read_first_ahead(inode, handle);
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
         let mut unopened = Unopened { fs: self, handle: Some(handle) };
         let fresh = async { Ok((self.open_on_host(inode).await?, true)) };
@@ -74,7 +77,7 @@ impl FileSystem {
             mode
         };
         let reads = Mutex::new(ReadState::new(&attributes));
-        lock(&self.files).insert_as(handle, OpenFile { inode, reads });
+        lock(&self.files).insert_as(handle, OpenFile { inode, reads, first: Mutex::new(first) });
         unopened.handle = None;
         Ok(Opened { handle, mode })
     }

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -21,10 +21,11 @@ use super::events::FsEvent;
 use super::files::OpenFile;
 use super::inodes::Inode;
 use super::nodes::Age;
+use super::open_mode::DIRECT_BYTES_MIN;
 use super::{FileSystem, FsError, attributes, lock};
 use crate::cache::FileKey;
-use crate::chunk::ByteRange;
-use crate::fetch::{FetchError, FileContent, OwnerId};
+use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
+use crate::fetch::{FetchError, FileContent, FirstPiece, OwnerId};
 use crate::prefetch::{Demand, Limits, Plan, Prefetcher, window_limit};
 use crate::proto::{Attributes, CURRENT_BYTES_MAX, SeekTarget, Version};
 
@@ -37,6 +38,10 @@ const CURRENT_MAX: u32 = 4;
 
 /// Longest range of one call, in bytes; the kernel asks for 1 MiB at most. Longer ones are cut.
 const READ_BYTES_MAX: u64 = CURRENT_BYTES_MAX;
+
+/// From this round-trip time on the beginning of a large file is asked for with its opening. On a shorter way it gains nobody
+/// anything that a program which reads elsewhere would not lose again: 64 KiB are half a millisecond of 1 Gbit/s.
+const LONG_ROUND_TRIP: Duration = Duration::from_millis(2);
 
 /// A chunk of at most this many bytes is never fetched in pieces: what the kernel's own readahead asks for at once.
 const SMALL_CHUNK_BYTES: u64 = 128 * 1024;
@@ -116,16 +121,20 @@ impl FileSystem {
         self.ask(file.inode, |client, node| async move { client.seek(node, offset, target).await }).await
     }
 
-    /// Asks for the content of a small file while its open is still under way: who opens a file reads it, and one round
+    /// Asks for the beginning of a file while its open is still under way: who opens a file reads it, and one round
     /// trip is spared. If the file has changed since, the answer says so and is of no use.
-    pub(super) fn read_small_ahead(&self, inode: Inode, handle: u64) {
-        let Ok(Some((attributes, _))) = self.attributes_copy(inode, Age::Any) else { return };
-        let whole = ByteRange::new(0, attributes.size);
-        let is_small = (1..=SMALL_CHUNK_BYTES).contains(&attributes.size);
-        if is_small && attributes.is_settled() && self.is_connected() {
-            let owner = OwnerId { handle, cursor: u64::MAX };
-            self.fetcher.ahead(&self.content_of(&attributes), whole.chunks(), owner);
+    pub(super) fn read_first_ahead(&self, inode: Inode, handle: u64) -> Option<FirstPiece> {
+        let (attributes, _) = self.attributes_copy(inode, Age::Any).ok()??;
+        if attributes.size == 0 || !attributes.is_settled() || !self.is_connected() {
+            return None;
         }
+        let content = self.content_of(&attributes);
+        if attributes.size < DIRECT_BYTES_MIN {
+            let owner = OwnerId { handle, cursor: u64::MAX };
+            self.fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 1), owner);
+            return None;
+        }
+        if self.client.link().rtt < LONG_ROUND_TRIP { None } else { self.fetcher.first_piece(&content) }
     }
 
     /// One attempt to read one version.
@@ -142,7 +151,14 @@ impl FileSystem {
         }
         let content = self.content_of(attributes);
         let plan = self.plan(handle, file, &content, range);
-        self.fetcher.read(&content, range, whole_if_small(plan.demand, attributes.size)).await
+        let demand = whole_if_small(plan.demand, attributes.size);
+        let first = lock(&file.first).take();
+        if let (Some(first), Demand::Piece(_)) = (first, demand)
+            && let Some(bytes) = first.read(&content, range).await?
+        {
+            return Ok(bytes);
+        }
+        self.fetcher.read(&content, range, demand).await
     }
 
     /// Tells the prefetcher of a read, and has done what it says should be done besides.

@@ -1,5 +1,7 @@
 //! Reads return the host's bytes, all of them, and the handle leaves nothing behind.
 
+use std::time::Duration;
+
 use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::fs::{DIRECT_BYTES_MIN, FsError, OpenRequest};
 use wormhole::proto::{Request, SeekTarget};
@@ -90,7 +92,7 @@ async fn small_settled_files_go_through_the_page_cache_and_others_past_it() {
     let again = world.open("small").await.mode;
     assert!(again.keeps_pages);
     host.write("small", 0, "changed");
-    host.advance(std::time::Duration::from_secs(3));
+    host.advance(Duration::from_secs(3));
     let changed = world.open("small").await.mode;
     assert!(!changed.is_direct && !changed.keeps_pages);
 }
@@ -158,6 +160,57 @@ async fn the_content_of_a_small_file_is_on_its_way_while_the_file_is_being_opene
     assert_eq!(host.counters().reads, 0);
     world.fs.release(handle).await.unwrap();
     assert_eq!(host.opens(node), 0);
+}
+
+/// Opens `f` on a way of 50 ms, waits until its beginning has come, and counts from zero.
+async fn open_far(host: &MemoryHost, world: &World) -> u64 {
+    host.set_link(Duration::from_millis(50), 0);
+    host.reset_counters();
+    let handle = world.open("f").await.handle;
+    host.until(|host| host.counters().pieces == 1).await;
+    assert_eq!(host.counters().content_bytes, 64 * 1024);
+    host.reset_counters();
+    handle
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_large_file_comes_with_its_opening_over_a_long_way() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 100 * MIB, 1);
+    let world = World::new(host.clone(), LASTING);
+    let handle = open_far(&host, &world).await;
+    assert!(world.read(handle, 4096, 4096).await.unwrap() == host.content_at("f", 4096, 4096));
+    assert_eq!(host.counters().reads, 0);
+    // Once: what is read next is the prefetcher's affair.
+    assert!(world.read(handle, MIB, 4096).await.unwrap() == host.content_at("f", MIB, 4096));
+    assert_eq!(host.counters().reads, 1);
+}
+
+#[tokio::test]
+async fn a_beginning_of_another_version_or_another_place_is_not_used() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 2 * MIB, 1);
+    let world = World::new(host.clone(), FLEETING);
+    let handle = open_far(&host, &world).await;
+    assert!(world.read(handle, MIB, 4096).await.unwrap() == host.content_at("f", MIB, 4096));
+    let handle = open_far(&host, &world).await;
+    host.write("f", 0, "changed");
+    assert!(world.read(handle, 0, 4096).await.unwrap() == host.content_at("f", 0, 4096));
+}
+
+#[tokio::test]
+async fn nothing_is_asked_with_an_opening_where_the_way_is_short_or_the_bytes_are_here() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 2 * MIB, 1);
+    let world = World::new(host.clone(), LASTING);
+    host.set_link(Duration::from_micros(200), 0);
+    let handle = world.open("f").await.handle;
+    world.read(handle, 0, MIB).await.unwrap();
+    assert_eq!(host.counters().pieces, 0);
+    host.set_link(Duration::from_millis(50), 0);
+    let handle = world.open("f").await.handle;
+    assert!(world.read(handle, 0, 4096).await.unwrap() == host.content_at("f", 0, 4096));
+    assert_eq!(host.counters().pieces, 0);
 }
 
 #[tokio::test]

@@ -162,7 +162,7 @@ async fn content(
                 (ContentHeader::Chunk { index, hash: chunk.hash(), len: bytes.len() as u32 }, bytes)
             }
             Ok(ContentPart::Piece { offset, bytes }) => {
-                let hash = wormhole::chunk::ChunkHash::of(&bytes);
+                let hash = ChunkHash::of(&bytes);
                 (ContentHeader::Piece { offset, hash, len: bytes.len() as u32 }, bytes)
             }
             Ok(ContentPart::Same { index }) => (ContentHeader::Same { index }, bytes::Bytes::new()),

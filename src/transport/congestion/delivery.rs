@@ -5,7 +5,8 @@
 //! then floods the queue and loses half. This controller measures two things and multiplies them:
 //!
 //! * **bandwidth**: bytes acknowledged per time over each round trip, the best of the last eight rounds. A round in
-//!   which the application had too little to send may raise the estimate but never lowers it.
+//!   which the application had too little to send may raise the estimate but never lowers it. What such a round had is
+//!   judged by the burst alone: a burst shorter than the round trip says how fast it was carried, but not over a round.
 //! * **the empty round trip**: the smallest seen in ten seconds. When none so small was seen for that long, the window
 //!   shrinks to half for two rounds, so that the queue drains and shows it again.
 //!
@@ -18,6 +19,8 @@
 //! this through whole transfers in simulated time.
 
 use std::{collections::VecDeque, time::Duration};
+
+use super::sampler::Sampler;
 
 /// Rounds whose best is the bandwidth: one full cycle of asking for more, so a success of the last ask is not forgotten.
 const ROUNDS_REMEMBERED: usize = 8;
@@ -61,6 +64,8 @@ const SETTLE_GAIN: f64 = 1.4;
 const RTT_MIN_AGE: Duration = Duration::from_secs(10);
 /// Rates over less than this measure wake-ups; on loopback a round trip is shorter.
 const SAMPLE_INTERVAL_MIN: Duration = Duration::from_micros(50);
+/// The part of a round trip over which a burst is judged: long enough that its acknowledgements come in several.
+const BURST_OF_RTT: u32 = 4;
 /// A round trip that differs by less than this factor is the same one.
 const RTT_SAME: f64 = 1.02;
 /// Below this, not the link but the schedulers of both ends decide when acknowledgements come; the window covers it.
@@ -80,9 +85,6 @@ pub(super) const INITIAL_WINDOW_PACKETS: u64 = 128;
 const WINDOW_PACKETS_MIN: u64 = 16;
 /// Largest window: beyond this quinn switches its pacer off.
 const WINDOW_BYTES_MAX: u64 = u32::MAX as u64;
-/// Snapshots kept: some rounds of them at 32 a round.
-const SNAPSHOTS_MAX: usize = 512;
-
 /// How long and how many packets the peer may hold an acknowledgement back: bytes that have arrived, but count as in
 /// flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +201,11 @@ impl DeliveryRate {
         if sample.interval >= shortest.max(SAMPLE_INTERVAL_MIN) {
             let rate = sample.delivered_bytes as f64 / sample.interval.as_secs_f64();
             self.round.add(rate, sample.app_limited);
+        }
+        if sample.app_limited
+            && let Some(rate) = self.sampler.burst_rate(now, sample.newest_sent, shortest / BURST_OF_RTT)
+        {
+            self.round.add(rate, true);
         }
         if self.queue_grows() {
             self.mode = Mode::Settle { rounds: 1 };
@@ -470,94 +477,6 @@ impl Losses {
     }
 }
 
-/// Where delivery stood when a packet left: the rate over its flight is what was delivered since, over the longer of
-/// the time the sender and the time the acknowledgements took for it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Snapshot {
-    sent: Duration,
-    delivered_bytes: u64,
-    delivered_at: Duration,
-    first_sent: Duration,
-    app_limited: bool,
-}
-
-/// What one acknowledgement tells.
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    newest_sent: Duration,
-    rtt: Duration,
-    delivered_bytes: u64,
-    interval: Duration,
-    app_limited: bool,
-}
-
-/// Turns sendings and acknowledgements into rate samples (after draft-cheng-iccrg-delivery-rate-estimation).
-#[derive(Clone, Debug, Default)]
-struct Sampler {
-    delivered_bytes: u64,
-    delivered_at: Duration,
-    first_sent: Duration,
-    last_sent: Duration,
-    in_flight_bytes: u64,
-    /// Until more than this is delivered, packets left while the application had paused.
-    app_limited_until_bytes: Option<u64>,
-    snapshots: VecDeque<Snapshot>,
-    newest_acked: Option<Duration>,
-}
-
-impl Sampler {
-    fn on_sent(&mut self, now: Duration, bytes: u64, spacing: Duration) {
-        if self.in_flight_bytes == 0 {
-            self.first_sent = now;
-            self.delivered_at = now;
-        }
-        self.in_flight_bytes += bytes;
-        self.last_sent = now;
-        let due = self.snapshots.back().is_none_or(|last| now > last.sent + spacing);
-        if due {
-            if self.snapshots.len() == SNAPSHOTS_MAX {
-                self.snapshots.pop_front();
-            }
-            self.snapshots.push_back(Snapshot {
-                sent: now,
-                delivered_bytes: self.delivered_bytes,
-                delivered_at: self.delivered_at,
-                first_sent: self.first_sent,
-                app_limited: self.app_limited_until_bytes.is_some_and(|until| self.delivered_bytes <= until),
-            });
-        }
-    }
-
-    fn on_ack(&mut self, sent: Duration, bytes: u64) {
-        self.delivered_bytes += bytes;
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
-        self.newest_acked = self.newest_acked.max(Some(sent));
-    }
-
-    fn finish(&mut self, now: Duration) -> Option<Sample> {
-        let newest_sent = self.newest_acked.take()?;
-        self.delivered_at = now;
-        let position = self.snapshots.partition_point(|snapshot| snapshot.sent <= newest_sent);
-        // Snapshots before the one that covers the newest packet will not be asked for again.
-        self.snapshots.drain(..position.saturating_sub(1));
-        let snapshot = *self.snapshots.front().filter(|_| position > 0)?;
-        self.first_sent = self.first_sent.max(newest_sent);
-        let sending = newest_sent.saturating_sub(snapshot.first_sent);
-        let acknowledging = now.saturating_sub(snapshot.delivered_at);
-        Some(Sample {
-            newest_sent,
-            rtt: now.saturating_sub(newest_sent),
-            delivered_bytes: self.delivered_bytes - snapshot.delivered_bytes,
-            interval: sending.max(acknowledging),
-            app_limited: snapshot.app_limited,
-        })
-    }
-
-    fn mark_app_limited(&mut self) {
-        self.app_limited_until_bytes = Some(self.delivered_bytes + self.in_flight_bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -633,55 +552,7 @@ mod tests {
         assert_eq!(controller.window_bytes(), before / 2);
     }
 
-    /// Remembers every sending and looks through all of them.
-    #[derive(Default)]
-    struct SlowSampler {
-        fast: Sampler,
-        sendings: Vec<Snapshot>,
-    }
-
-    impl SlowSampler {
-        fn on_sent(&mut self, now: Duration, bytes: u64) {
-            self.fast.snapshots.clear();
-            self.fast.on_sent(now, bytes, Duration::ZERO);
-            self.sendings.extend(self.fast.snapshots.back());
-        }
-
-        fn finish(&mut self, now: Duration) -> Option<Sample> {
-            let newest = self.fast.newest_acked?;
-            let covering = *self.sendings.iter().rfind(|snapshot| snapshot.sent <= newest)?;
-            self.fast.snapshots = VecDeque::from([covering]);
-            self.fast.finish(now)
-        }
-    }
-
     proptest! {
-        #[test]
-        fn samples_are_those_of_a_sampler_that_forgets_nothing(
-            steps in prop::collection::vec((0..3_u8, 1..50_000_u64, any::<prop::sample::Index>()), 1..200),
-        ) {
-            let (mut fast, mut slow) = (Sampler::default(), SlowSampler::default());
-            let (mut now, mut flying) = (Duration::from_secs(1), VecDeque::new());
-            for (kind, micros, how_many) in steps {
-                now += Duration::from_micros(micros);
-                if kind == 0 || flying.is_empty() {
-                    fast.on_sent(now, 1_200, Duration::ZERO);
-                    slow.on_sent(now, 1_200);
-                    flying.push_back(now);
-                    continue;
-                }
-                for sent in flying.drain(..=how_many.index(flying.len())) {
-                    fast.on_ack(sent, 1_200);
-                    slow.fast.on_ack(sent, 1_200);
-                }
-                prop_assert_eq!(format!("{:?}", fast.finish(now)), format!("{:?}", slow.finish(now)));
-                if kind == 2 {
-                    fast.mark_app_limited();
-                    slow.fast.mark_app_limited();
-                }
-            }
-        }
-
         #[test]
         fn window_stays_within_its_bounds_whatever_is_reported(
             steps in prop::collection::vec((0..6_u8, 0..200_000_u64, 0..2_000_000_u64), 1..300),
@@ -699,7 +570,7 @@ mod tests {
                 }
                 let window = controller.window_bytes();
                 prop_assert!((WINDOW_PACKETS_MIN * 1_200..=WINDOW_BYTES_MAX).contains(&window), "{}", window);
-                prop_assert!(controller.sampler.snapshots.len() <= SNAPSHOTS_MAX);
+                prop_assert!(controller.sampler.is_bounded());
                 prop_assert!(controller.rates.rounds.len() <= ROUNDS_REMEMBERED);
             }
         }

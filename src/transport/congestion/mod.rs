@@ -11,6 +11,7 @@ pub use delivery::{AckPolicy, DeliveryRate};
 
 mod adapter;
 mod delivery;
+mod sampler;
 #[cfg(test)]
 mod simulate;
 

@@ -43,12 +43,24 @@ impl Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Start,
-    Arrive { number: u64 },
-    AckTimer { epoch: u64 },
+    /// The application has so many bytes more to send.
+    Write {
+        bytes: u64,
+    },
+    Arrive {
+        number: u64,
+    },
+    AckTimer {
+        epoch: u64,
+    },
     KeepAlive,
-    Ack { received_until: u64 },
+    Ack {
+        received_until: u64,
+    },
     Pace,
-    Timeout { epoch: u64 },
+    Timeout {
+        epoch: u64,
+    },
 }
 
 struct Packet {
@@ -58,6 +70,11 @@ struct Packet {
 
 struct Flow {
     controller: DeliveryRate,
+    /// What the application still has to send, and when it last had nothing more in flight.
+    backlog_bytes: u64,
+    last_written: Duration,
+    /// How long each [`Event::Write`] took to be acknowledged.
+    took: Vec<Duration>,
     outstanding: BTreeMap<u64, Packet>,
     next_number: u64,
     largest_acked: Option<u64>,
@@ -84,6 +101,9 @@ impl Flow {
     fn new() -> Self {
         Self {
             controller: DeliveryRate::new(PACKET_BYTES, ACKS),
+            backlog_bytes: 0,
+            last_written: Duration::ZERO,
+            took: Vec::new(),
             outstanding: BTreeMap::new(),
             next_number: 0,
             largest_acked: None,
@@ -173,7 +193,8 @@ impl Simulation {
             self.events.pop();
             self.now = at;
             match event {
-                Event::Start => self.send(flow),
+                Event::Start => self.write(flow, u64::MAX),
+                Event::Write { bytes } => self.write(flow, bytes),
                 Event::Pace => {
                     self.flows[flow].pace_pending = false;
                     self.send(flow);
@@ -192,9 +213,16 @@ impl Simulation {
         self.now = end;
     }
 
+    fn write(&mut self, index: usize, bytes: u64) {
+        let flow = &mut self.flows[index];
+        flow.backlog_bytes = bytes;
+        flow.last_written = self.now;
+        self.send(index);
+    }
+
     fn send(&mut self, index: usize) {
         let bytes = f64::from(PACKET_BYTES);
-        loop {
+        while self.flows[index].backlog_bytes > 0 {
             let now = self.now;
             let flow = &mut self.flows[index];
             let window = flow.controller.window_bytes();
@@ -216,6 +244,7 @@ impl Simulation {
                 return;
             }
             flow.tokens -= bytes;
+            flow.backlog_bytes = flow.backlog_bytes.saturating_sub(u64::from(PACKET_BYTES));
             self.transmit(index);
         }
     }
@@ -290,7 +319,10 @@ impl Simulation {
             flow.delivered_bytes += u64::from(PACKET_BYTES);
             flow.controller.on_ack(*sent, u64::from(PACKET_BYTES));
         }
-        flow.controller.on_end_acks(now, flow.in_flight_bytes, false);
+        flow.controller.on_end_acks(now, flow.in_flight_bytes, flow.backlog_bytes == 0);
+        if flow.backlog_bytes == 0 && flow.in_flight_bytes == 0 {
+            flow.took.push(now.saturating_sub(flow.last_written));
+        }
         flow.largest_acked = flow.largest_acked.max(Some(newest));
         let rtt = now.saturating_sub(newest_sent);
         flow.rtt_variation = (flow.rtt_variation * 3 + flow.smoothed_rtt.abs_diff(rtt)) / 4;
@@ -396,6 +428,23 @@ proptest! {
             let lost = (lost - lost_at_start) as f64 / (sent - sent_at_start) as f64;
             prop_assert!(lost < loss + 0.01, "{megabits} Mbit/s, {rtt_ms} ms, loss {loss}: {lost:.3} lost");
         }
+    }
+
+    /// Bursts of 2.4 MB, as seeks in a film: each a third of what the link holds.
+    #[test]
+    fn bursts_come_to_be_sent_as_fast_as_the_link_carries(seed: u64, pause_ms in 1..400_u64) {
+        let mut simulation = Simulation::new(Link::new(1_000, 50, 0.0), &[], seed);
+        simulation.flows.push(Flow::new());
+        for burst in 0..20 {
+            let at = Duration::from_millis(burst * (400 + pause_ms));
+            simulation.schedule(at, 0, Event::Write { bytes: 2_400_000 });
+        }
+        simulation.run_until(seconds(30.0));
+        let flow = &simulation.flows[0];
+        prop_assert_eq!(flow.took.len(), 20);
+        // A round trip, 19 ms of the link, 5 ms of a held-back acknowledgement, and a tenth.
+        prop_assert!(flow.took[5..].iter().all(|took| *took < Duration::from_millis(82)), "{:?}", flow.took);
+        prop_assert!(flow.lost_packets * 50 < flow.sent_packets, "{:?}", flow.packets());
     }
 
     #[test]

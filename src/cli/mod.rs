@@ -11,6 +11,7 @@ mod logging;
 mod man;
 mod mount;
 mod mount_daemon;
+mod on_state;
 mod pair;
 mod status;
 mod sum;

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use super::CliError;
 use super::mount_daemon::{self, Job, Report};
 use crate::config::{Environment, LocalAccounts, MountOptions, OPTION_FAMILIES};
+use crate::fuse::table;
 use crate::mount;
 use crate::transport::Source;
 
@@ -169,9 +170,9 @@ fn text_of(path: &Path) -> Result<&str, CliError> {
 /// The mountpoint's true path, if it can be mounted on.
 fn check_mountpoint(typed: &Path) -> Result<PathBuf, CliError> {
     let wrong = |why: &dyn std::fmt::Display| CliError::mount(format!("{}: {why}", typed.display()));
-    let path = mount::table::resolve(typed).map_err(|error| wrong(&error))?;
-    let entry = mount::table::mount_at(&path).map_err(|error| wrong(&error))?;
-    if let Some(entry) = entry.filter(mount::table::MountEntry::is_wormhole) {
+    let path = table::resolve(typed).map_err(|error| wrong(&error))?;
+    let entry = table::mount_at(&path).map_err(|error| wrong(&error))?;
+    if let Some(entry) = entry.filter(table::MountEntry::is_wormhole) {
         return Err(wrong(&format!(
             "{} is mounted there already; `wormhole umount` takes it down",
             entry.source

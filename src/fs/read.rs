@@ -149,9 +149,7 @@ impl FileSystem {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let (node, version) = (attributes.node, attributes.version());
-        let request = ReadRequest { node, version, range, whole_chunks: true, known: Vec::new() };
-        let mut parts = self.client.read(request, Lane::Demand);
+        let mut parts = self.client.read(ReadRequest::chunks_of(attributes, range), Lane::Demand);
         let mut bytes = BytesMut::zeroed(range.len as usize);
         let mut missing = range.len;
         loop {

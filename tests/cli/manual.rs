@@ -90,7 +90,7 @@ fn shells_take_the_completions() {
         match Command::new(shell).arg("-n").arg(&file).output() {
             Ok(output) => assert_eq!((code(&output), errors(&output).as_str()), (0, ""), "{shell}"),
             Err(error) => {
-                eprintln!("LEFT OUT: {shell} cannot be run ({error}), its completions are not checked")
+                eprintln!("LEFT OUT: {shell} cannot be run ({error}), its completions are not checked");
             }
         }
     }

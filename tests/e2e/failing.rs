@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::relay::Relay;
-use super::world::{Host, Mount, WORMHOLE, World, noise, run, wait_until, words};
+use crate::world::{Host, Mount, WORMHOLE, World, noise, run, wait_until, words};
 
 const CONTENT_BYTES: usize = 60_000_000;
 

@@ -8,3 +8,4 @@ mod fs;
 mod mount;
 mod sim;
 mod tidy;
+mod world;

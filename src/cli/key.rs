@@ -1,13 +1,10 @@
 //! `wormhole key`: the host's own key, and those that it lets in.
 
-use std::path::PathBuf;
-
 use clap::Subcommand;
 use serde::Serialize;
 
 use super::CliError;
-use super::host::state_dir;
-use super::pair::print_json;
+use super::on_state::{OnState, print_json};
 use crate::host::{AuthorizedKey, AuthorizedKeys, StateDir};
 use crate::transport::PublicKey;
 
@@ -20,13 +17,8 @@ pub(super) struct Arguments {
     #[command(subcommand)]
     action: Action,
 
-    /// The host's state, if it was started with --state-dir
-    #[arg(long, global = true, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    on: OnState,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,11 +49,11 @@ struct Shown {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
-    let state = StateDir::open(&state_dir(arguments.state_dir)?).map_err(CliError::system)?;
+    let (json, state) = (arguments.on.json, arguments.on.open()?);
     match arguments.action {
-        Action::List => list(&state, arguments.json),
+        Action::List => list(&state, json),
         Action::Revoke { key } => revoke(&state, &key),
-        Action::Show => show(&state, arguments.json),
+        Action::Show => show(&state, json),
     }
 }
 

@@ -3,12 +3,15 @@
 //! Each file has `Arguments`, as clap reads them, and `run`, which turns them into a configuration, lets the library
 //! work, and says what came of it. The conventions of mount(8) decide the exit code.
 
+mod completions;
 mod demo;
 mod host;
 mod key;
 mod logging;
+mod man;
 mod mount;
 mod mount_daemon;
+mod on_state;
 mod pair;
 mod status;
 mod sum;
@@ -53,6 +56,11 @@ enum Command {
     Pair(pair::Arguments),
     /// Host, mount and read sample files on this machine, and show what happened
     Demo(demo::Arguments),
+    /// Print what a shell needs to complete command lines
+    Completions(completions::Arguments),
+    /// Print a manual page, or write all of them; for packagers
+    #[command(hide = true)]
+    Man(man::Arguments),
     /// What `mount` leaves behind
     #[command(name = mount_daemon::NAME, hide = true)]
     MountDaemon(mount_daemon::Arguments),
@@ -130,6 +138,8 @@ fn run(command: Command, verbose: u8) -> Result<(), CliError> {
         Command::Key(arguments) => key::run(arguments),
         Command::Pair(arguments) => pair::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
         Command::MountDaemon(arguments) => mount_daemon::run(&arguments),
     }
 }

@@ -3,6 +3,7 @@
 //! The daemon is this program again, started afresh: a process that has threads cannot fork. What it has to know comes to it
 //! through a pipe, so that a ticket never stands among its arguments or in its environment.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -16,7 +17,8 @@ use nix::unistd::Pid;
 
 use super::CliError;
 use super::mount_daemon::{self, Job, Report};
-use crate::config::{Environment, LocalAccounts, MountOptions};
+use crate::config::{Environment, LocalAccounts, MountOptions, OPTION_FAMILIES};
+use crate::fuse::table;
 use crate::mount;
 use crate::transport::Source;
 
@@ -31,7 +33,7 @@ const TICKET_VARIABLE: &str = "WORMHOLE_TICKET";
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = OPTIONS_HELP)]
+#[command(after_help = options_help())]
 pub(super) struct Arguments {
     /// What to mount: `HOST:/EXPORT/PATH`, `wormhole://HOST[:PORT]/EXPORT/PATH`, a ticket, @FILE with a ticket, or - for a ticket on
     /// standard input; may be left out if `WORMHOLE_TICKET` holds a ticket. Then: the directory to mount it on
@@ -67,25 +69,22 @@ pub(super) struct Arguments {
     sloppy: bool,
 }
 
-const OPTIONS_HELP: &str = "\
-Mount options (`_` and `-` are the same in names):
-  ro noexec suid dev allow_other allow_root default_permissions
-                          as mount(8) and FUSE; mounts are read-only, nosuid and nodev
-  uid= gid= umask= fmask= dmask=
-                          show another owner, group, permissions
-  port= identity=FILE known_hosts=FILE credentials=FILE
-                          which host, as whom; credentials holds a ticket
-  soft hard timeo=TENTHS retrans=N
-                          operations fail after timeo x retrans (60 s), or wait until the host is back
-  actimeo= acregmin= acregmax= acdirmin= acdirmax= noac attr_timeout= entry_timeout= negative_timeout=
-                          seconds for which attributes and names are believed (1 s)
-  cache=none|strict|loose cache_dir= cache_size= cache_min_free= memory_target=
-                          what is kept, and where; loose believes attributes for 60 s
-  read_ahead=BYTES nconnect=N cc=delivery|cubic|bbr|newreno transport=auto|quic
-                          how content travels
-  bg fg retry=MINUTES     what to do while the host does not answer
-  _netdev nofail noauto user x-*
-                          for fstab; nolock, rsize= and others have no effect, -v says why";
+/// What there is to say behind `-o`, from the one table.
+fn options_help() -> String {
+    let entries = || OPTION_FAMILIES.iter().flat_map(|family| family.entries);
+    let width = entries().map(|entry| entry.typed().len()).max().unwrap_or_default();
+    let mut help = String::from("Mount options (`_` and `-` are the same in names):\n");
+    for family in OPTION_FAMILIES {
+        let _ = writeln!(help, " {}:", family.title);
+        for entry in family.entries {
+            let _ = writeln!(help, "  {:width$}  {}", entry.typed(), entry.meaning);
+        }
+    }
+    help.push_str(
+        " For fstab: _netdev nofail noauto user x-*; nolock, rsize= and others have no effect, mount.wormhole(8) says why",
+    );
+    help
+}
 
 pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), CliError> {
     let (source, mountpoint) = places(&arguments.places, std::env::var(TICKET_VARIABLE).ok())?;
@@ -171,9 +170,9 @@ fn text_of(path: &Path) -> Result<&str, CliError> {
 /// The mountpoint's true path, if it can be mounted on.
 fn check_mountpoint(typed: &Path) -> Result<PathBuf, CliError> {
     let wrong = |why: &dyn std::fmt::Display| CliError::mount(format!("{}: {why}", typed.display()));
-    let path = mount::table::resolve(typed).map_err(|error| wrong(&error))?;
-    let entry = mount::table::mount_at(&path).map_err(|error| wrong(&error))?;
-    if let Some(entry) = entry.filter(mount::table::MountEntry::is_wormhole) {
+    let path = table::resolve(typed).map_err(|error| wrong(&error))?;
+    let entry = table::mount_at(&path).map_err(|error| wrong(&error))?;
+    if let Some(entry) = entry.filter(table::MountEntry::is_wormhole) {
         return Err(wrong(&format!(
             "{} is mounted there already; `wormhole umount` takes it down",
             entry.source

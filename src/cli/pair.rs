@@ -1,7 +1,6 @@
 //! `wormhole pair`: makes, lists and revokes join tickets of a host on this machine.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,7 +11,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::CliError;
-use super::host::state_dir;
+use super::on_state::{OnState, print_json};
 use crate::host::{self, RunningHost, StateDir, TicketRecord, TicketState, TicketTerms};
 
 /// What was typed.
@@ -21,13 +20,8 @@ pub(super) struct Arguments {
     #[command(subcommand)]
     action: Action,
 
-    /// The host's state, if it was started with --state-dir
-    #[arg(long, global = true, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    on: OnState,
 }
 
 #[derive(Debug, Subcommand)]
@@ -119,10 +113,10 @@ struct Listed<'a> {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
-    let state = StateDir::open(&state_dir(arguments.state_dir)?).map_err(CliError::system)?;
+    let (json, state) = (arguments.on.json, arguments.on.open()?);
     match arguments.action {
-        Action::New { export, expires, keys } => make(&state, export, expires, keys, arguments.json),
-        Action::List => list(&state, arguments.json),
+        Action::New { export, expires, keys } => make(&state, export, expires, keys, json),
+        Action::List => list(&state, json),
         Action::Revoke { id } => revoke(&state, &id),
     }
 }
@@ -199,11 +193,6 @@ fn revoke(state: &StateDir, id: &str) -> Result<(), CliError> {
         return Ok(());
     }
     Err(CliError::usage(format!("there is no ticket {id}; `wormhole pair list` shows which there are")))
-}
-
-pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
-    println!("{}", serde_json::to_string(value).map_err(CliError::system)?);
-    Ok(())
 }
 
 /// A length of time for people: its largest unit, rounded down.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::CliError;
 use super::words::{amount, count, duration};
 use crate::control::{self, DaemonKind, LinkWord, StatusReport};
+use crate::fuse::table;
 use crate::metrics::{Metric, Reading, Readings};
-use crate::mount::table;
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);

@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 
 use super::CliError;
 use crate::control::{self, Daemon, Order};
-use crate::mount::{self, Detach, UnmountError, table::MountEntry};
+use crate::fuse::table::{self, MountEntry};
+use crate::fuse::{self, UnmountError, UnmountHow};
 
 /// How long the daemon may take to write what it holds and to end.
 const END_WAIT: Duration = Duration::from_secs(30);
@@ -41,9 +42,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         if arguments.force {
             force(&entry, daemon.as_ref())?;
         } else if arguments.lazy {
-            mount::unmount(&entry.mountpoint, Detach::Lazily).map_err(CliError::mount)?;
+            fuse::unmount(&entry.mountpoint, UnmountHow::Detach).map_err(CliError::mount)?;
         } else {
-            mount::unmount(&entry.mountpoint, Detach::WhenIdle).map_err(CliError::mount)?;
+            fuse::unmount(&entry.mountpoint, UnmountHow::Clean).map_err(CliError::mount)?;
             wait_for_end(daemon.as_ref(), END_WAIT)?;
         }
     }
@@ -53,12 +54,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
 /// The mount at a place, and its daemon if it can be found. Touches neither: both may hang.
 fn find(typed: &Path) -> Result<(MountEntry, Option<Daemon>), CliError> {
     let wrong = |why: &dyn std::fmt::Display| CliError::mount(format!("{}: {why}", typed.display()));
-    let path = mount::table::resolve(typed).map_err(|error| wrong(&error))?;
-    let mut entry = mount::table::mount_at(&path).map_err(|error| wrong(&error))?;
+    let path = table::resolve(typed).map_err(|error| wrong(&error))?;
+    let mut entry = table::mount_at(&path).map_err(|error| wrong(&error))?;
     if entry.is_none() {
         // A symbolic link that leads to it.
         let target = path.canonicalize().map_err(|error| wrong(&error))?;
-        entry = mount::table::mount_at(&target).map_err(|error| wrong(&error))?;
+        entry = table::mount_at(&target).map_err(|error| wrong(&error))?;
     }
     let entry = entry.ok_or_else(|| wrong(&"not mounted"))?;
     if !entry.is_wormhole() {
@@ -74,7 +75,7 @@ fn find(typed: &Path) -> Result<(MountEntry, Option<Daemon>), CliError> {
 fn force(entry: &MountEntry, daemon: Option<&Daemon>) -> Result<(), CliError> {
     let started = Instant::now();
     // First out of the tree, so that nobody else falls in.
-    let unmounted = mount::unmount(&entry.mountpoint, Detach::ByForce);
+    let unmounted = fuse::unmount(&entry.mountpoint, UnmountHow::Abort);
     if let Some(daemon) = daemon {
         // A daemon that hangs is what this is for.
         let told = daemon.order(Order::Abort).is_ok();
@@ -85,7 +86,7 @@ fn force(entry: &MountEntry, daemon: Option<&Daemon>) -> Result<(), CliError> {
         }
     } else if nix::unistd::geteuid().is_root() {
         // Who waits in the kernel gets ECONNABORTED, and the daemon the end of its session.
-        let _ = mount::abort_connection(entry.device_minor);
+        let _ = fuse::abort_connection(entry.device.1);
     }
     match unmounted {
         // The daemon was faster.

@@ -270,13 +270,7 @@ mod tests {
         let rates = FaultRates { broken_stream_permille: 1_000, ..FaultRates::NONE };
         let client = FaultyClient::new(host.client(), 3, rates);
         let file = (&client as &dyn Client).lookup(host.root_node(), b"f").await.unwrap();
-        let request = ReadRequest {
-            node: file.node,
-            version: file.version(),
-            range: ByteRange::new(0, file.size),
-            whole_chunks: true,
-            known: Vec::new(),
-        };
+        let request = ReadRequest::chunks_of(&file, ByteRange::new(0, file.size));
         let mut parts = client.read(request, Lane::Demand);
         let mut chunks = 0;
         while let Some(Ok(ContentPart::Chunk { .. })) = parts.recv().await {

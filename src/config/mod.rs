@@ -14,7 +14,8 @@ pub use environment::{Environment, NoHome, Side};
 pub use error::OptionError;
 pub use options::{
     Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, KernelOptions, LocalAccounts,
-    MountOptions, Ownership, Parsed, Patience, Start, TransferOptions, Visibility,
+    MountOptions, OPTION_FAMILIES, OPTIONS_FOR_OTHERS, OptionEntry, OptionFamily, Ownership, Parsed,
+    Patience, Start, TransferOptions, Visibility, options_not_yet, options_without_effect,
 };
 pub use resolve::{ConfigError, Places, mount_config};
 pub use units::Size;

@@ -3,6 +3,8 @@
 //! - `convert` (pure): attributes, times, error numbers in FUSE's terms
 //! - `filesystem`: the callbacks
 //! - `session`: mounting, the options, the end
+//! - [`table`]: which mounts there are, without touching any
+//! - `unmount`: taking them out of the tree
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
@@ -18,6 +20,9 @@ mod filesystem;
 mod notify;
 mod session;
 mod stub;
+pub mod table;
+mod unmount;
 
-pub use session::{Access, FuseConfig, FuseError, Mounted, UnmountHow, mount, unmount};
+pub use session::{Access, FuseConfig, FuseError, Mounted, mount};
 pub use stub::{StubMount, mount_stub};
+pub use unmount::{UnmountError, UnmountHow, abort_connection, unmount};

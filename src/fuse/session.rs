@@ -5,17 +5,15 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fuser::{Config, KernelConfig, MountOption, Session, SessionACL};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use tokio::sync::{oneshot, watch};
 
 use super::filesystem::Glue;
-use super::notify;
+use super::unmount::{UnmountError, UnmountHow, unmount};
+use super::{notify, table};
 use crate::fs::FileSystem;
 
 /// Who may use a mount.
@@ -74,7 +72,7 @@ impl Default for FuseConfig {
     }
 }
 
-/// Why there is no mount, or why it does not go away.
+/// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
 pub enum FuseError {
     /// The kernel or `fusermount3` refused.
@@ -92,14 +90,6 @@ pub enum FuseError {
         mountpoint: PathBuf,
         /// Why.
         source: io::Error,
-    },
-    /// It is in use, or was not mounted.
-    #[error("cannot unmount {}: {why}", mountpoint.display())]
-    Unmount {
-        /// Where.
-        mountpoint: PathBuf,
-        /// Why.
-        why: String,
     },
 }
 
@@ -232,7 +222,7 @@ impl Mounted {
     }
 
     /// Unmounts it. After [`UnmountHow::Clean`] wait for [`Self::ended`]; a detached mount ends when its last user is gone.
-    pub fn unmount(&self, how: UnmountHow) -> Result<(), FuseError> {
+    pub fn unmount(&self, how: UnmountHow) -> Result<(), UnmountError> {
         if self.has_ended() { Ok(()) } else { unmount(&self.mountpoint, how) }
     }
 }
@@ -243,65 +233,6 @@ impl Drop for Mounted {
             tracing::warn!(%error, "a mount is left behind");
         }
     }
-}
-
-/// How hard to unmount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnmountHow {
-    /// Not while it is in use.
-    Clean,
-    /// Away from its folder at once; who has files open there may go on.
-    Detach,
-    /// Everything under way fails, whoever waits (`umount -f`).
-    Abort,
-}
-
-const IN_USE: &str = "it is in use; see who with `fuser -vm`, or detach it";
-
-/// Unmounts what is mounted at `mountpoint`, which must be named as the kernel lists it; as a plain user by `fusermount3`.
-pub fn unmount(mountpoint: &Path, how: UnmountHow) -> Result<(), FuseError> {
-    let failed = |why| FuseError::Unmount { mountpoint: mountpoint.to_owned(), why };
-    let flags = match how {
-        UnmountHow::Clean => MntFlags::empty(),
-        UnmountHow::Detach => MntFlags::MNT_DETACH,
-        UnmountHow::Abort => MntFlags::MNT_FORCE,
-    };
-    match umount2(mountpoint, flags) {
-        Ok(()) => Ok(()),
-        Err(Errno::EPERM) => unmount_as_user(mountpoint, how).map_err(failed),
-        // Its requests have failed, but someone has files open: they keep what is left of it.
-        Err(Errno::EBUSY) if how == UnmountHow::Abort => unmount(mountpoint, UnmountHow::Detach),
-        Err(Errno::EBUSY) => Err(failed(IN_USE.into())),
-        Err(Errno::EINVAL) => Err(failed("nothing is mounted there".into())),
-        Err(error) => Err(failed(error.desc().into())),
-    }
-}
-
-fn unmount_as_user(mountpoint: &Path, how: UnmountHow) -> Result<(), String> {
-    if how == UnmountHow::Abort
-        && let Err(error) = abort(mountpoint)
-    {
-        // It goes from its folder all the same; who waits there waits for a deadline, or for the end of who serves it.
-        tracing::warn!(%error, "requests are not aborted; is /sys/fs/fuse/connections mounted?");
-    }
-    let mut command = Command::new("fusermount3");
-    command.arg("-u");
-    if how != UnmountHow::Clean {
-        command.arg("-z");
-    }
-    let output =
-        command.arg("--").arg(mountpoint).output().map_err(|error| format!("fusermount3: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(if said.contains("busy") { IN_USE.to_owned() } else { said.trim().to_owned() })
-}
-
-/// Makes every request of one's own mount fail, those under way too.
-fn abort(mountpoint: &Path) -> io::Result<()> {
-    let Some((_, minor)) = device_of(mountpoint) else { return Err(io::ErrorKind::NotFound.into()) };
-    std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
 }
 
 fn library_config(config: &FuseConfig) -> Config {
@@ -344,64 +275,12 @@ fn raise_read_ahead(mountpoint: &Path, read_ahead_bytes: u32) {
 
 /// The device number of what is mounted at `mountpoint`, as the kernel lists it; asks nobody on the mount.
 fn device_of(mountpoint: &Path) -> Option<(u32, u32)> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    device_in(&table, mountpoint)
-}
-
-/// Finds the newest mount on `mountpoint` in the text of `/proc/self/mountinfo`.
-fn device_in(table: &[u8], mountpoint: &Path) -> Option<(u32, u32)> {
-    use std::os::unix::ffi::OsStrExt;
-    let wanted = mountpoint.as_os_str().as_bytes();
-    let device = |line: &[u8]| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let device = std::str::from_utf8(fields.nth(2)?).ok()?.to_owned();
-        (unescape(fields.nth(1)?) == wanted).then_some(device)
-    };
-    let device = table.split(|byte| *byte == b'\n').rev().find_map(device)?;
-    let (major, minor) = device.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-/// Undoes the kernel's `\040` for a space and the like.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, behind)) = rest.split_first() {
-        let octal =
-            behind.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        if let Some(byte) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            plain.push(byte);
-            rest = &behind[3..];
-        } else {
-            plain.push(first);
-            rest = behind;
-        }
-    }
-    plain
+    table::mount_at(mountpoint).ok()?.map(|entry| entry.device)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TABLE: &[u8] = b"\
-22 28 0:21 / /proc rw,relatime - proc proc rw\n\
-90 28 0:40 / /mnt/with\\040space rw - fuse.wormhole nas:/a rw\n\
-91 28 0:41 / /mnt/a rw - fuse.wormhole nas:/a rw\n\
-92 91 0:42 / /mnt/a rw - fuse.wormhole nas:/b rw\n";
-
-    #[test]
-    fn the_newest_mount_on_a_folder_is_found() {
-        assert_eq!(device_in(TABLE, Path::new("/mnt/a")), Some((0, 42)));
-        assert_eq!(device_in(TABLE, Path::new("/mnt/with space")), Some((0, 40)));
-        assert_eq!(device_in(TABLE, Path::new("/mnt")), None);
-    }
-
-    #[test]
-    fn escapes_are_undone_and_nothing_else() {
-        assert_eq!(unescape(b"a\\040b\\134c\\"), b"a b\\c\\");
-        assert_eq!(unescape(b"\\xyz"), b"\\xyz");
-    }
 
     #[test]
     fn safe_options_are_the_default() {

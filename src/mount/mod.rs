@@ -10,8 +10,6 @@
 //! host is told goodbye, and the control socket goes last, so that `wormhole status` sees all of it.
 
 mod handle;
-pub mod table;
-mod unmount;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +19,6 @@ use tokio::time::timeout;
 
 pub use handle::MountHandle;
 use handle::Wanted;
-pub use unmount::{Detach, UnmountError, abort_connection, unmount};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};

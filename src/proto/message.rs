@@ -178,6 +178,13 @@ pub struct ReadRequest {
     pub known: Vec<Option<ChunkHash>>,
 }
 
+impl ReadRequest {
+    /// For whole chunks of a file as it is now, with none of them at hand.
+    pub const fn chunks_of(file: &Attributes, range: ByteRange) -> Self {
+        Self { node: file.node, version: file.version(), range, whole_chunks: true, known: Vec::new() }
+    }
+}
+
 /// What [`Request::Seek`] looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SeekTarget {

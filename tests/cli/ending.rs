@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::stage::{Stage, can_mount, code, errors, eventually, mount_at, succeeds, wormhole};
+use super::stage::{Stage, can_mount, code, errors, mount_at, succeeds, wait_until, wormhole};
 
 fn pid_of(status: &Value) -> Pid {
     Pid::from_raw(i32::try_from(status["pid"].as_i64().unwrap()).unwrap())
@@ -57,8 +57,8 @@ fn in_front_ctrl_c_unmounts() {
     let stage = Stage::new();
     let mountpoint = stage.mountpoint("mnt");
     let mut front = stage.mount_command(&stage.ticket, &mountpoint).arg("-f").spawn().unwrap();
-    eventually("mounted", || mount_at(&mountpoint).is_some());
-    eventually("readable", || fs::metadata(mountpoint.join("hello")).is_ok());
+    wait_until("mounted", || mount_at(&mountpoint).is_some());
+    wait_until("readable", || fs::metadata(mountpoint.join("hello")).is_ok());
     let status = Stage::status(&mountpoint);
     assert_eq!(status["pid"].as_u64().unwrap(), u64::from(front.id()), "it is not in front");
     let arguments = fs::read_to_string(format!("/proc/{}/cmdline", front.id())).unwrap();
@@ -103,7 +103,7 @@ fn a_dead_host_does_not_keep_a_mount() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("the reader waits", || {
+    wait_until("the reader waits", || {
         let now = Stage::status(&mountpoint);
         now["requests_in_flight"].as_u64().unwrap() > 0
     });
@@ -124,7 +124,7 @@ fn a_daemon_that_hangs_does_not_keep_a_mount() {
     kill(pid_of(&status), Signal::SIGSTOP).unwrap();
     succeeds(wormhole().args(["umount", "-f"]).arg(&mountpoint));
     assert!(mount_at(&mountpoint).is_none());
-    eventually("killed", || !super::stage::is_alive(status["pid"].as_u64().unwrap()));
+    wait_until("killed", || !super::stage::is_alive(status["pid"].as_u64().unwrap()));
     // The next look cleans up what the killed daemon could not.
     succeeds(wormhole().arg("status"));
     Stage::nothing_is_left(&mountpoint, &status);
@@ -149,7 +149,7 @@ fn who_gives_up_waiting_leaves_nothing() {
             .collect::<Vec<u64>>()
     };
     let mut daemon = 0;
-    eventually("the daemon has started", || {
+    wait_until("the daemon has started", || {
         daemon = daemons().first().copied().unwrap_or(0);
         daemon != 0
     });
@@ -158,7 +158,7 @@ fn who_gives_up_waiting_leaves_nothing() {
         let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
     }
     assert!(!waiting.wait().unwrap().success());
-    eventually("the daemon is gone", || !super::stage::is_alive(daemon));
+    wait_until("the daemon is gone", || !super::stage::is_alive(daemon));
     assert!(mount_at(&mountpoint).is_none());
     kill(stage.host_pid(), Signal::SIGCONT).unwrap();
 }
@@ -205,6 +205,6 @@ fn a_daemon_that_ends_leaves_the_next_mount_alone() {
         names.iter().filter(|name| name.to_str().unwrap().starts_with(key.as_deref().unwrap_or("?"))).count()
             == 1
     };
-    eventually("the daemons of before have ended", others_are_gone);
+    wait_until("the daemons of before have ended", others_are_gone);
     assert_eq!(fs::read_to_string(mountpoint.join("hello")).unwrap(), "hello, world\n");
 }

@@ -3,6 +3,7 @@
 
 mod ending;
 mod errors;
+mod manual;
 mod options;
 mod session;
 mod stage;

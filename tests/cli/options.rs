@@ -106,7 +106,7 @@ fn the_link_is_made_as_told() {
     for cc in ["delivery", "cubic", "bbr", "newreno"] {
         let mountpoint = stage.mount("mnt", &format!("nconnect=3,cc={cc},memory_target=64M,cache=none"));
         assert_eq!(fs::read(mountpoint.join("below/large")).unwrap().len(), 5_000_000, "{cc}");
-        super::stage::eventually("three connections", || Stage::status(&mountpoint)["connections"] == 3);
+        super::stage::wait_until("three connections", || Stage::status(&mountpoint)["connections"] == 3);
         unmount(&mountpoint);
     }
 }
@@ -122,7 +122,7 @@ fn a_deadline_that_passes_is_an_error() {
     let error = fs::read(mountpoint.join("below/large")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
     nix::sys::signal::kill(stage.host_pid(), nix::sys::signal::Signal::SIGCONT).unwrap();
-    super::stage::eventually("it comes back", || fs::read(mountpoint.join("below/large")).is_ok());
+    super::stage::wait_until("it comes back", || fs::read(mountpoint.join("below/large")).is_ok());
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn nothing_is_read_ahead_when_told_so() {
         (mountpoint, file)
     };
     let (mountpoint, file) = read("cache=none");
-    super::stage::eventually("more than was read", || host_bytes(&mountpoint) > 2_600_000);
+    super::stage::wait_until("more than was read", || host_bytes(&mountpoint) > 2_600_000);
     drop(file);
     unmount(&mountpoint);
     let (mountpoint, file) = read("read_ahead=0,cache=none");
@@ -164,7 +164,7 @@ fn files_of_the_client_are_where_they_are_told_to_be() {
     let mountpoint = stage.mount("mnt", &options);
     unmount(&mountpoint);
     assert!(stage.path("keys/mine").exists() && stage.path("keys/hosts").exists());
-    assert!(!stage.path("state").exists());
+    assert!(!stage.path("client-state").exists());
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn the_ticket_is_seen_nowhere() {
         },
         &|| {
             let mut command = wormhole();
-            command.arg("mount").arg("--state-dir").arg(stage.path("state")).arg(&mountpoint);
+            command.arg("mount").arg("--state-dir").arg(stage.path("client-state")).arg(&mountpoint);
             succeeds(command.args(["-o", "cache=none"]).env("WORMHOLE_TICKET", &stage.ticket));
         },
         &|| {
@@ -171,8 +171,8 @@ fn a_mount_in_the_background_comes_when_the_host_does() {
     assert!(errors(&output).contains("in the background"), "{}", errors(&output));
     assert!(mount_at(&mountpoint).is_none());
     stage.start_host(&listening);
-    super::stage::eventually("mounted", || mount_at(&mountpoint).is_some());
-    super::stage::eventually("readable", || fs::metadata(mountpoint.join("hello")).is_ok());
+    super::stage::wait_until("mounted", || mount_at(&mountpoint).is_some());
+    super::stage::wait_until("readable", || fs::metadata(mountpoint.join("hello")).is_ok());
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn an_interrupted_demonstration_cleans_up() {
         .spawn()
         .unwrap();
     let mounted = || super::stage::mount_table().contains(below.to_str().unwrap());
-    super::stage::eventually("it has mounted", mounted);
+    super::stage::wait_until("it has mounted", mounted);
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(demo.id().cast_signed()),
         nix::sys::signal::Signal::SIGINT,

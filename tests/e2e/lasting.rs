@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::relay::Relay;
-use super::world::{World, noise, printed_by, wait_until};
+use crate::world::{World, noise, printed_by, wait_until};
 
 #[test]
 fn what_was_read_is_not_sent_again_after_a_remount() {

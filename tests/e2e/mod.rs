@@ -8,4 +8,3 @@ mod programs;
 mod reading;
 mod relay;
 mod trust;
-mod world;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::world::{WORMHOLE, World, noise, printed_by, run, words};
+use crate::world::{WORMHOLE, World, noise, printed_by, run, words};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::Mode;
 
-use super::world::{World, noise, printed_by, run};
+use crate::world::{World, noise, printed_by, run};
 
 /// Everything that trips file systems up, below `root`.
 fn grow_nasty_tree(root: &Path) {
@@ -250,9 +250,9 @@ fn changes_on_the_host_are_seen() {
     let mut old = String::new();
     (&open_before).read_to_string(&mut old).unwrap();
     assert_eq!(old, "1\n", "an open file outlives its name");
-    super::world::wait_until("the new name is seen", || {
+    crate::world::wait_until("the new name is seen", || {
         fs::read(mount.path("log")).unwrap() == b"replaced\n"
     });
     fs::remove_file(&file).unwrap();
-    super::world::wait_until("the removal is seen", || !mount.path("log").exists());
+    crate::world::wait_until("the removal is seen", || !mount.path("log").exists());
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use super::world::{WORMHOLE, World, printed_by, run, words};
+use crate::world::{WORMHOLE, World, printed_by, run, words};
 
 /// Mounts with `source` and expects a refusal; gives its words.
 fn refusal(world: &World, source: &str, options: &str) -> String {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use wormhole::client::memory::MemoryHost;
 use wormhole::fs::Freshness;
-use wormhole::fuse::{FuseError, UnmountHow, mount_stub};
+use wormhole::fuse::{UnmountError, UnmountHow, mount_stub};
 
 use super::{MountedWorld, has_fuse, is_mounted};
 
@@ -34,7 +34,7 @@ fn a_mount_in_use_is_not_unmounted_but_can_be_detached() {
     let Some(world) = MountedWorld::new(host()) else { return };
     let mut file = File::open(world.path("large")).unwrap();
     let refused = world.mounted.unmount(UnmountHow::Clean).unwrap_err();
-    assert!(matches!(refused, FuseError::Unmount { .. }));
+    assert!(matches!(refused, UnmountError::Busy(_)));
     assert!(refused.to_string().contains("in use"), "{refused}");
     world.mounted.unmount(UnmountHow::Detach).unwrap();
     assert!(!is_mounted(world.folder.path()));

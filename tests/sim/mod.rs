@@ -66,13 +66,7 @@ fn api(client: &Arc<QuicClient>) -> Arc<dyn Client> {
 
 /// Whole chunks of `len` bytes from `offset` on.
 fn chunks_of(file: &Attributes, offset: u64, len: u64) -> ReadRequest {
-    ReadRequest {
-        node: file.node,
-        version: file.version(),
-        range: ByteRange::new(offset, len),
-        whole_chunks: true,
-        known: Vec::new(),
-    }
+    ReadRequest::chunks_of(file, ByteRange::new(offset, len))
 }
 
 /// Takes one part after the other; the bytes in order of arrival.

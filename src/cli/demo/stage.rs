@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use super::CliError;
 use crate::config::Environment;
 use crate::control;
+use crate::fuse::table;
 use crate::metrics::Metric;
-use crate::mount::table;
 
 /// How long the host may take to end before it is killed.
 const HOST_END_WAIT: Duration = Duration::from_secs(5);

@@ -5,13 +5,7 @@ use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex};
 use crate::proto::{ErrorCode, SeekTarget};
 
 fn read_of(attributes: &Attributes, offset: u64, len: u64) -> ReadRequest {
-    ReadRequest {
-        node: attributes.node,
-        version: attributes.version(),
-        range: ByteRange::new(offset, len),
-        whole_chunks: true,
-        known: Vec::new(),
-    }
+    ReadRequest::chunks_of(attributes, ByteRange::new(offset, len))
 }
 
 /// All parts of a read as text: what, where, how long.

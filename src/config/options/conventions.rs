@@ -8,17 +8,19 @@ use crate::config::words::Word;
 enum Takes {
     Nothing,
     Number,
+    /// One of these words, separated by `, `.
+    Words(&'static str),
 }
 
-/// Meant for mount(8), systemd or a desktop: nobody needs to hear that wormhole does nothing with them.
-const FOR_OTHERS: &[&str] = &[
+/// Meant for mount(8), systemd or a desktop: nobody needs to hear that wormhole does nothing with them. So is what begins with
+/// `x-`.
+pub const OPTIONS_FOR_OTHERS: &[&str] = &[
     "_netdev", "_rnetdev", "nofail", "noauto", "auto", "user", "users", "nouser", "owner", "noowner",
     "group", "nogroup", "defaults", "comment", "helper", "uhelper", "silent", "loud",
 ];
 
 /// Accepted because people bring them, with the reason why they change nothing.
 const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
-    ("ro", Takes::Nothing, ""),
     ("atime", Takes::Nothing, READ_ONLY),
     ("noatime", Takes::Nothing, READ_ONLY),
     ("diratime", Takes::Nothing, READ_ONLY),
@@ -32,62 +34,95 @@ const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
     ("sync", Takes::Nothing, READ_ONLY),
     ("async", Takes::Nothing, READ_ONLY),
     ("dirsync", Takes::Nothing, READ_ONLY),
+    ("wsize", Takes::Number, READ_ONLY),
     ("mand", Takes::Nothing, LOCKS),
     ("nomand", Takes::Nothing, LOCKS),
     ("nolock", Takes::Nothing, LOCKS),
     ("nobrl", Takes::Nothing, LOCKS),
     ("locallocks", Takes::Nothing, LOCKS),
-    ("intr", Takes::Nothing, "every operation can be interrupted"),
-    ("nointr", Takes::Nothing, "every operation can be interrupted"),
+    ("local_lock", Takes::Words("all, flock, posix"), LOCKS),
+    ("intr", Takes::Nothing, INTERRUPTIBLE),
+    ("nointr", Takes::Nothing, INTERRUPTIBLE),
     ("reconnect", Takes::Nothing, "a lost connection is always made again"),
     ("rsize", Takes::Number, "the size of requests follows the reader and the link"),
-    ("wsize", Takes::Number, READ_ONLY),
+    ("compress", Takes::Words("auto, off"), "content travels uncompressed in this version"),
+    ("idmap", Takes::Words("none"), ""),
 ];
 
 const READ_ONLY: &str = "the mount is read-only";
 const LOCKS: &str = "locks are kept on this machine in this version";
+const INTERRUPTIBLE: &str = "every operation can be interrupted";
+
+/// What the contract promises for later, with the one value that is refused (any if empty) and what to do instead.
+const NOT_YET: &[(&str, &str, &str)] = &[
+    ("rw", "", "mounts are read-only for now, use `ro`"),
+    ("remount", "", "unmount and mount again"),
+    ("idmap", "user", IDMAP),
+    ("idmap", "file", IDMAP),
+    ("uidfile", "", "use uid= and gid="),
+    ("gidfile", "", "use uid= and gid="),
+    ("compress", "on", "content travels uncompressed for now"),
+    ("bwlimit", "", "limit the host's sending instead"),
+    ("lock", "", LOCAL),
+    ("brl", "", LOCAL),
+    ("local_lock", "none", "use local_lock=all"),
+    ("transport", "tcp", "use transport=quic, and let UDP through"),
+    ("nosoftreval", "", "what is known is served while the host is away"),
+];
+
+const IDMAP: &str = "use idmap=none, with uid= and gid= to show another owner";
+const LOCAL: &str = "locks are kept on this machine, see `nolock`";
+
+/// Refuses what is promised for later.
+pub(super) fn refuse_not_yet(word: &Word) -> Result<(), OptionError> {
+    let is_meant = |&&(name, value, _): &&(&str, &str, &str)| {
+        word.name == name && (value.is_empty() || word.value.as_deref() == Some(value))
+    };
+    NOT_YET.iter().find(is_meant).map_or(Ok(()), |(.., instead)| Err(word.not_available(instead)))
+}
 
 /// Why an option that sets nothing is accepted: `Some("")` if that needs no words, `None` if it is unknown.
 pub(super) fn ignored(word: &Word) -> Result<Option<&'static str>, OptionError> {
     if word.typed.starts_with("x-") || word.typed.starts_with("X-") {
         return Ok(Some(""));
     }
-    if FOR_OTHERS.contains(&word.name.as_str()) {
+    if OPTIONS_FOR_OTHERS.contains(&word.name.as_str()) {
         return Ok(Some(""));
     }
-    if let Some((_, takes, reason)) = WITHOUT_EFFECT.iter().find(|(name, ..)| *name == word.name) {
-        check(word, *takes)?;
-        return Ok(Some(reason));
-    }
-    promised(word)
-}
-
-fn check(word: &Word, takes: Takes) -> Result<(), OptionError> {
+    let Some((_, takes, reason)) = WITHOUT_EFFECT.iter().find(|(name, ..)| *name == word.name) else {
+        return Ok(None);
+    };
     match takes {
-        Takes::Nothing => word.flag(),
-        Takes::Number => word.value("a number of bytes", crate::config::units::bytes).map(|_| ()),
+        Takes::Nothing => word.flag()?,
+        Takes::Number => word.value("a number of bytes", crate::config::units::bytes).map(|_| ())?,
+        Takes::Words(allowed) => {
+            word.value(allowed, |text| allowed.split(", ").any(|known| known == text).then_some(()))?;
+        }
     }
+    Ok(Some(reason))
 }
 
-/// What the contract promises for later: refused by name, or accepted where the value asks for what happens anyway.
-fn promised(word: &Word) -> Result<Option<&'static str>, OptionError> {
-    match (word.name.as_str(), word.value.as_deref()) {
-        ("rw", _) => Err(word.not_available("mounts are read-only for now, use `ro`")),
-        ("remount", _) => Err(word.not_available("unmount and mount again")),
-        ("idmap", Some("none")) => Ok(Some("")),
-        ("idmap", Some("user" | "file")) => {
-            Err(word.not_available("use idmap=none, with uid= and gid= to show another owner"))
+/// Options that are accepted and change nothing, as they are typed, under the reason why.
+pub fn options_without_effect() -> Vec<(&'static str, Vec<String>)> {
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for (name, takes, reason) in WITHOUT_EFFECT {
+        let typed = match takes {
+            Takes::Nothing => (*name).to_owned(),
+            Takes::Number => format!("{name}=BYTES"),
+            Takes::Words(words) => format!("{name}={}", words.replace(", ", "|")),
+        };
+        let reason = if reason.is_empty() { "this is what happens anyway" } else { reason };
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(typed),
+            None => reasons.push((reason, vec![typed])),
         }
-        ("idmap", _) => word.value("none", |_| None),
-        ("uidfile" | "gidfile", _) => Err(word.not_available("use uid= and gid=")),
-        ("compress", Some("auto" | "off")) => Ok(Some("content travels uncompressed in this version")),
-        ("compress", Some("on")) => Err(word.not_available("content travels uncompressed for now")),
-        ("compress", _) => word.value("auto, off", |_| None),
-        ("bwlimit", _) => Err(word.not_available("limit the host's sending instead")),
-        ("lock" | "brl", _) => Err(word.not_available("locks are kept on this machine, see `nolock`")),
-        ("local_lock", Some("all" | "flock" | "posix")) => Ok(Some(LOCKS)),
-        ("local_lock", Some("none")) => Err(word.not_available("use local_lock=all")),
-        ("local_lock", _) => word.value("all, flock, posix", |_| None),
-        _ => Ok(None),
     }
+    reasons
+}
+
+/// Options that are refused in this version, as they are typed, with what to do instead.
+pub fn options_not_yet() -> impl Iterator<Item = (String, &'static str)> {
+    NOT_YET.iter().map(|(name, value, instead)| {
+        (if value.is_empty() { (*name).to_owned() } else { format!("{name}={value}") }, *instead)
+    })
 }

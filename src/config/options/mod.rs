@@ -1,13 +1,18 @@
 //! Mount options: what there is to say, and how it is said.
 //!
-//! Pure. Every option that is accepted either sets a field here or stands in [`conventions`] with the reason why it sets none.
+//! Pure. Every option that is accepted either stands in [`table`] and sets a field here, or in [`conventions`] with the reason why it
+//! sets none.
 //! Of an option that is given twice the last one counts, as in mount(8).
 
 mod conventions;
 mod read;
+mod table;
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use conventions::{OPTIONS_FOR_OTHERS, options_not_yet, options_without_effect};
+pub use table::{OPTION_FAMILIES, OptionEntry, OptionFamily};
 
 use super::units::Size;
 use super::words;
@@ -254,7 +259,8 @@ impl MountOptions {
         let mut remarks = Vec::new();
         for list in lists {
             for word in words::split(list)? {
-                if options.read(&word, environment, accounts)? {
+                conventions::refuse_not_yet(&word)?;
+                if table::entry(&word.name).is_some() && options.read(&word, environment, accounts)? {
                     continue;
                 }
                 match conventions::ignored(&word)? {

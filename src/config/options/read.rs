@@ -38,6 +38,8 @@ impl MountOptions {
     fn read_kernel(&mut self, word: &Word, environment: &Environment) -> Result<bool, OptionError> {
         let kernel = &mut self.kernel;
         match word.name.as_str() {
+            // Mounts are read-only anyway.
+            "ro" => {}
             "exec" | "noexec" => kernel.no_exec = word.name == "noexec",
             "nosuid" => kernel.suid = false,
             "nodev" => kernel.dev = false,
@@ -84,9 +86,6 @@ impl MountOptions {
             "identity" | "identityfile" => host.identity = Some(path(word)?),
             "known_hosts" => host.known_hosts = Some(path(word)?),
             "credentials" => host.credentials = Some(path(word)?),
-            "transport" if word.value.as_deref() == Some("tcp") => {
-                return Err(word.not_available("use transport=quic, and let UDP through"));
-            }
             "transport" => word.value("auto, quic", |text| ["auto", "quic"].contains(&text).then_some(()))?,
             _ => return Ok(false),
         }
@@ -112,9 +111,6 @@ impl MountOptions {
             "soft" | "softerr" => patience.hard = false,
             // What is known always answers while the host does not.
             "softreval" => {}
-            "nosoftreval" => {
-                return Err(word.not_available("what is known is served while the host is away"));
-            }
             _ => return Ok(false),
         }
         word.flag().map(|()| true)

@@ -274,6 +274,33 @@ const CONTRACT: &str = "ro noexec nosuid nodev noatime allow_other allow_root de
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \
     transport=auto cc=bbr compress=auto bg fg retry=1 _netdev nofail noauto user x-y";
 
+/// What is accepted beyond the contract, because people bring it.
+const BEYOND: &str = "exec suid dev identityfile=/a softerr";
+
+#[test]
+fn the_table_holds_what_is_read_and_nothing_else() {
+    let samples: Vec<&str> = CONTRACT.split_whitespace().chain(BEYOND.split_whitespace()).collect();
+    for entry in OPTION_FAMILIES.iter().flat_map(|family| family.entries) {
+        let sample = samples.iter().find(|sample| sample.split('=').next() == Some(entry.name));
+        let sample = sample.unwrap_or_else(|| panic!("{} has no sample here", entry.name));
+        assert_eq!(sample.contains('='), !entry.value.is_empty(), "{}", entry.typed());
+        let mut options = MountOptions::default();
+        for word in words::split(sample).unwrap() {
+            let taken = options.read(&word, &Environment::default(), &Villagers).unwrap();
+            assert!(taken, "{sample} stands in the table, but nobody reads it");
+        }
+        for word in entry.value.split('|').filter(|_| entry.value.contains('|')) {
+            assert!(parse(&format!("{}={word}", entry.name)).is_ok(), "{}={word}", entry.name);
+        }
+    }
+    for sample in samples {
+        let name = sample.split('=').next().unwrap();
+        let ignored =
+            words::split(sample).unwrap().iter().all(|word| conventions::ignored(word).unwrap().is_some());
+        assert!(ignored || table::entry(name).is_some(), "{name} is not in the table");
+    }
+}
+
 #[test]
 fn every_name_of_the_contract_is_taken_with_either_hyphen() {
     let names: BTreeSet<_> = CONTRACT.split_whitespace().collect();

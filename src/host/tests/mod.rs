@@ -245,13 +245,7 @@ struct Part {
 
 /// A request for whole chunks.
 fn chunks(file: &Attributes, offset: u64, len: u64) -> ReadRequest {
-    ReadRequest {
-        node: file.node,
-        version: file.version(),
-        range: ByteRange::new(offset, len),
-        whole_chunks: true,
-        known: Vec::new(),
-    }
+    ReadRequest::chunks_of(file, ByteRange::new(offset, len))
 }
 
 /// A request for exactly some bytes.

@@ -7,15 +7,17 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-/// How much is waited for.
+use super::table;
+
+/// How hard to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detach {
-    /// Refuse while anybody uses it.
-    WhenIdle,
-    /// Out of the tree at once; it ends with its last user.
-    Lazily,
-    /// As [`Self::Lazily`], and whoever waits for an answer gets an error.
-    ByForce,
+pub enum UnmountHow {
+    /// Not while anybody uses it.
+    Clean,
+    /// Out of the tree at once; who has files open there may go on, and it ends with its last user.
+    Detach,
+    /// As [`Self::Detach`], and whoever waits for an answer gets an error (`umount -f`).
+    Abort,
 }
 
 /// Why a mount is still there.
@@ -46,17 +48,17 @@ pub enum UnmountError {
     },
 }
 
-/// Unmounts what is at `mountpoint`.
-pub fn unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
-    let flags = match detach {
-        Detach::WhenIdle => MntFlags::empty(),
-        Detach::Lazily => MntFlags::MNT_DETACH,
-        Detach::ByForce => MntFlags::MNT_DETACH | MntFlags::MNT_FORCE,
+/// Unmounts what is at `mountpoint`, which must be named as the kernel lists it.
+pub fn unmount(mountpoint: &Path, how: UnmountHow) -> Result<(), UnmountError> {
+    let flags = match how {
+        UnmountHow::Clean => MntFlags::empty(),
+        UnmountHow::Detach => MntFlags::MNT_DETACH,
+        UnmountHow::Abort => MntFlags::MNT_DETACH | MntFlags::MNT_FORCE,
     };
     let place = mountpoint.to_owned();
     match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(Errno::EPERM) => by_fusermount(mountpoint, detach),
+        Err(Errno::EPERM) => by_fusermount(mountpoint, how),
         Err(Errno::EBUSY) => Err(UnmountError::Busy(place)),
         Err(Errno::EINVAL | Errno::ENOENT) => Err(UnmountError::NotMounted(place)),
         Err(error) => Err(UnmountError::System { mountpoint: place, why: error.desc().to_owned() }),
@@ -64,10 +66,16 @@ pub fn unmount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
 }
 
 /// fusermount3 is set-user-id root and unmounts what its caller has mounted.
-fn by_fusermount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> {
+fn by_fusermount(mountpoint: &Path, how: UnmountHow) -> Result<(), UnmountError> {
     let place = mountpoint.to_owned();
+    if how == UnmountHow::Abort
+        && let Err(error) = abort(mountpoint)
+    {
+        // It goes from its folder all the same; who waits there waits for a deadline, or for the end of who serves it.
+        tracing::debug!(%error, "requests are not aborted; is /sys/fs/fuse/connections mounted?");
+    }
     let mut command = Command::new("fusermount3");
-    command.arg(if detach == Detach::WhenIdle { "-u" } else { "-uz" }).arg("--").arg(mountpoint);
+    command.arg(if how == UnmountHow::Clean { "-u" } else { "-uz" }).arg("--").arg(mountpoint);
     // Its words are compared below.
     command.env("LC_ALL", "C").stdin(Stdio::null());
     let output = match command.output() {
@@ -92,7 +100,13 @@ fn by_fusermount(mountpoint: &Path, detach: Detach) -> Result<(), UnmountError> 
     })
 }
 
-/// Makes the kernel answer everybody who waits for the daemon of a FUSE connection. For root.
+/// Makes every request of one's own mount fail, those under way too.
+fn abort(mountpoint: &Path) -> io::Result<()> {
+    let entry = table::mount_at(mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
+    abort_connection(entry.device.1)
+}
+
+/// Makes the kernel answer everybody who waits for the daemon of a FUSE connection. For root, and who mounted it.
 pub fn abort_connection(device_minor: u32) -> io::Result<()> {
     std::fs::write(format!("/sys/fs/fuse/connections/{device_minor}/abort"), "1")
 }

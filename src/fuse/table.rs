@@ -18,8 +18,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// What is mounted, as shown to people.
     pub source: String,
-    /// The minor number of its device: what the kernel calls a FUSE connection by.
-    pub device_minor: u32,
+    /// The numbers of its device, major and minor; the kernel calls a FUSE connection by the minor one.
+    pub device: (u32, u32),
 }
 
 impl MountEntry {
@@ -36,7 +36,11 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
 
 /// What is mounted at `mountpoint`, the topmost if there are several.
 pub fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
-    Ok(mounts()?.into_iter().rev().find(|entry| entry.mountpoint == mountpoint))
+    Ok(newest_at(mounts()?, mountpoint))
+}
+
+fn newest_at(mounts: Vec<MountEntry>, mountpoint: &Path) -> Option<MountEntry> {
+    mounts.into_iter().rev().find(|entry| entry.mountpoint == mountpoint)
 }
 
 /// The absolute path of what may be a mountpoint. Its last name is not looked at, only what lies above.
@@ -59,12 +63,12 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let (device, mountpoint) = (words.get(2)?, words.get(4)?);
     // Optional words stand before the lone hyphen.
     let behind = words.iter().skip(6).position(|word| *word == b"-")? + 7;
-    let (_, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
+    let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
     Some(MountEntry {
         mountpoint: OsString::from_vec(unescape(mountpoint)).into(),
         fs_type: String::from_utf8_lossy(words.get(behind)?).into_owned(),
         source: String::from_utf8_lossy(&unescape(words.get(behind + 1)?)).into_owned(),
-        device_minor: minor.parse().ok()?,
+        device: (major.parse().ok()?, minor.parse().ok()?),
     })
 }
 
@@ -103,10 +107,18 @@ mod tests {
             mountpoint: "/mnt/a b".into(),
             fs_type: FS_TYPE.to_owned(),
             source: "nas:/media".to_owned(),
-            device_minor: 45,
+            device: (0, 45),
         };
         assert_eq!(entries[2], expected);
         assert!(expected.is_wormhole() && !entries[0].is_wormhole());
+    }
+
+    #[test]
+    fn the_newest_mount_on_a_folder_is_found() {
+        let table = b"91 28 0:41 / /mnt/a rw - fuse.wormhole nas:/a rw\n\
+            92 91 0:42 / /mnt/a rw - fuse.wormhole nas:/b rw\n";
+        let device = |place: &str| newest_at(parse(table), Path::new(place)).map(|entry| entry.device);
+        assert_eq!((device("/mnt/a"), device("/mnt")), (Some((0, 42)), None));
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! A host, a mount and the folders they need; everything is taken down when dropped, also after a failed assertion.
 
+mod process;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use wormhole::transport::{HostAddress, Ticket};
 
-/// The binary under test.
-pub(crate) const WORMHOLE: &str = env!("CARGO_BIN_EXE_wormhole");
-
-/// How long anything may take that should be done at once; generous, because machines under test are slow.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use process::{
+    WORMHOLE, can_mount, code, errors, is_alive, mount_at, mount_table, printed_by, run, succeeds,
+    wait_until, words, wormhole,
+};
 
 /// Folders of one test.
 pub(crate) struct World {
@@ -23,10 +24,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        assert!(
-            Path::new("/dev/fuse").exists(),
-            "there is no /dev/fuse here, so real mounts cannot be tested: load the fuse module or give the container the device"
-        );
+        assert!(can_mount(), "this test is nothing without a mount");
         let folder = tempfile::Builder::new().prefix("wormhole-e2e-").tempdir().unwrap();
         let world = Self { folder };
         fs::create_dir(world.source()).unwrap();
@@ -35,12 +33,12 @@ impl World {
 
     /// What is exported.
     pub(crate) fn source(&self) -> PathBuf {
-        self.path("source")
+        self.path("export")
     }
 
     /// Any other path of the test.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.path().canonicalize().unwrap().join(name)
     }
 
     /// Hosts the source folder as `export`, on a free port.
@@ -50,12 +48,11 @@ impl World {
 
     /// Hosts the source folder at an address, with more arguments.
     pub(crate) fn host_on(&self, listen: &str, arguments: &[&str]) -> Host {
-        let mut child = Command::new(WORMHOLE)
+        let mut child = wormhole()
             .args(["host", "--listen", listen, "--state-dir"])
             .arg(self.path("host-state"))
             .args(arguments)
             .arg(format!("export={}", self.source().display()))
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -88,15 +85,53 @@ impl World {
     pub(crate) fn try_mount_as(&self, name: &str, source: &str, options: &str) -> (Mount, Output) {
         let point = self.path(name);
         fs::create_dir_all(&point).unwrap();
-        let mut command = Command::new(WORMHOLE);
-        command.args(["mount", source]).arg(&point);
-        command.arg("--state-dir").arg(self.path("client-state")).arg("--cache-dir").arg(self.path("cache"));
+        let mut command = self.mount_command(source, &point);
         if !options.is_empty() {
             command.args(["-o", options]);
         }
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        let output = command.output().unwrap();
         (Mount { point }, output)
     }
+}
+
+impl World {
+    /// `wormhole mount` of a source, with state and cache of this world.
+    pub(crate) fn mount_command(&self, source: &str, mountpoint: &Path) -> Command {
+        let mut command = wormhole();
+        command.arg("mount").arg("--state-dir").arg(self.path("client-state"));
+        command.arg("-o").arg(format!("cache_dir={}", self.path("cache").display()));
+        command.arg(source).arg(mountpoint);
+        command
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let below = self.path("");
+        for line in mount_table().lines() {
+            let mountpoint = line.split(' ').nth(4).unwrap_or_default();
+            if Path::new(mountpoint).starts_with(&below) {
+                take_down(mountpoint);
+            }
+        }
+    }
+}
+
+/// By all means.
+fn take_down(mountpoint: &str) {
+    run(WORMHOLE, &["umount", "-f", mountpoint]);
+    if mount_at(Path::new(mountpoint)).is_some() {
+        run("umount", &["-l", mountpoint]);
+    }
+}
+
+/// What `wormhole status --json` says of the mount there.
+#[track_caller]
+pub(crate) fn status_of(mountpoint: &Path) -> Value {
+    let text = succeeds(wormhole().args(["status", "--json"]).arg(mountpoint));
+    let reports: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(reports.as_array().unwrap().len(), 1, "{text}");
+    reports[0].clone()
 }
 
 /// A host process.
@@ -150,8 +185,7 @@ impl Mount {
     }
 
     pub(crate) fn is_mounted(&self) -> bool {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        mounts.lines().any(|line| line.split(' ').nth(1) == self.point.to_str())
+        mount_at(&self.point).is_some()
     }
 
     /// The process id of the daemon behind this mount.
@@ -167,53 +201,16 @@ impl Mount {
     }
 
     /// What `wormhole status --json` says of this mount.
-    pub(crate) fn status(&self) -> serde_json::Value {
-        let output = run(WORMHOLE, &["status", self.point.to_str().unwrap(), "--json"]);
-        assert!(output.status.success(), "status: {}", words(&output));
-        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let all = all.as_array().expect("status prints a list").clone();
-        let ours = all.into_iter().find(|one| one["mountpoint"].as_str() == self.point.to_str());
-        ours.expect("the mount is in the list")
+    pub(crate) fn status(&self) -> Value {
+        status_of(&self.point)
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.is_mounted() {
-            run(WORMHOLE, &["umount", "-f", self.point.to_str().unwrap()]);
-            if self.is_mounted() {
-                run("umount", &["-l", self.point.to_str().unwrap()]);
-            }
+            take_down(self.point.to_str().unwrap());
         }
-    }
-}
-
-/// Runs a program to its end.
-pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    output.unwrap_or_else(|error| {
-        panic!("{program} cannot be run ({error}); is its package installed? .ci/run lists them")
-    })
-}
-
-/// Runs a program which must succeed, and gives what it printed.
-pub(crate) fn printed_by(program: &str, arguments: &[&str]) -> String {
-    let output = run(program, arguments);
-    assert!(output.status.success(), "{program} {arguments:?}: {}", words(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a program said to people.
-pub(crate) fn words(output: &Output) -> String {
-    format!("{} {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
-}
-
-/// Waits for something that must come.
-pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let patience = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < patience, "waited {} s in vain until {what}", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -27,8 +27,8 @@ use crate::proto::SeekTarget;
 const GENERATION: Generation = Generation(0);
 
 /// What the kernel is offered, where it has it.
-const CAPABILITIES: [InitFlags; 11] = [
-    // An abort is told from an unmount.
+const CAPABILITIES: [InitFlags; 10] = [
+    // An abort is told from an unmount: readers get ECONNABORTED and not a story about sockets.
     InitFlags::FUSE_ABORT_ERROR,
     // Reads of one file at once, in any order.
     InitFlags::FUSE_ASYNC_READ,
@@ -45,8 +45,6 @@ const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     // Shared mappings of files that are read past the page cache.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-    // Readers of an aborted mount get ECONNABORTED and not a story about sockets.
-    InitFlags::FUSE_ABORT_ERROR,
 ];
 
 /// What the FUSE library calls.
@@ -71,8 +69,13 @@ fn failed(call: &str, error: &FsError) -> fuser::Errno {
     convert::errno(error)
 }
 
-fn read_only() -> fuser::Errno {
-    convert::errno(&FsError::ReadOnly)
+/// Calls that would change something, each with what it takes behind the request and with its reply: refused.
+macro_rules! refused {
+    ($($call:ident($($argument:ty,)*) $reply:ty;)*) => {$(
+        fn $call(&self, _: &Request, $(_: $argument,)* reply: $reply) {
+            reply.error(convert::errno(&FsError::ReadOnly));
+        }
+    )*};
 }
 
 fn inode(number: INodeNo) -> Inode {
@@ -216,10 +219,11 @@ impl Filesystem for Glue {
         reply: ReplyEmpty,
     ) {
         tracing::trace!(%number, "release");
+        // Nobody waits for this answer, and an unmount on a long way would be over before it.
+        reply.ok();
         self.spawn(move |fs| async move {
-            match fs.release(handle.0).await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("release", &error)),
+            if let Err(error) = fs.release(handle.0).await {
+                failed("release", &error);
             }
         });
     }
@@ -375,167 +379,25 @@ impl Filesystem for Glue {
 
     // What would change something. The kernel refuses most of it by itself on a read-only mount.
 
-    fn setattr(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        _size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn mknod(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn mkdir(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(read_only());
-    }
-
-    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(read_only());
-    }
-
-    fn symlink(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _target: &Path,
-        reply: ReplyEntry,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn rename(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _new_parent: INodeNo,
-        _new_name: &OsStr,
-        _flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn link(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _new_parent: INodeNo,
-        _new_name: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn create(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn write(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn setxattr(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn removexattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(read_only());
-    }
-
-    fn fallocate(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(read_only());
-    }
-
-    fn copy_file_range(
-        &self,
-        _request: &Request,
-        _from: INodeNo,
-        _from_handle: FileHandle,
-        _from_offset: u64,
-        _to: INodeNo,
-        _to_handle: FileHandle,
-        _to_offset: u64,
-        _len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(read_only());
+    refused! {
+        setattr(
+            INodeNo, Option<u32>, Option<u32>, Option<u32>, Option<u64>, Option<TimeOrNow>, Option<TimeOrNow>,
+            Option<SystemTime>, Option<FileHandle>, Option<SystemTime>, Option<SystemTime>, Option<SystemTime>,
+            Option<BsdFileFlags>,
+        ) ReplyAttr;
+        mknod(INodeNo, &OsStr, u32, u32, u32,) ReplyEntry;
+        mkdir(INodeNo, &OsStr, u32, u32,) ReplyEntry;
+        unlink(INodeNo, &OsStr,) ReplyEmpty;
+        rmdir(INodeNo, &OsStr,) ReplyEmpty;
+        symlink(INodeNo, &OsStr, &Path,) ReplyEntry;
+        rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags,) ReplyEmpty;
+        link(INodeNo, INodeNo, &OsStr,) ReplyEntry;
+        create(INodeNo, &OsStr, u32, u32, i32,) ReplyCreate;
+        write(INodeNo, FileHandle, u64, &[u8], WriteFlags, OpenFlags, Option<LockOwner>,) ReplyWrite;
+        setxattr(INodeNo, &OsStr, &[u8], i32, u32,) ReplyEmpty;
+        removexattr(INodeNo, &OsStr,) ReplyEmpty;
+        fallocate(INodeNo, FileHandle, u64, u64, i32,) ReplyEmpty;
+        copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, CopyFileRangeFlags,) ReplyWrite;
     }
 
     fn ioctl(

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::relay::Relay;
-use super::world::{Host, Mount, WORMHOLE, World, noise, run, wait_until, words};
+use crate::world::{Host, Mount, WORMHOLE, World, noise, run, wait_until, words};
 
 const CONTENT_BYTES: usize = 60_000_000;
 
@@ -43,6 +43,26 @@ fn read_in_halves(
         content
     });
     (half_reached, go_on, reader)
+}
+
+#[test]
+fn an_unmount_right_behind_a_close_complains_of_nothing() {
+    let (world, _host, relay, mount) = world_with_relay("");
+    mount.umount();
+    let (point, log) = (world.path("front"), world.path("front.log"));
+    fs::create_dir(&point).unwrap();
+    let mut command = world.mount_command("127.0.0.1:/export", &point);
+    command.args(["-f", "-o", &format!("port={}", relay.address().port())]);
+    let mut front =
+        command.stdout(File::create(&log).unwrap()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+    wait_until("the mount is there", || point.join("large").exists());
+    let file = File::open(point.join("large")).unwrap();
+    relay.cut();
+    drop(file);
+    assert!(run("umount", &[point.to_str().unwrap()]).status.success());
+    assert!(front.wait().unwrap().success());
+    let said = fs::read_to_string(log).unwrap();
+    assert!(!said.contains("ERROR"), "{said}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub(super) fn attributes(inode: u64, kind: FileKind) -> Attributes {
         mtime: Timestamp(0),
         ctime: Timestamp(0),
         btime: None,
+        has_xattrs: true,
         observed: Timestamp(i64::MAX),
     }
 }

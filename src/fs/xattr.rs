@@ -1,8 +1,9 @@
 //! Extended attributes: the host's own, and one that the mount adds.
 //!
-//! `ls -l` asks each file for attributes that hardly any file has. So the *names* of a file's attributes are kept as long
-//! as its time of change (`ctime`) stays, which any change of an attribute moves; what is not among them is absent without a
-//! question. And when files are asked in the order of their listing, those that follow are asked ahead, many at once.
+//! `ls -l` asks each file for attributes that hardly any file has; whether it has some came with its other attributes. The
+//! *names* of those that there are are kept as long as the file's time of change (`ctime`) stays, which any change of an attribute
+//! moves; what is not among them is absent without a question. And when files are asked in the order of their listing,
+//! those that follow are asked ahead, many at once.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -21,11 +22,8 @@ use crate::proto::{Attributes, Errno, NodeId, Timestamp, WireError};
 /// program that copies all attributes must not make the host read all files.
 pub const SUM_XATTR: &[u8] = b"user.wormhole.blake3";
 
-/// Labels and capabilities mean something to the host's kernel only, and are not shown.
-const HOSTS_OWN_PREFIX: &[u8] = b"security.";
-
-/// Names that are listed wherever they are set; others, of file systems of their own kind, may exist unlisted.
-const LISTED_PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"system.posix_acl_"];
+/// Names that are listed wherever they are set and shown; others, of file systems of their own kind, may exist unlisted.
+const LISTED_PREFIXES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
 
 /// Files whose names are kept: 16 MB where each has a few.
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
@@ -91,9 +89,6 @@ impl FileSystem {
             return Ok(hash.to_string().into_bytes());
         }
         self.may_have_xattrs()?;
-        if name.starts_with(HOSTS_OWN_PREFIX) {
-            return Err(refused(Errno::ENODATA));
-        }
         if LISTED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             let names = self.xattr_names_of(inode).await?;
             if names.split(|byte| *byte == 0).all(|listed| listed != name) {
@@ -110,10 +105,7 @@ impl FileSystem {
     /// The names of the extended attributes, each ended by a NUL.
     pub async fn listxattr(self: &Arc<Self>, inode: Inode) -> Result<Vec<u8>, FsError> {
         self.may_have_xattrs()?;
-        let names = self.xattr_names_of(inode).await?;
-        let shown =
-            names.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(HOSTS_OWN_PREFIX));
-        Ok(shown.flatten().copied().collect())
+        Ok(self.xattr_names_of(inode).await?.to_vec())
     }
 
     fn may_have_xattrs(&self) -> Result<(), FsError> {
@@ -122,6 +114,9 @@ impl FileSystem {
 
     async fn xattr_names_of(self: &Arc<Self>, inode: Inode) -> Result<Arc<[u8]>, FsError> {
         let (attributes, _) = self.attributes_of(inode, Age::Fresh).await?;
+        if !attributes.has_xattrs {
+            return Ok(Arc::default());
+        }
         self.ask_xattr_names_ahead(inode);
         let (names, _) = self.xattr_names.place(&attributes);
         let asking = || async {
@@ -145,7 +140,7 @@ impl FileSystem {
             let next = position + 1..position + 1 + AHEAD_FILES;
             next.map_while(|at| snapshot.get(at)).map(|listed| listed.attributes).collect()
         };
-        for attributes in following {
+        for attributes in following.into_iter().filter(|attributes| attributes.has_xattrs) {
             let (names, is_known) = self.xattr_names.place(&attributes);
             if !is_known {
                 self.runtime.spawn(Arc::clone(self).fill_xattr_names(attributes.node, names));

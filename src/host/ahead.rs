@@ -98,13 +98,13 @@ async fn read(context: &ClientContext, file: &Handle, range: ByteRange) -> Resul
 /// Whether the file still is what was asked for.
 pub(super) async fn check_version(file: &Arc<Handle>, version: Version) -> Result<(), WireError> {
     let found = if file.is_local {
-        file.attributes()?
+        file.version()?
     } else {
         let file = Arc::clone(file);
-        let asked = tokio::task::spawn_blocking(move || file.attributes()).await;
+        let asked = tokio::task::spawn_blocking(move || file.version()).await;
         asked.unwrap_or_else(|_| Err(WireError::system(Errno::EIO)))?
     };
-    if found.version() == version { Ok(()) } else { Err(WireError::new(ErrorCode::VersionChanged, "")) }
+    if found == version { Ok(()) } else { Err(WireError::new(ErrorCode::VersionChanged, "")) }
 }
 
 /// A read in a task of its own, given up when dropped.

@@ -1,27 +1,62 @@
 //! From what the kernel tells of a file to what the wire says of it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::AtFlags;
 
-use crate::io::sys::{self, Statx};
-use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, Timestamp, WireError};
+use super::confine::proc_path;
+use crate::io::sys::{self, Statx, XattrTarget};
+use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, Timestamp, Version, WireError};
 
 /// Attributes of the entry `name` of the folder `at`, a link's own where it is one.
 pub(super) fn of_entry(at: BorrowedFd<'_>, name: &CStr) -> Result<Attributes, WireError> {
     // Before the call: what the call then tells cannot be older than this.
     let observed = now();
-    sys::statx(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-        .map(|raw| from_statx(&raw, observed))
-        .map_err(system_error)
+    let raw = sys::statx(at, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(system_error)?;
+    Ok(Attributes { has_xattrs: entry_has_xattrs(at, name), ..from_statx(&raw, observed) })
 }
 
 /// Attributes of an open file.
 pub(super) fn of_open(fd: BorrowedFd<'_>) -> Result<Attributes, WireError> {
     let observed = now();
-    sys::fstatx(fd).map(|raw| from_statx(&raw, observed)).map_err(system_error)
+    let raw = sys::fstatx(fd).map_err(system_error)?;
+    let has_xattrs = xattr_names(XattrTarget::Fd(fd)).map_or(true, |names| !names.is_empty());
+    Ok(Attributes { has_xattrs, ..from_statx(&raw, observed) })
+}
+
+/// The version of an open file: a part of what [`of_open`] tells, for half of the system calls.
+pub(super) fn version_of_open(fd: BorrowedFd<'_>) -> Result<Version, WireError> {
+    let observed = now();
+    sys::fstatx(fd).map(|raw| from_statx(&raw, observed).version()).map_err(system_error)
+}
+
+/// The names of the extended attributes that clients may see, each ended by a NUL.
+///
+/// Not those that only the host's root may see, and not labels and capabilities: they mean something to the host's kernel only.
+pub(super) fn xattr_names(target: XattrTarget<'_>) -> Result<Vec<u8>, WireError> {
+    match sys::list_xattr(target) {
+        Ok(list) => {
+            let shown = sys::split_xattr_names(&list).filter(|name| !is_hidden_xattr(name));
+            Ok(shown.flat_map(|name| [name, b"\0"]).collect::<Vec<_>>().concat())
+        }
+        // A file system without attributes has an empty list of them.
+        Err(nix::errno::Errno::EOPNOTSUPP) => Ok(Vec::new()),
+        Err(errno) => Err(system_error(errno)),
+    }
+}
+
+/// Whether clients may not see the attribute of this name.
+pub(super) fn is_hidden_xattr(name: &[u8]) -> bool {
+    [&b"trusted."[..], b"security."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What cannot be told counts as yes: who wants to know more asks, and hears why not.
+fn entry_has_xattrs(at: BorrowedFd<'_>, name: &CStr) -> bool {
+    let path = [proc_path(at).as_bytes(), b"/", name.to_bytes()].concat();
+    let Ok(path) = CString::new(path) else { return true };
+    xattr_names(XattrTarget::Link(&path)).map_or(true, |names| !names.is_empty())
 }
 
 /// The host's clock.
@@ -57,6 +92,7 @@ fn from_statx(raw: &Statx, observed: Timestamp) -> Attributes {
         mtime: time(raw.mtime),
         ctime: time(raw.ctime),
         btime: birth,
+        has_xattrs: false,
         observed,
     }
 }
@@ -80,6 +116,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
+    use crate::io::sys::XattrSet;
 
     #[test]
     fn they_say_what_stat_says() {
@@ -95,6 +132,25 @@ mod tests {
         assert!(got.observed >= before);
         let opened = of_open(File::open(&path).unwrap().as_fd()).unwrap();
         assert_eq!(Attributes { observed: got.observed, ..opened }, got);
+    }
+
+    #[test]
+    fn they_tell_who_has_extended_attributes_that_are_shown() {
+        // Not in memory: tmpfs has user attributes only on newer kernels.
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let at = File::open(folder.path()).unwrap();
+        for (name, xattr) in [("none", None), ("some", Some(c"user.a")), ("hidden", Some(c"trusted.a"))] {
+            let path = folder.path().join(name);
+            let file = File::create(&path).unwrap();
+            if let Some(xattr) = xattr
+                && let Err(error) = sys::set_xattr(XattrTarget::Fd(file.as_fd()), xattr, b"1", XattrSet::Any)
+            {
+                assert_eq!((error, name), (nix::errno::Errno::EPERM, "hidden"), "only root may set those");
+            }
+            let c_name = CString::new(name).unwrap();
+            let (entry, open) = (of_entry(at.as_fd(), &c_name).unwrap(), of_open(file.as_fd()).unwrap());
+            assert_eq!((entry.has_xattrs, open.has_xattrs), (name == "some", name == "some"), "{name}");
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ trait Source {
 
 impl Source for Handle {
     fn version(&self) -> Result<Version, WireError> {
-        self.attributes().map(|attributes| attributes.version())
+        Self::version(self)
     }
 
     fn fill(&self, buffer: &mut [u8], offset: u64) -> Result<usize, WireError> {

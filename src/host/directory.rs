@@ -175,6 +175,7 @@ mod tests {
                 mtime: time,
                 ctime: time,
                 btime: Some(time),
+                has_xattrs: true,
                 observed: time,
             },
         }

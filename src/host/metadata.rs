@@ -4,12 +4,11 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 
-use nix::errno::Errno as SystemErrno;
 use nix::fcntl::{AT_FDCWD, AtFlags, readlinkat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{AccessFlags, Whence, faccessat, lseek64};
 
-use super::attributes::system_error;
+use super::attributes::{self, system_error};
 use super::confine::proc_path;
 use super::session::Session;
 use crate::io::sys::{self, XattrTarget};
@@ -17,9 +16,6 @@ use crate::proto::{Errno, ErrorCode, FileKind, FsStatistics, NodeId, Reply, Requ
 
 /// Longest name of an extended attribute, in bytes (the kernel's `XATTR_NAME_MAX`).
 const XATTR_NAME_BYTES_MAX: usize = 255;
-
-/// Attributes that only the host's root may see; its daemon does not pass them on.
-const XATTR_HIDDEN_PREFIX: &[u8] = b"trusted.";
 
 /// Answers what can be answered from memory, without waiting: a thread that may wait costs more than the answer.
 pub(super) fn answer_at_hand(session: &Session, request: &Request) -> Option<Result<Reply, WireError>> {
@@ -87,7 +83,7 @@ fn get_xattr(session: &Session, node: NodeId, name: Vec<u8>) -> Result<Reply, Wi
     if name.len() > XATTR_NAME_BYTES_MAX {
         return Err(WireError::system(Errno::ERANGE));
     }
-    if name.starts_with(XATTR_HIDDEN_PREFIX) {
+    if attributes::is_hidden_xattr(&name) {
         return Err(WireError::system(Errno::ENODATA));
     }
     let name = CString::new(name)
@@ -98,15 +94,7 @@ fn get_xattr(session: &Session, node: NodeId, name: Vec<u8>) -> Result<Reply, Wi
 
 fn list_xattr(session: &Session, node: NodeId) -> Result<Reply, WireError> {
     let (reached, _) = session.reach(node)?;
-    match sys::list_xattr(XattrTarget::Fd(reached.as_fd())) {
-        Ok(list) => {
-            let shown = sys::split_xattr_names(&list).filter(|name| !name.starts_with(XATTR_HIDDEN_PREFIX));
-            Ok(Reply::Bytes(shown.flat_map(|name| [name, b"\0"]).collect::<Vec<_>>().concat()))
-        }
-        // A file system without attributes has an empty list of them.
-        Err(SystemErrno::EOPNOTSUPP) => Ok(Reply::Bytes(Vec::new())),
-        Err(errno) => Err(system_error(errno)),
-    }
+    attributes::xattr_names(XattrTarget::Fd(reached.as_fd())).map(Reply::Bytes)
 }
 
 fn access(session: &Session, read_only: bool, node: NodeId, mask: u8) -> Result<Reply, WireError> {

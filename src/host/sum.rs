@@ -12,7 +12,7 @@ pub(super) async fn serve(context: &Arc<ClientContext>, node: NodeId) -> Result<
     let (file, version) = context
         .blocking(move |session| {
             let file = session.file(node)?;
-            let version = file.attributes()?.version();
+            let version = file.version()?;
             Ok((file, version))
         })
         .await?;

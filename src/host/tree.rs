@@ -17,7 +17,7 @@ use super::attributes::{self, system_error, unknown_node};
 use super::confine::{open_beneath, open_for_reading, open_if_in_memory};
 use super::handles::HandleCache;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
-use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, WireError};
+use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, Version, WireError};
 
 /// File systems whose inodes lie in memory once a file is open, so that asking for its times never waits.
 const LOCAL_FILE_SYSTEMS: [FsType; 7] = [
@@ -47,6 +47,11 @@ impl Handle {
     fn new(fd: OwnedFd, node: NodeId, is_folder: bool) -> Arc<Self> {
         let is_local = fstatfs(&fd).is_ok_and(|found| LOCAL_FILE_SYSTEMS.contains(&found.filesystem_type()));
         Arc::new(Self { file: Arc::new(File::from(fd)), node, is_folder, is_local })
+    }
+
+    /// Its version now.
+    pub(super) fn version(&self) -> Result<Version, WireError> {
+        attributes::version_of_open(self.file.as_fd())
     }
 
     /// What `stat` tells now.

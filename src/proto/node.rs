@@ -113,6 +113,9 @@ pub struct Attributes {
     pub ctime: Timestamp,
     /// Birth, where the file system keeps it.
     pub btime: Option<Timestamp>,
+    /// Whether it has extended attributes that the host passes on. Hardly any file has, and programs ask for those of every
+    /// file they list.
+    pub has_xattrs: bool,
     /// The host's clock when it looked, so that the client need not trust its own to tell whether a version is settled.
     pub observed: Timestamp,
 }

@@ -12,6 +12,8 @@ fn host() -> MemoryHost {
     let host = MemoryHost::new();
     host.create_file("d/f", "content");
     host.create_symlink("d/l", "f");
+    host.create_file("d/with attributes", "");
+    host.set_xattr("d/with attributes", b"user.a", b"1");
     host
 }
 
@@ -34,9 +36,12 @@ async fn listings_attributes_links_and_statistics_go_on() {
     let world = cut_off().await;
     let folder = world.walk("d").await.unwrap();
     let handle = world.fs.opendir(folder.inode).unwrap();
-    assert_eq!(world.list_from(handle, 0).await.len(), 4);
+    assert_eq!(world.list_from(handle, 0).await.len(), 5);
     let file = world.walk("d/f").await.unwrap();
     assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 7);
+    // As `ls -l` asks.
+    let acl = world.fs.getxattr(file.inode, b"system.posix_acl_access").await.unwrap_err();
+    assert_eq!(acl.errno(), Errno::ENODATA);
     let link = world.walk("d/l").await.unwrap();
     assert_eq!(&*world.fs.readlink(link.inode).await.unwrap(), b"f");
     assert!(world.fs.statfs().await.is_ok());
@@ -65,7 +70,8 @@ async fn what_is_not_known_fails_at_its_deadline() {
     let file = world.walk("d/f").await.unwrap();
     let opened = world.fs.open(file.inode, OpenRequest::default()).await.unwrap();
     assert_eq!(world.read(opened.handle, 0, 10).await.map_err(errno), Err(Errno::ETIMEDOUT));
-    assert_eq!(world.fs.getxattr(file.inode, b"user.a").await.map_err(errno), Err(Errno::ETIMEDOUT));
+    let with = world.walk("d/with attributes").await.unwrap();
+    assert_eq!(world.fs.getxattr(with.inode, b"user.a").await.map_err(errno), Err(Errno::ETIMEDOUT));
 }
 
 #[tokio::test]
@@ -89,7 +95,7 @@ async fn when_the_link_is_back_the_truth_is_told() {
     assert_eq!(world.walk("d/f").await.unwrap().attributes.size, 18);
     let folder = world.walk("d").await.unwrap();
     let handle = world.fs.opendir(folder.inode).unwrap();
-    assert_eq!(world.list_from(handle, 0).await.len(), 5);
+    assert_eq!(world.list_from(handle, 0).await.len(), 6);
 }
 
 #[tokio::test]

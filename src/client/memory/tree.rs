@@ -139,6 +139,7 @@ impl Tree {
             mtime: node.mtime,
             ctime: node.ctime,
             btime: Some(node.btime),
+            has_xattrs: !node.xattrs.is_empty(),
             observed: self.now,
         })
     }

@@ -59,8 +59,8 @@ use crate::io::{Engine, EngineConfig, EngineKind, IoError};
 use crate::proto::InstanceId;
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
-    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, Ticket, TransportError, TransportTuning,
-    ticket::TicketError,
+    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, SocketBuffers, Ticket, TransportError,
+    TransportTuning, ticket::TicketError,
 };
 
 pub use exports::{Export, ExportError};
@@ -229,7 +229,8 @@ impl Host {
 
     /// Something that can be asked what it is doing, also while it ends.
     pub fn observer(&self) -> HostObserver {
-        HostObserver { core: Arc::clone(&self.core), listening: self.listening() }
+        let (listening, buffers) = (self.listening(), self.endpoint.buffers());
+        HostObserver { core: Arc::clone(&self.core), listening, buffers }
     }
 
     /// Ends: accepts nothing more, finishes what runs within 5 seconds, and tells clients why it goes.
@@ -249,12 +250,13 @@ impl Host {
 pub struct HostObserver {
     core: Arc<Core>,
     listening: SocketAddr,
+    buffers: SocketBuffers,
 }
 
 impl HostObserver {
     /// What it is doing.
     pub fn status(&self) -> HostStatus {
-        HostStatus::of(&self.core, self.listening)
+        HostStatus::of(&self.core, self.listening, self.buffers)
     }
 }
 

@@ -56,7 +56,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::io::{Engine, EngineConfig, EngineKind, IoError};
-use crate::proto::InstanceId;
+use crate::proto::{InstanceId, close};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
     DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, SocketBuffers, Ticket, TransportError,
@@ -69,7 +69,7 @@ pub use state::{RunningHost, StateDir, StateError};
 pub use status::{ClientStatus, ExportStatus, HostStatus};
 pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState, ticket_id};
 
-use self::connection::{CLOSE_SHUTDOWN, SHUTDOWN_TEXT};
+use self::connection::SHUTDOWN_TEXT;
 use self::core::{Core, seconds_now};
 
 /// How long running requests may take to finish when the daemon ends.
@@ -240,7 +240,7 @@ impl Host {
         if timeout(DRAIN_DEADLINE, &mut self.accepting).await.is_err() {
             tracing::warn!("requests still ran after {} s and were cut off", DRAIN_DEADLINE.as_secs());
         }
-        self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+        self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         let _ = timeout(GOODBYE_DEADLINE, self.endpoint.wait_idle()).await;
     }
 }
@@ -264,7 +264,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.accepting.abort();
         self.keeping.abort();
-        self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+        self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         self.core.state.clear_running(std::process::id());
     }
 }

@@ -39,6 +39,11 @@ pub struct SocketBuffers {
 }
 
 impl SocketBuffers {
+    /// What a socket of this process is granted.
+    pub fn granted() -> Result<Self, TransportError> {
+        bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).map(|(_, buffers)| buffers)
+    }
+
     /// Whether the kernel granted less than was asked for.
     pub fn clamped(&self) -> bool {
         self.receive_bytes < self.wanted_bytes || self.send_bytes < self.wanted_bytes

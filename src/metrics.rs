@@ -54,6 +54,7 @@ metrics! {
     PacketsSent "packets_sent" Counter "QUIC packets sent";
     PacketsLost "packets_lost" Counter "QUIC packets sent that were lost";
     PacketBytes "packet_bytes" Gauge "UDP payload of a full packet";
+    UdpBufferBytes "udp_buffer_bytes" Gauge "the smaller of the UDP socket's buffers, as the kernel granted it";
     Connections "connections" Gauge "connections that are open";
     Reconnects "reconnects" Counter "times a connection was made after the first ones";
     HostRestarts "host_restarts" Counter "times the host was found to be another run of itself";
@@ -80,6 +81,10 @@ metrics! {
     Clients "clients" Gauge "clients that are connected";
     Refused "refused" Counter "connections that were turned away";
     ServedBytes "served_bytes" Counter "content sent to clients";
+    DiskInFlight "disk_in_flight" Gauge "reads at the disk";
+    DiskInFlightMax "disk_in_flight_max" Gauge "most reads at the disk at once since the start";
+    SendInFlight "send_in_flight" Gauge "answers whose content is on its way to a client";
+    SendInFlightMax "send_in_flight_max" Gauge "most answers on their way at once since the start";
 }
 
 /// What a metric reads: a count, or a number with a fraction.

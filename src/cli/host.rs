@@ -169,6 +169,11 @@ fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
     readings.set(Metric::RequestsInFlight, status.requests_inflight);
     readings.set(Metric::Refused, status.refused);
     readings.set(Metric::ServedBytes, status.content_bytes_sent);
+    readings.set(Metric::DiskInFlight, status.disk_inflight);
+    readings.set(Metric::DiskInFlightMax, status.disk_inflight_max);
+    readings.set(Metric::SendInFlight, status.send_inflight);
+    readings.set(Metric::SendInFlightMax, status.send_inflight_max);
+    readings.set(Metric::UdpBufferBytes, status.udp_buffer_bytes);
     readings
 }
 

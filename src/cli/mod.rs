@@ -5,6 +5,7 @@
 
 mod completions;
 mod demo;
+mod doctor;
 mod host;
 mod key;
 mod logging;
@@ -48,6 +49,8 @@ enum Command {
     Umount(umount::Arguments),
     /// Show what the mounts and hosts of this machine are doing
     Status(status::Arguments),
+    /// Check what this machine offers, and whether a host can be reached
+    Doctor(doctor::Arguments),
     /// Print BLAKE3 sums of files on a mount without transferring them
     Sum(sum::Arguments),
     /// Show and revoke the keys that may connect to this host
@@ -134,6 +137,7 @@ fn run(command: Command, verbose: u8) -> Result<(), CliError> {
         Command::Mount(arguments) => mount::run(&arguments, verbose),
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Sum(arguments) => sum::run(&arguments),
         Command::Key(arguments) => key::run(arguments),
         Command::Pair(arguments) => pair::run(arguments),

@@ -31,6 +31,13 @@ const TICKET_FILE_BYTES_MAX: u64 = 16 * 1024;
 /// Where a ticket may stand that is not to be typed.
 const TICKET_VARIABLE: &str = "WORMHOLE_TICKET";
 
+/// What helps where there is no FUSE.
+pub(super) const FUSE_MISSING: &str =
+    "load it with `modprobe fuse`, or give a container `--device /dev/fuse --cap-add SYS_ADMIN`";
+
+/// What helps where only root can mount.
+pub(super) const FUSERMOUNT_MISSING: &str = "install it with `apt install fuse3` (or `dnf install fuse3`)";
+
 /// What was typed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = options_help())]
@@ -123,7 +130,7 @@ fn places(typed: &[String], ticket: Option<String>) -> Result<(String, PathBuf),
 }
 
 /// What a source is that stands in a file or comes on standard input.
-fn read_source(source: String) -> Result<String, CliError> {
+pub(super) fn read_source(source: String) -> Result<String, CliError> {
     let read = |mut from: &mut dyn Read, name: &str| {
         let mut text = String::new();
         Read::take(&mut from, TICKET_FILE_BYTES_MAX)
@@ -194,14 +201,12 @@ fn check_mountpoint(typed: &Path) -> Result<PathBuf, CliError> {
 /// Whether this machine can mount by FUSE at all.
 pub(super) fn check_fuse() -> Result<(), CliError> {
     if !Path::new("/dev/fuse").exists() {
-        return Err(CliError::system(
-            "FUSE is missing (/dev/fuse): load it with `modprobe fuse`, or give a container `--device /dev/fuse --cap-add SYS_ADMIN`",
-        ));
+        return Err(CliError::system(format!("FUSE is missing (/dev/fuse): {FUSE_MISSING}")));
     }
     if !nix::unistd::geteuid().is_root() && !super::is_in_path("fusermount3") {
-        return Err(CliError::system(
-            "fusermount3 is missing, and only root can mount without it: install it with `apt install fuse3` (or `dnf install fuse3`)",
-        ));
+        return Err(CliError::system(format!(
+            "fusermount3 is missing, and only root can mount without it: {FUSERMOUNT_MISSING}"
+        )));
     }
     Ok(())
 }

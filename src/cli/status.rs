@@ -10,6 +10,7 @@ use super::words::{amount, count, duration};
 use crate::control::{self, DaemonKind, LinkWord, StatusReport};
 use crate::fuse::table;
 use crate::metrics::{Metric, Reading, Readings};
+use crate::transport::{SOCKET_BUFFER_BYTES_WANTED, buffers_help};
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -157,6 +158,7 @@ fn mount_lines(report: &StatusReport) -> String {
         number(Metric::RequestsInFlight),
         number(Metric::PrefetchInFlight),
     );
+    add_buffers_line(&mut text, readings);
     if readings.get(Metric::CacheLimitBytes).is_some() {
         let _ = writeln!(
             text,
@@ -191,7 +193,30 @@ fn host_lines(report: &StatusReport) -> String {
         count(number(Metric::Requests)),
         count(number(Metric::Refused)),
     );
+    let _ = writeln!(
+        text,
+        "  at once  {} reads at the disk, {} answers on their way; at most {} and {} so far",
+        number(Metric::DiskInFlight),
+        number(Metric::SendInFlight),
+        number(Metric::DiskInFlightMax),
+        number(Metric::SendInFlightMax),
+    );
+    add_buffers_line(&mut text, &report.readings);
     text
+}
+
+/// Says what would help where the kernel grants less buffer than a fast link needs.
+fn add_buffers_line(text: &mut String, readings: &Readings) {
+    let bytes = readings.count(Metric::UdpBufferBytes);
+    if readings.get(Metric::UdpBufferBytes).is_some() && bytes < SOCKET_BUFFER_BYTES_WANTED as u64 {
+        let _ = writeln!(
+            text,
+            "  udp      socket buffers of {} where {} are wanted; `{}` helps",
+            amount(bytes),
+            amount(SOCKET_BUFFER_BYTES_WANTED as u64),
+            buffers_help(SOCKET_BUFFER_BYTES_WANTED),
+        );
+    }
 }
 
 fn rtt(readings: &Readings) -> String {
@@ -251,6 +276,22 @@ mod tests {
         let now = report(DaemonKind::Mount);
         let kept = without_predecessors(&[host.clone(), before, host.clone(), now.clone()]);
         assert_eq!(kept, [host.clone(), host, now]);
+    }
+
+    #[test]
+    fn small_socket_buffers_are_told_with_what_helps() {
+        for kind in [DaemonKind::Mount, DaemonKind::Host] {
+            let mut small = report(kind);
+            assert!(!table_of(&[small.clone()]).contains("sysctl"));
+            small.readings.set(Metric::UdpBufferBytes, SOCKET_BUFFER_BYTES_WANTED);
+            assert!(!table_of(&[small.clone()]).contains("sysctl"));
+            small.readings.set(Metric::UdpBufferBytes, 4_u64 << 20);
+            let text = table_of(&[small]);
+            assert!(
+                text.contains("of 4.0 MiB where 16.0 MiB") && text.contains("sysctl -w net.core.rmem_max"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

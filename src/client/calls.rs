@@ -2,7 +2,7 @@
 
 use super::{CallError, Client, Lane};
 use crate::chunk::ChunkHash;
-use crate::proto::{Attributes, FsStatistics, NodeId, Reply, Request, SeekTarget, Version};
+use crate::proto::{Attributes, FsStatistics, NodeId, OpenId, Reply, Request, SeekTarget, Version};
 
 impl dyn Client {
     /// The attributes of one entry of a directory.
@@ -16,13 +16,13 @@ impl dyn Client {
     }
 
     /// Opens a file on the host; what comes back is as fresh as one round trip allows.
-    pub async fn open(&self, node: NodeId) -> Result<Attributes, CallError> {
-        self.attributes_of(Request::Open { node }).await
+    pub async fn open(&self, node: NodeId, open: OpenId) -> Result<Attributes, CallError> {
+        self.attributes_of(Request::Open { node, open }).await
     }
 
     /// Takes back one `open`.
-    pub async fn close(&self, node: NodeId) -> Result<(), CallError> {
-        self.done(Request::Close { node }).await
+    pub async fn close(&self, node: NodeId, open: OpenId) -> Result<(), CallError> {
+        self.done(Request::Close { node, open }).await
     }
 
     /// Whether the host's daemon may access the node so.

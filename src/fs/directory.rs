@@ -96,7 +96,7 @@ impl FileSystem {
     /// Opens a directory. The host is asked when it is read.
     pub fn opendir(&self, inode: Inode) -> Result<u64, FsError> {
         self.node_of(inode)?;
-        lock(&self.inodes).opened(inode, false);
+        lock(&self.inodes).opened(inode, None);
         Ok(lock(&self.directories).insert(OpenDirectory { inode, listing: Mutex::new(None) }))
     }
 

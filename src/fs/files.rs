@@ -10,7 +10,7 @@ use super::open_mode::OpenMode;
 use super::read::ReadState;
 use super::{FileSystem, FsError, lock};
 use crate::fetch::FirstPiece;
-use crate::proto::{Attributes, Errno, NodeId};
+use crate::proto::{Attributes, Errno, NodeId, OpenId};
 
 /// How a program opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,8 +65,9 @@ impl FileSystem {
         let first = self.read_first_ahead(inode, handle);
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
         let mut unopened = Unopened { fs: self, handle: Some(handle) };
-        let fresh = async { Ok((self.open_on_host(inode).await?, true)) };
-        let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, false));
+        let open = OpenId(handle);
+        let fresh = async { Ok((self.open_on_host(inode, open).await?, Some(open))) };
+        let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, None));
         let (attributes, on_host) = self.or_copy(fresh, copy).await?;
         let mode = {
             let mut inodes = lock(&self.inodes);
@@ -91,7 +92,7 @@ impl FileSystem {
         }
         let surplus = lock(&self.inodes).closed(file.inode);
         match surplus {
-            Some(node) => self.close_on_host(node).await,
+            Some((node, open)) => self.close_on_host(node, open).await,
             None => Ok(()),
         }
     }
@@ -107,8 +108,8 @@ impl FileSystem {
     }
 
     /// A host that restarted has nothing to close.
-    async fn close_on_host(&self, node: NodeId) -> Result<(), FsError> {
-        if let Err(error) = self.client.close(node).await {
+    async fn close_on_host(&self, node: NodeId, open: OpenId) -> Result<(), FsError> {
+        if let Err(error) = self.client.close(node, open).await {
             tracing::debug!(%error, "the host was not told that a file is closed");
         }
         Ok(())
@@ -116,9 +117,9 @@ impl FileSystem {
 
     /// Opens the file on the host and has its name checked on the way: within the time that a name holds here, another
     /// file may have taken it.
-    async fn open_on_host(&self, inode: Inode) -> Result<Attributes, FsError> {
+    async fn open_on_host(&self, inode: Inode, open: OpenId) -> Result<Attributes, FsError> {
         let learned = Learned::by_asking(Instant::now());
-        let opening = self.ask(inode, |client, node| async move { client.open(node).await });
+        let opening = self.ask(inode, |client, node| async move { client.open(node, open).await });
         let (opened, name_holds) = tokio::join!(opening, self.name_holds(inode));
         let attributes = match opened {
             Err(error) if matches!(error.errno(), Errno::ESTALE | Errno::ENOENT) => {
@@ -130,7 +131,7 @@ impl FileSystem {
         self.learn(attributes, learned);
         if !name_holds {
             self.forget_name_of(inode);
-            self.close_on_host(attributes.node).await?;
+            self.close_on_host(attributes.node, open).await?;
             return Err(FsError::Stale);
         }
         Ok(attributes)

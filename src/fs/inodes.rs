@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::attributes::Learned;
-use crate::proto::{Attributes, NodeId, Timestamp, Version};
+use crate::proto::{Attributes, NodeId, OpenId, Timestamp, Version};
 
 /// Most names of one inode that are kept. More are needed only to find a file again when the newest eight are gone.
 const NAMES_MAX: usize = 8;
@@ -57,8 +57,8 @@ pub(super) struct Record {
     pub learned: Learned,
     /// Handles open on it here.
     pub opens: u32,
-    /// Opens that the host counts for this mount.
-    pub host_opens: u32,
+    /// Opens that the host knows of this mount.
+    pub host_opens: Vec<OpenId>,
     /// To which version the kernel's pages belong, where they can be told by it.
     pub pages: Option<Version>,
     /// How often it had to be looked up again because the host did not know it.
@@ -152,30 +152,30 @@ impl InodeTable {
         }
     }
 
-    /// A handle is opened; `on_host` if the host counts it too.
-    pub(super) fn opened(&mut self, inode: Inode, on_host: bool) {
+    /// A handle is opened; `on_host` if the host knows it too.
+    pub(super) fn opened(&mut self, inode: Inode, on_host: Option<OpenId>) {
         if let Some(record) = self.records.get_mut(&inode) {
             record.opens += 1;
-            record.host_opens += u32::from(on_host);
+            record.host_opens.extend(on_host);
         }
     }
 
-    /// A handle is closed. Returns the node if the host should be told to take one open back.
-    pub(super) fn closed(&mut self, inode: Inode) -> Option<NodeId> {
+    /// A handle is closed. Returns what the host should be told to take back, if anything: which of several opens does not matter.
+    pub(super) fn closed(&mut self, inode: Inode) -> Option<(NodeId, OpenId)> {
         let record = self.records.get_mut(&inode)?;
         record.opens = record.opens.saturating_sub(1);
-        let surplus = record.host_opens > record.opens;
-        record.host_opens -= u32::from(surplus);
+        let is_surplus = record.host_opens.len() > record.opens as usize;
+        let surplus = if is_surplus { record.host_opens.pop() } else { None };
         let node = record.node();
         self.remove_if_unused(inode);
-        surplus.then_some(node)
+        surplus.map(|open| (node, open))
     }
 
-    /// The host knows the inode again, and counts one open if `opened`.
-    pub(super) fn recovered(&mut self, inode: Inode, opened: bool) {
+    /// The host knows the inode again, with one open if it was `opened`.
+    pub(super) fn recovered(&mut self, inode: Inode, opened: Option<OpenId>) {
         if let Some(record) = self.records.get_mut(&inode) {
             record.recoveries += 1;
-            record.host_opens = u32::from(opened);
+            record.host_opens = Vec::from_iter(opened);
         }
     }
 
@@ -300,7 +300,7 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
         attributes,
         learned,
         opens: 0,
-        host_opens: 0,
+        host_opens: Vec::new(),
         pages: None,
         recoveries: 0,
         target: None,

@@ -161,7 +161,9 @@ pub(super) fn serve<F: fuser::Filesystem>(
     let failed = |source| FuseError::Mount { mountpoint: mountpoint.to_owned(), source };
     // The name under which the kernel lists it.
     let mountpoint_found = mountpoint.canonicalize().map_err(failed)?;
-    let session = Session::new(glue, &mountpoint_found, &library_config(config)).map_err(failed)?;
+    let by_helper = !nix::unistd::geteuid().is_root();
+    let session =
+        Session::new(glue, &mountpoint_found, &library_config(config, by_helper)).map_err(failed)?;
     let not_started = |source| FuseError::Start { mountpoint: mountpoint.to_owned(), source };
     let notify = start_notify(session.notifier()).map_err(not_started)?;
     let serving = spawn(session).map_err(not_started)?;
@@ -235,10 +237,14 @@ impl Drop for Mounted {
     }
 }
 
-fn library_config(config: &FuseConfig) -> Config {
+/// What the library is told. It mounts for root by the kernel, which takes the source as it is, and for others by
+/// fusermount3 (`by_helper`), which takes it out of a list: there a comma and a backslash need a backslash.
+fn library_config(config: &FuseConfig, by_helper: bool) -> Config {
+    let source = config.source.clone();
+    let source = if by_helper { source.replace('\\', "\\\\").replace(',', "\\,") } else { source };
     let either = |yes: bool, then: MountOption, otherwise: MountOption| if yes { then } else { otherwise };
     let mut options = vec![
-        MountOption::FSName(config.source.clone()),
+        MountOption::FSName(source),
         // The library tells a subtype to fusermount3 only; said so, the kernel hears it in both cases.
         MountOption::CUSTOM("subtype=wormhole".into()),
         either(config.read_only, MountOption::RO, MountOption::RW),
@@ -283,8 +289,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_source_is_escaped_for_the_helper_alone() {
+        let config = FuseConfig { source: r"nas:/a,b\c".into(), ..Default::default() };
+        for (by_helper, name) in [(false, r"nas:/a,b\c"), (true, r"nas:/a\,b\\c")] {
+            let options = library_config(&config, by_helper).mount_options;
+            assert!(options.contains(&MountOption::FSName(name.into())), "{options:?}");
+        }
+    }
+
+    #[test]
     fn safe_options_are_the_default() {
-        let library = library_config(&FuseConfig::default());
+        let library = library_config(&FuseConfig::default(), false);
         for option in
             [MountOption::RO, MountOption::NoDev, MountOption::NoSuid, MountOption::DefaultPermissions]
         {
@@ -293,7 +308,7 @@ mod tests {
         assert_eq!(library.acl, SessionACL::Owner);
         let open =
             FuseConfig { read_only: false, allows_devices: true, access: Access::All, ..Default::default() };
-        let library = library_config(&open);
+        let library = library_config(&open, false);
         assert!(library.mount_options.contains(&MountOption::RW));
         assert!(library.mount_options.contains(&MountOption::Dev));
         assert_eq!(library.acl, SessionACL::All);

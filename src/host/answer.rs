@@ -1,13 +1,15 @@
 //! The two halves of a request's stream, as frames and content.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::proto::{ContentHeader, ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, encode_frame, frame_len};
+use super::counters::{Counters, Sending};
+use crate::proto::{ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, encode_frame, frame_len};
 use crate::transport::connection::set_lane;
 use crate::transport::{Lane, ReadExactError, RecvStream, SendStream};
 
@@ -53,12 +55,13 @@ pub(super) fn malformed(why: impl fmt::Display) -> WireError {
 pub(super) struct Answer {
     send: SendStream,
     is_finished: bool,
+    sending: Option<Sending>,
 }
 
 impl Answer {
     /// An answer on `send`, before anything is written.
     pub(super) fn new(send: SendStream) -> Self {
-        Self { send, is_finished: false }
+        Self { send, is_finished: false, sending: None }
     }
 
     /// Sends the answer's first message.
@@ -71,15 +74,16 @@ impl Answer {
         self.send.write_chunk(encode_frame(message).into()).await.map_err(|_| Gone)
     }
 
-    /// Sends a part of a file; its bytes are not copied.
-    pub(super) async fn content(&mut self, header: ContentHeader, bytes: Bytes) -> Result<(), Gone> {
-        let mut parts = [encode_frame(&header).into(), bytes];
+    /// Sends a part of a file; its bytes are not copied. Until this is dropped its content counts as on its way.
+    pub(super) async fn content(
+        &mut self,
+        header: &impl Serialize,
+        bytes: Bytes,
+        counters: &Arc<Counters>,
+    ) -> Result<(), Gone> {
+        self.sending.get_or_insert_with(|| Sending::begin(counters));
+        let mut parts = [encode_frame(header).into(), bytes];
         self.send.write_all_chunks(&mut parts).await.map_err(|_| Gone)
-    }
-
-    /// Sends bytes that an earlier message announced.
-    pub(super) async fn raw(&mut self, bytes: Bytes) -> Result<(), Gone> {
-        self.send.write_chunk(bytes).await.map_err(|_| Gone)
     }
 
     /// What this answer gives way to.

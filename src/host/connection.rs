@@ -8,10 +8,8 @@ use tokio::task::{JoinError, JoinSet};
 use super::core::Core;
 use super::greeting::{Guest, greet};
 use super::requests;
-use crate::transport::{Connection, Incoming};
-
-/// Code with which connections are closed when the daemon ends.
-pub(super) const CLOSE_SHUTDOWN: u32 = 2;
+use crate::proto::close;
+use crate::transport::{CloseReason, Connection, Incoming};
 
 /// What clients read then.
 pub(super) const SHUTDOWN_TEXT: &str = "the host is shutting down";
@@ -33,6 +31,12 @@ pub(super) async fn serve(core: Arc<Core>, incoming: Incoming, mut ending: watch
     };
     if let Some((connection, guest)) = greeted {
         serve_requests(&connection, &guest, ending).await;
+        if matches!(connection.close_reason(), Some(CloseReason::ByPeer { code, .. }) if code == u64::from(close::GOODBYE))
+        {
+            guest.listed.end_session();
+        }
+        // What the client still has open is closed where closing may wait. A failure has been logged as a panic.
+        let _ = tokio::task::spawn_blocking(move || drop(guest)).await;
     }
 }
 
@@ -57,7 +61,7 @@ async fn serve_requests(connection: &Connection, guest: &Guest, mut ending: watc
     while let Some(ended) = requests.join_next().await {
         report(ended);
     }
-    connection.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+    connection.close(close::SHUTDOWN, SHUTDOWN_TEXT);
 }
 
 /// A request that failed in an unforeseen way takes nothing else along.

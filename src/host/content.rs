@@ -150,8 +150,7 @@ async fn send(
     chunk: &VerifiedChunk,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
-    let _waiting = context.counters().send_inflight.enter();
-    answer.content(header, chunk.bytes().clone()).await?;
+    answer.content(&header, chunk.bytes().clone(), context.counters()).await?;
     context.counters().content_bytes_sent.add(chunk.bytes().len() as u64);
     Ok(())
 }

@@ -59,7 +59,7 @@ impl ClientContext {
     }
 
     /// What is counted.
-    pub(super) fn counters(&self) -> &Counters {
+    pub(super) fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

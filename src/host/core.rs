@@ -137,6 +137,15 @@ impl Core {
     }
 }
 
+impl Listed {
+    /// The client has said goodbye: nobody will come back to its session.
+    pub(super) fn end_session(&self) {
+        let named = lock(&self.core.clients).get(&self.id).map(|client| (client.key, client.session));
+        // Its files are closed when its connections are gone, outside of the lock.
+        drop(named.and_then(|(key, session)| self.core.sessions().end(key, session)));
+    }
+}
+
 impl Drop for Listed {
     fn drop(&mut self) {
         let client = lock(&self.core.clients).remove(&self.id);

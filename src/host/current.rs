@@ -34,11 +34,11 @@ pub(super) async fn serve(
         Err(error) => return answer.reply(&Err(error)).await,
     };
     answer.set_lane(Lane::Demand);
-    let _waiting = context.counters().send_inflight.enter();
-    let reply = Reply::Current { hash: ChunkHash::of(&bytes), len: bytes.len() as u32 };
-    answer.reply(&Ok(reply)).await?;
-    context.counters().content_bytes_sent.add(bytes.len() as u64);
-    answer.raw(bytes).await
+    let len = bytes.len();
+    let announced: Result<_, WireError> = Ok(Reply::Current { hash: ChunkHash::of(&bytes), len: len as u32 });
+    answer.content(&announced, bytes, context.counters()).await?;
+    context.counters().content_bytes_sent.add(len as u64);
+    Ok(())
 }
 
 async fn read(context: &ClientContext, node: NodeId, range: ByteRange) -> Result<Bytes, WireError> {

@@ -15,7 +15,7 @@ use super::sessions::SESSION_KEEP;
 use super::state::StateError;
 use super::tree::{Tree, check_name};
 use crate::proto::{
-    ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, decode_body,
+    ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, close, decode_body,
 };
 use crate::transport::{Connection, PublicKey};
 
@@ -25,16 +25,13 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client that was refused may take to read why.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Code with which the connection of a refused client is closed.
-pub(super) const CLOSE_REFUSED: u32 = 1;
-
 /// Longest path below an export that can be mounted, in bytes; Linux's `PATH_MAX`.
 const SUB_PATH_BYTES_MAX: usize = 4096;
 
 /// A client that was let in; off the list when this is dropped.
 pub(super) struct Guest {
     pub(super) context: Arc<ClientContext>,
-    pub(super) _listed: Listed,
+    pub(super) listed: Listed,
 }
 
 /// Hears a client out. `None`: it was refused, told why, and disconnected.
@@ -48,7 +45,7 @@ pub(super) async fn greet(core: &Arc<Core>, connection: &Connection) -> Option<G
     };
     core.counters.refused.add(1);
     tracing::warn!("refused {who}: {refusal}");
-    connection.close(CLOSE_REFUSED, &refusal.to_string());
+    connection.close(close::REFUSED, &refusal.to_string());
     None
 }
 
@@ -194,7 +191,7 @@ fn seat(
         core.engine.clone(),
         Arc::clone(&core.counters),
     );
-    Ok(Guest { context: Arc::new(context), _listed: listed })
+    Ok(Guest { context: Arc::new(context), listed })
 }
 
 fn refused(why: impl fmt::Display) -> WireError {

@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::core::{Core, who};
 use super::state::KeysStamp;
+use crate::proto::close;
 
 /// How often. A key that was revoked is out within this and what one look at the file takes.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Code with which the connection of a revoked key is closed.
-pub(super) const CLOSE_REVOKED: u32 = 3;
 
 /// Runs for as long as the daemon does; drop it to end it.
 pub(super) async fn run(core: Arc<Core>) {
@@ -55,7 +53,7 @@ fn show_out(core: &Core, stamp: KeysStamp) -> KeysStamp {
             continue;
         }
         tracing::warn!("{} was revoked", who(client.key, client.connection.remote_address()));
-        client.connection.close(CLOSE_REVOKED, "this key was revoked on the host");
+        client.connection.close(close::REVOKED, "this key was revoked on the host");
         drop(core.sessions().remove_key(client.key));
     }
     seen

@@ -42,9 +42,9 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         Request::GetXattr { node, name } => get_xattr(session, node, name),
         Request::ListXattr { node } => list_xattr(session, node),
         Request::Access { node, mask } => access(session, read_only, node, mask),
-        Request::Open { node } => session.open(node).map(Reply::Attributes),
-        Request::Close { node } => {
-            session.close(node);
+        Request::Open { node, open } => session.open(node, open).map(Reply::Attributes),
+        Request::Close { node, open } => {
+            session.close(node, open);
             Ok(Reply::Done)
         }
         Request::Seek { node, offset, target } => seek(session, node, offset, target),

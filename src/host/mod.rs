@@ -57,11 +57,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::io::{Engine, EngineConfig, EngineKind, IoError};
-use crate::proto::InstanceId;
+use crate::proto::{InstanceId, close};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
-    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, Ticket, TransportError, TransportTuning,
-    ticket::TicketError,
+    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, SocketBuffers, Ticket, TransportError,
+    TransportTuning, ticket::TicketError,
 };
 
 pub use exports::{Export, ExportError};
@@ -70,7 +70,7 @@ pub use state::{RunningHost, StateDir, StateError};
 pub use status::{ClientStatus, ExportStatus, HostStatus};
 pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState, ticket_id};
 
-use self::connection::{CLOSE_SHUTDOWN, SHUTDOWN_TEXT};
+use self::connection::SHUTDOWN_TEXT;
 use self::core::{Core, seconds_now};
 
 /// How long running requests may take to finish when the daemon ends.
@@ -230,7 +230,8 @@ impl Host {
 
     /// Something that can be asked what it is doing, also while it ends.
     pub fn observer(&self) -> HostObserver {
-        HostObserver { core: Arc::clone(&self.core), listening: self.listening() }
+        let (listening, buffers) = (self.listening(), self.endpoint.buffers());
+        HostObserver { core: Arc::clone(&self.core), listening, buffers }
     }
 
     /// Ends: accepts nothing more, finishes what runs within 5 seconds, and tells clients why it goes.
@@ -240,7 +241,7 @@ impl Host {
         if timeout(DRAIN_DEADLINE, &mut self.accepting).await.is_err() {
             tracing::warn!("requests still ran after {} s and were cut off", DRAIN_DEADLINE.as_secs());
         }
-        self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+        self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         let _ = timeout(GOODBYE_DEADLINE, self.endpoint.wait_idle()).await;
     }
 }
@@ -250,12 +251,13 @@ impl Host {
 pub struct HostObserver {
     core: Arc<Core>,
     listening: SocketAddr,
+    buffers: SocketBuffers,
 }
 
 impl HostObserver {
     /// What it is doing.
     pub fn status(&self) -> HostStatus {
-        HostStatus::of(&self.core, self.listening)
+        HostStatus::of(&self.core, self.listening, self.buffers)
     }
 }
 
@@ -263,7 +265,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.accepting.abort();
         self.keeping.abort();
-        self.endpoint.close(CLOSE_SHUTDOWN, SHUTDOWN_TEXT);
+        self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         self.core.state.clear_running(std::process::id());
     }
 }

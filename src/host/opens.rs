@@ -1,10 +1,10 @@
-//! The files a session holds open, and how often.
+//! The files a session holds open, and by which opens.
 //!
 //! Pure: what is held is up to the caller.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::proto::NodeId;
+use crate::proto::{NodeId, OpenId};
 
 /// Most opens of one session at a time.
 ///
@@ -16,10 +16,10 @@ pub(super) const OPENS_MAX: u64 = 65_536;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooMany;
 
-/// Open files by node, each with the number of its opens.
+/// Open files by node, each with the names of its opens: an open that comes again is the same one.
 #[derive(Debug)]
 pub(super) struct OpenFiles<T> {
-    files: HashMap<NodeId, (T, u64)>,
+    files: HashMap<NodeId, (T, HashSet<OpenId>)>,
     opens: u64,
     opens_max: u64,
 }
@@ -30,30 +30,44 @@ impl<T> OpenFiles<T> {
         Self { files: HashMap::new(), opens: 0, opens_max }
     }
 
-    /// Counts one more open of `node`, whose file is made if it is the first.
-    pub(super) fn open(&mut self, node: NodeId, make: impl FnOnce() -> Option<T>) -> Result<(), TooMany> {
+    /// Notes an open of `node`, whose file is made if it is the first.
+    pub(super) fn open(
+        &mut self,
+        node: NodeId,
+        open: OpenId,
+        make: impl FnOnce() -> Option<T>,
+    ) -> Result<(), TooMany> {
+        if self.opened(node, open).is_some() {
+            return Ok(());
+        }
         if self.opens == self.opens_max {
             return Err(TooMany);
         }
         match self.files.get_mut(&node) {
-            Some((_, count)) => *count += 1,
+            Some((_, opens)) => {
+                opens.insert(open);
+            }
             None => {
-                self.files.insert(node, (make().ok_or(TooMany)?, 1));
+                self.files.insert(node, (make().ok_or(TooMany)?, HashSet::from([open])));
             }
         }
         self.opens += 1;
         Ok(())
     }
 
-    /// Takes one open of `node` back and returns the file after the last; nothing happens where there is none.
-    pub(super) fn close(&mut self, node: NodeId) -> Option<T> {
-        let (_, count) = self.files.get_mut(&node)?;
-        *count -= 1;
-        self.opens -= 1;
-        if *count > 0 {
+    /// Takes an open of `node` back and returns the file after the last; nothing happens where there is none of that name.
+    pub(super) fn close(&mut self, node: NodeId, open: OpenId) -> Option<T> {
+        let (_, opens) = self.files.get_mut(&node)?;
+        self.opens -= u64::from(opens.remove(&open));
+        if !opens.is_empty() {
             return None;
         }
         self.files.remove(&node).map(|(file, _)| file)
+    }
+
+    /// The file of `node`, if this very open of it was noted.
+    pub(super) fn opened(&self, node: NodeId, open: OpenId) -> Option<&T> {
+        self.files.get(&node).filter(|(_, opens)| opens.contains(&open)).map(|(file, _)| file)
     }
 
     /// The open file of `node`.
@@ -69,6 +83,8 @@ impl<T> OpenFiles<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -80,42 +96,50 @@ mod tests {
     #[test]
     fn a_file_is_held_until_its_last_close() {
         let mut files = OpenFiles::new(10);
-        files.open(node(1), || Some("file")).unwrap();
-        files.open(node(1), || None).unwrap();
-        assert_eq!(files.close(node(1)), None);
+        files.open(node(1), OpenId(1), || Some("file")).unwrap();
+        files.open(node(1), OpenId(2), || None).unwrap();
+        assert_eq!(files.close(node(1), OpenId(1)), None);
         assert_eq!(files.get(node(1)), Some(&"file"));
-        assert_eq!(files.close(node(1)), Some("file"));
+        assert_eq!(files.close(node(1), OpenId(1)), None, "it was taken back already");
+        assert_eq!(files.close(node(1), OpenId(2)), Some("file"));
         assert_eq!((files.get(node(1)), files.len()), (None, 0));
+    }
+
+    #[test]
+    fn an_open_that_comes_again_is_the_same() {
+        let mut files = OpenFiles::new(1);
+        files.open(node(1), OpenId(1), || Some("file")).unwrap();
+        files.open(node(1), OpenId(1), || None).unwrap();
+        assert_eq!(files.len(), 1);
+        assert_eq!(files.close(node(1), OpenId(1)), Some("file"));
     }
 
     #[test]
     fn a_file_that_cannot_be_held_is_not_counted() {
         let mut files = OpenFiles::<()>::new(10);
-        assert_eq!(files.open(node(1), || None), Err(TooMany));
+        assert_eq!(files.open(node(1), OpenId(1), || None), Err(TooMany));
         assert_eq!((files.get(node(1)), files.len()), (None, 0));
     }
 
     proptest! {
         #[test]
-        fn it_counts_what_a_list_counts(steps in proptest::collection::vec((any::<bool>(), 0u64..4), 0..60)) {
-            const MAX: u64 = 8;
-            let (mut files, mut slow) = (OpenFiles::new(MAX), Vec::new());
-            for (is_open, inode) in steps {
+        fn it_holds_what_a_set_holds(steps in proptest::collection::vec((any::<bool>(), 0u64..4, 0u64..4), 0..60)) {
+            const MAX: usize = 8;
+            let (mut files, mut slow) = (OpenFiles::new(MAX as u64), BTreeSet::new());
+            for (is_open, inode, open) in steps {
                 if is_open {
-                    let fits = (slow.len() as u64) < MAX;
-                    prop_assert_eq!(files.open(node(inode), || Some(inode)).is_ok(), fits);
+                    let fits = slow.len() < MAX || slow.contains(&(inode, open));
+                    prop_assert_eq!(files.open(node(inode), OpenId(open), || Some(inode)).is_ok(), fits);
                     if fits {
-                        slow.push(inode);
+                        slow.insert((inode, open));
                     }
                 } else {
-                    files.close(node(inode));
-                    if let Some(at) = slow.iter().position(|open| *open == inode) {
-                        slow.remove(at);
-                    }
+                    files.close(node(inode), OpenId(open));
+                    slow.remove(&(inode, open));
                 }
                 prop_assert_eq!(files.len(), slow.len() as u64);
                 for inode in 0..4 {
-                    prop_assert_eq!(files.get(node(inode)).is_some(), slow.contains(&inode));
+                    prop_assert_eq!(files.get(node(inode)).is_some(), slow.iter().any(|(held, _)| *held == inode));
                 }
             }
         }

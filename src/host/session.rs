@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::attributes;
 use super::opens::{OPENS_MAX, OpenFiles};
 use super::tree::{Handle, Reached, Tree};
-use crate::proto::{Attributes, Errno, ErrorCode, NodeId, WireError};
+use crate::proto::{Attributes, Errno, ErrorCode, NodeId, OpenId, WireError};
 
 /// A file held open, and the share of the daemon's descriptors that it takes.
 #[derive(Debug)]
@@ -84,7 +84,12 @@ impl Session {
     }
 
     /// Opens a node; a regular file is held until [`Self::close`]. Blocks.
-    pub(super) fn open(&self, node: NodeId) -> Result<Attributes, WireError> {
+    pub(super) fn open(&self, node: NodeId, open: OpenId) -> Result<Attributes, WireError> {
+        let repeated = lock(&self.opens).opened(node, open).map(|held| Arc::clone(&held.handle));
+        if let Some(handle) = repeated {
+            // Its answer was lost; the name may have been lost since.
+            return handle.attributes();
+        }
         let (handle, found) = match self.tree.open_by_path(node) {
             // Only content can outlive its name; of everything else there is nothing to hold.
             Err(WireError { code: ErrorCode::System(Errno::EISDIR | Errno::EINVAL), .. }) => {
@@ -96,15 +101,15 @@ impl Session {
             let descriptor = Arc::clone(&self.descriptors).try_acquire_owned().ok()?;
             Some(Held { handle, _descriptor: descriptor })
         };
-        match lock(&self.opens).open(node, hold) {
+        match lock(&self.opens).open(node, open, hold) {
             Ok(()) => Ok(found),
             Err(_) => Err(WireError::system(Errno::EMFILE)),
         }
     }
 
     /// Takes back one open. One that is not there was taken back before, by a request that was repeated.
-    pub(super) fn close(&self, node: NodeId) {
-        let held = lock(&self.opens).close(node);
+    pub(super) fn close(&self, node: NodeId, open: OpenId) {
+        let held = lock(&self.opens).close(node, open);
         drop(held);
     }
 

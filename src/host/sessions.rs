@@ -89,6 +89,11 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq + Hash, T> Sessions<K, I, T> {
         self.slots.extract_if(is_over).map(|(_, slot)| slot.session).collect()
     }
 
+    /// Ends a session whose client will not come back; the caller drops it.
+    pub(super) fn end(&mut self, key: K, id: I) -> Option<Arc<T>> {
+        self.slots.remove(&(key, id)).map(|slot| slot.session)
+    }
+
     /// Ends all sessions of a key that may no longer come in.
     pub(super) fn remove_key(&mut self, key: K) -> Vec<Arc<T>> {
         self.slots.extract_if(|(of, _), _| *of == key).map(|(_, slot)| slot.session).collect()
@@ -133,6 +138,17 @@ mod tests {
         table.detach(1, 1, start);
         assert_eq!(table.expire(start + SESSION_KEEP), [Arc::new("first")]);
         assert!(table.get(1, 1).is_none());
+    }
+
+    #[test]
+    fn a_session_that_was_ended_is_gone_also_while_it_has_connections() {
+        let (mut table, now) = (Table::new(), Instant::now());
+        table.attach(1, 1, Arc::new("first")).unwrap();
+        table.attach(1, 1, Arc::new("unused")).unwrap();
+        assert_eq!(table.end(1, 1).as_deref(), Some(&"first"));
+        table.detach(1, 1, now);
+        assert_eq!(table.end(1, 1), None);
+        assert_eq!(*table.attach(1, 1, Arc::new("second")).unwrap(), "second");
     }
 
     #[test]

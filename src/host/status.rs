@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::core::Core;
+use crate::transport::SocketBuffers;
 
 /// The daemon at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,8 +29,12 @@ pub struct HostStatus {
     pub engine_fallback: Option<String>,
     /// Reads at the engine now.
     pub disk_inflight: u64,
-    /// Chunks that wait for room in their stream now.
+    /// The most reads at the engine at once since the start.
+    pub disk_inflight_max: u64,
+    /// Answers whose content is on its way to clients now.
     pub send_inflight: u64,
+    /// The most such answers at once since the start.
+    pub send_inflight_max: u64,
     /// Bytes of content sent since the start.
     pub content_bytes_sent: u64,
     /// Chunks not sent since the start, because the client held them.
@@ -40,6 +45,8 @@ pub struct HostStatus {
     pub requests: u64,
     /// Clients refused since the start.
     pub refused: u64,
+    /// The smaller of its socket's buffers, in bytes.
+    pub udp_buffer_bytes: usize,
 }
 
 /// One export.
@@ -73,7 +80,7 @@ pub struct ClientStatus {
 }
 
 impl HostStatus {
-    pub(super) fn of(core: &Core, listening: SocketAddr) -> Self {
+    pub(super) fn of(core: &Core, listening: SocketAddr, buffers: SocketBuffers) -> Self {
         let counters = &core.counters;
         let (sessions, open_files) = {
             let sessions = core.sessions();
@@ -89,12 +96,15 @@ impl HostStatus {
             engine: core.engine.name().to_owned(),
             engine_fallback: core.engine.fallback_reason().map(str::to_owned),
             disk_inflight: counters.disk_inflight.get(),
-            send_inflight: counters.send_inflight.get(),
+            disk_inflight_max: counters.disk_inflight.max(),
+            send_inflight: counters.sends().get(),
+            send_inflight_max: counters.sends().max(),
             content_bytes_sent: counters.content_bytes_sent.get(),
             chunks_same: counters.chunks_same.get(),
             requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),
             refused: counters.refused.get(),
+            udp_buffer_bytes: buffers.smaller_bytes(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{Engine, EngineConfig, EngineKind, IoError};
 
 /// A system call that is to fail.
 #[derive(Clone, Copy)]
-pub(super) struct Denial {
+pub(crate) struct Denial {
     syscall: libc::c_long,
     /// Only with this second argument.
     argument: Option<u32>,
@@ -22,13 +22,13 @@ pub(super) struct Denial {
 
 impl Denial {
     /// No rings at all.
-    pub(super) const SETUP: Self =
+    pub(crate) const SETUP: Self =
         Self { syscall: libc::SYS_io_uring_setup, argument: None, errno: Errno::EPERM };
     /// Rings that cannot be used.
     pub(super) const ENTER: Self =
         Self { syscall: libc::SYS_io_uring_enter, argument: None, errno: Errno::EPERM };
     /// No registered buffers (`IORING_REGISTER_BUFFERS`), as when memory may not be locked.
-    pub(super) const BUFFERS: Self =
+    pub(crate) const BUFFERS: Self =
         Self { syscall: libc::SYS_io_uring_register, argument: Some(0), errno: Errno::ENOMEM };
 }
 
@@ -37,7 +37,8 @@ pub(super) fn start_denied(denial: Denial, config: EngineConfig) -> Result<Engin
     with_denial(denial, move || Engine::start(&config))
 }
 
-fn with_denial<T: Send + 'static>(denial: Denial, work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Does `work` on a thread where `denial` holds.
+pub(crate) fn with_denial<T: Send + 'static>(denial: Denial, work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = thread::spawn(move || {
         install(denial).unwrap();
         work()

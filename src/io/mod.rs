@@ -37,7 +37,7 @@ mod uring;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
-mod denied;
+pub(crate) mod denied;
 
 use std::fmt;
 use std::os::fd::AsFd;

@@ -93,6 +93,9 @@ impl MountHandle {
         readings.set(Metric::PacketsSent, client.packets_sent);
         readings.set(Metric::PacketsLost, client.packets_lost);
         readings.set(Metric::PacketBytes, u64::from(client.mtu_bytes));
+        if let Some(bytes) = client.udp_buffer_bytes {
+            readings.set(Metric::UdpBufferBytes, bytes);
+        }
         readings.set(Metric::Connections, client.connections);
         readings.set(Metric::Reconnects, client.reconnects);
         readings.set(Metric::HostRestarts, client.instance_changes);

@@ -240,8 +240,7 @@ pub fn label(source: &Source, port_option: Option<u16>) -> String {
     } else {
         format!("wormhole://{host}:{port}/{path}")
     };
-    // The kernel's mount options are separated by commas.
-    label.replace(|character: char| character == ',' || character == '\\' || character.is_control(), "_")
+    label.replace(char::is_control, "_")
 }
 
 fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {

@@ -16,6 +16,11 @@ pub struct SessionId(pub [u8; 16]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InstanceId(pub [u8; 16]);
 
+/// Names one open of a file. The client chooses it, and never the same twice in a session, so that a request that is
+/// repeated, because its answer was lost, opens nothing twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OpenId(pub u64);
+
 /// The secret of a join ticket. Never shown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TicketSecret(pub [u8; 16]);
@@ -129,11 +134,15 @@ pub enum Request {
     Open {
         /// Which file.
         node: NodeId,
+        /// Which open of it.
+        open: OpenId,
     },
     /// Takes back one [`Request::Open`]. Answer: [`Reply::Done`].
     Close {
         /// Which file.
         node: NodeId,
+        /// Which open of it.
+        open: OpenId,
     },
     /// `SEEK_DATA` and `SEEK_HOLE`. Answer: [`Reply::Offset`].
     Seek {

@@ -42,6 +42,7 @@
 //! No request asks for a chunk by its bare hash: content is always asked of a node the client may read, so a peer
 //! cannot probe for what lies outside its export.
 
+pub mod close;
 mod error;
 mod frame;
 mod lane;
@@ -52,8 +53,8 @@ pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
 pub use message::{
-    ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello, InstanceId, ReadRequest,
-    Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,
+    ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello, InstanceId, OpenId,
+    ReadRequest, Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,
 };
 pub use node::{Attributes, FileKind, NodeId, Timestamp, Version};
 

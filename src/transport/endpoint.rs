@@ -101,6 +101,7 @@ impl Endpoint {
     ) -> Result<Self, TransportError> {
         let socket_error = |source| TransportError::Socket { what: "endpoint", source };
         let (udp, buffers) = socket::bind(address)?;
+        tell_if_clamped(buffers, server.is_some());
         let local_address = udp.local_addr().map_err(socket_error)?;
         let datagram_bytes_max = datagram_bytes_max.min(tuning.datagram_bytes_max);
         let mut config = EndpointConfig::default();
@@ -184,6 +185,22 @@ impl Endpoint {
     /// Waits until the peers have been told of the close (at most a few round trips).
     pub async fn wait_idle(&self) {
         self.quinn.wait_idle().await;
+    }
+}
+
+/// A host is told at its start. A mount is made often, and by people who cannot change it: they see it in `status`.
+fn tell_if_clamped(buffers: SocketBuffers, is_host: bool) {
+    let help = || {
+        let (granted, wanted) = (buffers.smaller_bytes(), buffers.wanted_bytes);
+        format!(
+            "the kernel limits UDP socket buffers to {granted} of {wanted} bytes, which costs throughput; `{}` helps",
+            buffers.help()
+        )
+    };
+    match (buffers.clamped(), is_host) {
+        (true, true) => tracing::warn!("{}", help()),
+        (true, false) => tracing::info!("{}", help()),
+        (false, _) => {}
     }
 }
 

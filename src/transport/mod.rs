@@ -41,7 +41,7 @@ pub use quinn::{
     ReadError, ReadExactError, ReadToEndError, RecvStream, ResetError, SendStream, StoppedError, WriteError,
 };
 pub use resolve::resolve;
-pub use socket::SocketBuffers;
+pub use socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use source::{DEFAULT_PORT, HostAddress, Source};
 pub use ticket::Ticket;
 pub use tls::ExpectedHost;

@@ -34,9 +34,12 @@ impl Path {
 
     /// Asks the kernel how it would send to `peer`. Sends nothing. Any failure leads to [`Path::unknown`].
     pub fn to(peer: SocketAddr) -> Self {
-        let address = peer.ip().to_canonical();
-        Self::probe(SocketAddr::new(address, peer.port().max(1)), peer)
-            .unwrap_or_else(|_| Self::unknown(address))
+        Self::ask(peer).unwrap_or_else(|_| Self::unknown(peer.ip().to_canonical()))
+    }
+
+    /// As [`Path::to`], but says why nothing is known.
+    pub fn ask(peer: SocketAddr) -> io::Result<Self> {
+        Self::probe(SocketAddr::new(peer.ip().to_canonical(), peer.port().max(1)), peer)
     }
 
     fn probe(canonical: SocketAddr, given: SocketAddr) -> io::Result<Self> {

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Once,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -39,15 +39,30 @@ pub struct SocketBuffers {
 }
 
 impl SocketBuffers {
+    /// What a socket of this process is granted.
+    pub fn granted() -> Result<Self, TransportError> {
+        bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).map(|(_, buffers)| buffers)
+    }
+
     /// Whether the kernel granted less than was asked for.
     pub fn clamped(&self) -> bool {
         self.receive_bytes < self.wanted_bytes || self.send_bytes < self.wanted_bytes
     }
 
+    /// The smaller of both.
+    pub fn smaller_bytes(&self) -> usize {
+        self.receive_bytes.min(self.send_bytes)
+    }
+
     /// What to type so that the buffers may be as large as wanted.
     pub fn help(&self) -> String {
-        format!("sysctl -w net.core.rmem_max={wanted} net.core.wmem_max={wanted}", wanted = self.wanted_bytes)
+        buffers_help(self.wanted_bytes)
     }
+}
+
+/// What to type so that socket buffers may have so many bytes.
+pub fn buffers_help(wanted_bytes: usize) -> String {
+    format!("sysctl -w net.core.rmem_max={wanted_bytes} net.core.wmem_max={wanted_bytes}")
 }
 
 /// Opens a UDP socket bound to `address` with buffers as large as the kernel grants.
@@ -63,7 +78,6 @@ pub fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBuffers),
     let socket = socket.map_err(|source| TransportError::Bind { address, source })?;
     let buffers =
         enlarge_buffers(&socket).map_err(|source| TransportError::Socket { what: "buffer size", source })?;
-    warn_once_if_clamped(buffers);
     Ok((socket.into(), buffers))
 }
 
@@ -90,21 +104,6 @@ fn enlarge_buffers(socket: &Socket) -> io::Result<SocketBuffers> {
         send_bytes: socket.send_buffer_size()? / 2,
         wanted_bytes: wanted,
     })
-}
-
-fn warn_once_if_clamped(buffers: SocketBuffers) {
-    static WARNED: Once = Once::new();
-    if buffers.clamped() {
-        WARNED.call_once(|| {
-            tracing::warn!(
-                receive_bytes = buffers.receive_bytes,
-                send_bytes = buffers.send_bytes,
-                wanted_bytes = buffers.wanted_bytes,
-                "the kernel limits UDP socket buffers, which costs throughput; `{}` helps",
-                buffers.help()
-            );
-        });
-    }
 }
 
 /// Hands `socket` to quinn, wrapped in [`BatchLimit`].

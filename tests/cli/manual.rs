@@ -96,3 +96,27 @@ fn shells_take_the_completions() {
     }
     assert_eq!(code(&wormhole().args(["completions", "tcsh"]).output().unwrap()), 1);
 }
+
+#[test]
+fn packages_hold_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let (_, packages) = manifest.split_once("[package.metadata.deb]").unwrap();
+    let (deb, rpm) = packages.split_once("[package.metadata.generate-rpm]").unwrap();
+    let sources = |text: &str, mark: &str| -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix(mark)?.split('"').next());
+        lines.map(str::to_owned).collect()
+    };
+    let listed = sources(deb, "[\"");
+    assert_eq!(listed, sources(rpm, "{ source = \""), "both kinds of package hold the same");
+    assert!(listed.len() > 10, "{listed:?}");
+    for source in listed.iter().filter(|source| !source.starts_with("target/")) {
+        let (folder, name) = source.rsplit_once('/').unwrap_or(("", source));
+        let beginning = name.trim_end_matches('*');
+        let found = fs::read_dir(root.join(folder)).unwrap().any(|entry| {
+            let name_found = entry.unwrap().file_name().into_string().unwrap();
+            name_found == name || (name.ends_with('*') && name_found.starts_with(beginning))
+        });
+        assert!(found, "{source} does not exist");
+    }
+}

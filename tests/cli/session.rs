@@ -65,6 +65,21 @@ fn sums_are_those_of_b3sum() {
 }
 
 #[test]
+fn a_comma_in_the_source_is_shown_as_it_is() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    fs::create_dir(stage.path("export/a,b")).unwrap();
+    let mountpoint = stage.mount("mnt", "ro");
+    succeeds(wormhole().arg("umount").arg(&mountpoint));
+    let source = format!("wormhole://{}/export/a,b", stage.listening);
+    succeeds(&mut stage.mount_command(&source, &mountpoint));
+    assert!(mount_at(&mountpoint).unwrap().contains(&format!(" fuse.wormhole {source} ")));
+    succeeds(wormhole().arg("umount").arg(&mountpoint));
+}
+
+#[test]
 fn after_the_ticket_the_name_is_enough() {
     if !can_mount() {
         return;

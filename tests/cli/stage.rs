@@ -51,6 +51,11 @@ impl Stage {
         nix::unistd::Pid::from_raw(self.host.as_ref().unwrap().child.id().cast_signed())
     }
 
+    /// What `wormhole status` says of the host.
+    pub(super) fn host_status(&self) -> Value {
+        self.host.as_ref().unwrap().status()
+    }
+
     pub(super) fn stop_host(&mut self) {
         self.host = None;
     }

@@ -256,3 +256,22 @@ fn changes_on_the_host_are_seen() {
     fs::remove_file(&file).unwrap();
     crate::world::wait_until("the removal is seen", || !mount.path("log").exists());
 }
+
+#[test]
+fn on_the_host_disk_and_network_work_at_the_same_time() {
+    let world = World::new();
+    fs::write(world.source().join("large"), noise(64 << 20, 12)).unwrap();
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "cache=none");
+    printed_by(
+        "cmp",
+        &[world.source().join("large").to_str().unwrap(), mount.path("large").to_str().unwrap()],
+    );
+    let status = host.status();
+    for gauge in ["disk_in_flight_max", "send_in_flight_max"] {
+        assert!(status[gauge].as_u64().unwrap() > 1, "{gauge}: {status}");
+    }
+    for gauge in ["disk_in_flight", "send_in_flight"] {
+        assert!(status[gauge].is_u64(), "{gauge}: {status}");
+    }
+}

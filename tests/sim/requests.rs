@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
 use wormhole::client::memory::Stage;
-use wormhole::client::quic::{CLOSE_CODE_GOODBYE, QuicClient};
+use wormhole::client::quic::QuicClient;
 use wormhole::client::{CallError, Client, ListPart};
-use wormhole::proto::{CURRENT_BYTES_MAX, Errno, ErrorCode, ReadRequest, Request, SeekTarget};
+use wormhole::proto::{CURRENT_BYTES_MAX, Errno, ErrorCode, OpenId, ReadRequest, Request, SeekTarget, close};
 use wormhole::transport::{CloseReason, Lane};
 
 use super::{LinkShape, World, api, chunks_of, read_all, until};
@@ -23,9 +23,9 @@ async fn every_request_is_answered_as_by_the_host_itself() {
     let dir = client.lookup(client.root().node, b"dir").await.unwrap();
     let file = client.lookup(dir.node, b"file").await.unwrap();
     assert_eq!(client.attributes(file.node).await.unwrap(), file);
-    assert_eq!(client.open(file.node).await.unwrap().node, file.node);
+    assert_eq!(client.open(file.node, OpenId(1)).await.unwrap().node, file.node);
     assert_eq!(world.host.opens(file.node), 1);
-    client.close(file.node).await.unwrap();
+    client.close(file.node, OpenId(1)).await.unwrap();
     let link = client.lookup(dir.node, b"link").await.unwrap();
     assert_eq!(client.read_link(link.node).await.unwrap(), b"file");
     assert_eq!(client.get_xattr(file.node, b"user.a").await.unwrap(), b"1");
@@ -168,5 +168,5 @@ async fn after_shutdown_calls_fail_and_the_host_knows() {
     let [CloseReason::ByPeer { code, .. }] = world.server.closed()[..] else {
         panic!("closed as {:?}", world.server.closed());
     };
-    assert_eq!(code, u64::from(CLOSE_CODE_GOODBYE));
+    assert_eq!(code, u64::from(close::GOODBYE));
 }

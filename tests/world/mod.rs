@@ -152,6 +152,13 @@ impl Host {
             .to_string()
     }
 
+    /// What `wormhole status --json` says of this host.
+    pub(crate) fn status(&self) -> Value {
+        let reports: Value = serde_json::from_str(&printed_by(WORMHOLE, &["status", "--json"])).unwrap();
+        let ours = |report: &&Value| report["pid"].as_u64() == Some(u64::from(self.child.id()));
+        reports.as_array().unwrap().iter().find(ours).expect("the host is in the list").clone()
+    }
+
     /// As a power cut would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();

@@ -9,8 +9,8 @@ use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk}
 use crate::client::ContentPart;
 use crate::proto::{
     Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
-    InstanceId, KNOWN_HASHES_MAX, NAME_BYTES_MAX, NodeId, READ_CHUNKS_MAX, ReadRequest, Reply, Request,
-    SeekTarget, Welcome, WireError,
+    InstanceId, KNOWN_HASHES_MAX, NAME_BYTES_MAX, NodeId, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply,
+    Request, SeekTarget, Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -34,9 +34,9 @@ impl Tree {
             Request::GetXattr { node, name } => self.get_xattr(*node, name),
             Request::ListXattr { node } => self.node(*node).map(list_xattr),
             Request::Access { node, mask } => self.permitted(*node, *mask).map(|()| Reply::Done),
-            Request::Open { node } => self.open(*node),
-            Request::Close { node } => {
-                self.count_open(*node, false);
+            Request::Open { node, open } => self.open(*node, *open),
+            Request::Close { node, open } => {
+                self.set_open(*node, *open, false);
                 Ok(Reply::Done)
             }
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
@@ -180,13 +180,13 @@ impl Tree {
         value.map(Reply::Bytes).ok_or(system(Errno::ENODATA))
     }
 
-    fn open(&mut self, id: NodeId) -> Result<Reply, WireError> {
+    fn open(&mut self, id: NodeId, open: OpenId) -> Result<Reply, WireError> {
         let directory = self.node(id)?.body.kind() == FileKind::Directory;
         if directory {
             return Err(system(Errno::EISDIR));
         }
         self.permitted(id, 4)?;
-        self.count_open(id, true);
+        self.set_open(id, open, true);
         self.get_attributes(id).map(Reply::Attributes)
     }
 

@@ -225,8 +225,8 @@ impl MemoryHost {
     }
 
     /// How often a node is open.
-    pub fn opens(&self, node: NodeId) -> u32 {
-        self.tree().nodes.get(&node).map_or(0, |node| node.opens)
+    pub fn opens(&self, node: NodeId) -> usize {
+        self.tree().nodes.get(&node).map_or(0, |node| node.opens.len())
     }
 
     /// Moves the host's clock.

@@ -1,10 +1,10 @@
 //! (P) The model host's tree: nodes, names and a clock that only moves when it is told to.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::content::{BLOCK_BYTES, Content};
-use crate::proto::{Attributes, Errno, FileKind, NodeId, Timestamp};
+use crate::proto::{Attributes, Errno, FileKind, NodeId, OpenId, Timestamp};
 
 /// Device number of the model's file system.
 const DEVICE: u64 = 1;
@@ -35,7 +35,7 @@ pub(super) struct Node {
     pub(super) ctime: Timestamp,
     pub(super) btime: Timestamp,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(super) opens: u32,
+    pub(super) opens: BTreeSet<OpenId>,
 }
 
 /// The tree and what the host remembers of its clients.
@@ -118,7 +118,7 @@ impl Tree {
     /// Forgets everything that a restarted daemon would not know.
     pub(super) fn restart(&mut self) {
         self.known = HashSet::from([self.root]);
-        self.nodes.values_mut().for_each(|node| node.opens = 0);
+        self.nodes.values_mut().for_each(|node| node.opens.clear());
         self.nodes.retain(|_, node| node.links > 0);
     }
 
@@ -222,10 +222,14 @@ impl Tree {
         Ok(())
     }
 
-    /// One more or one fewer open of a node.
-    pub(super) fn count_open(&mut self, id: NodeId, open: bool) {
+    /// An open of a node, or its end.
+    pub(super) fn set_open(&mut self, id: NodeId, open: OpenId, is_open: bool) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        node.opens = if open { node.opens + 1 } else { node.opens.saturating_sub(1) };
+        if is_open {
+            node.opens.insert(open);
+        } else {
+            node.opens.remove(&open);
+        }
         self.drop_if_gone(id);
     }
 
@@ -249,7 +253,7 @@ impl Tree {
             ctime: stamp,
             btime: stamp,
             xattrs: BTreeMap::new(),
-            opens: 0,
+            opens: BTreeSet::new(),
         };
         self.nodes.insert(id, node);
         id
@@ -294,7 +298,7 @@ impl Tree {
     }
 
     fn drop_if_gone(&mut self, id: NodeId) {
-        if self.nodes.get(&id).is_some_and(|node| node.links == 0 && node.opens == 0) {
+        if self.nodes.get(&id).is_some_and(|node| node.links == 0 && node.opens.is_empty()) {
             self.nodes.remove(&id);
         }
     }

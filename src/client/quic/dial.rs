@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::config::{ClientConfig, ConnectError};
 use super::stream::{Exchange, Fault};
 use crate::proto::{
-    ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, encode_frame,
+    ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, close, encode_frame,
 };
 use crate::transport::{Connection, Endpoint, ExpectedHost, Lane, TransportError, connect_any, resolve};
 
@@ -60,7 +60,7 @@ impl Dialer {
         let welcome = match self.hello(&connection).await {
             Ok(welcome) => welcome,
             Err(error) => {
-                connection.close(0, "not welcome");
+                connection.close(close::REPLACED, "not welcome");
                 return Err(error);
             }
         };

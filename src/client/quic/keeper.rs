@@ -14,8 +14,7 @@ use super::link::{Action, Event, Link, Outcome, Phase, Sample};
 use super::live::Live;
 use super::shared::{Shared, SlotState, add};
 use super::stream::Exchange;
-use super::{CLOSE_CODE_GOODBYE, CLOSE_CODE_REPLACED};
-use crate::proto::{Reply, Request, WireError, encode_frame};
+use crate::proto::{Reply, Request, WireError, close, encode_frame};
 use crate::transport::Lane;
 
 /// Time a probe may take before nobody cares for its answer any more.
@@ -141,7 +140,7 @@ impl Keeper {
             self.act(action, &mut established);
         }
         if let Some((_, late)) = established {
-            late.connection.close(CLOSE_CODE_REPLACED, "another connection was faster");
+            late.connection.close(close::REPLACED, "another connection was faster");
         }
         self.publish();
     }
@@ -185,7 +184,7 @@ impl Keeper {
         let Some(live) = self.live.take() else { return };
         self.changed = true;
         self.shared.totals.retire(&live.connection.stats());
-        live.connection.close(CLOSE_CODE_REPLACED, why);
+        live.connection.close(close::REPLACED, why);
     }
 
     fn outcome(&mut self, attempt: u64, result: &Result<Box<Established>, ConnectError>) -> Outcome {
@@ -253,7 +252,7 @@ impl Keeper {
         let Some(live) = self.live.take() else { return };
         self.shared.totals.retire(&live.connection.stats());
         self.shared.publish(self.slot, SlotState { phase: Phase::Down, live: None, refusal: None });
-        live.connection.close(CLOSE_CODE_GOODBYE, "the client unmounted");
+        live.connection.close(close::GOODBYE, "the client unmounted");
         // It is told once more than not at all; a host that is gone need not hold us up.
         let _ = timeout(GOODBYE_TIMEOUT, live.endpoint.wait_idle()).await;
     }

@@ -46,11 +46,6 @@ use crate::chunk::ByteRange;
 use crate::proto::{Attributes, InstanceId, NodeId, ReadRequest, Reply, Request};
 use crate::transport::{Lane, PublicKey};
 
-/// The code with which a client closes a connection when its session is over: the host may forget it at once.
-pub const CLOSE_CODE_GOODBYE: u32 = 0;
-/// The code with which a client closes a connection that it does not need: its session goes on.
-pub const CLOSE_CODE_REPLACED: u32 = 1;
-
 /// A client of one export of one host.
 pub struct QuicClient {
     shared: Arc<Shared>,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fs::tests::attributes;
-use crate::proto::FileKind;
+use crate::proto::{FileKind, OpenId};
 
 fn table() -> (InodeTable, Instant) {
     let now = Instant::now();
@@ -67,13 +67,13 @@ fn an_open_inode_stays_and_the_host_is_told_of_each_close() {
     let (mut table, now) = table();
     let file = attributes(7, FileKind::Regular);
     let inode = table.remember(Inode::ROOT, &name("a"), file, Learned::by_asking(now));
-    table.opened(inode, true);
-    table.opened(inode, true);
-    table.opened(inode, false);
+    table.opened(inode, Some(OpenId(1)));
+    table.opened(inode, Some(OpenId(2)));
+    table.opened(inode, None);
     table.forget(inode, 1);
     assert_eq!(table.closed(inode), None);
-    assert_eq!(table.closed(inode), Some(file.node));
-    assert_eq!(table.closed(inode), Some(file.node));
+    assert_eq!(table.closed(inode), Some((file.node, OpenId(2))));
+    assert_eq!(table.closed(inode), Some((file.node, OpenId(1))));
     assert!(table.get(inode).is_none());
 }
 
@@ -82,11 +82,11 @@ fn after_a_recovery_the_host_counts_one_open() {
     let (mut table, now) = table();
     let file = attributes(7, FileKind::Regular);
     let inode = table.remember(Inode::ROOT, &name("a"), file, Learned::by_asking(now));
-    table.opened(inode, true);
-    table.opened(inode, true);
-    table.recovered(inode, true);
+    table.opened(inode, Some(OpenId(1)));
+    table.opened(inode, Some(OpenId(2)));
+    table.recovered(inode, Some(OpenId(3)));
     assert_eq!(table.closed(inode), None);
-    assert_eq!(table.closed(inode), Some(file.node));
+    assert_eq!(table.closed(inode), Some((file.node, OpenId(3))));
 }
 
 #[test]
@@ -184,14 +184,14 @@ proptest! {
                 Step_::Open { inode, device, birth } => {
                     let node = node(inode, device, birth);
                     if twin.is_alive(node) {
-                        table.opened(table.number_of(node), true);
+                        table.opened(table.number_of(node), Some(OpenId(1)));
                         *twin.opens.entry(node).or_default() += 1;
                     }
                 }
                 Step_::Close { inode, device, birth } => {
                     let node = node(inode, device, birth);
                     if twin.opens.get(&node).copied().unwrap_or(0) > 0 {
-                        prop_assert_eq!(table.closed(table.number_of(node)), Some(node));
+                        prop_assert_eq!(table.closed(table.number_of(node)), Some((node, OpenId(1))));
                         *twin.opens.get_mut(&node).unwrap() -= 1;
                     }
                 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::chunk::{CHUNK_BYTES, ChunkIndex};
-use crate::proto::{CURRENT_BYTES_MAX, Errno, READ_CHUNKS_MAX};
+use crate::proto::{CURRENT_BYTES_MAX, Errno, OpenId, READ_CHUNKS_MAX, close};
 
 const SIZE: usize = 10 * CHUNK_BYTES as usize + 12_345;
 
@@ -172,17 +172,53 @@ async fn two_versions_are_never_mixed() {
 async fn an_open_file_is_read_after_its_last_name_is_gone() {
     let (world, guest, file) = with_file().await;
     let node = file.node;
-    guest.attributes(Request::Open { node }).await.unwrap();
+    guest.attributes(Request::Open { node, open: OpenId(1) }).await.unwrap();
     assert_eq!(world.host.status().open_files, 1);
     fs::remove_file(world.path("file")).unwrap();
     let fresh = guest.attributes(Request::GetAttributes { node }).await.unwrap();
     assert_eq!(fresh.links, 0);
     assert!(guest.bytes(chunks(&fresh, 0, SIZE as u64)).await.unwrap() == pattern(SIZE));
-    assert_eq!(guest.ask(Request::Close { node }).await, Ok(Reply::Done));
+    assert_eq!(guest.ask(Request::Close { node, open: OpenId(1) }).await, Ok(Reply::Done));
     let gone = guest.attributes(Request::GetAttributes { node }).await;
     assert_eq!(code(gone), ErrorCode::UnknownNode);
     assert_eq!(world.host.status().open_files, 0);
-    assert_eq!(guest.ask(Request::Close { node }).await, Ok(Reply::Done), "may be said again");
+    assert_eq!(
+        guest.ask(Request::Close { node, open: OpenId(1) }).await,
+        Ok(Reply::Done),
+        "may be said again"
+    );
+}
+
+#[tokio::test]
+async fn an_open_that_is_repeated_is_one_open() {
+    let (world, guest, file) = with_file().await;
+    let node = file.node;
+    for _ in 0..2 {
+        guest.attributes(Request::Open { node, open: OpenId(1) }).await.unwrap();
+    }
+    assert_eq!(world.host.status().open_files, 1, "its answer was lost, nothing else");
+    guest.attributes(Request::Open { node, open: OpenId(2) }).await.unwrap();
+    assert_eq!(world.host.status().open_files, 2);
+    fs::remove_file(world.path("file")).unwrap();
+    let repeated = guest.attributes(Request::Open { node, open: OpenId(2) }).await.unwrap();
+    assert_eq!(repeated.links, 0, "what is open is open, also without a name");
+    for open in [1, 1, 2] {
+        assert_eq!(guest.ask(Request::Close { node, open: OpenId(open) }).await, Ok(Reply::Done));
+    }
+    assert_eq!(world.host.status().open_files, 0);
+}
+
+#[tokio::test]
+async fn after_a_goodbye_nothing_stays_open() {
+    let (world, guest, file) = with_file().await;
+    guest.attributes(Request::Open { node: file.node, open: OpenId(1) }).await.unwrap();
+    assert_eq!((world.host.status().sessions, world.host.status().open_files), (1, 1));
+    guest.visitor.connection.close(close::GOODBYE, "");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while (world.host.status().sessions, world.host.status().open_files) != (0, 0) {
+        assert!(std::time::Instant::now() < deadline, "the session is kept: {:?}", world.host.status());
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
@@ -195,7 +231,7 @@ async fn open_files_outlive_the_connection() {
     let welcome = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();
     let first = Guest { visitor, welcome };
     let node = first.walk("file").await.unwrap().node;
-    first.attributes(Request::Open { node }).await.unwrap();
+    first.attributes(Request::Open { node, open: OpenId(1) }).await.unwrap();
     fs::remove_file(world.path("file")).unwrap();
     first.visitor.connection.close(0, "cut");
     let visitor = Visitor::with_key(&world, &identity).await;

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::io::sys::{XattrSet, XattrTarget, set_xattr};
-use crate::proto::{Errno, FileKind, FsStatistics, SeekTarget};
+use crate::proto::{Errno, FileKind, FsStatistics, OpenId, SeekTarget};
 
 const ODD: &[u8] = b"not utf-8 \xff\n";
 
@@ -88,7 +88,10 @@ async fn a_name_that_leads_to_another_file_now_makes_the_old_one_unknown() {
     let old = guest.walk("file").await.unwrap();
     fs::write(world.path("new"), "new").unwrap();
     fs::rename(world.path("new"), world.path("file")).unwrap();
-    assert_eq!(code(guest.attributes(Request::Open { node: old.node }).await), ErrorCode::UnknownNode);
+    assert_eq!(
+        code(guest.attributes(Request::Open { node: old.node, open: OpenId(1) }).await),
+        ErrorCode::UnknownNode
+    );
     let new = guest.walk("file").await.unwrap();
     assert_ne!(new.node, old.node);
     assert_eq!(guest.bytes(chunks(&new, 0, 3)).await.unwrap(), b"new");
@@ -170,9 +173,9 @@ async fn pipes_and_sockets_are_shown_and_never_opened() {
         assert_eq!(found.kind, kind);
         assert_eq!(errno(guest.read(piece(&found, 0, 1)).await), Errno::EINVAL);
         let node = found.node;
-        let opened = guest.attributes(Request::Open { node }).await.unwrap();
+        let opened = guest.attributes(Request::Open { node, open: OpenId(1) }).await.unwrap();
         assert_eq!(opened.kind, kind);
-        assert_eq!(guest.ask(Request::Close { node }).await, Ok(Reply::Done));
+        assert_eq!(guest.ask(Request::Close { node, open: OpenId(1) }).await, Ok(Reply::Done));
         assert_eq!(errno(guest.ask(Request::Sum { node }).await), Errno::EINVAL);
     }
     let root = guest.welcome.root;

@@ -13,23 +13,31 @@
 //! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
 //!
 //! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
-//! (which hashes are known): pure. `directory`, `segment`, `recovery`, `queue`, `shared`, `room`, `writer`: the
-//! disk and the one thread that writes. `store`: all of it together.
+//! (which hashes are known), `staging` (what is written next): pure. `directory`, `direct`, `segment`, `payload`,
+//! `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes. `store`: all of it together.
 
+mod direct;
 mod directory;
 mod error;
 mod eviction;
 mod index;
 mod manifest;
+mod payload;
 mod queue;
 mod record;
 mod recovery;
 mod room;
 mod segment;
 mod shared;
+mod staging;
 mod store;
 #[cfg(test)]
 mod tests;
+/// The same tests once more, without direct I/O.
+#[cfg(test)]
+#[path = "tests/mod.rs"]
+#[allow(clippy::duplicate_mod, reason = "a cache must keep its promises either way")]
+mod tests_buffered;
 mod writer;
 
 use std::sync::Arc;

@@ -19,7 +19,7 @@ const MANIFEST_EXTRA_BYTES: usize = 4 * 1024 * 1024;
 const ITEM_BYTES: usize = 256;
 
 /// Most bytes taken by the writer at once: few enough to make room again soon, enough to write in large pieces.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a record is made of.
 #[derive(Debug, Clone)]

@@ -79,6 +79,9 @@ pub trait ChunkCache: Send + Sync + 'static {
     /// Whether so much waits to be written that more would soon be dropped; whoever can should wait a little.
     fn is_behind(&self) -> bool;
 
+    /// How many bytes a second the disk takes at the moment; 0 where that is not known.
+    fn writes_bytes_per_second(&self) -> u64;
+
     /// Waits until everything taken so far is written, some seconds at most. Returns whether it was. Blocks.
     fn flush(&self) -> bool;
 
@@ -142,6 +145,10 @@ impl ChunkCache for NoCache {
 
     fn is_behind(&self) -> bool {
         false
+    }
+
+    fn writes_bytes_per_second(&self) -> u64 {
+        0
     }
 
     fn flush(&self) -> bool {

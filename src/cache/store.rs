@@ -270,6 +270,10 @@ impl ChunkCache for DiskCache {
         self.shared.queue.is_behind()
     }
 
+    fn writes_bytes_per_second(&self) -> u64 {
+        self.shared.queue.bytes_per_second()
+    }
+
     fn flush(&self) -> bool {
         let deadline = Instant::now() + FLUSH_WAIT;
         let drained = self.shared.queue.drain(deadline);

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use wormhole::chunk::{CHUNK_BYTES, ChunkHash};
 use wormhole::io::AlignedBuffer;
 use wormhole::transport::{Endpoint, ExpectedHost, Identity, Lane, PublicKey, TransportTuning};
@@ -92,6 +93,17 @@ pub(crate) fn cache_write(folder: &Path, bytes: u64) -> Result<(Ceiling, &'stati
     let ceiling = Ceiling::new(bytes, start.elapsed().as_secs_f64(), own_cpu_seconds() - cpu_before);
     std::fs::remove_file(path)?;
     Ok((ceiling, way))
+}
+
+/// Has the kernel write all files of a folder and drop what it keeps of them in memory, as if the machine had been
+/// started since: what writing left in the page cache is chance.
+pub(crate) fn forget_pages(folder: &Path) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(folder)? {
+        let file = File::open(entry?.path())?;
+        file.sync_all()?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    }
+    Ok(())
 }
 
 /// Reading all files of a folder around the page cache, as many pieces at once as the mount has readers: what the disk

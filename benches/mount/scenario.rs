@@ -166,6 +166,7 @@ impl Bench<'_> {
         let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
         run(Command::new("cat").arg(mount.point.join("large")))?;
         mount.stop()?;
+        ceiling::forget_pages(&self.state.join("cache/v1/segments"))?;
         let cached = ceiling::fuse_stub(&self.state, bytes, false)?;
         let direct = ceiling::fuse_stub(&self.state, bytes, true)?;
         let disk = ceiling::disk_read(&self.state.join("cache/v1/segments"))?;

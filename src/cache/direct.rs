@@ -57,21 +57,16 @@ impl Direct {
             return None;
         }
         #[cfg(test)]
-        if self.how == DirectIo::RefusesToOpen {
-            self.note(&Errno::EINVAL.into());
-            return None;
-        }
+        let open = || if self.how == DirectIo::RefusesToOpen { Err(Errno::EINVAL.into()) } else { open() };
         open().inspect_err(|error| self.note(error)).ok()
     }
 
     /// Writes whole blocks. Says `None` where that is refused from now on.
     pub(super) fn write(&self, file: &File, blocks: &[u8], at: u64) -> Option<io::Result<()>> {
+        let write = || file.write_all_at(blocks, at);
         #[cfg(test)]
-        if self.how == DirectIo::RefusesToWrite {
-            self.note(&Errno::EINVAL.into());
-            return None;
-        }
-        let result = file.write_all_at(blocks, at).inspect_err(|error| self.note(error));
+        let write = || if self.how == DirectIo::RefusesToWrite { Err(Errno::EINVAL.into()) } else { write() };
+        let result = write().inspect_err(|error| self.note(error));
         (!self.is_refused()).then_some(result)
     }
 

@@ -13,7 +13,7 @@
 //! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
 //!
 //! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
-//! (which hashes are known), `staging` (what is written next): pure. `directory`, `direct`, `segment`, `payload`,
+//! (which hashes are known), `staging` (what is written next): pure. `directory`, `direct`, `segment`, `payload`, `spare`,
 //! `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes. `store`: all of it together.
 
 mod direct;
@@ -29,6 +29,7 @@ mod recovery;
 mod room;
 mod segment;
 mod shared;
+mod spare;
 mod staging;
 mod store;
 #[cfg(test)]

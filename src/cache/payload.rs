@@ -16,8 +16,8 @@ use nix::sys::uio::preadv;
 use super::directory::Directory;
 use super::index::Location;
 use super::record::{HEADER_BYTES, SegmentId, record_bytes};
+use super::spare::{Lent, Spares};
 use super::staging::BLOCK_BYTES;
-use crate::io::AlignedBuffer;
 use crate::io::sys::is_cached;
 
 /// Bytes between two payloads in a row: padding and a header.
@@ -60,11 +60,12 @@ impl SegmentFile {
     pub(super) fn payloads(
         &self,
         directory: &Directory,
+        spares: &Arc<Spares>,
         run: &[Location],
         reading: Reading,
     ) -> Vec<Option<Bytes>> {
         if let Some(file) = self.direct_for(directory, run, reading) {
-            match read_direct(file, run) {
+            match read_direct(file, spares, run) {
                 Ok(Some(payloads)) => return payloads.into_iter().map(Some).collect(),
                 // Fewer bytes than there should be: the page cache gives what there is.
                 Ok(None) => {}
@@ -99,19 +100,19 @@ pub(super) fn are_neighbours(first: &Location, second: &Location) -> bool {
 struct Blocks {
     start: u64,
     shared_bytes: usize,
-    buffer: AlignedBuffer,
+    buffer: Lent,
 }
 
 /// Reads a run around the page cache, each payload into a buffer of its own: they are kept and dropped one by one.
 /// `None` where the file ends before the run does.
-fn read_direct(file: &File, run: &[Location]) -> io::Result<Option<Vec<Bytes>>> {
+fn read_direct(file: &File, spares: &Arc<Spares>, run: &[Location]) -> io::Result<Option<Vec<Bytes>>> {
     let block = BLOCK_BYTES as u64;
     let mut parts: Vec<Blocks> = Vec::with_capacity(run.len());
     let mut read_end = 0u64;
     for at in run {
         let (start, end) = (at.payload_start() / block * block, at.payload_end().next_multiple_of(block));
         let shared_bytes = read_end.saturating_sub(start) as usize;
-        parts.push(Blocks { start, shared_bytes, buffer: AlignedBuffer::zeroed((end - start) as usize) });
+        parts.push(Blocks { start, shared_bytes, buffer: spares.lend((end - start) as usize) });
         read_end = end;
     }
     let Some((first, last)) = parts.first().zip(run.last()) else { return Ok(Some(Vec::new())) };
@@ -193,7 +194,10 @@ mod tests {
             let buffered = File::open(&path).unwrap();
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
             let expected = read_buffered(&buffered, &run);
-            let found = read_direct(direct.as_ref().unwrap_or(&buffered), &run).unwrap();
+            let spares = Arc::new(Spares::default());
+            // What was in a buffer before must not be seen.
+            (0..9).map(|_| spares.lend(270_336 - 4096)).collect::<Vec<_>>().iter_mut().for_each(|old| old.fill(0xee));
+            let found = read_direct(direct.as_ref().unwrap_or(&buffered), &spares, &run).unwrap();
             prop_assert_eq!(found.is_some(), missing == 0);
             for (at, payload) in run.iter().zip(&expected) {
                 let range = at.payload_start() as usize..at.payload_end() as usize;

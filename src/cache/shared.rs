@@ -16,6 +16,7 @@ use super::manifest::{ManifestPage, ManifestTable};
 use super::payload::{Reading, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
+use super::spare::Spares;
 
 use crate::chunk::{ChunkHash, VerifiedChunk};
 
@@ -78,6 +79,7 @@ pub(super) struct Shared {
     index: Mutex<Index>,
     manifests: Mutex<ManifestTable>,
     files: Mutex<LruCache<SegmentId, Arc<SegmentFile>>>,
+    spares: Arc<Spares>,
     warned_corrupt: AtomicBool,
 }
 
@@ -93,6 +95,7 @@ impl Shared {
             index: Mutex::new(index),
             manifests: Mutex::default(),
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
+            spares: Arc::default(),
             warned_corrupt: AtomicBool::new(false),
         }
     }
@@ -127,8 +130,10 @@ impl Shared {
     }
 
     /// Closes every file that nobody reads at this moment: an unlinked segment takes space until nobody has it open.
+    /// Buffers that nobody uses are freed, too.
     pub(super) fn close_files(&self) {
         self.files().clear();
+        self.spares.clear();
     }
 
     /// Forgets a segment, its records and its file.
@@ -151,7 +156,7 @@ impl Shared {
         let places: Vec<Location> = run.iter().map(|(.., at)| *at).collect();
         let Some(first) = places.first() else { return Vec::new() };
         let payloads = match self.file(first.segment) {
-            Ok(file) => file.payloads(&self.directory, &places, reading),
+            Ok(file) => file.payloads(&self.directory, &self.spares, &places, reading),
             Err(error) => {
                 let evicted = error.kind() == ErrorKind::NotFound;
                 for wanted in run {

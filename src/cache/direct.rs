@@ -1,6 +1,6 @@
 //! Around the page cache: segments are opened with `O_DIRECT` until the file system refuses it.
 //!
-//! A page cache that grows costs a virtual machine 1 to 3 s of processor time a gigabyte, direct I/O 0.1 to 0.25 s. Some file systems refuse
+//! A page cache that grows costs a virtual machine 0.4 to 3 s of processor time a GiB, direct I/O 0.1 to 0.26 s. Some file systems refuse
 //! it when a file is opened, some at the first write. Nothing depends on it: everything works through the page cache,
 //! too, and on the same files.
 

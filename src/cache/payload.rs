@@ -1,7 +1,7 @@
 //! Reading payloads: through the page cache or around it.
 //!
 //! What lies in the page cache comes from there. What does not is read around it the first time and through it from
-//! the second time on: to fill the page cache costs ten times the processor time of a direct read and pays only for what
+//! the second time on: to fill the page cache costs up to twenty times the processor time of a direct read and pays only for what
 //! is read again, and a slow disk must not be asked for the same bytes each time.
 
 use std::fs::File;

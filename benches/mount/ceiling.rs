@@ -3,15 +3,20 @@
 //! The raw QUIC ceiling runs in two processes of this same program (`--role`), so that each end can be put in its namespace and
 //! its processor time read.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use wormhole::chunk::{CHUNK_BYTES, ChunkHash};
+use wormhole::io::AlignedBuffer;
 use wormhole::transport::{Endpoint, ExpectedHost, Identity, Lane, PublicKey, TransportTuning};
 
 use super::Failure;
@@ -20,6 +25,13 @@ use super::process::{Daemon, run, wait_until};
 
 /// Streams of the raw transfer; as many requests as the mount usually has under way.
 const STREAMS: u64 = 8;
+
+/// What the cache writes at once when it is busy, in bytes.
+const WRITE_BYTES: usize = 4 << 20;
+
+/// What the mount reads at once from its cache, in bytes, and how many of these at a time when the disk is the bottleneck.
+const READ_BYTES: usize = 1 << 20;
+const READERS: usize = 8;
 
 /// What a part reached.
 pub(crate) struct Ceiling {
@@ -55,20 +67,79 @@ pub(crate) fn blake3(bytes: u64) -> Ceiling {
     Ceiling::new(bytes, seconds, seconds)
 }
 
-/// Writing as many bytes as the cache does, to the disk where the cache lies.
-pub(crate) fn cache_write(folder: &Path, bytes: u64) -> Result<Ceiling, Failure> {
+/// Writing as many bytes as the cache does, as it does: in large pieces, around the page cache where the disk takes that.
+/// Says which of the two it was.
+pub(crate) fn cache_write(folder: &Path, bytes: u64) -> Result<(Ceiling, &'static str), Failure> {
     let path = folder.join("ceiling");
-    let chunk = vec![0x5a; CHUNK_BYTES as usize];
+    let mut piece = AlignedBuffer::zeroed(WRITE_BYTES);
+    piece.fill(0x5a);
+    let (mut file, mut way) = match around_page_cache().write(true).create(true).truncate(true).open(&path) {
+        Ok(file) => (file, "around the page cache"),
+        Err(_) => (File::create(&path)?, "through the page cache"),
+    };
     let cpu_before = own_cpu_seconds();
     let start = Instant::now();
-    let mut file = File::create(&path)?;
-    for _ in 0..bytes / CHUNK_BYTES {
-        file.write_all(&chunk)?;
+    for number in 0..bytes / WRITE_BYTES as u64 {
+        if let Err(error) = file.write_all(&piece) {
+            // Some file systems let files be opened so and refuse to write.
+            if number > 0 || error.kind() != ErrorKind::InvalidInput {
+                return Err(error.into());
+            }
+            (file, way) = (File::create(&path)?, "through the page cache");
+            file.write_all(&piece)?;
+        }
     }
     drop(file);
     let ceiling = Ceiling::new(bytes, start.elapsed().as_secs_f64(), own_cpu_seconds() - cpu_before);
     std::fs::remove_file(path)?;
-    Ok(ceiling)
+    Ok((ceiling, way))
+}
+
+/// Has the kernel write all files of a folder and drop what it keeps of them in memory, as if the machine had been
+/// started since: what writing left in the page cache is chance.
+pub(crate) fn forget_pages(folder: &Path) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(folder)? {
+        let file = File::open(entry?.path())?;
+        file.sync_all()?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    }
+    Ok(())
+}
+
+/// Reading all files of a folder around the page cache, as many pieces at once as the mount has readers: what the disk
+/// gives. `None` where it cannot be read so.
+pub(crate) fn disk_read(folder: &Path) -> Result<Option<Ceiling>, Failure> {
+    let mut pieces = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let (path, mut at) = (entry?.path(), 0);
+        let Ok(file) = around_page_cache().read(true).open(&path) else { return Ok(None) };
+        let (file, len) = (Arc::new(file), path.metadata()?.len());
+        while at < len {
+            pieces.push((Arc::clone(&file), at));
+            at += READ_BYTES as u64;
+        }
+    }
+    let (bytes, next) = (pieces.len() as u64 * READ_BYTES as u64, AtomicUsize::new(0));
+    let cpu_before = own_cpu_seconds();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let reader = || -> std::io::Result<()> {
+            let mut buffer = AlignedBuffer::zeroed(READ_BYTES);
+            while let Some((file, at)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                std::hint::black_box(file.read_at(&mut buffer, *at)?);
+            }
+            Ok(())
+        };
+        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(reader)).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().expect("a reader does not panic"))
+    })?;
+    Ok(Some(Ceiling::new(bytes, start.elapsed().as_secs_f64(), own_cpu_seconds() - cpu_before)))
+}
+
+fn around_page_cache() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(libc::O_DIRECT);
+    options
 }
 
 fn own_cpu_seconds() -> f64 {

@@ -82,14 +82,15 @@ impl Bench<'_> {
         let disk = ceiling::raw_disk(file)?;
         let quic = ceiling::raw_quic(self.net, bytes)?;
         let hash = ceiling::blake3(bytes);
-        let write = ceiling::cache_write(&self.state, bytes)?;
+        let (write, way) = ceiling::cache_write(&self.state, bytes)?;
+        let writing = format!("writing the cache's bytes {way}");
         let cached = ceiling::fuse_stub(&self.state, bytes, false)?;
         let direct = ceiling::fuse_stub(&self.state, bytes, true)?;
         for (name, ceiling) in [
             ("raw disk (`cat` where the file lies)", &disk),
             ("raw QUIC, both ends, 8 streams", &quic),
             ("BLAKE3, one core", &hash),
-            ("writing the cache", &write),
+            (writing.as_str(), &write),
             ("FUSE stub through the page cache, reader included", &cached),
             ("FUSE stub with direct I/O, reader included", &direct),
         ] {
@@ -165,17 +166,23 @@ impl Bench<'_> {
         let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
         run(Command::new("cat").arg(mount.point.join("large")))?;
         mount.stop()?;
-        let stub = ceiling::fuse_stub(&self.state, bytes, true)?;
+        ceiling::forget_pages(&self.state.join("cache/v1/segments"))?;
+        let cached = ceiling::fuse_stub(&self.state, bytes, false)?;
+        let direct = ceiling::fuse_stub(&self.state, bytes, true)?;
+        let disk = ceiling::disk_read(&self.state.join("cache/v1/segments"))?;
         let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
-        let took = run(Command::new("cat").arg(mount.point.join("large")))?;
-        let speed = Ceiling::new(bytes, took.seconds, took.cpu_seconds).mb_per_second;
-        self.report.add_beside(
-            "`cat` after a remount, from the disk cache",
-            speed,
-            "MB/s",
-            stub.mb_per_second,
-            "FUSE stub, direct I/O",
-        );
+        for what in ["`cat` after a remount, from the disk cache", "the same again", "and a third time"] {
+            let before = mount.daemon.cpu_seconds();
+            let took = run(Command::new("cat").arg(mount.point.join("large")))?;
+            let cpu = took.cpu_seconds + mount.daemon.cpu_seconds() - before;
+            let took = Ceiling::new(bytes, took.seconds, cpu);
+            let disk = disk.as_ref().map(|disk| (disk, "the disk"));
+            let stubs = [(&cached, "FUSE stub, page cache"), (&direct, "FUSE stub, direct I/O")];
+            for (ceiling, name) in stubs.into_iter().chain(disk) {
+                self.report.add_beside(what, took.mb_per_second, "MB/s", ceiling.mb_per_second, name);
+            }
+            self.report.add(&format!("{what}, processor"), took.cpu_seconds_per_gib, "s/GiB");
+        }
         let received = mount.status()?["wire_received_bytes"].as_f64().unwrap_or(f64::NAN);
         self.report.add("received over the wire for it", received / 1e3, "kB");
         mount.stop()

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use tracing::warn;
 
+use super::direct::{Direct, DirectIo};
 use super::error::CacheError;
 use super::eviction::Listed;
 use super::record::{Secret, SegmentId};
@@ -55,6 +56,8 @@ pub(super) struct Directory {
     segments: PathBuf,
     /// Whether nothing can be written: another user's, or a read-only file system.
     pub(super) read_only: bool,
+    /// Whether the segments take direct I/O.
+    pub(super) direct: Direct,
     warned_foreign: AtomicBool,
 }
 
@@ -63,13 +66,8 @@ pub(super) struct DirectoryLock(#[allow(dead_code, reason = "held, not read")] F
 
 impl Directory {
     /// Opens the cache in `root`, which is made and marked where needed; read-only where it cannot be written.
-    pub(super) fn open(root: &Path) -> Result<(Self, Secret), CacheError> {
-        let mut directory = Self {
-            versioned: root.join(VERSION_DIR),
-            segments: root.join(VERSION_DIR).join("segments"),
-            read_only: false,
-            warned_foreign: AtomicBool::new(false),
-        };
+    pub(super) fn open(root: &Path, direct: DirectIo) -> Result<(Self, Secret), CacheError> {
+        let mut directory = Self::at(root, direct);
         match directory.prepare(root) {
             Ok(secret) => Ok((directory, secret)),
             Err(CacheError::Io { source, what, path }) if is_read_only(&source) => {
@@ -86,6 +84,13 @@ impl Directory {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn at(root: &Path, direct: DirectIo) -> Self {
+        let versioned = root.join(VERSION_DIR);
+        let segments = versioned.join("segments");
+        let (direct, warned_foreign) = (Direct::new(direct), AtomicBool::new(false));
+        Self { versioned, segments, read_only: false, direct, warned_foreign }
     }
 
     fn prepare(&self, root: &Path) -> Result<Secret, CacheError> {
@@ -166,7 +171,22 @@ impl Directory {
 
     /// Opens segment `id` for reading, finished or not.
     pub(super) fn open_segment(&self, id: SegmentId) -> io::Result<File> {
-        let open = |open| no_follow().read(true).open(self.path(id, open));
+        self.open_with(id, no_follow().read(true))
+    }
+
+    /// Opens segment `id` for reading around the page cache; `None` where that does not work.
+    pub(super) fn open_direct(&self, id: SegmentId) -> Option<File> {
+        self.direct.open(|| self.open_with(id, no_follow_direct().read(true)))
+    }
+
+    /// Opens segment `id`, which this process has claimed, for writing around the page cache; `None` where that does
+    /// not work.
+    pub(super) fn open_direct_to_append(&self, _: &DirectoryLock, id: SegmentId) -> Option<File> {
+        self.direct.open(|| no_follow_direct().write(true).open(self.path(id, true)))
+    }
+
+    fn open_with(&self, id: SegmentId, options: &OpenOptions) -> io::Result<File> {
+        let open = |open| options.open(self.path(id, open));
         match open(false) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             result => return result,
@@ -262,13 +282,10 @@ pub fn clear(root: &Path) -> Result<u64, CacheError> {
     if !is_tagged(root) {
         return Err(CacheError::NotACache { path: root.to_owned() });
     }
-    let versioned = root.join(VERSION_DIR);
-    let segments = versioned.join("segments");
-    if !segments.exists() {
+    let directory = Directory::at(root, DirectIo::Auto);
+    if !directory.segments.exists() {
         return Ok(0);
     }
-    let directory =
-        Directory { versioned, segments, read_only: false, warned_foreign: AtomicBool::new(false) };
     let _lock = directory.lock()?;
     remove_segments(&directory.segments).map_err(CacheError::io("clear", &directory.segments))
 }
@@ -308,6 +325,12 @@ fn parse_format(text: &str) -> Option<Secret> {
 fn no_follow() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    options
+}
+
+fn no_follow_direct() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_DIRECT);
     options
 }
 

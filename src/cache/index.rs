@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap};
 
-use super::record::{Entry, Key, Kind, SegmentId};
+use super::record::{Entry, HEADER_BYTES, Key, Kind, SegmentId};
 
 /// How many uses of a record are remembered. Each saves it from one eviction of its segment: 3 lets a hot record
 /// outlive three turns of the whole cache, and lets go of one that stopped being hot.
@@ -21,6 +21,18 @@ pub(super) struct Location {
     pub(super) offset: u32,
     /// Size of the payload in bytes.
     pub(super) len: u32,
+}
+
+impl Location {
+    /// Where its payload starts in the segment, in bytes.
+    pub(super) const fn payload_start(&self) -> u64 {
+        self.offset as u64 + HEADER_BYTES as u64
+    }
+
+    /// Where its payload ends, in bytes.
+    pub(super) const fn payload_end(&self) -> u64 {
+        self.payload_start() + self.len as u64
+    }
 }
 
 /// A record that was used since it was written, of a segment that is to go.
@@ -118,6 +130,11 @@ impl Index {
         let slot = self.slots.get_mut(key).filter(|slot| slot.kind == kind)?;
         slot.hits = (slot.hits + 1).min(HITS_MAX);
         Some(slot.location())
+    }
+
+    /// Whether a record under `key` was used since it was written, or since the cache was opened.
+    pub(super) fn was_used(&self, key: &Key) -> bool {
+        self.slots.get(key).is_some_and(|slot| slot.hits > 0)
     }
 
     /// Where the record lies; does not count as a use.

@@ -13,23 +13,32 @@
 //! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
 //!
 //! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
-//! (which hashes are known): pure. `directory`, `segment`, `recovery`, `queue`, `shared`, `room`, `writer`: the
-//! disk and the one thread that writes. `store`: all of it together.
+//! (which hashes are known), `staging` (what is written next): pure. `directory`, `direct`, `segment`, `payload`, `spare`,
+//! `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes. `store`: all of it together.
 
+mod direct;
 mod directory;
 mod error;
 mod eviction;
 mod index;
 mod manifest;
+mod payload;
 mod queue;
 mod record;
 mod recovery;
 mod room;
 mod segment;
 mod shared;
+mod spare;
+mod staging;
 mod store;
 #[cfg(test)]
 mod tests;
+/// The same tests once more, without direct I/O.
+#[cfg(test)]
+#[path = "tests/mod.rs"]
+#[allow(clippy::duplicate_mod, reason = "a cache must keep its promises either way")]
+mod tests_buffered;
 mod writer;
 
 use std::sync::Arc;
@@ -70,6 +79,9 @@ pub trait ChunkCache: Send + Sync + 'static {
 
     /// Whether so much waits to be written that more would soon be dropped; whoever can should wait a little.
     fn is_behind(&self) -> bool;
+
+    /// How many bytes a second the disk takes at the moment; 0 where that is not known.
+    fn writes_bytes_per_second(&self) -> u64;
 
     /// Waits until everything taken so far is written, some seconds at most. Returns whether it was. Blocks.
     fn flush(&self) -> bool;
@@ -134,6 +146,10 @@ impl ChunkCache for NoCache {
 
     fn is_behind(&self) -> bool {
         false
+    }
+
+    fn writes_bytes_per_second(&self) -> u64 {
+        0
     }
 
     fn flush(&self) -> bool {

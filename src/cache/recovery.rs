@@ -65,6 +65,7 @@ fn finish(
     }
     // It is sealed at once, so the capacity does not matter: the footer's room was kept when the records were
     // written.
-    let bytes = OpenSegment::resume(file, segment.id, &records, 0)?.seal(directory, lock, secret)?;
+    let bytes =
+        OpenSegment::resume(directory, lock, file, segment.id, &records, 0)?.seal(directory, lock, secret)?;
     Ok(Some((Listed { bytes, open: false, ..segment }, records)))
 }

@@ -1,30 +1,23 @@
-//! One segment file: appending to it, finishing it, reading it.
+//! One segment file: appending to it, finishing it, finding its records.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nix::errno::Errno;
-use nix::sys::uio::{preadv, pwritev};
 
+use super::direct::Direct;
 use super::directory::{Directory, DirectoryLock};
-use super::index::Location;
 use super::record::{
     Entry, HEADER_BYTES, Key, Kind, Secret, SegmentId, TRAILER_BYTES, decode_trailer, footer_bytes,
-    record_bytes, stored_bytes,
+    stored_bytes,
 };
-
-/// Most records in one system call: three pieces each (header, payload, padding), and the kernel takes 1024.
-const RECORDS_PER_WRITE: usize = 300;
+use super::staging::{BLOCK_BYTES, Staging};
 
 /// How much is read from the end of a finished segment at once, in bytes: the footer of 370 records, which is more
 /// than a segment of 64 MiB has of full chunks.
 const TAIL_BYTES: u64 = 16 * 1024;
-
-/// Bytes between two payloads in a row: padding and a header.
-const GAP_BYTES_MAX: usize = 2 * HEADER_BYTES as usize;
 
 /// A record to be appended.
 pub(super) type Record = (Kind, Key, Bytes);
@@ -38,12 +31,18 @@ pub(super) struct OpenSegment {
     pub(super) file: Arc<File>,
     /// End of its records, in bytes.
     pub(super) end: u32,
+    /// Size of the file in bytes: up to a block more than the records, where it is written in whole blocks.
+    pub(super) file_bytes: u64,
+    /// The same file, to be written around the page cache; `None` where that does not work.
+    direct: Option<File>,
+    /// What the last block holds, unless it is full: the next write begins with it.
+    tail: Vec<u8>,
     entries: Vec<Entry>,
     capacity_bytes: u32,
 }
 
 impl OpenSegment {
-    /// Makes segment `id`, of at most `capacity_bytes` with its footer.
+    /// Makes segment `id`, of at most `capacity_bytes` with its footer. Its header is written with the first records.
     pub(super) fn create(
         directory: &Directory,
         lock: &DirectoryLock,
@@ -52,26 +51,39 @@ impl OpenSegment {
         capacity_bytes: u32,
     ) -> io::Result<Self> {
         let file = directory.create_segment(lock, id)?;
-        if let Err(error) = file.write_all_at(&secret.encode_segment(id), 0) {
-            // An empty segment would only take a place in the listing; if it stays it is evicted some day.
-            let _ = directory.remove_segment(lock, id);
-            return Err(error);
-        }
-        Ok(Self { id, file: Arc::new(file), end: HEADER_BYTES, entries: Vec::new(), capacity_bytes })
+        Ok(Self {
+            id,
+            file: Arc::new(file),
+            direct: directory.open_direct_to_append(lock, id),
+            end: HEADER_BYTES,
+            file_bytes: 0,
+            tail: secret.encode_segment(id).to_vec(),
+            entries: Vec::new(),
+            capacity_bytes,
+        })
     }
 
     /// Goes on with a segment whose `records` are known; cuts off what lies behind them. `file` must be locked.
     pub(super) fn resume(
+        directory: &Directory,
+        lock: &DirectoryLock,
         file: File,
         id: SegmentId,
         records: &Records,
         capacity_bytes: u32,
     ) -> io::Result<Self> {
-        file.set_len(u64::from(records.end))?;
+        let end = u64::from(records.end);
+        file.set_len(end)?;
+        let tail_bytes = end % BLOCK_BYTES as u64;
+        let mut tail = vec![0; tail_bytes as usize];
+        file.read_exact_at(&mut tail, end - tail_bytes)?;
         Ok(Self {
             id,
             file: Arc::new(file),
+            direct: directory.open_direct_to_append(lock, id),
             end: records.end,
+            file_bytes: end,
+            tail,
             entries: records.entries.clone(),
             capacity_bytes,
         })
@@ -91,46 +103,71 @@ impl OpenSegment {
 
     /// Appends `records`, which must fit. After an error the segment is as it was before the piece that failed;
     /// what it has more than before is returned either way.
-    pub(super) fn append(&mut self, secret: &Secret, records: &[Record]) -> (Vec<Entry>, io::Result<()>) {
+    pub(super) fn append(
+        &mut self,
+        directory: &Directory,
+        secret: &Secret,
+        staging: &mut Staging,
+        records: &[Record],
+    ) -> (Vec<Entry>, io::Result<()>) {
         let before = self.entries.len();
-        let mut result = Ok(());
-        for piece in records.chunks(RECORDS_PER_WRITE) {
-            result = self.append_piece(secret, piece);
-            if result.is_err() {
-                break;
+        let (mut rest, mut result) = (records, Ok(()));
+        while !rest.is_empty() && result.is_ok() {
+            let (end, mut entries) = self.stage(secret, staging, rest);
+            result = self.write(&directory.direct, staging);
+            match &result {
+                Ok(()) => {
+                    rest = &rest[entries.len()..];
+                    self.end = end;
+                    self.tail.clear();
+                    self.tail.extend_from_slice(staging.tail());
+                    self.entries.append(&mut entries);
+                }
+                // Half a record at the end would stop a walk; where cutting it off fails the next append overwrites it.
+                Err(_) => self.cut(),
             }
         }
         (self.entries[before..].to_vec(), result)
     }
 
-    fn append_piece(&mut self, secret: &Secret, records: &[Record]) -> io::Result<()> {
-        let headers: Vec<_> = records
-            .iter()
-            .map(|(kind, key, payload)| secret.encode_record(*kind, key, payload.len() as u32))
-            .collect();
-        let padding = [0; HEADER_BYTES as usize];
-        let mut slices = Vec::with_capacity(3 * records.len());
-        let mut entries = Vec::with_capacity(records.len());
-        let mut end = self.end;
-        for ((kind, key, payload), header) in records.iter().zip(&headers) {
+    /// Gathers the first of `records`, as many as one piece takes. Says where they will end, and what they are.
+    fn stage(&self, secret: &Secret, staging: &mut Staging, records: &[Record]) -> (u32, Vec<Entry>) {
+        let (mut end, mut entries) = (self.end, Vec::with_capacity(records.len()));
+        staging.begin(&self.tail);
+        for (kind, key, payload) in records {
             let entry = Entry { key: *key, kind: *kind, offset: end, len: payload.len() as u32 };
-            let padding_bytes = payload.len().next_multiple_of(padding.len()) - payload.len();
-            slices.extend([
-                IoSlice::new(header),
-                IoSlice::new(payload),
-                IoSlice::new(&padding[..padding_bytes]),
-            ]);
+            if !staging.push(&secret.encode_record(*kind, key, entry.len), payload) {
+                break;
+            }
             end = entry.end() as u32;
             entries.push(entry);
         }
-        if let Err(error) = write_all_at(&self.file, &mut slices, u64::from(self.end)) {
-            // Half a record at the end would stop a walk; where cutting it off fails the next append overwrites it.
-            let _ = self.file.set_len(u64::from(self.end));
-            return Err(error);
+        (end, entries)
+    }
+
+    /// Writes what is staged over the last block: around the page cache, or through it where that is refused.
+    fn write(&mut self, direct: &Direct, staging: &mut Staging) -> io::Result<()> {
+        let start = u64::from(self.end) - self.tail.len() as u64;
+        if let Some(file) = &self.direct {
+            let blocks = staging.blocks();
+            if let Some(result) = direct.write(file, blocks, start) {
+                result?;
+                self.file_bytes = start + blocks.len() as u64;
+                return Ok(());
+            }
+            self.direct = None;
+            self.cut();
         }
-        self.end = end;
-        self.entries.append(&mut entries);
+        self.file.write_all_at(staging.bytes(), start)?;
+        self.file_bytes = start + staging.bytes().len() as u64;
         Ok(())
+    }
+
+    /// Cuts off what lies behind the records.
+    fn cut(&mut self) {
+        if self.file.set_len(u64::from(self.end)).is_ok() {
+            self.file_bytes = u64::from(self.end);
+        }
     }
 
     /// Finishes the segment: appends the footer, renames and unlocks it. Returns its final size in bytes.
@@ -140,6 +177,9 @@ impl OpenSegment {
         lock: &DirectoryLock,
         secret: &Secret,
     ) -> io::Result<u64> {
+        // The footer must end the file, so what fills the last block goes first. Then it goes through the page cache: it is
+        // small, and the next start reads it.
+        self.file.set_len(u64::from(self.end))?;
         let footer = secret.encode_footer(self.id, self.end, &self.entries);
         let mut bytes = u64::from(self.end) + footer.len() as u64;
         if self.file.write_all_at(&footer, u64::from(self.end)).is_err() {
@@ -226,55 +266,4 @@ fn walk(file: &File, secret: &Secret, id: SegmentId, from: u32, file_bytes: u64)
         records.entries.push(entry);
     }
     Ok(records)
-}
-
-/// Whether the record at `second` lies right behind the one at `first`.
-pub(super) fn are_neighbours(first: &Location, second: &Location) -> bool {
-    first.segment == second.segment
-        && u64::from(first.offset) + record_bytes(first.len) == u64::from(second.offset)
-}
-
-/// The payloads of records that lie in a row, with one system call; `None` for each that the file does not hold.
-pub(super) fn read_payloads(file: &File, run: &[Location]) -> Vec<Option<Vec<u8>>> {
-    let mut payloads: Vec<Vec<u8>> = run.iter().map(|at| vec![0; at.len as usize]).collect();
-    let Some(first) = run.first() else { return Vec::new() };
-    let start = u64::from(first.offset + HEADER_BYTES);
-    let read = read_run(file, run, &mut payloads, start);
-    let complete = payloads.into_iter().zip(run).map(|(mut payload, at)| {
-        let payload_start = u64::from(at.offset + HEADER_BYTES);
-        let whole = payload_start + u64::from(at.len) <= start + read;
-        // A call may return less than was asked for; what is missing is asked for again, one by one.
-        (whole || file.read_exact_at(&mut payload, payload_start).is_ok()).then_some(payload)
-    });
-    complete.collect()
-}
-
-/// Fills `payloads` from `start` on. Returns how many bytes of the file were read, gaps included.
-fn read_run(file: &File, run: &[Location], payloads: &mut [Vec<u8>], start: u64) -> u64 {
-    let mut gaps = vec![0; run.len() * GAP_BYTES_MAX];
-    let mut slices = Vec::with_capacity(2 * run.len());
-    for ((at, payload), gap) in run.iter().zip(payloads).zip(gaps.chunks_mut(GAP_BYTES_MAX)) {
-        let gap_bytes = record_bytes(at.len) as usize - payload.len();
-        slices.push(IoSliceMut::new(payload));
-        slices.push(IoSliceMut::new(&mut gap[..gap_bytes]));
-    }
-    // What follows the last payload is not wanted.
-    slices.pop();
-    preadv(file, &mut slices, start as i64).map_or(0, |read| read as u64)
-}
-
-fn write_all_at(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
-    IoSlice::advance_slices(&mut slices, 0);
-    while !slices.is_empty() {
-        match pwritev(file, slices, offset as i64) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                offset += written as u64;
-                IoSlice::advance_slices(&mut slices, written);
-            }
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }

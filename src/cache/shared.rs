@@ -13,9 +13,11 @@ use tracing::warn;
 use super::directory::Directory;
 use super::index::{Index, Location};
 use super::manifest::{ManifestPage, ManifestTable};
+use super::payload::{Reading, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
-use super::segment::{are_neighbours, read_payloads};
+use super::spare::Spares;
+
 use crate::chunk::{ChunkHash, VerifiedChunk};
 
 /// Most segment files that are kept open for reading. A stream needs one; 64 serve many at once and are far from the
@@ -76,7 +78,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     index: Mutex<Index>,
     manifests: Mutex<ManifestTable>,
-    files: Mutex<LruCache<SegmentId, Arc<File>>>,
+    files: Mutex<LruCache<SegmentId, Arc<SegmentFile>>>,
+    spares: Arc<Spares>,
     warned_corrupt: AtomicBool,
 }
 
@@ -92,6 +95,7 @@ impl Shared {
             index: Mutex::new(index),
             manifests: Mutex::default(),
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
+            spares: Arc::default(),
             warned_corrupt: AtomicBool::new(false),
         }
     }
@@ -106,28 +110,30 @@ impl Shared {
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn files(&self) -> MutexGuard<'_, LruCache<SegmentId, Arc<File>>> {
+    fn files(&self) -> MutexGuard<'_, LruCache<SegmentId, Arc<SegmentFile>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The file of `segment`, opened if need be.
-    pub(super) fn file(&self, segment: SegmentId) -> io::Result<Arc<File>> {
+    pub(super) fn file(&self, segment: SegmentId) -> io::Result<Arc<SegmentFile>> {
         if let Some(file) = self.files().get(&segment) {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(self.directory.open_segment(segment)?);
-        self.keep_file(segment, Arc::clone(&file));
-        Ok(file)
+        Ok(self.keep_file(segment, Arc::new(self.directory.open_segment(segment)?)))
     }
 
     /// Keeps `file` open for readers.
-    pub(super) fn keep_file(&self, segment: SegmentId, file: Arc<File>) {
-        self.files().put(segment, file);
+    pub(super) fn keep_file(&self, segment: SegmentId, file: Arc<File>) -> Arc<SegmentFile> {
+        let file = Arc::new(SegmentFile::new(segment, file));
+        self.files().put(segment, Arc::clone(&file));
+        file
     }
 
     /// Closes every file that nobody reads at this moment: an unlinked segment takes space until nobody has it open.
+    /// Buffers that nobody uses are freed, too.
     pub(super) fn close_files(&self) {
         self.files().clear();
+        self.spares.clear();
     }
 
     /// Forgets a segment, its records and its file.
@@ -138,19 +144,19 @@ impl Shared {
 
     /// Reads and proves records; neighbours that follow each other with one system call. `None` for what is not
     /// there or does not prove itself: that is forgotten.
-    pub(super) fn read(&self, wanted: &[Wanted]) -> Vec<Option<Proven>> {
+    pub(super) fn read(&self, wanted: &[Wanted], reading: Reading) -> Vec<Option<Proven>> {
         let mut results = Vec::with_capacity(wanted.len());
         for run in runs(wanted) {
-            results.extend(self.read_run(run));
+            results.extend(self.read_run(run, reading));
         }
         results
     }
 
-    fn read_run(&self, run: &[Wanted]) -> Vec<Option<Proven>> {
+    fn read_run(&self, run: &[Wanted], reading: Reading) -> Vec<Option<Proven>> {
         let places: Vec<Location> = run.iter().map(|(.., at)| *at).collect();
         let Some(first) = places.first() else { return Vec::new() };
         let payloads = match self.file(first.segment) {
-            Ok(file) => read_payloads(&file, &places),
+            Ok(file) => file.payloads(&self.directory, &self.spares, &places, reading),
             Err(error) => {
                 let evicted = error.kind() == ErrorKind::NotFound;
                 for wanted in run {
@@ -160,7 +166,7 @@ impl Shared {
             }
         };
         let proven = payloads.into_iter().zip(run).map(|(payload, wanted)| {
-            let proven = payload.and_then(|payload| self.prove(wanted.0, wanted.1, payload.into()));
+            let proven = payload.and_then(|payload| self.prove(wanted.0, wanted.1, payload));
             if proven.is_none() {
                 self.forget(wanted, false);
             }

@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::direct::DirectIo;
 use super::directory::Directory;
 use super::error::CacheError;
 use super::index::Location;
 use super::manifest::{DirtyPage, FileKey, Lookup, ManifestPage, PageId};
+use super::payload::Reading;
 use super::queue::{Item, Payload, Pushed};
 use super::record::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, footer_bytes, stored_bytes};
 use super::recovery::recover;
 use super::shared::{Bounds, Counters, Proven, Shared, Wanted};
+use super::staging::BLOCK_BYTES;
 use super::writer::Writer;
 use super::{CacheStats, ChunkCache};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
@@ -46,7 +49,7 @@ pub struct CacheConfig {
     pub size_bytes: u64,
     /// Share of the file system, 0 to 1, that the cache leaves free.
     pub min_free_ratio: f64,
-    /// Most bytes of one segment; by default a 32nd of the size, between 4 MiB and 64 MiB.
+    /// Most bytes of one segment, in whole blocks of 4 KiB; by default a 32nd of the size, between 4 MiB and 64 MiB.
     pub segment_bytes: Option<u64>,
 }
 
@@ -54,6 +57,8 @@ impl CacheConfig {
     fn bounds(&self) -> Result<Bounds, CacheError> {
         let chosen = (self.size_bytes / SEGMENTS).clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
         let segment_bytes = self.segment_bytes.unwrap_or(chosen);
+        // Files take whole blocks: one of another size would take more than it says.
+        let segment_bytes = segment_bytes - segment_bytes % BLOCK_BYTES as u64;
         if !SEGMENT_BYTES_POSSIBLE.contains(&segment_bytes) {
             return Err(CacheError::SegmentSize { segment_bytes });
         }
@@ -90,8 +95,12 @@ pub struct DiskCache {
 impl DiskCache {
     /// Opens the cache in `config.directory`. Reads the ends of its segments, not their content; blocks on the disk.
     pub fn open(config: &CacheConfig) -> Result<Self, CacheError> {
+        Self::open_with(config, DirectIo::Auto)
+    }
+
+    pub(super) fn open_with(config: &CacheConfig, direct: DirectIo) -> Result<Self, CacheError> {
         let bounds = config.bounds()?;
-        let (directory, secret) = Directory::open(&config.directory)?;
+        let (directory, secret) = Directory::open(&config.directory, direct)?;
         let lock = if directory.read_only { None } else { Some(directory.lock()?) };
         let index = recover(&directory, &secret, lock.as_ref())?;
         let shared = Arc::new(Shared::new(directory, secret, bounds, index));
@@ -122,7 +131,7 @@ impl DiskCache {
             // Not the records that were not read: another process may have evicted them meanwhile.
             let corrupt = || self.shared.counters.corrupt.load(Ordering::Relaxed);
             let before = corrupt();
-            drop(self.shared.read(batch));
+            drop(self.shared.read(batch, Reading::Once));
             progress.bad += corrupt() - before;
             progress.records += batch.len() as u64;
             progress.bytes += batch.iter().map(|(.., at)| u64::from(at.len)).sum::<u64>();
@@ -168,7 +177,7 @@ impl DiskCache {
             return Some(Arc::unwrap_or_clone(page));
         }
         let at = self.shared.index().find(&key, Kind::Manifest)?;
-        match self.shared.read(&[(key, Kind::Manifest, at)]).pop()?? {
+        match self.shared.read(&[(key, Kind::Manifest, at)], Reading::Again).pop()?? {
             Proven::Manifest(page, _) => Some(page),
             Proven::Chunk(_) => None,
         }
@@ -181,7 +190,7 @@ impl DiskCache {
             return Some(chunk);
         }
         let at = self.shared.index().peek(&key, Kind::Chunk).filter(|at| Some(*at) != tried)?;
-        self.shared.read(&[(key, Kind::Chunk, at)]).pop()?.and_then(into_chunk)
+        self.shared.read(&[(key, Kind::Chunk, at)], Reading::Once).pop()?.and_then(into_chunk)
     }
 }
 
@@ -197,14 +206,16 @@ impl ChunkCache for DiskCache {
     }
 
     fn load_run(&self, hashes: &[ChunkHash]) -> Vec<Option<VerifiedChunk>> {
-        let places: Vec<Option<Location>> = {
+        let (reading, places): (_, Vec<Option<Location>>) = {
             let mut index = self.shared.index();
-            hashes.iter().map(|hash| index.find(hash.as_bytes(), Kind::Chunk)).collect()
+            let again = hashes.iter().all(|hash| index.was_used(hash.as_bytes()));
+            let places = hashes.iter().map(|hash| index.find(hash.as_bytes(), Kind::Chunk));
+            (if again { Reading::Again } else { Reading::Once }, places.collect())
         };
         let placed = hashes.iter().zip(&places);
         let wanted: Vec<Wanted> =
             placed.filter_map(|(hash, at)| Some((*hash.as_bytes(), Kind::Chunk, (*at)?))).collect();
-        let mut read = self.shared.read(&wanted).into_iter();
+        let mut read = self.shared.read(&wanted, reading).into_iter();
         let chunks: Vec<Option<VerifiedChunk>> = hashes
             .iter()
             .zip(places)
@@ -257,6 +268,10 @@ impl ChunkCache for DiskCache {
 
     fn is_behind(&self) -> bool {
         self.shared.queue.is_behind()
+    }
+
+    fn writes_bytes_per_second(&self) -> u64 {
+        self.shared.queue.bytes_per_second()
     }
 
     fn flush(&self) -> bool {

@@ -10,10 +10,12 @@ use super::directory::DirectoryLock;
 use super::error::CacheError;
 use super::eviction::{Listed, adoptable, survivors, survivors_bytes};
 use super::index::Candidate;
+use super::payload::Reading;
 use super::queue::{Item, Payload, Task};
 use super::record::{HEADER_BYTES, Kind, SegmentId};
 use super::segment::{OpenSegment, Record, read_records};
 use super::shared::{Counters, Proven, Shared, Wanted};
+use super::staging::Staging;
 
 /// How often is looked what other processes wrote, at most, where records were missed.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,6 +34,7 @@ const MOVE_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) struct Writer {
     shared: Arc<Shared>,
     current: Option<OpenSegment>,
+    staging: Staging,
     may_adopt: bool,
     space_checked: Option<Instant>,
     warned_refused: bool,
@@ -53,7 +56,8 @@ enum Refused {
 impl Writer {
     /// A writer that has written nothing yet.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, current: None, may_adopt: true, space_checked: None, warned_refused: false }
+        let staging = Staging::new();
+        Self { shared, current: None, staging, may_adopt: true, space_checked: None, warned_refused: false }
     }
 
     /// Works until the queue is stopped and empty, then finishes the segment.
@@ -123,7 +127,8 @@ impl Writer {
             }
             Payload::Manifest(page) => {
                 let at = self.shared.index().peek(&item.key, Kind::Manifest);
-                let on_disk = at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)]));
+                let on_disk =
+                    at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)], Reading::Again));
                 let page = match on_disk.and_then(|mut read| read.pop()?) {
                     Some(Proven::Manifest(mut joined, _)) => joined.join(page).then_some(joined)?,
                     _ => page.as_ref().clone(),
@@ -137,8 +142,9 @@ impl Writer {
     fn append(&mut self, records: &[Record]) -> Result<usize, Refused> {
         let Some(current) = &mut self.current else { return Err(Refused::Size) };
         let count = current.fitting(records.iter().map(|(.., payload)| payload.len()));
-        let (entries, result) = current.append(&self.shared.secret, &records[..count]);
-        self.shared.index().extend(current.id, &entries, u64::from(current.end), current.end, false);
+        let Shared { directory, secret, .. } = &*self.shared;
+        let (entries, result) = current.append(directory, secret, &mut self.staging, &records[..count]);
+        self.shared.index().extend(current.id, &entries, current.file_bytes, current.end, false);
         match result {
             Err(error) if entries.is_empty() => Err(error.into()),
             _ => Ok(entries.len()),
@@ -205,13 +211,14 @@ impl Writer {
             return Ok(false);
         }
         shared.directory.rename_segment(lock, last.id, true)?;
-        let segment = OpenSegment::resume(file, last.id, &records, shared.bounds.segment_bytes)?;
+        let capacity_bytes = shared.bounds.segment_bytes;
+        let segment = OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes)?;
         self.take_up(segment);
         Ok(true)
     }
 
     fn take_up(&mut self, segment: OpenSegment) {
-        self.shared.index().extend(segment.id, &[], u64::from(segment.end), segment.end, false);
+        self.shared.index().extend(segment.id, &[], segment.file_bytes, segment.end, false);
         self.shared.keep_file(segment.id, Arc::clone(&segment.file));
         self.current = Some(segment);
     }
@@ -247,7 +254,7 @@ impl Writer {
             rest = later;
             let wanted: Vec<Wanted> =
                 now.iter().map(|one| (one.entry.key, one.entry.kind, one.location())).collect();
-            let read = self.shared.read(&wanted);
+            let read = self.shared.read(&wanted, Reading::Once);
             let proven = read.into_iter().zip(&wanted);
             let records: Vec<Record> =
                 proven.filter_map(|(proven, wanted)| Some(to_record(proven?, wanted))).collect();
@@ -327,13 +334,14 @@ impl Writer {
         let from = {
             let index = self.shared.index();
             let known = index.segments().get(&segment.id);
-            if known.is_some_and(|known| known.bytes == segment.bytes && known.sealed != segment.open) {
+            // One that is appended to may have more records in as many bytes: its last block fills up.
+            if !segment.open && known.is_some_and(|known| known.bytes == segment.bytes && known.sealed) {
                 return Ok(());
             }
             known.map_or(0, |known| known.end)
         };
         let file = self.shared.file(segment.id)?;
-        let records = read_records(&file, &self.shared.secret, segment.id, from, !segment.open)?;
+        let records = read_records(file.buffered(), &self.shared.secret, segment.id, from, !segment.open)?;
         let mut index = self.shared.index();
         index.extend(segment.id, &records.entries, segment.bytes, records.end, !segment.open);
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! A disk may be slower than the link. The cache drops what it has no room for, so whoever reads ahead would fill memory at the
 //! link's speed and forget most of it. A request therefore ends, and makes room for the next one, only when its chunks have
-//! found a place or have waited for [`PATIENCE`]. Those who read were served before.
+//! found a place or have waited long enough: [`PATIENCE`], or [`PATIENCE_FAST`] where the disk is nearly as fast as the
+//! link. Those who read were served before.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,6 +17,14 @@ use crate::chunk::{ChunkIndex, VerifiedChunk};
 /// than the link shall not make reading slower than the link. A longer wait (200 ms) made one read of 512 MiB over
 /// 1 Gbit/s and 50 ms as slow as the disk, 17 MB/s.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The same for a disk that takes [`FAST_BYTES_PER_SECOND`]: 64 MiB, which are all requests there may be, have found room
+/// by then.
+const PATIENCE_FAST: Duration = Duration::from_millis(300);
+
+/// A disk that takes so much may hold the link up: what is read comes no slower than this, twice as fast as a link of
+/// 1 Gbit/s brings it, and on a faster one it is kept whole.
+const FAST_BYTES_PER_SECOND: u64 = 250_000_000;
 
 /// How often to look whether there is room: what 4 MiB take at 2 GB/s.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -43,14 +52,20 @@ impl<'a> Keeping<'a> {
 
     /// Waits until all have found room, or have waited long enough.
     pub(super) async fn finish(mut self) {
-        let patience = Instant::now() + PATIENCE;
-        while !self.waiting.is_empty() && Instant::now() < patience {
+        let start = Instant::now();
+        while !self.waiting.is_empty() && start.elapsed() < self.patience() {
             if self.fetcher.cache.is_behind() {
                 sleep(LOOK_INTERVAL).await;
             } else {
                 self.put_next();
             }
         }
+    }
+
+    /// Asked again and again: a disk that stalls is no longer fast.
+    fn patience(&self) -> Duration {
+        let is_fast = self.fetcher.cache.writes_bytes_per_second() >= FAST_BYTES_PER_SECOND;
+        if is_fast { PATIENCE_FAST } else { PATIENCE }
     }
 
     fn put_next(&mut self) -> bool {
@@ -65,5 +80,93 @@ impl<'a> Keeping<'a> {
 impl Drop for Keeping<'_> {
     fn drop(&mut self) {
         while self.put_next() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cache::{CacheStats, ChunkCache, FileKey};
+    use crate::chunk::ChunkHash;
+    use crate::client::memory::MemoryHost;
+    use crate::fetch::FetchConfig;
+    use crate::proto::{NodeId, Timestamp, Version};
+
+    /// A cache that has no room for a while, and takes note of what is forced upon it.
+    struct Full {
+        until: Instant,
+        bytes_per_second: u64,
+        forced: Mutex<usize>,
+    }
+
+    impl ChunkCache for Full {
+        fn contains(&self, _: ChunkHash) -> bool {
+            false
+        }
+
+        fn load_run(&self, hashes: &[ChunkHash]) -> Vec<Option<VerifiedChunk>> {
+            vec![None; hashes.len()]
+        }
+
+        fn insert(&self, _: VerifiedChunk) {
+            *self.forced.lock().unwrap() += usize::from(self.is_behind());
+        }
+
+        fn known_hash(&self, _: &FileKey, _: ChunkIndex) -> Option<ChunkHash> {
+            None
+        }
+
+        fn record_hash(&self, _: &FileKey, _: ChunkIndex, _: ChunkHash) {}
+
+        fn flush_file(&self, _: &FileKey) {}
+
+        fn is_behind(&self) -> bool {
+            Instant::now() < self.until
+        }
+
+        fn writes_bytes_per_second(&self) -> u64 {
+            self.bytes_per_second
+        }
+
+        fn flush(&self) -> bool {
+            true
+        }
+
+        fn stats(&self) -> CacheStats {
+            CacheStats::default()
+        }
+    }
+
+    /// Has two chunks kept by a cache that has room after `wait`. Gives how many it was made to take before, and the time
+    /// this took.
+    async fn keep_two(bytes_per_second: u64, wait: Duration) -> (usize, Duration) {
+        let start = Instant::now();
+        let cache = Arc::new(Full { until: start + wait, bytes_per_second, forced: Mutex::new(0) });
+        let fetcher =
+            Fetcher::new(MemoryHost::new().client(), Arc::clone(&cache) as Arc<_>, FetchConfig::default());
+        let version = Version { size: 2, mtime: Timestamp(0), ctime: Timestamp(0) };
+        let node = NodeId { device: 1, inode: 1, birth_ns: 0 };
+        let content = FileContent { node, version, key: FileKey::from_bytes([1; 32]), settled: true };
+        let mut keeping = Keeping::new(&fetcher, content);
+        for index in 0..2 {
+            keeping.keep(ChunkIndex(index), VerifiedChunk::compute(Bytes::from(vec![index as u8])));
+        }
+        keeping.finish().await;
+        (*cache.forced.lock().unwrap(), start.elapsed())
+    }
+
+    #[tokio::test]
+    async fn a_fast_disk_is_waited_for_and_a_slow_one_is_not() {
+        let wait = PATIENCE_FAST / 2;
+        let (forced, took) = keep_two(FAST_BYTES_PER_SECOND, wait).await;
+        assert!(forced == 0 && took >= wait, "{forced} {took:?}");
+        let (forced, took) = keep_two(FAST_BYTES_PER_SECOND - 1, Duration::from_secs(3600)).await;
+        assert!(forced == 2 && took < PATIENCE_FAST, "{forced} {took:?}");
+        let (forced, took) = keep_two(FAST_BYTES_PER_SECOND, Duration::from_secs(3600)).await;
+        assert!(forced == 2 && took >= PATIENCE_FAST, "{forced} {took:?}");
     }
 }

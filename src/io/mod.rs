@@ -24,6 +24,7 @@
 //! Dropping the last clone of an [`Engine`] lets running operations end, then its threads. Nothing waits for that.
 //! [`Bytes`] may outlive the engine.
 
+mod aligned;
 mod backend;
 mod blocking;
 mod diagnosis;
@@ -50,6 +51,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::chunk::CHUNK_BYTES;
 
+pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES};
 pub use error::IoError;
 pub use pool::SMALL_READ_BYTES;
 pub use stats::EngineStats;

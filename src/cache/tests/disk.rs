@@ -88,7 +88,7 @@ fn a_full_disk_drops_inserts_and_nothing_else() {
 fn the_floor_of_free_space_is_left() {
     let Some(disk) = SmallDisk::mount(4 << 20) else { return };
     let config = CacheConfig { min_free_ratio: 0.5, ..config(disk.path(), 1 << 28, 1 << 18) };
-    let cache = DiskCache::open(&config).unwrap();
+    let cache = DiskCache::open_with(&config, direct_io()).unwrap();
     (0..100).for_each(|number| insert(&cache, &chunk(number, 65_536)));
     assert!(disk_bytes(disk.path()) <= 2 << 20);
     assert!(disk_bytes(disk.path()) >= 1 << 20);
@@ -97,7 +97,7 @@ fn the_floor_of_free_space_is_left() {
     drop(cache);
     // Somebody else takes the room: the cache gives way.
     fs::write(disk.path().join("other"), vec![0; 2 << 20]).unwrap();
-    let cache = DiskCache::open(&config).unwrap();
+    let cache = DiskCache::open_with(&config, direct_io()).unwrap();
     assert_eq!(disk_bytes(disk.path()), 0);
     insert(&cache, &chunk(1, 65_536));
     assert_eq!((cache.stats().dropped, cache.stats().segments), (1, 0));
@@ -107,7 +107,7 @@ fn the_floor_of_free_space_is_left() {
 fn a_running_cache_gives_way_when_others_take_the_room() {
     let Some(disk) = SmallDisk::mount(4 << 20) else { return };
     let config = CacheConfig { min_free_ratio: 0.25, ..config(disk.path(), 1 << 28, 1 << 18) };
-    let cache = DiskCache::open(&config).unwrap();
+    let cache = DiskCache::open_with(&config, direct_io()).unwrap();
     (0..20).for_each(|number| insert(&cache, &chunk(number, 65_536)));
     insert(&cache, &chunk(100, 64));
     disk.fill_but(1 << 19);

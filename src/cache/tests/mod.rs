@@ -1,6 +1,7 @@
 //! The whole cache on a real disk: what every test here needs, then the tests by what they are about.
 
 mod damage;
+mod direct;
 mod disk;
 mod history;
 mod limits;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::direct::DirectIo;
 use super::*;
 
 /// A cache of `size_bytes` in segments of `segment_bytes`.
@@ -22,7 +24,12 @@ fn config(directory: &Path, size_bytes: u64, segment_bytes: u64) -> CacheConfig 
 }
 
 fn open(directory: &Path, size_bytes: u64, segment_bytes: u64) -> DiskCache {
-    DiskCache::open(&config(directory, size_bytes, segment_bytes)).unwrap()
+    DiskCache::open_with(&config(directory, size_bytes, segment_bytes), direct_io()).unwrap()
+}
+
+/// These tests are compiled twice, see `cache/mod.rs`.
+fn direct_io() -> DirectIo {
+    if module_path!().contains("buffered") { DirectIo::Never } else { DirectIo::Auto }
 }
 
 /// Chunk `number`, of `len` bytes (at least 4): always the same, and unlike every other.

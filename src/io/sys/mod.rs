@@ -6,12 +6,14 @@
 
 mod limits;
 mod open;
+mod residency;
 mod socket;
 mod stat;
 mod xattr;
 
 pub use limits::raise_memlock;
 pub use open::open_beneath;
+pub use residency::is_cached;
 pub use socket::{set_receive_buffer_force, set_send_buffer_force};
 pub use stat::{Statx, Timestamp, fstatx, statx};
 pub use xattr::{

@@ -1,0 +1,65 @@
+//! Memory that files opened with `O_DIRECT` can be read into and written from.
+
+use std::ops::{Deref, DerefMut};
+
+/// What addresses, offsets and lengths are multiples of in direct I/O, in bytes: the block of nearly every file system,
+/// and never less than a disk asks for. Where more is asked for the kernel answers EINVAL.
+pub const DIRECT_ALIGN_BYTES: usize = 4096;
+
+/// A buffer whose address and length are multiples of [`DIRECT_ALIGN_BYTES`].
+///
+/// It costs a block more than it holds: an allocator that aligns would take as much, and this needs no `unsafe`.
+#[derive(Debug)]
+pub struct AlignedBuffer {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    /// A buffer of zeroes, of at least `len` bytes.
+    pub fn zeroed(len: usize) -> Self {
+        let len = len.next_multiple_of(DIRECT_ALIGN_BYTES);
+        let memory = vec![0; len + DIRECT_ALIGN_BYTES];
+        // The memory of a vector that never grows never moves.
+        let start = memory.as_ptr().align_offset(DIRECT_ALIGN_BYTES);
+        Self { memory, start, len }
+    }
+}
+
+impl Deref for AlignedBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for AlignedBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_and_length_are_whole_blocks_also_after_a_move() {
+        for len in [0, 1, 4096, 4097, 300_000] {
+            let buffer = Box::new(AlignedBuffer::zeroed(len));
+            let address = buffer.as_ptr();
+            let moved = *buffer;
+            assert_eq!((moved.as_ptr(), moved.as_ptr() as usize % DIRECT_ALIGN_BYTES), (address, 0));
+            assert_eq!(moved.len(), len.next_multiple_of(DIRECT_ALIGN_BYTES));
+            assert!(moved.iter().all(|&byte| byte == 0));
+        }
+    }
+}

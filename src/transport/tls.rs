@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, SignatureScheme,
+    SupportedCipherSuite,
     client::{
         AlwaysResolvesClientRawPublicKeys, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -128,7 +129,30 @@ impl CertifiedIdentity {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    let cipher_suites = cipher_suites(has_aes_instructions()).to_vec();
+    Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::ring::default_provider() })
+}
+
+/// The ciphers of TLS 1.3, the cheapest first. AES of 128 bits costs four rounds of fourteen less than that of 256, and
+/// nobody can break either; where the processor has no instructions for AES, ChaCha20 is several times faster.
+const fn cipher_suites(has_aes: bool) -> [SupportedCipherSuite; 3] {
+    use rustls::crypto::ring::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    if has_aes {
+        [TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256]
+    } else {
+        [TLS13_CHACHA20_POLY1305_SHA256, TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384]
+    }
+}
+
+fn has_aes_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form `map_err` wants")]
@@ -256,6 +280,16 @@ impl ClientCertVerifier for ClientVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cheapest_cipher_is_preferred_and_the_others_are_taken() {
+        let suites = |has_aes| cipher_suites(has_aes).map(|suite| format!("{:?}", suite.suite()));
+        assert!(suites(true)[0].contains("AES_128") && suites(false)[0].contains("CHACHA20"));
+        let offered = provider().cipher_suites.clone();
+        assert_eq!(offered, cipher_suites(has_aes_instructions()));
+        let known = rustls::crypto::ring::default_provider().cipher_suites;
+        assert!(offered.iter().all(|suite| known.contains(suite)));
+    }
 
     #[test]
     fn spki_is_the_one_ring_makes() {

@@ -194,7 +194,7 @@ fn cache(given: Option<PathBuf>) -> Row {
     match statvfs(base) {
         Ok(disk) => {
             let (free, all) = (disk.blocks_available(), disk.blocks().max(1));
-            let direct = if takes_direct_io(base) { "" } else { ", no direct I/O" };
+            let direct = if takes_direct_io(base) { "" } else { ", no direct I/O: through the page cache" };
             let found = format!("{place}: {} free{direct}", amount(free * disk.fragment_size()));
             if free * 100 >= all * FREE_PERCENT_MIN {
                 return Row::ok(CHECK, found);

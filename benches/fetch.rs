@@ -76,6 +76,7 @@ fn file(runtime: &Runtime, host: &MemoryHost, size: u64) -> FileContent {
         node: attributes.node,
         version: attributes.version(),
         key: FileKey::from_bytes([1; 32]),
+        history: FileKey::from_bytes([2; 32]),
         settled: true,
     }
 }

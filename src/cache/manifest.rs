@@ -1,8 +1,8 @@
 //! (P) Which chunk hashes are known of which file version, in pages of 256 chunks: the pages in memory and their
 //! bytes.
 //!
-//! A file version never changes, so pages only grow: two versions of a page are joined slot by slot and never
-//! conflict.
+//! A file version never changes, so its pages only grow: two states of a page are joined slot by slot and never
+//! conflict. A key may also name a file whichever version it has; then what was recorded last holds.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -28,7 +28,8 @@ const BITMAP_BYTES: usize = PAGE_SLOTS as usize / 8;
 const HASH_BYTES: usize = 32;
 
 /// Names one version of one file of one host: 32 bytes that the caller derives (by BLAKE3) from the host's key, the
-/// node and the version. Two versions must never share a key.
+/// node and the version. What is read by such a key is taken for the file's content, so two versions must never share one. A key
+/// of a file without its version names what the file had last, which may be asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey([u8; 32]);
 
@@ -203,10 +204,11 @@ impl ManifestTable {
     pub(super) fn record(&mut self, id: PageId, slot: usize, hash: ChunkHash) -> Vec<DirtyPage> {
         let (held, out) = self.held(id);
         let mut due: Vec<DirtyPage> = out.into_iter().collect();
+        let was_complete = held.page.is_complete();
         if !Arc::make_mut(&mut held.page).set(slot, hash) {
             return due;
         }
-        if held.page.is_complete() {
+        if held.page.is_complete() && !was_complete {
             due.push((id, Arc::clone(&held.page)));
             self.dirty.remove(&id);
         } else {

@@ -130,7 +130,12 @@ impl Writer {
                 let on_disk =
                     at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)], Reading::Again));
                 let page = match on_disk.and_then(|mut read| read.pop()?) {
-                    Some(Proven::Manifest(mut joined, _)) => joined.join(page).then_some(joined)?,
+                    // What is new wins: it may be of a file that has changed.
+                    Some(Proven::Manifest(old, _)) => {
+                        let mut joined = page.as_ref().clone();
+                        joined.join(&old);
+                        (joined != old).then_some(joined)?
+                    }
                     _ => page.as_ref().clone(),
                 };
                 Some((Kind::Manifest, item.key, page.encode(&self.shared.secret, &item.key).into()))

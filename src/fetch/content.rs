@@ -13,6 +13,8 @@ pub struct FileContent {
     pub version: Version,
     /// Name of this content in the cache, derived from the host's key, the node and the version.
     pub key: FileKey,
+    /// Name of the file in the cache, whichever version it has: what was known of it last is asked about again.
+    pub history: FileKey,
     /// Whether the version names one content only. What is not settled is never kept on disk, and what was read of it
     /// is not used once it is.
     pub settled: bool,

@@ -52,6 +52,7 @@ const CONTENT: FileContent = FileContent {
     node: NodeId { device: 1, inode: 2, birth_ns: 3 },
     version: Version { size: CHUNK_BYTES + 100, mtime: Timestamp(0), ctime: Timestamp(0) },
     key: FileKey::from_bytes([0; 32]),
+    history: FileKey::from_bytes([1; 32]),
     settled: true,
 };
 

@@ -72,7 +72,7 @@ impl<'a> Keeping<'a> {
         let Some((index, chunk)) = self.waiting.pop_front() else { return false };
         let hash = chunk.hash();
         self.fetcher.cache.insert(chunk);
-        self.fetcher.cache.record_hash(&self.content.key, index, hash);
+        self.fetcher.record(&self.content, index, hash);
         true
     }
 }
@@ -150,7 +150,8 @@ mod tests {
             Fetcher::new(MemoryHost::new().client(), Arc::clone(&cache) as Arc<_>, FetchConfig::default());
         let version = Version { size: 2, mtime: Timestamp(0), ctime: Timestamp(0) };
         let node = NodeId { device: 1, inode: 1, birth_ns: 0 };
-        let content = FileContent { node, version, key: FileKey::from_bytes([1; 32]), settled: true };
+        let (key, history) = (FileKey::from_bytes([1; 32]), FileKey::from_bytes([2; 32]));
+        let content = FileContent { node, version, key, history, settled: true };
         let mut keeping = Keeping::new(&fetcher, content);
         for index in 0..2 {
             keeping.keep(ChunkIndex(index), VerifiedChunk::compute(Bytes::from(vec![index as u8])));

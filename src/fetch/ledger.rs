@@ -254,6 +254,7 @@ mod tests {
             node: NodeId { device: 1, inode: u64::from(file), birth_ns: 0 },
             version: Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) },
             key: FileKey::from_bytes([file; 32]),
+            history: FileKey::from_bytes([!file; 32]),
             settled: true,
         }
     }

@@ -173,6 +173,7 @@ impl Fetcher {
     pub fn remember(&self, content: &FileContent) {
         if content.settled {
             self.cache.flush_file(&content.key);
+            self.cache.flush_file(&content.history);
         }
     }
 

@@ -1,5 +1,9 @@
 //! The task that brings a run of chunks: from the disk cache what is there, the rest from the host in one request.
+//!
+//! Where the cache has what an earlier version of the file had at these places, the host is told its hashes: a file that
+//! was touched, or edited here and there, costs the wire what is new.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -8,7 +12,8 @@ use super::inflight::RequestId;
 use super::keeping::Keeping;
 use super::ledger::Start;
 use super::read::bad_answer;
-use super::{Failed, FetchError, Fetcher};
+use super::{Failed, FetchError, Fetcher, FileContent};
+use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 use crate::client::{CallError, ContentPart, Lane};
 use crate::proto::ReadRequest;
@@ -52,58 +57,86 @@ enum Source {
 }
 
 async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
-    let held = if start.content.settled { load(fetcher, start).await } else { Vec::new() };
-    let is_held = |index: &ChunkIndex| held.iter().any(|(held, _)| held == index);
-    let mut missing = start.chunks.iter().filter(|index| !is_held(index));
+    let held = if start.content.settled { load(fetcher, start).await } else { Held::default() };
+    let mut missing = start.chunks.iter().filter(|index| !held.delivered.contains_key(index));
     let Some(first) = missing.next() else { return Ok(()) };
     let last = missing.next_back().unwrap_or(first);
-    ask_host(fetcher, start, ChunkRange::new(first, last.0 - first.0 + 1), &held).await
+    ask_host(fetcher, start, ChunkRange::new(first, last.0 - first.0 + 1), held).await
 }
 
-/// Delivers what the disk cache has of the request. Says which chunks that was.
-async fn load(fetcher: &Arc<Fetcher>, start: &Start) -> Vec<(ChunkIndex, ChunkHash)> {
-    let cache = Arc::clone(&fetcher.cache);
-    let (key, chunks) = (start.content.key, start.chunks);
-    let load = move || {
-        let known: Vec<(ChunkIndex, ChunkHash)> =
-            chunks.iter().filter_map(|index| Some((index, cache.known_hash(&key, index)?))).collect();
-        if known.is_empty() {
+/// What the disk cache has of a request.
+#[derive(Default)]
+struct Held {
+    /// Chunks of this version, which have been delivered.
+    delivered: BTreeMap<ChunkIndex, ChunkHash>,
+    /// Chunks that the file had in their places in an earlier version. Whether it still has them the host must say.
+    earlier: BTreeMap<ChunkIndex, VerifiedChunk>,
+}
+
+impl Held {
+    /// By position in `range`; empty where nothing is held.
+    fn known(&self, range: ChunkRange) -> Vec<Option<ChunkHash>> {
+        if self.delivered.is_empty() && self.earlier.is_empty() {
             return Vec::new();
         }
-        let hashes: Vec<ChunkHash> = known.iter().map(|(_, hash)| *hash).collect();
-        let loaded = cache.load_run(&hashes);
-        known.into_iter().zip(loaded).filter_map(|((index, _), chunk)| Some((index, chunk?))).collect()
+        let known_of = |index: ChunkIndex| {
+            self.delivered.get(&index).copied().or_else(|| Some(self.earlier.get(&index)?.hash()))
+        };
+        range.iter().map(known_of).collect()
+    }
+}
+
+/// Delivers what the disk cache has of this version, and loads what it has of the one before.
+async fn load(fetcher: &Arc<Fetcher>, start: &Start) -> Held {
+    let cache = Arc::clone(&fetcher.cache);
+    let (content, chunks) = (start.content, start.chunks);
+    let load = move || {
+        let current = load_known(&*cache, &content.key, chunks.iter());
+        let missing = chunks.iter().filter(|index| !current.contains_key(index));
+        let earlier = load_known(&*cache, &content.history, missing);
+        (current, earlier)
     };
     // A task that cannot be joined means that the runtime is shutting down.
-    let found: Vec<(ChunkIndex, VerifiedChunk)> =
-        fetcher.runtime.spawn_blocking(load).await.unwrap_or_default();
-    let mut held = Vec::with_capacity(found.len());
-    for (index, chunk) in found {
-        let hash = chunk.hash();
+    let (current, earlier) = fetcher.runtime.spawn_blocking(load).await.unwrap_or_default();
+    let mut held = Held { delivered: BTreeMap::new(), earlier };
+    for (index, chunk) in current {
         // A chunk of another length was recorded for another version: not what is wanted.
         if fetcher.deliver(start, index, &chunk, Source::Disk).is_ok() {
-            held.push((index, hash));
+            held.delivered.insert(index, chunk.hash());
         }
     }
     held
 }
 
-/// Asks the host for a range of chunks; those that are `held` already need not be sent again.
+/// The chunks at these places of a file, as far as the cache knows and has them. Blocks on the disk.
+fn load_known(
+    cache: &dyn ChunkCache,
+    file: &FileKey,
+    chunks: impl Iterator<Item = ChunkIndex>,
+) -> BTreeMap<ChunkIndex, VerifiedChunk> {
+    let (indices, hashes): (Vec<_>, Vec<_>) =
+        chunks.filter_map(|index| Some((index, cache.known_hash(file, index)?))).unzip();
+    if hashes.is_empty() {
+        return BTreeMap::new();
+    }
+    let loaded = cache.load_run(&hashes);
+    indices.into_iter().zip(loaded).filter_map(|(index, chunk)| Some((index, chunk?))).collect()
+}
+
+/// Asks the host for a range of chunks; those that are held already need not be sent again.
 async fn ask_host(
     fetcher: &Arc<Fetcher>,
     start: &Start,
     range: ChunkRange,
-    held: &[(ChunkIndex, ChunkHash)],
+    mut held: Held,
 ) -> Result<(), FetchError> {
     let content = &start.content;
-    let known_of = |index| held.iter().find(|(held, _)| *held == index).map(|(_, hash)| *hash);
-    let known = if held.is_empty() { Vec::new() } else { range.iter().map(known_of).collect() };
     let request = ReadRequest {
         node: content.node,
         version: content.version,
         range: range.bytes_in(content.version.size),
         whole_chunks: true,
-        known,
+        known: held.known(range),
     };
     fetcher.with_state(|state| state.counters.host_requests += 1);
     let lane = if start.is_ahead { Lane::Ahead } else { Lane::Demand };
@@ -115,7 +148,13 @@ async fn ask_host(
                 fetcher.deliver(start, index, &chunk, Source::Host)?;
                 keeping.keep(index, chunk);
             }
-            ContentPart::Same { index } if known_of(index).is_some() => {}
+            ContentPart::Same { index } if held.delivered.contains_key(&index) => {}
+            ContentPart::Same { index } => {
+                let same = held.earlier.remove(&index);
+                let chunk = same.ok_or_else(|| bad_answer("content that is not held called known"))?;
+                fetcher.deliver(start, index, &chunk, Source::Disk)?;
+                fetcher.record(content, index, chunk.hash());
+            }
             ContentPart::End { .. } => {
                 keeping.finish().await;
                 return Ok(());
@@ -127,6 +166,12 @@ async fn ask_host(
 }
 
 impl Fetcher {
+    /// Takes note of what the file has at a place, in this version and, for the next one, at all.
+    pub(super) fn record(&self, content: &FileContent, index: ChunkIndex, hash: ChunkHash) {
+        self.cache.record_hash(&content.key, index, hash);
+        self.cache.record_hash(&content.history, index, hash);
+    }
+
     /// Hands a chunk to memory and to those who wait.
     fn deliver(
         &self,

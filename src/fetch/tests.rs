@@ -33,6 +33,7 @@ async fn content(host: &MemoryHost, name: &str) -> FileContent {
         node: attributes.node,
         version: attributes.version(),
         key: FileKey::from_bytes(*hasher.finalize().as_bytes()),
+        history: FileKey::from_bytes(*blake3::hash(name.as_bytes()).as_bytes()),
         settled: attributes.is_settled(),
     }
 }
@@ -326,6 +327,41 @@ async fn what_the_disk_has_is_not_sent_with_the_rest() {
     assert_eq!(read(&second, &content, range(0, MIB)).await.unwrap(), host.content_at("file", 0, MIB));
     let counters = host.counters();
     assert_eq!((counters.reads, counters.chunks, counters.same), (1, 3, 1));
+}
+
+#[tokio::test]
+async fn of_a_changed_file_only_what_changed_is_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = disk_cache(&directory.path().join("cache"));
+    let host = MemoryHost::new();
+    host.create_generated("file", 4 * MIB + 5, 1);
+    let old = content(&host, "file").await;
+    let before = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
+    read(&before, &old, range(0, 5 * MIB)).await.unwrap();
+    before.remember(&old);
+    assert!(cache.flush());
+
+    // Three edits in one hour: in place, at the end, and one that leaves all as it was.
+    let edits: [(u64, &[u8], u64); 3] =
+        [(2 * MIB + 7, b"in place", 1), (4 * MIB + 5, b"more", 1), (0, b"", 0)];
+    for (offset, bytes, chunks_sent) in edits {
+        host.write("file", offset, bytes);
+        host.advance(Duration::from_secs(3600));
+        let new = content(&host, "file").await;
+        assert!(new.settled && new.key != old.key && new.history == old.history);
+        host.reset_counters();
+        // Another run of the mount each time.
+        let fetcher = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
+        assert_eq!(read(&fetcher, &new, range(0, 5 * MIB)).await.unwrap(), host.content("file"));
+        let counters = host.counters();
+        assert_eq!((counters.chunks, counters.same), (chunks_sent, 17 - chunks_sent), "{offset}");
+        fetcher.remember(&new);
+        assert!(cache.flush());
+        host.reset_counters();
+        let again = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
+        assert_eq!(read(&again, &new, range(0, 5 * MIB)).await.unwrap(), host.content("file"));
+        assert_eq!(host.counters().requests(), 0, "from then on it is known by its version");
+    }
 }
 
 #[tokio::test]

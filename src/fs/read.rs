@@ -27,7 +27,7 @@ use crate::cache::FileKey;
 use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
 use crate::fetch::{FetchError, FileContent, FirstPiece, OwnerId};
 use crate::prefetch::{Demand, Limits, Plan, Prefetcher, window_limit};
-use crate::proto::{Attributes, CURRENT_BYTES_MAX, SeekTarget, Version};
+use crate::proto::{Attributes, CURRENT_BYTES_MAX, NodeId, SeekTarget, Version};
 
 /// How often a version is asked for before the host is asked for the file as it is. A file that was replaced once is
 /// read in its new version by the second attempt, and from the cache from then on.
@@ -229,6 +229,7 @@ impl FileSystem {
             node: attributes.node,
             version: attributes.version(),
             key: FileKey::from_bytes(content_key(&self.config.host_key, attributes)),
+            history: FileKey::from_bytes(history_key(&self.config.host_key, &attributes.node)),
             settled: attributes.is_settled(),
         }
     }
@@ -265,14 +266,24 @@ const fn cut(range: ByteRange) -> ByteRange {
 fn content_key(host_key: &[u8; 32], attributes: &Attributes) -> [u8; 32] {
     let version = attributes.version();
     let mut hasher = blake3::Hasher::new_derive_key("wormhole 2026-11 content of one version of one file");
-    hasher.update(host_key);
-    for number in [attributes.node.device, attributes.node.inode, version.size] {
-        hasher.update(&number.to_le_bytes());
-    }
-    for number in [attributes.node.birth_ns, version.mtime.0, version.ctime.0] {
-        hasher.update(&number.to_le_bytes());
+    hash_node(&mut hasher, host_key, &attributes.node);
+    hasher.update(&version.size.to_le_bytes());
+    for stamp in [version.mtime.0, version.ctime.0] {
+        hasher.update(&stamp.to_le_bytes());
     }
     *hasher.finalize().as_bytes()
+}
+
+/// Names one file of one host, whichever version it has.
+fn history_key(host_key: &[u8; 32], node: &NodeId) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("wormhole 2026-11 content that a file had last");
+    hash_node(&mut hasher, host_key, node);
+    *hasher.finalize().as_bytes()
+}
+
+fn hash_node(hasher: &mut blake3::Hasher, host_key: &[u8; 32], node: &NodeId) {
+    hasher.update(host_key).update(&node.device.to_le_bytes()).update(&node.inode.to_le_bytes());
+    hasher.update(&node.birth_ns.to_le_bytes());
 }
 
 #[cfg(test)]
@@ -297,6 +308,11 @@ mod tests {
         keys.sort_unstable();
         keys.dedup();
         assert_eq!(keys.len(), 8);
+        let mut histories: Vec<_> = others.iter().map(|other| history_key(&[0; 32], &other.node)).collect();
+        histories.extend([history_key(&[0; 32], &file.node), history_key(&[1; 32], &file.node)]);
+        histories.sort_unstable();
+        histories.dedup();
+        assert_eq!(histories.len(), 5, "of nodes, not of versions");
     }
 
     #[test]

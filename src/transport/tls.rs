@@ -134,7 +134,7 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The ciphers of TLS 1.3, the cheapest first. AES of 128 bits costs four rounds of fourteen less than that of 256, and
-/// nobody can break either; where the processor has no instructions for AES, ChaCha20 is several times faster.
+/// nobody can break either; where the processor has no instructions for AES, `ChaCha20` is several times faster.
 const fn cipher_suites(has_aes: bool) -> [SupportedCipherSuite; 3] {
     use rustls::crypto::ring::cipher_suite::{
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,

@@ -1,6 +1,7 @@
 //! What outlives a mount: the key, the host's identity, what was read.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use super::relay::Relay;
 use crate::world::{World, noise, printed_by, wait_until};
@@ -72,6 +73,43 @@ fn a_ticket_is_needed_once() {
     let line = mounts.lines().find(|line| line.contains(mount.point.to_str().unwrap())).unwrap();
     assert!(line.contains("127.0.0.1") && line.contains("/export/sub "), "{line}");
     assert!(line.contains(" fuse.wormhole "), "{line}");
+    mount.umount();
+}
+
+#[test]
+fn of_a_file_that_was_touched_or_edited_only_the_news_are_sent() {
+    let world = World::new();
+    let mut content = noise(20_000_000, 1);
+    let path = world.source().join("file");
+    fs::write(&path, &content).unwrap();
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(2100));
+    settle();
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let ticket = host.ticket_for(relay.address());
+    let mount = world.mount(&ticket, "");
+    let sent_by_reading = |content: &[u8]| {
+        let before = relay.bytes_to_client();
+        assert!(fs::read(mount.path("file")).unwrap() == content);
+        relay.bytes_to_client() - before
+    };
+    assert!(sent_by_reading(&content) > 20_000_000);
+
+    fs::File::options().write(true).open(&path).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    settle();
+    let touched = sent_by_reading(&content);
+    assert!(touched < 200_000, "{touched} bytes of a file that was only touched");
+
+    content[5_000_000..6_000_000].fill(7);
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&content[5_000_000..6_000_000], 5_000_000)
+        .unwrap();
+    settle();
+    let edited = sent_by_reading(&content);
+    assert!((1_000_000..2_000_000).contains(&edited), "{edited} bytes for an edit of a million");
     mount.umount();
 }
 

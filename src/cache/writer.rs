@@ -215,6 +215,11 @@ impl Writer {
         if !records.from_footer || reserved > shared.bounds.size_bytes || missing_bytes > 0 {
             return Ok(false);
         }
+        // After a crash there is no footer: whatever lay behind a damaged header would be lost.
+        let walked = read_records(&file, &shared.secret, last.id, 0, false)?;
+        if walked.end != records.end {
+            return Ok(false);
+        }
         shared.directory.rename_segment(lock, last.id, true)?;
         let capacity_bytes = shared.bounds.segment_bytes;
         let segment = OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes)?;

@@ -10,6 +10,19 @@ impl dyn Client {
         self.attributes_of(Request::Lookup { parent, name: name.to_vec() }).await
     }
 
+    /// The attributes of some entries of a directory, in the order of `names`; `None` for what is not there.
+    pub async fn lookup_many(
+        &self,
+        parent: NodeId,
+        names: Vec<Vec<u8>>,
+    ) -> Result<Vec<Option<Attributes>>, CallError> {
+        let count = names.len();
+        match self.call(Request::LookupMany { parent, names }, Lane::Metadata).await? {
+            Reply::Entries(entries) if entries.len() == count => Ok(entries),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// The attributes of a node.
     pub async fn attributes(&self, node: NodeId) -> Result<Attributes, CallError> {
         self.attributes_of(Request::GetAttributes { node }).await

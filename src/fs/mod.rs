@@ -6,7 +6,7 @@
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
 //! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes
-//! - `snapshot` (pure), `directory`, `recent`: listings; `walks` (pure): who should have asked for one
+//! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode` (pure), `files`, `read`: content
 //! - `statistics`, `xattr`: the rest
 //!
@@ -38,6 +38,7 @@ mod read;
 mod recent;
 mod snapshot;
 mod statistics;
+mod strides;
 #[cfg(test)]
 mod tests;
 mod walks;
@@ -70,6 +71,7 @@ use handles::Handles;
 use inodes::InodeTable;
 use recent::Recent;
 use statistics::Statistics;
+use strides::Strides;
 use walks::Walks;
 use xattr::XattrNames;
 
@@ -88,6 +90,7 @@ pub struct FileSystem {
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
     walks: Mutex<Walks>,
+    strides: Mutex<Strides>,
     xattr_names: XattrNames,
     events: Events,
     events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
@@ -128,6 +131,7 @@ impl FileSystem {
             recoveries: Mutex::default(),
             statistics: Statistics::default(),
             walks: Mutex::default(),
+            strides: Mutex::default(),
             xattr_names: XattrNames::default(),
             events,
             events_to_take: Mutex::new(Some(receiver)),

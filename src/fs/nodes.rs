@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attributes::Learned;
+use super::directory::Listing;
 use super::inodes::{Inode, Name, Target};
 use super::recent::Known;
+use super::snapshot::Search;
 use super::{FileSystem, FsError, lock};
-use crate::proto::{Attributes, NAME_BYTES_MAX};
+use crate::proto::{Attributes, LOOKUP_NAME_BYTES_MAX, NAME_BYTES_MAX};
 
 /// What a name names, and for how long the kernel may believe it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +55,13 @@ impl FileSystem {
         if let Some(known) = self.lookup_copy(parent, &name, Age::Fresh) {
             return Ok(known);
         }
-        self.watch_walk(parent);
-        let answer = self.lookup_on_host(parent, &name);
+        let answer = async {
+            if let Some(known) = self.lookup_with_next(parent, &name).await? {
+                return Ok(known);
+            }
+            self.watch_walk(parent);
+            self.lookup_on_host(parent, &name).await
+        };
         self.or_copy(answer, || self.lookup_copy(parent, &name, Age::Any)).await
     }
 
@@ -157,12 +164,66 @@ impl FileSystem {
         }
     }
 
+    /// What is asked for besides a name can answer for others; not where names do not hold.
+    fn may_ask_besides(&self) -> bool {
+        !self.config.freshness.entries.is_zero() && self.is_connected()
+    }
+
+    /// A name of a listing that has aged, asked for with those behind it where a program goes through them in order.
+    async fn lookup_with_next(
+        self: &Arc<Self>,
+        parent: Inode,
+        name: &Name,
+    ) -> Result<Option<Lookup>, FsError> {
+        let (directory, _) = self.node_of(parent)?;
+        let listing = lock(&self.recent).get(directory).filter(|_| self.may_ask_besides());
+        let Some(listing) = listing else { return Ok(None) };
+        let Search::At(position) = lock(&listing.snapshot).find(name) else { return Ok(None) };
+        let count = lock(&self.strides).on_miss(directory, position);
+        if count > 1 {
+            self.renew(parent, &listing, position, count).await?;
+        }
+        Ok(self.lookup_copy(parent, name, Age::Fresh))
+    }
+
+    /// Looks at some entries of a listing again. What cannot be looked at stays as old as it is.
+    async fn renew(
+        &self,
+        parent: Inode,
+        listing: &Listing,
+        from: usize,
+        count: usize,
+    ) -> Result<(), FsError> {
+        let mut bytes_left = LOOKUP_NAME_BYTES_MAX;
+        let names: Vec<Vec<u8>> = {
+            let snapshot = lock(&listing.snapshot);
+            let names = (from..from + count).map_while(|at| Some(snapshot.get(at)?.name.to_vec()));
+            let fits = |name: &Vec<u8>| {
+                let left = bytes_left.checked_sub(name.len());
+                bytes_left = left.unwrap_or(0);
+                left.is_some()
+            };
+            names.take_while(fits).collect()
+        };
+        let learned = Learned::by_asking(Instant::now());
+        let call = |client: Arc<dyn crate::client::Client>, node| {
+            let names = names.clone();
+            async move { client.lookup_many(node, names).await }
+        };
+        let found = self.ask(parent, call).await?;
+        let mut snapshot = lock(&listing.snapshot);
+        for (position, attributes) in (from..).zip(found) {
+            if let Some(attributes) = attributes {
+                snapshot.renew(position, attributes, learned);
+            }
+        }
+        Ok(())
+    }
+
     /// One more name of a directory is asked for alone.
     fn watch_walk(self: &Arc<Self>, parent: Inode) {
         let Ok((directory, _)) = self.node_of(parent) else { return };
-        // Where names do not hold, a listing answers nothing.
-        let is_of_use = !self.config.freshness.entries.is_zero() && self.is_connected();
-        if is_of_use && lock(&self.walks).on_miss(directory, Instant::now()) {
+        if self.may_ask_besides() && lock(&self.walks).on_miss(directory, Instant::now()) {
             self.list_ahead(parent, directory);
         }
     }

@@ -82,6 +82,15 @@ impl Snapshot {
         self.bytes
     }
 
+    /// The entry at a position was looked at again.
+    pub(super) fn renew(&mut self, position: usize, attributes: Attributes, learned: Learned) {
+        if let Some(listed) = self.entries.get_mut(position)
+            && learned.asked >= listed.learned.asked
+        {
+            (listed.attributes, listed.learned) = (attributes, learned);
+        }
+    }
+
     pub(super) fn get(&self, position: usize) -> Option<&Listed> {
         self.entries.get(position)
     }

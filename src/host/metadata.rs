@@ -12,7 +12,10 @@ use super::attributes::{self, system_error};
 use super::confine::proc_path;
 use super::session::Session;
 use crate::io::sys::{self, XattrTarget};
-use crate::proto::{Errno, ErrorCode, FileKind, FsStatistics, NodeId, Reply, Request, SeekTarget, WireError};
+use crate::proto::{
+    Errno, ErrorCode, FileKind, FsStatistics, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NodeId, Reply, Request,
+    SeekTarget, WireError,
+};
 
 /// Longest name of an extended attribute, in bytes (the kernel's `XATTR_NAME_MAX`).
 const XATTR_NAME_BYTES_MAX: usize = 255;
@@ -36,6 +39,7 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
     match request {
         Request::Ping => Ok(Reply::Done),
         Request::Lookup { parent, name } => session.tree.lookup(parent, &name).map(Reply::Attributes),
+        Request::LookupMany { parent, names } => lookup_many(session, parent, &names),
         Request::GetAttributes { node } => session.attributes(node).map(Reply::Attributes),
         Request::ReadLink { node } => read_link(session, node),
         Request::StatFs { node } => fs_statistics(session, node),
@@ -54,6 +58,15 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::ReadCurrent { .. }
         | Request::Sum { .. } => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }
+}
+
+fn lookup_many(session: &Session, parent: NodeId, names: &[Vec<u8>]) -> Result<Reply, WireError> {
+    if names.len() > LOOKUPS_MAX || names.iter().map(Vec::len).sum::<usize>() > LOOKUP_NAME_BYTES_MAX {
+        return Err(WireError::new(ErrorCode::Malformed, "more names than may be asked for at once"));
+    }
+    // So that an error of the directory is not taken for one of its entries.
+    session.tree.folder(parent)?;
+    Ok(Reply::Entries(names.iter().map(|name| session.tree.lookup(parent, name).ok()).collect()))
 }
 
 fn read_link(session: &Session, node: NodeId) -> Result<Reply, WireError> {

@@ -169,6 +169,13 @@ pub enum Request {
         /// Which bytes; at most [`super::CURRENT_BYTES_MAX`].
         range: ByteRange,
     },
+    /// The attributes of several entries of one directory. Answer: [`Reply::Entries`].
+    LookupMany {
+        /// The directory.
+        parent: NodeId,
+        /// Names as of [`Request::Lookup`]; at most [`super::LOOKUPS_MAX`], of [`super::LOOKUP_NAME_BYTES_MAX`] together.
+        names: Vec<Vec<u8>>,
+    },
 }
 
 /// Asks for content of one version of a file.
@@ -229,6 +236,8 @@ pub enum Reply {
         /// Of which version.
         version: Version,
     },
+    /// Entries in the order of their names; `None` where there is none, or none that can be looked at.
+    Entries(Vec<Option<Attributes>>),
     /// The bytes asked for; `len` raw bytes follow.
     Current {
         /// BLAKE3 of the bytes.

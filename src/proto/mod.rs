@@ -70,6 +70,12 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Most chunks one [`Request::Read`] may ask for: 16 MiB, so that one stream never holds a host's buffers for long.
 pub const READ_CHUNKS_MAX: u64 = 64;
 
+/// Most names in one [`Request::LookupMany`]: the answer takes some 60 kB, half a millisecond of a 1 Gbit/s link.
+pub const LOOKUPS_MAX: usize = 512;
+
+/// Most bytes of all its names: a request is small.
+pub const LOOKUP_NAME_BYTES_MAX: usize = 12 * 1024;
+
 /// Most bytes that a [`Request::ReadCurrent`] may ask for: the longest read of a FUSE client.
 pub const CURRENT_BYTES_MAX: u64 = 1024 * 1024;
 

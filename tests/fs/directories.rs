@@ -1,9 +1,10 @@
 //! Listings: complete, seekable, and what follows them without a round trip.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{DirectoryItem, Inode, Lookup};
+use wormhole::fs::{DirectoryItem, Freshness, Inode, Lookup};
 use wormhole::proto::Request;
 
 use super::{FLEETING, LASTING, World};
@@ -34,6 +35,57 @@ async fn a_hundred_thousand_entries_are_complete_and_seekable() {
     world.fs.releasedir(handle).unwrap();
     world.fs.forget(folder.inode, 1);
     world.assert_idle();
+}
+
+/// `ls -l` of a large directory takes longer than its listing holds.
+#[tokio::test]
+async fn a_listing_that_has_aged_is_renewed_ahead_of_who_goes_through_it() {
+    const FILES: u32 = 3_000;
+    let holds = Duration::from_millis(700);
+    let freshness = Freshness { attributes: holds, entries: holds, absence: holds };
+    let host = many(FILES);
+    let world = World::new(host.clone(), freshness);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    let names: Vec<Vec<u8>> =
+        world.list_from(handle, 0).await.into_iter().skip(2).map(|(name, _)| name).collect();
+    tokio::time::sleep(holds).await;
+    // What changes meanwhile is seen.
+    host.append("d/002000", "longer");
+    host.unlink("d/002500");
+    host.reset_counters();
+    for name in &names {
+        let found = world.fs.lookup(folder.inode, name).await.unwrap();
+        match (name.as_slice(), found) {
+            (b"002500", Lookup::Absent { .. }) => {}
+            (b"002000", Lookup::Found(entry)) => assert_eq!(entry.attributes.size, 6),
+            (name, Lookup::Found(entry)) => {
+                assert_eq!((entry.attributes.size, name == b"002500"), (0, false));
+            }
+            (name, Lookup::Absent { .. }) => panic!("{} is gone", String::from_utf8_lossy(name)),
+        }
+    }
+    let counters = host.counters();
+    assert!(counters.lookups < 50 && (4..50).contains(&counters.lookups_many), "{counters:?}");
+}
+
+#[tokio::test]
+async fn who_jumps_about_in_a_listing_that_has_aged_asks_for_what_he_wants() {
+    let holds = Duration::from_millis(1);
+    let freshness = Freshness { attributes: holds, entries: holds, absence: holds };
+    let host = many(100);
+    let world = World::new(host.clone(), freshness);
+    let folder = world.walk("d").await.unwrap();
+    let handle = world.fs.opendir(folder.inode).unwrap();
+    world.list_from(handle, 0).await;
+    tokio::time::sleep(holds).await;
+    for number in [50, 10, 90, 30] {
+        assert!(matches!(
+            world.fs.lookup(folder.inode, format!("{number:06}").as_bytes()).await,
+            Ok(Lookup::Found(_))
+        ));
+    }
+    assert_eq!(host.counters().lookups_many, 0);
 }
 
 #[tokio::test]

@@ -47,6 +47,10 @@ async fn every_request_is_answered_as_by_the_host_itself() {
     let stale = ReadRequest { version: dir.version(), ..chunks_of(&file, 0, 1) };
     let error = read_all(&*client, stale, Lane::Demand).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::VersionChanged));
+    let names = [&b"none"[..], b"file", b".."].map(<[u8]>::to_vec).to_vec();
+    let found = client.lookup_many(dir.node, names).await.unwrap();
+    let nodes: Vec<_> = found.iter().map(|found| found.map(|found| found.node)).collect();
+    assert_eq!(nodes, [None, Some(file.node), None]);
     let current = client.read_current(file.node, ByteRange::new(file.size - 10, 1_000)).await.unwrap();
     assert_eq!(current, whole[whole.len() - 10..]);
     let too_much =

@@ -9,8 +9,8 @@ use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk}
 use crate::client::ContentPart;
 use crate::proto::{
     Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
-    InstanceId, KNOWN_HASHES_MAX, NAME_BYTES_MAX, NodeId, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply,
-    Request, SeekTarget, Welcome, WireError,
+    InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NAME_BYTES_MAX, NodeId, OpenId,
+    READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -28,6 +28,7 @@ impl Tree {
             Request::Hello(_) => self.welcome(instance),
             Request::Ping => Ok(Reply::Done),
             Request::Lookup { parent, name } => self.lookup(*parent, name).map(Reply::Attributes),
+            Request::LookupMany { parent, names } => self.lookup_many(*parent, names),
             Request::GetAttributes { node } => self.get_attributes(*node).map(Reply::Attributes),
             Request::ReadLink { node } => self.read_link(*node),
             Request::StatFs { node } => self.node(*node).map(|_| Reply::FsStatistics(STATISTICS)),
@@ -161,6 +162,15 @@ impl Tree {
         let id = *entries.get(name).ok_or(system(Errno::ENOENT))?;
         self.known.insert(id);
         self.get_attributes(id)
+    }
+
+    fn lookup_many(&mut self, parent: NodeId, names: &[Vec<u8>]) -> Result<Reply, WireError> {
+        if names.len() > LOOKUPS_MAX || names.iter().map(Vec::len).sum::<usize>() > LOOKUP_NAME_BYTES_MAX {
+            return Err(WireError::new(ErrorCode::Malformed, "more names than may be asked for at once"));
+        }
+        self.node(parent)?;
+        self.entries(parent).ok_or(system(Errno::ENOTDIR))?;
+        Ok(Reply::Entries(names.iter().map(|name| self.lookup(parent, name).ok()).collect()))
     }
 
     fn get_attributes(&self, id: NodeId) -> Result<Attributes, WireError> {

@@ -9,6 +9,8 @@ pub struct Counters {
     pub pings: u64,
     /// [`Request::Lookup`].
     pub lookups: u64,
+    /// [`Request::LookupMany`].
+    pub lookups_many: u64,
     /// [`Request::GetAttributes`].
     pub attributes: u64,
     /// [`Request::ReadDirectory`].
@@ -50,6 +52,7 @@ impl Counters {
     pub const fn requests(&self) -> u64 {
         self.pings
             + self.lookups
+            + self.lookups_many
             + self.attributes
             + self.listings
             + self.links
@@ -68,6 +71,7 @@ impl Counters {
         let counter = match request {
             Request::Hello(_) | Request::Ping => &mut self.pings,
             Request::Lookup { .. } => &mut self.lookups,
+            Request::LookupMany { .. } => &mut self.lookups_many,
             Request::GetAttributes { .. } => &mut self.attributes,
             Request::ReadDirectory { .. } => &mut self.listings,
             Request::ReadLink { .. } => &mut self.links,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -71,9 +72,12 @@ impl Fetcher {
         range: ByteRange,
     ) -> Result<Bytes, FetchError> {
         let chunks = range.chunks();
+        let began = Instant::now();
         let parts = match self.wait_for_chunks(content, chunks).await {
             // What failed was not asked for by a reader: perhaps long ago, perhaps on a link that was bad then.
-            Err(Failed { was_ahead: true, error: FetchError::Call(_) }) => {
+            Err(Failed { was_ahead: true, error: FetchError::Call(error) })
+                if may_ask_anew(&error, began.elapsed()) =>
+            {
                 self.wait_for_chunks(content, chunks).await
             }
             result => result,
@@ -174,6 +178,13 @@ impl Fetcher {
         drop(ended);
         self.launch(launches);
     }
+}
+
+/// Whether a reader who has waited so long for a request that somebody else had made may wait for one of its own. Not if
+/// that would take it far beyond the deadline.
+fn may_ask_anew(error: &CallError, waited: Duration) -> bool {
+    const OF_DEADLINE: u32 = 10;
+    !matches!(error, CallError::TimedOut(deadline) if waited >= *deadline / OF_DEADLINE)
 }
 
 impl Failed {

@@ -290,6 +290,20 @@ fn disk_cache(directory: &std::path::Path) -> Arc<DiskCache> {
 }
 
 #[tokio::test]
+async fn who_joined_what_was_asked_ahead_waits_for_one_deadline_and_not_for_two() {
+    let host = MemoryHost::new();
+    host.create_generated("file", 4 * MIB, 1);
+    let content = content(&host, "file").await;
+    let fetcher = fetcher(&host);
+    host.set_deadline(Duration::from_millis(50));
+    host.set_connected(false);
+    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 4), owner(1));
+    let error = read(&fetcher, &content, range(0, MIB)).await.unwrap_err();
+    assert!(matches!(error, FetchError::Call(CallError::TimedOut(_))), "{error}");
+    assert_eq!(host.counters().reads, 1);
+}
+
+#[tokio::test]
 async fn the_disk_spares_the_host() {
     let directory = tempfile::tempdir().unwrap();
     let cache = disk_cache(&directory.path().join("cache"));

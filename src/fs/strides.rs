@@ -20,7 +20,9 @@ const DIRECTORIES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 #[derive(Debug, Clone, Copy)]
 struct Stride {
-    /// The position that comes next.
+    /// The position that was asked for last.
+    last: usize,
+    /// The first one behind those that were renewed.
     next: usize,
     /// How many entries were renewed at once last.
     width: usize,
@@ -41,16 +43,20 @@ impl Strides {
     /// that the program goes on.
     pub(super) fn on_miss(&mut self, directory: NodeId, position: usize) -> usize {
         let Some(stride) = self.0.get_mut(&directory) else {
-            self.0.put(directory, Stride { next: position + 1, width: 1 });
+            self.0.put(directory, Stride { last: position, next: position + 1, width: 1 });
             return 1;
         };
-        if (stride.next - stride.width..stride.next).contains(&position) {
-            // On its way, for another thread of the program.
-            return 1;
+        if (stride.last + 1..stride.next).contains(&position) {
+            // A slow program, for which they aged again: as many as it used before. Or another thread, for which they are on
+            // their way: few.
+            stride.width = (position - stride.last).max(GROWTH);
+            stride.next = stride.next.max(position + stride.width);
+        } else {
+            let goes_on = position.wrapping_sub(stride.next) < LEFT_OUT_MAX;
+            stride.width = if goes_on { (stride.width * GROWTH).min(LOOKUPS_MAX) } else { 1 };
+            stride.next = position + stride.width;
         }
-        let goes_on = position.wrapping_sub(stride.next) < LEFT_OUT_MAX;
-        stride.width = if goes_on { (stride.width * GROWTH).min(LOOKUPS_MAX) } else { 1 };
-        stride.next = position + stride.width;
+        stride.last = position;
         stride.width
     }
 }
@@ -68,12 +74,23 @@ mod tests {
         assert_eq!(miss(100), 1);
         assert_eq!(miss(101), 8);
         assert_eq!(miss(111), 64, "two were left out");
-        assert_eq!(miss(150), 1, "under way, and no reason to begin anew");
         assert_eq!(miss(175), 512);
         assert_eq!(miss(175 + 512), 512);
         assert_eq!(miss(7), 1);
         assert_eq!(miss(8), 8);
         assert_eq!(miss(6), 1);
+    }
+
+    #[test]
+    fn a_slow_program_gets_as_many_as_it_uses() {
+        let mut strides = Strides::default();
+        let mut miss = |position| strides.on_miss(DIRECTORY, position);
+        assert_eq!([0, 1, 9, 73].map(&mut miss), [1, 8, 64, 512]);
+        // It came 200 further before they had aged again, and so on.
+        assert_eq!([273, 473].map(&mut miss), [200, 200]);
+        // A second thread right behind the first.
+        assert_eq!(miss(474), 8);
+        assert_eq!(miss(673), 64);
     }
 
     #[test]

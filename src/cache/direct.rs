@@ -1,8 +1,7 @@
-//! Around the page cache: segments are opened with `O_DIRECT` until the file system refuses it.
+//! Around the page cache, where that costs less: segments are opened with `O_DIRECT` until the file system refuses it.
 //!
-//! A page cache that grows costs a virtual machine 0.4 to 3 s of processor time a GiB, direct I/O 0.1 to 0.26 s. Some file systems refuse
-//! it when a file is opened, some at the first write. Nothing depends on it: everything works through the page cache,
-//! too, and on the same files.
+//! Some file systems refuse it when a file is opened, some at the first write. Nothing depends on it: everything works
+//! through the page cache, too, and on the same files.
 
 use std::fs::File;
 use std::io;
@@ -12,11 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 use tracing::debug;
 
+use super::way::Way;
+
 /// When segments are read and written around the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DirectIo {
-    /// Where the file system takes it.
+    /// Where the file system takes it and where it costs less.
     Auto,
+    /// Where the file system takes it.
+    #[cfg(test)]
+    Always,
     /// Nowhere.
     #[cfg(test)]
     Never,
@@ -49,6 +53,13 @@ impl Direct {
             return true;
         }
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether a segment that is to be written that `way` is opened for direct writes.
+    pub(super) fn writes(&self, way: Way) -> bool {
+        #[cfg(test)]
+        let way = if self.how == DirectIo::Auto { way } else { Way::Around };
+        way == Way::Around && !self.is_refused()
     }
 
     /// What `open` opens with `O_DIRECT`; `None` where that does not work.

@@ -27,6 +27,7 @@ use super::direct::{Direct, DirectIo};
 use super::error::CacheError;
 use super::eviction::Listed;
 use super::record::{Secret, SegmentId};
+use super::way::Way;
 
 const TAG_NAME: &str = "CACHEDIR.TAG";
 const TAG_STEM: &str = "CACHEDIR.";
@@ -179,9 +180,12 @@ impl Directory {
         self.direct.open(|| self.open_with(id, no_follow_direct().read(true)))
     }
 
-    /// Opens segment `id`, which this process has claimed, for writing around the page cache; `None` where that does
-    /// not work.
-    pub(super) fn open_direct_to_append(&self, _: &DirectoryLock, id: SegmentId) -> Option<File> {
+    /// Opens segment `id`, which this process has claimed, for writing around the page cache; `None` where that is not
+    /// its `way` or does not work.
+    pub(super) fn open_direct_to_append(&self, _: &DirectoryLock, id: SegmentId, way: Way) -> Option<File> {
+        if !self.direct.writes(way) {
+            return None;
+        }
         self.direct.open(|| no_follow_direct().write(true).open(self.path(id, true)))
     }
 

@@ -13,7 +13,8 @@
 //! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
 //!
 //! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
-//! (which hashes are known), `staging` (what is written next): pure. `directory`, `direct`, `segment`, `payload`, `spare`,
+//! (which hashes are known), `staging` (what is written next),
+//! `way` (through the page cache or around it): pure. `directory`, `direct`, `segment`, `payload`, `spare`,
 //! `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes. `store`: all of it together.
 
 mod direct;
@@ -39,6 +40,7 @@ mod tests;
 #[path = "tests/mod.rs"]
 #[allow(clippy::duplicate_mod, reason = "a cache must keep its promises either way")]
 mod tests_buffered;
+mod way;
 mod writer;
 
 use std::sync::Arc;

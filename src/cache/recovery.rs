@@ -10,6 +10,7 @@ use super::eviction::Listed;
 use super::index::Index;
 use super::record::{HEADER_BYTES, Secret};
 use super::segment::{OpenSegment, Records, read_records};
+use super::way::Way;
 
 /// Reads what the directory holds. With its `lock`, segments that a crash left open are finished; without, they are
 /// read as far as they go. Nothing that is wrong with a segment is an error: what cannot be read is not there.
@@ -65,7 +66,7 @@ fn finish(
     }
     // It is sealed at once, so the capacity does not matter: the footer's room was kept when the records were
     // written.
-    let bytes =
-        OpenSegment::resume(directory, lock, file, segment.id, &records, 0)?.seal(directory, lock, secret)?;
+    let bytes = OpenSegment::resume(directory, lock, file, segment.id, &records, 0, Way::Through)?
+        .seal(directory, lock, secret)?;
     Ok(Some((Listed { bytes, open: false, ..segment }, records)))
 }

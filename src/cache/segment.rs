@@ -14,6 +14,7 @@ use super::record::{
     stored_bytes,
 };
 use super::staging::{BLOCK_BYTES, Staging};
+use super::way::Way;
 
 /// How much is read from the end of a finished segment at once, in bytes: the footer of 370 records, which is more
 /// than a segment of 64 MiB has of full chunks.
@@ -33,7 +34,7 @@ pub(super) struct OpenSegment {
     pub(super) end: u32,
     /// Size of the file in bytes: up to a block more than the records, where it is written in whole blocks.
     pub(super) file_bytes: u64,
-    /// The same file, to be written around the page cache; `None` where that does not work.
+    /// The same file, to be written around the page cache; `None` where it goes through it.
     direct: Option<File>,
     /// What the last block holds, unless it is full: the next write begins with it.
     tail: Vec<u8>,
@@ -49,12 +50,13 @@ impl OpenSegment {
         secret: &Secret,
         id: SegmentId,
         capacity_bytes: u32,
+        way: Way,
     ) -> io::Result<Self> {
         let file = directory.create_segment(lock, id)?;
         Ok(Self {
             id,
             file: Arc::new(file),
-            direct: directory.open_direct_to_append(lock, id),
+            direct: directory.open_direct_to_append(lock, id, way),
             end: HEADER_BYTES,
             file_bytes: 0,
             tail: secret.encode_segment(id).to_vec(),
@@ -71,6 +73,7 @@ impl OpenSegment {
         id: SegmentId,
         records: &Records,
         capacity_bytes: u32,
+        way: Way,
     ) -> io::Result<Self> {
         let end = u64::from(records.end);
         file.set_len(end)?;
@@ -80,13 +83,18 @@ impl OpenSegment {
         Ok(Self {
             id,
             file: Arc::new(file),
-            direct: directory.open_direct_to_append(lock, id),
+            direct: directory.open_direct_to_append(lock, id, way),
             end: records.end,
             file_bytes: end,
             tail,
             entries: records.entries.clone(),
             capacity_bytes,
         })
+    }
+
+    /// How it is written.
+    pub(super) const fn way(&self) -> Way {
+        if self.direct.is_some() { Way::Around } else { Way::Through }
     }
 
     /// How many of the records with these payload lengths fit, from the first on.

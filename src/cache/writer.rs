@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use tracing::{debug, warn};
 
 use super::directory::DirectoryLock;
@@ -16,6 +17,7 @@ use super::record::{HEADER_BYTES, Kind, SegmentId};
 use super::segment::{OpenSegment, Record, read_records};
 use super::shared::{Counters, Proven, Shared, Wanted};
 use super::staging::Staging;
+use super::way::WayChoice;
 
 /// How often is looked what other processes wrote, at most, where records were missed.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,6 +37,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     current: Option<OpenSegment>,
     staging: Staging,
+    ways: WayChoice,
     may_adopt: bool,
     space_checked: Option<Instant>,
     warned_refused: bool,
@@ -56,8 +59,15 @@ enum Refused {
 impl Writer {
     /// A writer that has written nothing yet.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let staging = Staging::new();
-        Self { shared, current: None, staging, may_adopt: true, space_checked: None, warned_refused: false }
+        Self {
+            shared,
+            current: None,
+            staging: Staging::new(),
+            ways: WayChoice::default(),
+            may_adopt: true,
+            space_checked: None,
+            warned_refused: false,
+        }
     }
 
     /// Works until the queue is stopped and empty, then finishes the segment.
@@ -148,7 +158,10 @@ impl Writer {
         let Some(current) = &mut self.current else { return Err(Refused::Size) };
         let count = current.fitting(records.iter().map(|(.., payload)| payload.len()));
         let Shared { directory, secret, .. } = &*self.shared;
+        let (way, bytes_before, cost_before) = (current.way(), current.end, thread_time());
         let (entries, result) = current.append(directory, secret, &mut self.staging, &records[..count]);
+        let cost = thread_time().saturating_sub(cost_before);
+        self.ways.wrote(way, u64::from(current.end - bytes_before), cost);
         self.shared.index().extend(current.id, &entries, current.file_bytes, current.end, false);
         match result {
             Err(error) if entries.is_empty() => Err(error.into()),
@@ -195,8 +208,8 @@ impl Writer {
         let known = shared.index().segments().keys().next_back().copied().unwrap_or(0);
         // Numbers are not used again, also not after everything was cleared under our feet.
         let id = youngest.max(known) + 1;
-        let segment =
-            OpenSegment::create(&shared.directory, lock, &shared.secret, id, shared.bounds.segment_bytes)?;
+        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment());
+        let segment = OpenSegment::create(&shared.directory, lock, &shared.secret, id, capacity_bytes, way)?;
         self.take_up(segment);
         Ok(())
     }
@@ -221,8 +234,9 @@ impl Writer {
             return Ok(false);
         }
         shared.directory.rename_segment(lock, last.id, true)?;
-        let capacity_bytes = shared.bounds.segment_bytes;
-        let segment = OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes)?;
+        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment());
+        let segment =
+            OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes, way)?;
         self.take_up(segment);
         Ok(true)
     }
@@ -356,6 +370,12 @@ impl Writer {
         index.extend(segment.id, &records.entries, segment.bytes, records.end, !segment.open);
         Ok(())
     }
+}
+
+/// Processor time that this thread has taken.
+fn thread_time() -> Duration {
+    // Where the clock is missing everything costs nothing.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn to_record(proven: Proven, wanted: &Wanted) -> Record {

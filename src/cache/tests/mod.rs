@@ -29,7 +29,7 @@ fn open(directory: &Path, size_bytes: u64, segment_bytes: u64) -> DiskCache {
 
 /// These tests are compiled twice, see `cache/mod.rs`.
 fn direct_io() -> DirectIo {
-    if module_path!().contains("buffered") { DirectIo::Never } else { DirectIo::Auto }
+    if module_path!().contains("buffered") { DirectIo::Never } else { DirectIo::Always }
 }
 
 /// Chunk `number`, of `len` bytes (at least 4): always the same, and unlike every other.

@@ -1,0 +1,119 @@
+//! Through the page cache or around it: which way the next segment is written.
+//!
+//! What was written through the page cache is read again from memory, as long as the machine has some to spare; nothing else
+//! holds as much of what large files contain. A page costs 0.25 s of processor time a GiB where memory is at hand, and 0.4 to 3 s
+//! in a virtual machine that must first ask for it: there the cache would be slower than the network, and is written around
+//! it for 0.05 s a GiB.
+//!
+//! Pure: what a segment cost comes in, the way of the next one comes out.
+
+use std::time::Duration;
+
+/// What a GiB through the page cache may cost before the cheaper way is taken: twice what it costs where memory is
+/// at hand.
+const COST_PER_GIB_MAX: Duration = Duration::from_millis(500);
+
+/// So many segments are written around the page cache before it is tried again: a machine that gives memory slowly does so
+/// only for memory that it has not given yet.
+const SEGMENTS_AROUND: u32 = 8;
+
+/// Less than this says nothing of the cost.
+const JUDGED_BYTES_MIN: u64 = 1024 * 1024;
+
+const GIB: u128 = 1 << 30;
+
+/// How a segment is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the page cache.
+    Through,
+    /// With direct I/O.
+    Around,
+}
+
+/// Chooses the way of one segment after another by what they cost.
+#[derive(Debug, Default)]
+pub(super) struct WayChoice {
+    segments_around: u32,
+    through_bytes: u64,
+    through_cost: Duration,
+}
+
+impl WayChoice {
+    /// The way of a segment that begins now.
+    pub(super) fn next_segment(&mut self) -> Way {
+        if self.is_dear() {
+            self.segments_around = SEGMENTS_AROUND;
+        }
+        (self.through_bytes, self.through_cost) = (0, Duration::ZERO);
+        if self.segments_around == 0 {
+            return Way::Through;
+        }
+        self.segments_around -= 1;
+        Way::Around
+    }
+
+    /// So many bytes of a segment were written that way, for so much processor time.
+    pub(super) fn wrote(&mut self, way: Way, bytes: u64, cost: Duration) {
+        if way == Way::Through {
+            self.through_bytes += bytes;
+            self.through_cost += cost;
+        }
+    }
+
+    fn is_dear(&self) -> bool {
+        let allowed_ns = COST_PER_GIB_MAX.as_nanos() * u128::from(self.through_bytes) / GIB;
+        self.through_bytes >= JUDGED_BYTES_MIN && self.through_cost.as_nanos() > allowed_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+
+    /// Writes segments on a machine where a GiB through the page cache costs what `cost_ms` says of each; gives their ways.
+    fn ways(cost_ms: &[u64]) -> Vec<Way> {
+        let mut choice = WayChoice::default();
+        let write = |&cost_ms| {
+            let way = choice.next_segment();
+            for _ in 0..16 {
+                choice.wrote(way, SEGMENT_BYTES / 16, Duration::from_millis(cost_ms) / 256);
+            }
+            way
+        };
+        cost_ms.iter().map(write).collect()
+    }
+
+    #[test]
+    fn what_costs_little_goes_through_the_page_cache() {
+        assert_eq!(ways(&[100, 499, 250, 500]), [Way::Through; 4]);
+    }
+
+    #[test]
+    fn what_is_dear_is_tried_again_after_some_segments() {
+        let tries = |ways: Vec<Way>| -> Vec<usize> {
+            ways.iter().enumerate().filter(|(_, way)| **way == Way::Through).map(|(at, _)| at).collect()
+        };
+        assert_eq!(tries(ways(&[2000; 20])), [0, 9, 18]);
+        let from_then_on_cheap = [[2000; 5], [200; 5], [200; 5]].concat();
+        assert_eq!(tries(ways(&from_then_on_cheap)), [0, 9, 10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn a_few_bytes_say_nothing() {
+        let mut choice = WayChoice::default();
+        choice.wrote(Way::Through, JUDGED_BYTES_MIN - 1, Duration::from_secs(1));
+        assert_eq!(choice.next_segment(), Way::Through);
+        choice.wrote(Way::Through, JUDGED_BYTES_MIN, Duration::from_secs(1));
+        assert_eq!(choice.next_segment(), Way::Around);
+    }
+
+    #[test]
+    fn what_went_around_is_no_reason_to_go_on_around() {
+        let mut choice = WayChoice::default();
+        choice.wrote(Way::Around, SEGMENT_BYTES, Duration::from_secs(9));
+        assert_eq!(choice.next_segment(), Way::Through);
+    }
+}

@@ -80,7 +80,8 @@ metrics! {
     CacheEvictedBytes "cache_evicted_bytes" Counter "what the cache removed to stay within its limit";
     Clients "clients" Gauge "clients that are connected";
     Refused "refused" Counter "connections that were turned away";
-    ServedBytes "served_bytes" Counter "content sent to clients";
+    ServedBytes "served_bytes" Counter "content sent to clients, as it travelled";
+    ServedSavedBytes "served_saved_bytes" Counter "content that compression kept off the wire";
     DiskInFlight "disk_in_flight" Gauge "reads at the disk";
     DiskInFlightMax "disk_in_flight_max" Gauge "most reads at the disk at once since the start";
     SendInFlight "send_in_flight" Gauge "answers whose content is on its way to a client";

@@ -13,6 +13,7 @@ use crate::fetch::FetchConfig;
 use crate::fs::{Freshness, Ownership};
 use crate::fuse::{Access, FuseConfig};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
+use crate::proto::CompressionWish;
 use crate::transport::source::SourceError;
 use crate::transport::{DEFAULT_PORT, HostAddress, KnownHosts, Source, Ticket, TransportTuning};
 
@@ -178,7 +179,12 @@ fn link(options: &TransferOptions, deadline: Option<Duration>, memory_bytes: u64
     if let Some(congestion) = options.congestion {
         tuning.congestion = congestion;
     }
-    LinkConfig { deadline: deadline.unwrap_or(FOREVER), connections: connections.into(), tuning }
+    LinkConfig {
+        deadline: deadline.unwrap_or(FOREVER),
+        connections: connections.into(),
+        compression: options.compression.unwrap_or(CompressionWish::Worthwhile),
+        tuning,
+    }
 }
 
 fn fetch(options: &TransferOptions, memory_bytes: u64) -> FetchConfig {
@@ -332,6 +338,9 @@ mod tests {
         assert_eq!(config("timeo=50,retrans=3").link.deadline, Duration::from_secs(15));
         assert_eq!(config("hard").link.deadline, FOREVER);
         assert_eq!(config("nconnect=4").link.connections, 4);
+        assert_eq!(config("compress=on").link.compression, CompressionWish::Always);
+        assert_eq!(config("compress=off").link.compression, CompressionWish::Never);
+        assert_eq!(config("").link.compression, CompressionWish::Worthwhile);
         assert_eq!(config("cc=cubic").link.tuning.congestion, CongestionKind::Cubic);
         assert_eq!(config("memory_target=256M").fetch.memory_bytes, 192 << 20);
         assert_eq!(config("memory_target=256M").link.tuning, TransportTuning::for_memory(64 << 20));

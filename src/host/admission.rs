@@ -82,7 +82,7 @@ fn list(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{Features, SessionId, TicketSecret};
+    use crate::proto::{CompressionWish, Features, SessionId, TicketSecret};
 
     const EXPORTS: [&str; 2] = ["media", "home"];
     const SECRET: TicketSecret = TicketSecret([3; 16]);
@@ -100,6 +100,7 @@ mod tests {
             export: export.to_owned(),
             sub_path: Vec::new(),
             ticket,
+            compression: CompressionWish::Never,
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::attributes::system_error;
 use super::context::ClientContext;
 use super::tree::Handle;
-use crate::chunk::ByteRange;
+use crate::chunk::{ByteRange, VerifiedChunk};
 use crate::proto::{Errno, ErrorCode, Version, WireError};
 
 /// Most reads of one request at a time: 2 MiB, which keeps an SSD busy and a disk streaming.
@@ -29,31 +29,63 @@ pub(super) struct Part<T> {
 
 /// Reads under way. Dropping it gives them up.
 #[derive(Debug)]
-pub(super) struct ReadAhead<T, R> {
+pub(super) struct ReadAhead<R, M: Make> {
     context: Arc<ClientContext>,
     file: Arc<Handle>,
     version: Version,
     /// What is still to be begun.
     ranges: R,
-    /// What to make of the bytes, in the task that read them.
-    finish: fn(Bytes) -> T,
-    running: VecDeque<Running<T>>,
+    make: M,
+    running: VecDeque<Running<M::Made>>,
 }
 
-impl<T: Send + 'static, R: Iterator<Item = ByteRange>> ReadAhead<T, R> {
+/// What to make of the bytes of a part, in the task that read them.
+pub(super) trait Make: Clone + Send + 'static {
+    /// That.
+    type Made: Send + 'static;
+
+    /// Makes it.
+    fn make(self, bytes: Bytes) -> impl Future<Output = Self::Made> + Send;
+}
+
+/// The bytes themselves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plain;
+
+impl Make for Plain {
+    type Made = Bytes;
+
+    async fn make(self, bytes: Bytes) -> Bytes {
+        bytes
+    }
+}
+
+/// The bytes with their hash.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hashed;
+
+impl Make for Hashed {
+    type Made = VerifiedChunk;
+
+    async fn make(self, bytes: Bytes) -> VerifiedChunk {
+        VerifiedChunk::compute(bytes)
+    }
+}
+
+impl<R: Iterator<Item = ByteRange>, M: Make> ReadAhead<R, M> {
     /// Will read `ranges`, each at most a chunk long and within the size of `version`.
     pub(super) fn new(
         context: Arc<ClientContext>,
         file: Arc<Handle>,
         version: Version,
         ranges: R,
-        finish: fn(Bytes) -> T,
+        make: M,
     ) -> Self {
-        Self { context, file, version, ranges, finish, running: VecDeque::new() }
+        Self { context, file, version, ranges, make, running: VecDeque::new() }
     }
 
     /// The next part, or `None` after the last.
-    pub(super) async fn next(&mut self) -> Option<Result<Part<T>, WireError>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Part<M::Made>, WireError>> {
         while self.running.len() < READS_AHEAD_MAX {
             // One read a request needs no leave, so that requests never wait for each other.
             let leave = self.context.leave_to_read_ahead();
@@ -69,7 +101,7 @@ impl<T: Send + 'static, R: Iterator<Item = ByteRange>> ReadAhead<T, R> {
 
     fn begin(&mut self, range: ByteRange, leave: Option<OwnedSemaphorePermit>) {
         let (context, file) = (Arc::clone(&self.context), Arc::clone(&self.file));
-        let (version, finish) = (self.version, self.finish);
+        let (version, make) = (self.version, self.make.clone());
         self.running.push_back(Running(tokio::spawn(async move {
             let bytes = read(&context, &file, range).await?;
             check_version(&file, version).await?;
@@ -79,7 +111,7 @@ impl<T: Send + 'static, R: Iterator<Item = ByteRange>> ReadAhead<T, R> {
                     "the file is shorter than it says",
                 ));
             }
-            let content = finish(context.lending.lend(bytes));
+            let content = make.make(context.lending.lend(bytes)).await;
             Ok(Part { range, content, _leave: leave })
         })));
     }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use super::ahead::{ReadAhead, check_version};
+use bytes::Bytes;
+
+use super::ahead::{Hashed, Make, ReadAhead, check_version};
 use super::answer::{Answer, Gone, malformed};
 use super::attributes::now;
 use super::context::ClientContext;
+use super::packing::Packing;
 use super::tree::Handle;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{ContentHeader, KNOWN_HASHES_MAX, READ_CHUNKS_MAX, ReadRequest, Reply, WireError};
@@ -98,7 +101,9 @@ async fn send_chunks(
     let ranges = chunks.iter().map(move |index| index.bytes_in(size));
     let version = request.version;
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
-    let mut parts = ReadAhead::new(context_of_reads, file, version, ranges, VerifiedChunk::compute);
+    let known = request.known.iter().copied().flatten().collect();
+    let make = Wrapped { packing: context.packing(request.node), known };
+    let mut parts = ReadAhead::new(context_of_reads, file, version, ranges, make);
     let mut position = 0;
     while let Some(part) = parts.next().await {
         let part = part.map_err(Stop::Failed)?;
@@ -109,11 +114,38 @@ async fn send_chunks(
     Ok(())
 }
 
+/// Makes chunks ready to be sent.
+#[derive(Clone)]
+struct Wrapped {
+    packing: Option<Packing>,
+    /// Hashes of chunks that will probably not be sent.
+    known: Arc<[ChunkHash]>,
+}
+
+/// A chunk, and what it was compressed to where that is worth it.
+struct Parcel {
+    chunk: VerifiedChunk,
+    packed: Option<Bytes>,
+}
+
+impl Make for Wrapped {
+    type Made = Parcel;
+
+    async fn make(self, bytes: Bytes) -> Parcel {
+        let chunk = VerifiedChunk::compute(bytes);
+        let packed = match self.packing {
+            Some(packing) if !self.known.contains(&chunk.hash()) => packing.pack(chunk.bytes()).await,
+            _ => None,
+        };
+        Parcel { chunk, packed }
+    }
+}
+
 async fn send_chunk(
     context: &ClientContext,
     index: ChunkIndex,
     known: Option<ChunkHash>,
-    chunk: &VerifiedChunk,
+    Parcel { chunk, packed }: &Parcel,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
     let hash = chunk.hash();
@@ -122,7 +154,13 @@ async fn send_chunk(
         return answer.frame(&ContentHeader::Same { index }).await;
     }
     let len = chunk.bytes().len() as u32;
-    send(context, ContentHeader::Chunk { index, hash, len }, chunk, answer).await
+    let Some(packed) = packed else {
+        return send(context, ContentHeader::Chunk { index, hash, len }, chunk.bytes(), answer).await;
+    };
+    let packed_len = packed.len() as u32;
+    send(context, ContentHeader::Packed { index, hash, len, packed_len }, packed, answer).await?;
+    context.counters().content_bytes_saved.add(u64::from(len - packed_len));
+    Ok(())
 }
 
 async fn send_piece(
@@ -134,12 +172,12 @@ async fn send_piece(
     let range = request.range.clamp_to(request.version.size);
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let ranges = std::iter::once(range);
-    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, VerifiedChunk::compute);
+    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, Hashed);
     while let Some(part) = parts.next().await {
         let chunk = part.map_err(Stop::Failed)?.content;
         let ByteRange { offset, len } = range;
         let header = ContentHeader::Piece { offset, hash: chunk.hash(), len: len as u32 };
-        send(context, header, &chunk, answer).await?;
+        send(context, header, chunk.bytes(), answer).await?;
     }
     Ok(())
 }
@@ -147,10 +185,10 @@ async fn send_piece(
 async fn send(
     context: &ClientContext,
     header: ContentHeader,
-    chunk: &VerifiedChunk,
+    bytes: &Bytes,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
-    answer.content(&header, chunk.bytes().clone(), context.counters()).await?;
-    context.counters().content_bytes_sent.add(chunk.bytes().len() as u64);
+    answer.content(&header, bytes.clone(), context.counters()).await?;
+    context.counters().content_bytes_sent.add(bytes.len() as u64);
     Ok(())
 }

@@ -6,9 +6,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::counters::Counters;
 use super::lending::Lending;
+use super::packing::{Packer, Packing};
 use super::session::Session;
 use crate::io::Engine;
-use crate::proto::{Errno, WireError};
+use crate::proto::{Errno, NodeId, WireError};
 
 /// Reads that all requests of a connection may have ahead of what is being sent: 16 MiB, besides one a request.
 const READS_AHEAD_MAX: usize = 64;
@@ -26,6 +27,7 @@ pub(super) struct ClientContext {
     pub(super) read_only: bool,
     /// Its share of the engine's buffers.
     pub(super) lending: Lending,
+    packer: Packer,
     engine: Engine,
     counters: Arc<Counters>,
     ahead: Arc<Semaphore>,
@@ -38,6 +40,7 @@ impl ClientContext {
         session: Arc<Session>,
         read_only: bool,
         lending: Lending,
+        packer: Packer,
         engine: Engine,
         counters: Arc<Counters>,
     ) -> Self {
@@ -46,6 +49,7 @@ impl ClientContext {
             session,
             read_only,
             lending,
+            packer,
             engine,
             counters,
             ahead: Arc::new(ahead),
@@ -56,6 +60,11 @@ impl ClientContext {
     /// What reads files.
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// How chunks of a file are compressed for this client; `None`: not at all.
+    pub(super) fn packing(&self, node: NodeId) -> Option<Packing> {
+        self.packer.for_file(|| self.session.tree.name(node))
     }
 
     /// What is counted.

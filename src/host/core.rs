@@ -15,6 +15,7 @@ use super::confine::open_beneath;
 use super::counters::Counters;
 use super::exports::{Export, ExportError};
 use super::lending::Lending;
+use super::packing::Codec;
 use super::session::Session;
 use super::sessions::Sessions;
 use super::state::StateDir;
@@ -50,6 +51,7 @@ pub(super) struct Core {
     pub(super) engine: Engine,
     pub(super) counters: Arc<Counters>,
     pub(super) lending: Lending,
+    pub(super) codec: Arc<Codec>,
     pub(super) known: Arc<Known>,
     /// Descriptors that sessions may hold.
     pub(super) descriptors: Arc<Semaphore>,
@@ -83,6 +85,7 @@ impl Core {
             instance,
             counters: Arc::new(Counters::default()),
             lending: Lending::new(engine.stats().pool_buffers as usize),
+            codec: Arc::new(Codec::new()),
             engine,
             known: Arc::new(Known::new(handles_max)),
             descriptors: Arc::new(Semaphore::new(opens_max)),

@@ -74,6 +74,8 @@ pub(super) struct Counters {
     pub(super) refused: Counter,
     /// Bytes of content handed to streams.
     pub(super) content_bytes_sent: Counter,
+    /// Bytes of content that compression kept off the streams.
+    pub(super) content_bytes_saved: Counter,
     /// Chunks saved because the client held them.
     pub(super) chunks_same: Counter,
     /// Reads at the disk engine.

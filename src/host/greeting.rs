@@ -10,6 +10,7 @@ use super::admission::{Admission, Refusal, admit};
 use super::answer::{Answer, malformed, read_request};
 use super::context::ClientContext;
 use super::core::{Core, Listed, LiveClient, seconds_now, who};
+use super::packing::Packer;
 use super::session::Session;
 use super::sessions::SESSION_KEEP;
 use super::state::StateError;
@@ -188,6 +189,7 @@ fn seat(
         session,
         read_only,
         core.lending.for_connection(),
+        Packer::new(Arc::clone(&core.codec), hello.compression, connection.clone()),
         core.engine.clone(),
         Arc::clone(&core.counters),
     );

@@ -77,6 +77,11 @@ impl NodeTable {
         Some(names.join(&b'/'))
     }
 
+    /// The name under which `node` was seen last.
+    pub(super) fn name(&mut self, tree: TreeId, node: NodeId) -> Option<Box<[u8]>> {
+        self.places.get(&(tree, node)).map(|place| place.name.clone())
+    }
+
     /// How many nodes are known.
     pub(super) fn len(&self) -> usize {
         self.places.len()

@@ -37,6 +37,8 @@ pub struct HostStatus {
     pub send_inflight_max: u64,
     /// Bytes of content sent since the start.
     pub content_bytes_sent: u64,
+    /// Bytes of content that compression kept off the wire since the start.
+    pub content_bytes_saved: u64,
     /// Chunks not sent since the start, because the client held them.
     pub chunks_same: u64,
     /// Requests under way now.
@@ -100,6 +102,7 @@ impl HostStatus {
             send_inflight: counters.sends().get(),
             send_inflight_max: counters.sends().max(),
             content_bytes_sent: counters.content_bytes_sent.get(),
+            content_bytes_saved: counters.content_bytes_saved.get(),
             chunks_same: counters.chunks_same.get(),
             requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),

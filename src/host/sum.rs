@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ahead::ReadAhead;
+use super::ahead::{Plain, ReadAhead};
 use super::context::ClientContext;
 use crate::chunk::{ByteRange, FileHasher};
 use crate::proto::{NodeId, Reply, WireError};
@@ -18,7 +18,7 @@ pub(super) async fn serve(context: &Arc<ClientContext>, node: NodeId) -> Result<
         .await?;
     let chunks = ByteRange::new(0, version.size).chunks();
     let ranges = chunks.iter().map(move |index| index.bytes_in(version.size));
-    let mut parts = ReadAhead::new(Arc::clone(context), file, version, ranges, |bytes| bytes);
+    let mut parts = ReadAhead::new(Arc::clone(context), file, version, ranges, Plain);
     let mut hasher = FileHasher::default();
     while let Some(part) = parts.next().await {
         hasher.update(&part?.content);

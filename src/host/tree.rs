@@ -153,6 +153,11 @@ impl Tree {
         }
     }
 
+    /// The name under which a node was seen last.
+    pub(super) fn name(&self, node: NodeId) -> Option<Box<[u8]>> {
+        lock(&self.known.nodes).name(self.id, node)
+    }
+
     /// A folder, as a place to look names up from. ENOTDIR where it is something else.
     pub(super) fn folder(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
         if let Some(handle) = self.kept(node) {

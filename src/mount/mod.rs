@@ -26,7 +26,7 @@ use crate::control::ControlSocket;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{FileSystem, Freshness, FsConfig, Ownership};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
-use crate::proto::{SessionId, TicketSecret};
+use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
     DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
@@ -92,6 +92,8 @@ pub struct LinkConfig {
     pub deadline: Duration,
     /// Connections to use.
     pub connections: usize,
+    /// Whether content comes compressed.
+    pub compression: CompressionWish,
     /// Numbers for QUIC.
     pub tuning: TransportTuning,
 }
@@ -257,6 +259,7 @@ fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
     client.ticket = remote.secret;
     client.deadline = link.deadline;
     client.connections = link.connections;
+    client.compression = link.compression;
     client.tuning = link.tuning.clone();
     Ok(client)
 }

@@ -45,6 +45,18 @@ impl Features {
     }
 }
 
+/// Whether a client wants content compressed on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum CompressionWish {
+    /// Not at all.
+    #[default]
+    Never,
+    /// Where it makes content arrive sooner.
+    Worthwhile,
+    /// Wherever it makes content smaller.
+    Always,
+}
+
 /// The first message of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -60,6 +72,8 @@ pub struct Hello {
     pub sub_path: Vec<u8>,
     /// Lets in a client whose key the host has not seen.
     pub ticket: Option<TicketSecret>,
+    /// Whether chunks may come as [`ContentHeader::Packed`].
+    pub compression: CompressionWish,
 }
 
 /// The host's consent.
@@ -317,6 +331,17 @@ pub enum ContentHeader {
     },
     /// The host stops here.
     Failed(super::ErrorCode),
+    /// A whole chunk, compressed; `packed_len` raw bytes follow, one frame of zstd (RFC 8878).
+    Packed {
+        /// Which.
+        index: ChunkIndex,
+        /// BLAKE3 of the bytes that come out.
+        hash: ChunkHash,
+        /// How many come out, as of [`Self::Chunk`].
+        len: u32,
+        /// How many follow; fewer than `len`.
+        packed_len: u32,
+    },
 }
 
 #[cfg(test)]

@@ -53,8 +53,8 @@ pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
 pub use message::{
-    ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello, InstanceId, OpenId,
-    ReadRequest, Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,
+    CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello,
+    InstanceId, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,
 };
 pub use node::{Attributes, FileKind, NodeId, Timestamp, Version};
 

@@ -112,6 +112,30 @@ fn the_link_is_made_as_told() {
 }
 
 #[test]
+fn content_is_compressed_as_told() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    let text = "All work and no play makes a dull link. ".repeat(50_000);
+    fs::write(stage.path("export/text"), &text).unwrap();
+    let received = |options: &str| {
+        let mountpoint = stage.mount("mnt", &format!("cache=none,{options}"));
+        assert_eq!(fs::read_to_string(mountpoint.join("text")).unwrap(), text, "{options}");
+        let received = Stage::status(&mountpoint)["wire_received_bytes"].as_u64().unwrap();
+        unmount(&mountpoint);
+        received
+    };
+    let (on, off) = (received("compress=on"), received("compress=off"));
+    assert!(off > text.len() as u64, "{off}");
+    assert!(on < text.len() as u64 / 4, "{on}");
+    let saved = stage.host_status()["served_saved_bytes"].as_u64().unwrap();
+    assert!(saved > text.len() as u64 / 2, "{saved}");
+    // Inside one machine the link is faster than any codec.
+    assert!(received("compress=auto") > text.len() as u64);
+}
+
+#[test]
 fn a_deadline_that_passes_is_an_error() {
     if !can_mount() {
         return;

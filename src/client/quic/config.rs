@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::proto::{SessionId, TicketSecret, WireError};
+use crate::proto::{CompressionWish, SessionId, TicketSecret, WireError};
 use crate::transport::{ExpectedHost, HostAddress, Identity, TransportError, TransportTuning};
 
 /// Time a call may take when nobody says otherwise: NFS's `timeo=600`, in tenths of a second.
@@ -37,6 +37,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Connections to use, 1 to [`CONNECTIONS_MAX`]: one connection is one core's worth of encryption.
     pub connections: usize,
+    /// Whether content comes compressed.
+    pub compression: CompressionWish,
     /// Numbers for QUIC.
     pub tuning: TransportTuning,
 }
@@ -61,6 +63,7 @@ impl ClientConfig {
             deadline: DEADLINE_DEFAULT,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             connections: 1,
+            compression: CompressionWish::Worthwhile,
             tuning: TransportTuning::default(),
         }
     }

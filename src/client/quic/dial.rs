@@ -81,6 +81,7 @@ impl Dialer {
             export: self.config.export.clone(),
             sub_path: self.config.sub_path.clone(),
             ticket: self.config.ticket,
+            compression: self.config.compression,
         });
         let answer = async {
             let mut exchange = Exchange::begin(connection, &encode_frame(&hello), Lane::Metadata).await?;

@@ -23,6 +23,8 @@ const _: () = assert!(READ_CHUNKS_MAX <= u64::BITS as u64);
 pub(super) enum Next {
     /// A chunk's bytes follow.
     Chunk { index: ChunkIndex, hash: ChunkHash, len: usize },
+    /// A chunk follows, compressed.
+    Packed { index: ChunkIndex, hash: ChunkHash, len: usize, packed_len: usize },
     /// The chunk is the one that the request named.
     Same { index: ChunkIndex },
     /// A piece's bytes follow.
@@ -75,12 +77,15 @@ impl Progress {
     pub(super) fn check(&self, header: &ContentHeader) -> Result<Next, &'static str> {
         match *header {
             ContentHeader::Chunk { index, hash, len } => {
-                self.expect_chunk(index)?;
-                let right = index.bytes_in(self.request.version.size).len;
-                if u64::from(len) != right {
-                    return Err("a chunk of the wrong length");
-                }
+                self.expect_chunk_of(index, len)?;
                 Ok(Next::Chunk { index, hash, len: len as usize })
+            }
+            ContentHeader::Packed { index, hash, len, packed_len } => {
+                self.expect_chunk_of(index, len)?;
+                if packed_len >= len {
+                    return Err("a chunk that compression made larger");
+                }
+                Ok(Next::Packed { index, hash, len: len as usize, packed_len: packed_len as usize })
             }
             ContentHeader::Same { index } => {
                 self.expect_chunk(index)?;
@@ -116,7 +121,7 @@ impl Progress {
     /// Notes that a part has come whole and verified; `false` where it had come before.
     pub(super) fn note(&mut self, part: Next) -> bool {
         match part {
-            Next::Chunk { index, hash, .. } => {
+            Next::Chunk { index, hash, .. } | Next::Packed { index, hash, .. } => {
                 if index.0 + 1 == self.chunks.first.0 + self.chunks.count {
                     self.last_hash = Some(hash);
                 }
@@ -145,6 +150,12 @@ impl Progress {
 
     fn piece(&self) -> ByteRange {
         self.request.range.clamp_to(self.request.version.size)
+    }
+
+    fn expect_chunk_of(&self, index: ChunkIndex, len: u32) -> Result<(), &'static str> {
+        self.expect_chunk(index)?;
+        let is_right = u64::from(len) == index.bytes_in(self.request.version.size).len;
+        if is_right { Ok(()) } else { Err("a chunk of the wrong length") }
     }
 
     fn expect_chunk(&self, index: ChunkIndex) -> Result<(), &'static str> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::call::{Retry, Stopped, broken};
@@ -116,7 +117,7 @@ impl Reading<'_> {
         waiting: &mut Waiting<'_>,
         metered: Option<&Metered<'_>>,
     ) -> Result<ContentPart, Fault> {
-        let arrived = |bytes| {
+        let mut arrived = |bytes| {
             waiting.arrived(bytes);
             if let Some(metered) = metered {
                 metered.arrived(bytes);
@@ -129,6 +130,13 @@ impl Reading<'_> {
                 let bytes = exchange.bytes(len, arrived).await?;
                 ContentPart::Chunk { index, chunk: VerifiedChunk::verify(hash, bytes).map_err(unproved)? }
             }
+            Next::Packed { index, hash, len, packed_len } => {
+                let packed = exchange.bytes(packed_len, &mut arrived).await?;
+                // What it took less to send came as fast.
+                arrived((len - packed_len) as u64);
+                let bytes = unpack(&packed, len)?;
+                ContentPart::Chunk { index, chunk: VerifiedChunk::verify(hash, bytes).map_err(unproved)? }
+            }
             Next::Piece { offset, hash, len } => {
                 let bytes = exchange.bytes(len, arrived).await?;
                 let bytes = VerifiedChunk::verify(hash, bytes).map_err(unproved)?.into_bytes();
@@ -137,5 +145,33 @@ impl Reading<'_> {
             Next::Same { index } => ContentPart::Same { index },
             Next::End { observed } => ContentPart::End { observed },
         })
+    }
+}
+
+/// The `len` bytes that were compressed to `packed`.
+fn unpack(packed: &[u8], len: usize) -> Result<Bytes, Fault> {
+    // More than `len` bytes do not come out, whatever the frame says of itself.
+    let bytes =
+        zstd::bulk::decompress(packed, len).map_err(|error| Fault::Broken(format!("zstd: {error}")))?;
+    if bytes.len() == len {
+        Ok(bytes.into())
+    } else {
+        Err(Fault::Broken("less than was announced".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_out_is_exactly_what_was_announced() {
+        let plain = [7; 1000];
+        let packed = zstd::bulk::compress(&plain, 1).unwrap();
+        assert_eq!(unpack(&packed, 1000).unwrap(), plain.as_slice());
+        assert!(unpack(&packed, 999).is_err());
+        assert!(unpack(&packed, 1001).is_err());
+        assert!(unpack(&packed[..packed.len() - 1], 1000).is_err());
+        assert!(unpack(b"no frame", 1000).is_err());
     }
 }

@@ -45,7 +45,6 @@ const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
     ("nointr", Takes::Nothing, INTERRUPTIBLE),
     ("reconnect", Takes::Nothing, "a lost connection is always made again"),
     ("rsize", Takes::Number, "the size of requests follows the reader and the link"),
-    ("compress", Takes::Words("auto, off"), "content travels uncompressed in this version"),
     ("idmap", Takes::Words("none"), ""),
 ];
 
@@ -61,7 +60,6 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ("idmap", "file", IDMAP),
     ("uidfile", "", "use uid= and gid="),
     ("gidfile", "", "use uid= and gid="),
-    ("compress", "on", "content travels uncompressed for now"),
     ("bwlimit", "", "limit the host's sending instead"),
     ("lock", "", LOCAL),
     ("brl", "", LOCAL),

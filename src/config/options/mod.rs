@@ -17,6 +17,7 @@ pub use table::{OPTION_FAMILIES, OptionEntry, OptionFamily};
 use super::units::Size;
 use super::words;
 use super::{Environment, OptionError};
+use crate::proto::CompressionWish;
 use crate::transport::CongestionKind;
 
 /// What `-o` lists say. What is `None` was not said.
@@ -190,6 +191,8 @@ pub struct TransferOptions {
     pub read_ahead_bytes: Option<u64>,
     /// Connections to the host: `nconnect=`.
     pub connections: Option<u8>,
+    /// Whether content comes compressed: `compress=`.
+    pub compression: Option<CompressionWish>,
     /// Congestion control: `cc=`.
     pub congestion: Option<CongestionKind>,
 }

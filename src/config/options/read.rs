@@ -7,6 +7,7 @@ use super::{Accounts, CacheMode, MountOptions, Visibility};
 use crate::config::units::{self, Size};
 use crate::config::words::Word;
 use crate::config::{Environment, OptionError};
+use crate::proto::CompressionWish;
 
 /// Connections beyond this add handshakes, not speed; NFS has the same limit.
 const CONNECTIONS_MAX: u8 = 16;
@@ -171,6 +172,14 @@ impl MountOptions {
             "nconnect" => {
                 transfer.connections = Some(word.value("a number of connections: 1 to 16", |text| {
                     text.parse().ok().filter(|count| (1..=CONNECTIONS_MAX).contains(count))
+                })?);
+            }
+            "compress" => {
+                transfer.compression = Some(word.value("auto, on, off", |text| match text {
+                    "auto" => Some(CompressionWish::Worthwhile),
+                    "on" => Some(CompressionWish::Always),
+                    "off" => Some(CompressionWish::Never),
+                    _ => None,
                 })?);
             }
             "cc" => {

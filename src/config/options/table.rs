@@ -107,6 +107,11 @@ const CACHE: &[OptionEntry] = &[
 const TRANSFER: &[OptionEntry] = &[
     option("read_ahead", "BYTES", "most that is asked for ahead of a reader; 0 for nothing"),
     option("nconnect", "N", "connections to the host, 1 to 16 (1)"),
+    option(
+        "compress",
+        "auto|on|off",
+        "zstd on the way: auto where it is faster, on wherever it is smaller (auto)",
+    ),
     option("cc", "delivery|cubic|bbr|newreno", "congestion control (delivery)"),
 ];
 

@@ -167,7 +167,7 @@ fn starting_options_reach_their_fields() {
 
 #[test]
 fn what_has_no_effect_is_accepted_and_said() {
-    for list in ["noatime", "rsize=1048576", "wsize=4096", "nolock", "locallocks", "compress=auto", "intr"] {
+    for list in ["noatime", "rsize=1048576", "wsize=4096", "nolock", "locallocks", "intr"] {
         let parsed = MountOptions::parse([list], false, &person(), &Villagers).unwrap();
         assert_eq!(parsed.options, MountOptions::default(), "{list}");
         assert_eq!(parsed.remarks.len(), 1, "{list}");
@@ -184,7 +184,6 @@ fn what_is_not_built_yet_is_refused_in_words() {
         "uidfile=/u",
         "gidfile=/g",
         "transport=tcp",
-        "compress=on",
         "bwlimit=1M:2M",
         "lock",
         "local_lock=none",

@@ -282,3 +282,49 @@ async fn a_file_that_may_not_be_read_says_so() {
     let file = guest.walk("closed").await.unwrap();
     assert_eq!(code(guest.read(piece(&file, 0, 1)).await), ErrorCode::System(Errno::EACCES));
 }
+
+#[tokio::test]
+async fn chunks_come_compressed_where_that_is_wished_and_not_in_vain() {
+    let text = b"All work and no play makes a dull link. ".repeat(10_000);
+    let world = World::new(|export| {
+        for (name, content) in [("text", &text), ("text.ZIP", &text), ("noise", &noise(text.len()))] {
+            fs::write(export.join(name), content).unwrap();
+        }
+    });
+    let mut saved = 0;
+    for (wish, name, expected) in [
+        (CompressionWish::Always, "text", true),
+        (CompressionWish::Always, "text.ZIP", false),
+        (CompressionWish::Always, "noise", false),
+        (CompressionWish::Never, "text", false),
+    ] {
+        let guest = world.client_that(Hello { compression: wish, ..hello() }).await;
+        let file = guest.walk(name).await.unwrap();
+        let (parts, _) = guest.read(chunks(&file, 0, file.size)).await.unwrap();
+        for part in &parts {
+            let is_packed = matches!(part.header, ContentHeader::Packed { .. });
+            assert_eq!(is_packed, expected, "{wish:?} {name}");
+        }
+        let joined: Vec<u8> = parts.iter().flat_map(|part| part.bytes.to_vec()).collect();
+        assert!(joined == fs::read(world.path(name)).unwrap());
+        let status = world.host.status();
+        assert_eq!(status.content_bytes_saved > saved, expected, "{wish:?} {name}");
+        saved = status.content_bytes_saved;
+        // What the client holds is not compressed to be thrown away.
+        let known = parts.iter().map(|part| Some(ChunkHash::of(&part.bytes))).collect();
+        let (parts, _) = guest.read(ReadRequest { known, ..chunks(&file, 0, file.size) }).await.unwrap();
+        assert!(parts.iter().all(|part| matches!(part.header, ContentHeader::Same { .. })));
+    }
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 32);
+    for number in 0u64.. {
+        if bytes.len() >= len {
+            break;
+        }
+        bytes.extend_from_slice(ChunkHash::of(&number.to_le_bytes()).as_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

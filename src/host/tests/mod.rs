@@ -15,9 +15,9 @@ use super::{Export, Host, HostConfig, StateDir, TicketTerms};
 use crate::chunk::{ByteRange, ChunkHash};
 use crate::io::EngineKind;
 use crate::proto::{
-    Attributes, ContentHeader, DirectoryBatch, DirectoryEntry, ErrorCode, FRAME_HEADER_BYTES, Features,
-    Hello, NodeId, PROTOCOL_VERSION, ReadRequest, Reply, Request, SessionId, TicketSecret, Version, Welcome,
-    WireError, decode_body, encode_frame, frame_len,
+    Attributes, CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, ErrorCode,
+    FRAME_HEADER_BYTES, Features, Hello, NodeId, PROTOCOL_VERSION, ReadRequest, Reply, Request, SessionId,
+    TicketSecret, Version, Welcome, WireError, decode_body, encode_frame, frame_len,
 };
 use crate::transport::{
     Connection, Endpoint, ExpectedHost, Identity, Lane, RecvStream, SendStream, TransportTuning,
@@ -53,9 +53,14 @@ impl World {
     }
 
     async fn client_below(&self, sub_path: &str) -> Guest {
+        self.client_that(Hello { sub_path: sub_path.into(), ..hello() }).await
+    }
+
+    /// One that says `hello` beside its ticket.
+    async fn client_that(&self, hello: Hello) -> Guest {
         let secret = self.host.ticket("export", TicketTerms::default()).unwrap().secret();
         let visitor = Visitor::new(self).await;
-        let hello = Hello { sub_path: sub_path.into(), ticket: Some(secret), ..hello() };
+        let hello = Hello { ticket: Some(secret), ..hello };
         let welcome = visitor.greet(hello).await.unwrap();
         Guest { visitor, welcome }
     }
@@ -77,6 +82,7 @@ fn hello() -> Hello {
         export: "export".into(),
         sub_path: Vec::new(),
         ticket: None,
+        compression: CompressionWish::Never,
     }
 }
 
@@ -204,6 +210,13 @@ impl Guest {
             let (hash, len) = match header {
                 ContentHeader::Chunk { hash, len, .. } | ContentHeader::Piece { hash, len, .. } => {
                     (hash, len)
+                }
+                ContentHeader::Packed { hash, len, packed_len, .. } => {
+                    let packed = answered.raw(packed_len).await;
+                    let bytes: Bytes = zstd::bulk::decompress(&packed, len as usize).unwrap().into();
+                    assert!(bytes.len() as u32 == len && packed_len < len && ChunkHash::of(&bytes) == hash);
+                    parts.push(Part { header, bytes });
+                    continue;
                 }
                 ContentHeader::Same { .. } => {
                     parts.push(Part { header, bytes: Bytes::new() });

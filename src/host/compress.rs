@@ -142,7 +142,7 @@ mod tests {
             b"The quick brown fox jumps over the lazy dog. ".repeat(6000)[..256 * 1024].to_vec();
         assert!(looks_compressible(&text));
         assert!(!looks_compressible(&noise(256 * 1024)));
-        assert!(looks_compressible(&[0; 256 * 1024]));
+        assert!(looks_compressible(&vec![0; 256 * 1024]));
         // The head alone says nothing.
         let mixed = [&text[..4096], &noise(252 * 1024)].concat();
         assert!(!looks_compressible(&mixed));

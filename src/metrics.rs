@@ -63,6 +63,7 @@ metrics! {
     RequestsInFlight "requests_in_flight" Gauge "requests under way";
     HostBytes "host_bytes" Counter "content that came from the host";
     HostChunks "host_chunks" Counter "chunks of content that came from the host";
+    MovedBytes "moved_bytes" Counter "content put together from what earlier versions of files had elsewhere";
     DiskChunks "disk_chunks" Counter "chunks of content that came from the cache on disk";
     MemoryReads "memory_reads" Counter "reads that were answered from memory";
     MemoryUsedBytes "memory_used_bytes" Gauge "content held in memory";

@@ -6,9 +6,11 @@
 //! [`ChunkHash`] of its plain bytes. Bytes whose hash was computed here travel as a [`VerifiedChunk`], which nothing
 //! else can make: what takes a `VerifiedChunk` need not ask where it came from.
 
+mod blocks;
 mod hash;
 mod layout;
 
+pub use blocks::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_LEAD_BYTES, Block, cut_blocks};
 pub use hash::{ChunkHash, FileHasher, HashMismatch, VerifiedChunk};
 pub use layout::{ByteRange, ChunkIndex, ChunkRange};
 

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::{FetchError, Fetcher, FileContent};
 use crate::chunk::ByteRange;
+use crate::client::Lane;
 
 /// How much of a file is asked for with its opening, in bytes: the most that a first small read is answered with.
 const FIRST_BYTES: u64 = 64 * 1024;
@@ -66,7 +67,7 @@ impl Fetcher {
             if this.has_chunks(&content, piece).await {
                 return this.read_chunks(&content, piece).await;
             }
-            this.read_piece(&content, piece).await
+            this.read_piece(&content, piece, Lane::Demand).await
         });
         Some(FirstPiece { content, piece, task, _place: place })
     }

@@ -8,6 +8,7 @@
 //! budget): pure. [`request`]: the task that brings chunks. [`read`]: those who wait for them.
 
 mod content;
+mod delta;
 mod error;
 mod first;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::chunk::ChunkRange;
 use crate::client::Client;
 use crate::proto::READ_CHUNKS_MAX;
 pub use content::{FileContent, OwnerId};
+use delta::Deltas;
 pub use error::FetchError;
 use first::FIRST_PIECES_MAX;
 pub use first::FirstPiece;
@@ -84,6 +86,7 @@ pub struct Fetcher {
     state: Mutex<State>,
     /// Places for beginnings of files that are being opened.
     first_places: Arc<Semaphore>,
+    deltas: Deltas,
 }
 
 /// Who waits for a chunk.
@@ -147,6 +150,7 @@ impl Fetcher {
             this: this.clone(),
             state: Mutex::new(state),
             first_places: Arc::new(Semaphore::new(FIRST_PIECES_MAX)),
+            deltas: Deltas::default(),
         })
     }
 
@@ -200,6 +204,7 @@ impl Fetcher {
                 host_chunks: counters.host_chunks,
                 host_pieces: counters.host_pieces,
                 host_bytes: counters.host_bytes,
+                moved_bytes: counters.moved_bytes,
                 host_requests: counters.host_requests,
                 failed_requests: counters.failed_requests,
             }

@@ -58,7 +58,8 @@ impl Fetcher {
         }
         match demand {
             Demand::Piece(piece) if piece.contains(range) && !self.has_chunks(content, range).await => {
-                let bytes = self.read_piece(content, piece.clamp_to(content.version.size)).await?;
+                let bytes =
+                    self.read_piece(content, piece.clamp_to(content.version.size), Lane::Demand).await?;
                 let start = (range.offset - piece.offset) as usize;
                 Ok(bytes.slice(start..start + range.len as usize))
             }
@@ -137,6 +138,7 @@ impl Fetcher {
         &self,
         content: &FileContent,
         piece: ByteRange,
+        lane: Lane,
     ) -> Result<Bytes, FetchError> {
         let request = ReadRequest {
             node: content.node,
@@ -146,7 +148,7 @@ impl Fetcher {
             known: Vec::new(),
         };
         self.with_state(|state| state.counters.host_requests += 1);
-        let mut parts = self.client.read(request, Lane::Demand);
+        let mut parts = self.client.read(request, lane);
         let mut found = None;
         while let Some(part) = parts.recv().await {
             match part? {

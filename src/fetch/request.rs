@@ -16,7 +16,7 @@ use super::{Failed, FetchError, Fetcher, FileContent};
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 use crate::client::{CallError, ContentPart, Lane};
-use crate::proto::ReadRequest;
+use crate::proto::{DELTA_BYTES_MAX, ReadRequest};
 
 /// Brings the chunks of a request, until all are there, it fails, or nobody wants it any more.
 pub(super) async fn run(mut ending: Ending, start: Start, cancelled: oneshot::Receiver<()>) {
@@ -57,11 +57,42 @@ enum Source {
 }
 
 async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
-    let held = if start.content.settled { load(fetcher, start).await } else { Held::default() };
+    let link = fetcher.client.link();
+    let delta = fetcher.deltas.searched(&start.content, link.bytes_per_second);
+    let held =
+        if start.content.settled { load(fetcher, start, delta.is_none()).await } else { Held::default() };
     let mut missing = start.chunks.iter().filter(|index| !held.delivered.contains_key(index));
     let Some(first) = missing.next() else { return Ok(()) };
     let last = missing.next_back().unwrap_or(first);
-    ask_host(fetcher, start, ChunkRange::new(first, last.0 - first.0 + 1), held).await
+    let range = ChunkRange::new(first, last.0 - first.0 + 1);
+    match delta {
+        Some(delta) if range.bytes_in(start.content.version.size).len <= DELTA_BYTES_MAX => {
+            let brought = fetcher.bring_moved(&delta, &start.content, range, start.lane()).await?;
+            keep_moved(fetcher, start, brought).await
+        }
+        _ => ask_host(fetcher, start, range, held).await,
+    }
+}
+
+/// Delivers chunks that were put together, and keeps them.
+async fn keep_moved(
+    fetcher: &Arc<Fetcher>,
+    start: &Start,
+    chunks: Vec<(ChunkIndex, VerifiedChunk)>,
+) -> Result<(), FetchError> {
+    let mut keeping = Keeping::new(fetcher, start.content);
+    for (index, chunk) in chunks {
+        fetcher.deliver(start, index, &chunk, Source::Host)?;
+        keeping.keep(index, chunk);
+    }
+    keeping.finish().await;
+    Ok(())
+}
+
+impl Start {
+    const fn lane(&self) -> Lane {
+        if self.is_ahead { Lane::Ahead } else { Lane::Demand }
+    }
 }
 
 /// What the disk cache has of a request.
@@ -86,14 +117,20 @@ impl Held {
     }
 }
 
-/// Delivers what the disk cache has of this version, and loads what it has of the one before.
-async fn load(fetcher: &Arc<Fetcher>, start: &Start) -> Held {
-    let cache = Arc::clone(&fetcher.cache);
+/// Delivers what the disk cache has of this version, and loads what it has of the one before, to ask about it.
+async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -> Held {
+    let this = Arc::clone(fetcher);
     let (content, chunks) = (start.content, start.chunks);
     let load = move || {
-        let current = load_known(&*cache, &content.key, chunks.iter());
+        let current = load_known(&*this.cache, &content.key, chunks.iter());
+        if !asks_about_earlier {
+            return (current, BTreeMap::new());
+        }
         let missing = chunks.iter().filter(|index| !current.contains_key(index));
-        let earlier = load_known(&*cache, &content.history, missing);
+        let earlier = load_known(&*this.cache, &content.history, missing);
+        if !earlier.is_empty() {
+            this.deltas.of(&content).remember(&*this.cache, &content);
+        }
         (current, earlier)
     };
     // A task that cannot be joined means that the runtime is shutting down.
@@ -139,12 +176,16 @@ async fn ask_host(
         known: held.known(range),
     };
     fetcher.with_state(|state| state.counters.host_requests += 1);
-    let lane = if start.is_ahead { Lane::Ahead } else { Lane::Demand };
+    let delta = (!held.earlier.is_empty()).then(|| fetcher.deltas.of(content));
+    let compared = |is_same| delta.iter().for_each(|delta| delta.compared(is_same));
     let mut keeping = Keeping::new(fetcher, start.content);
-    let mut parts = fetcher.client.read(request, lane);
+    let mut parts = fetcher.client.read(request, start.lane());
     while let Some(part) = parts.recv().await {
         match part? {
             ContentPart::Chunk { index, chunk } if range.contains(index) => {
+                if held.earlier.remove(&index).is_some() {
+                    compared(false);
+                }
                 fetcher.deliver(start, index, &chunk, Source::Host)?;
                 keeping.keep(index, chunk);
             }
@@ -154,6 +195,7 @@ async fn ask_host(
                 let chunk = same.ok_or_else(|| bad_answer("content that is not held called known"))?;
                 fetcher.deliver(start, index, &chunk, Source::Disk)?;
                 fetcher.record(content, index, chunk.hash());
+                compared(true);
             }
             ContentPart::End { .. } => {
                 keeping.finish().await;

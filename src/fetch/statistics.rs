@@ -31,6 +31,8 @@ pub struct FetchStatistics {
     pub host_pieces: u64,
     /// Bytes of chunks and pieces that came from the host.
     pub host_bytes: u64,
+    /// Bytes that were put together from an earlier version of their file, where they lay elsewhere.
+    pub moved_bytes: u64,
     /// Requests for content made to the host.
     pub host_requests: u64,
     /// Requests that ended without all they were to bring, cancelled ones not counted.
@@ -45,6 +47,7 @@ pub(super) struct Counters {
     pub(super) host_chunks: u64,
     pub(super) host_pieces: u64,
     pub(super) host_bytes: u64,
+    pub(super) moved_bytes: u64,
     pub(super) host_requests: u64,
     pub(super) failed_requests: u64,
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::counters::Counters;
 use super::lending::Lending;
@@ -18,6 +18,9 @@ const READS_AHEAD_MAX: usize = 64;
 /// all of the daemon's threads (tokio has 512).
 const BLOCKING_MAX: usize = 64;
 
+/// Requests for blocks that a connection may have worked on at a time; each holds 1.2 MiB.
+const BLOCKS_MAX: usize = 8;
+
 /// One connection of one client, let in.
 #[derive(Debug)]
 pub(super) struct ClientContext {
@@ -32,6 +35,7 @@ pub(super) struct ClientContext {
     counters: Arc<Counters>,
     ahead: Arc<Semaphore>,
     blocking: Arc<Semaphore>,
+    blocks: Semaphore,
 }
 
 impl ClientContext {
@@ -54,6 +58,7 @@ impl ClientContext {
             counters,
             ahead: Arc::new(ahead),
             blocking: Arc::new(blocking),
+            blocks: Semaphore::new(BLOCKS_MAX),
         }
     }
 
@@ -75,6 +80,11 @@ impl ClientContext {
     /// Leave to read one more part before it is needed, where the connection has not too many already.
     pub(super) fn leave_to_read_ahead(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.ahead).try_acquire_owned().ok()
+    }
+
+    /// A place to read and cut a range in.
+    pub(super) async fn place_for_blocks(&self) -> Option<SemaphorePermit<'_>> {
+        self.blocks.acquire().await.ok()
     }
 
     /// Runs system calls where they may wait. What panics answers EIO.

@@ -7,7 +7,7 @@
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
 //! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
-//! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `sum`: from the disk engine to the stream
+//! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `sum`: from the disk engine to the stream
 //! 7. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
@@ -17,6 +17,7 @@ mod admission;
 mod ahead;
 mod answer;
 mod attributes;
+mod blocks;
 mod compress;
 mod confine;
 mod connection;

@@ -104,6 +104,7 @@ impl MountHandle {
         readings.set(Metric::RequestsInFlight, client.requests_in_flight);
         readings.set(Metric::HostBytes, fetch.host_bytes);
         readings.set(Metric::HostChunks, fetch.host_chunks);
+        readings.set(Metric::MovedBytes, fetch.moved_bytes);
         readings.set(Metric::DiskChunks, fetch.hits_disk);
         readings.set(Metric::MemoryReads, fetch.hits_memory);
         readings.set(Metric::MemoryUsedBytes, fetch.memory_bytes);

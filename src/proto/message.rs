@@ -190,6 +190,15 @@ pub enum Request {
         /// Names as of [`Request::Lookup`]; at most [`super::LOOKUPS_MAX`], of [`super::LOOKUP_NAME_BYTES_MAX`] together.
         names: Vec<Vec<u8>>,
     },
+    /// The content-defined blocks of a range, to find again what has moved within a file. Answer: [`Reply::Blocks`].
+    Blocks {
+        /// Which file.
+        node: NodeId,
+        /// In which version.
+        version: Version,
+        /// Which bytes; at most [`super::DELTA_BYTES_MAX`].
+        range: ByteRange,
+    },
 }
 
 /// Asks for content of one version of a file.
@@ -258,6 +267,14 @@ pub enum Reply {
         hash: ChunkHash,
         /// How many; fewer than asked only at the end of the file.
         len: u32,
+    },
+    /// Blocks in a row as [`crate::chunk::cut_blocks`] cuts them, which cover what was asked for and may begin before it and end
+    /// behind it.
+    Blocks {
+        /// Where the first begins.
+        offset: u64,
+        /// Length and BLAKE3 of each.
+        blocks: Vec<(u32, ChunkHash)>,
     },
 }
 

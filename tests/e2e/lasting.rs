@@ -138,3 +138,27 @@ fn what_was_read_and_closed_outlives_a_killed_client() {
     let again = relay.bytes_to_client() - before;
     assert!(again < 100_000, "{again} bytes came over the wire for a file that is in the cache");
 }
+
+#[test]
+fn of_a_file_in_which_everything_moved_only_the_news_are_sent() {
+    let world = World::new();
+    let mut content = noise(40_000_000, 1);
+    fs::write(world.source().join("large"), &content).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let ticket = host.ticket_for(relay.address());
+    let mount = world.mount(&ticket, "");
+    assert!(fs::read(mount.path("large")).unwrap() == content);
+
+    content.insert(0, b'x');
+    fs::write(world.source().join("large"), &content).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let before = relay.bytes_to_client();
+    assert!(fs::read(mount.path("large")).unwrap() == content);
+    let came = relay.bytes_to_client() - before;
+    // What was asked for before the first difference was seen came whole.
+    assert!(came < content.len() as u64 / 2, "{came} bytes for one byte in front");
+    assert!(mount.status()["moved_bytes"].as_u64().unwrap() > content.len() as u64 / 2);
+    mount.umount();
+}

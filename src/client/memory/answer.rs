@@ -5,12 +5,15 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::tree::{Body, Node, Tree};
-use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::chunk::{
+    BLOCK_BYTES_MAX, BLOCK_LEAD_BYTES, ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk,
+    cut_blocks,
+};
 use crate::client::ContentPart;
 use crate::proto::{
     Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
     InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NAME_BYTES_MAX, NodeId, OpenId,
-    READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Welcome, WireError,
+    READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Version, Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -42,6 +45,7 @@ impl Tree {
             }
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
             Request::Sum { node } => self.sum(*node),
+            Request::Blocks { node, version, range } => self.blocks(*node, *version, *range),
             Request::ReadDirectory { .. } | Request::Read(..) | Request::ReadCurrent { .. } => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }
@@ -209,6 +213,17 @@ impl Tree {
         let content = regular(self.node(id)?)?;
         let hash = ChunkHash::of(&content.read(0, content.size()));
         Ok(Reply::Sum { hash, version: self.get_attributes(id)?.version() })
+    }
+
+    fn blocks(&self, id: NodeId, version: Version, range: ByteRange) -> Result<Reply, WireError> {
+        let content = regular(self.node(id)?)?;
+        if self.get_attributes(id)?.version() != version {
+            return Err(WireError::new(ErrorCode::VersionChanged, ""));
+        }
+        let offset = range.offset.saturating_sub(BLOCK_LEAD_BYTES);
+        let bytes = content.read(offset, range.end() + BLOCK_BYTES_MAX - offset);
+        let blocks = cut_blocks(offset, &bytes).into_iter().map(|block| (block.range.len as u32, block.hash));
+        Ok(Reply::Blocks { offset, blocks: blocks.collect() })
     }
 
     /// As the owner of everything would be let in.

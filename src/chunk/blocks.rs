@@ -1,0 +1,89 @@
+//! Content-defined blocks: cut where the content says so, not where the offset does, so that bytes which moved are
+//! found again.
+//!
+//! The cuts are those of `FastCDC` (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage
+//! Systems", 2020): a boundary depends on the bytes just before it and on where the block began. Who begins somewhere in
+//! the middle comes to cut at the same places as others after a few blocks.
+
+use fastcdc::v2020::FastCDC;
+
+use super::{ByteRange, ChunkHash};
+
+/// Sizes of blocks, in bytes: least, usual, most. Smaller ones find more of what moved (`ARCHITECTURE.md` has the table),
+/// and 32 bytes of hash for each 16 KiB are 0.2 %.
+const BLOCK_BYTES: (usize, usize, usize) = (4 * 1024, 16 * 1024, 64 * 1024);
+
+/// Bytes from which on cuts no longer depend on where cutting began, for all that content does in practice: eight
+/// blocks.
+pub const BLOCK_LEAD_BYTES: u64 = 8 * BLOCK_BYTES.1 as u64;
+
+/// Longest block, in bytes.
+pub const BLOCK_BYTES_MAX: u64 = BLOCK_BYTES.2 as u64;
+
+/// Shortest block but for the last one, in bytes.
+pub const BLOCK_BYTES_MIN: u64 = BLOCK_BYTES.0 as u64;
+
+/// One block of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Where it lies.
+    pub range: ByteRange,
+    /// BLAKE3 of its bytes.
+    pub hash: ChunkHash,
+}
+
+/// Cuts `bytes`, which lie at `offset` of a file. The last block ends with them.
+pub fn cut_blocks(offset: u64, bytes: &[u8]) -> Vec<Block> {
+    let (least, usual, most) = BLOCK_BYTES;
+    let block = |cut: fastcdc::v2020::Chunk| Block {
+        range: ByteRange::new(offset + cut.offset as u64, cut.length as u64),
+        hash: ChunkHash::of(&bytes[cut.offset..cut.offset + cut.length]),
+    };
+    FastCDC::new(bytes, least, usual, most).map(block).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn blocks_cover_everything_within_their_bounds(seed: u64, len in 0..400_000usize, offset in 0..1u64 << 40) {
+            let bytes = noise(seed, len);
+            let blocks = cut_blocks(offset, &bytes);
+            let mut at = offset;
+            for block in &blocks {
+                prop_assert_eq!(block.range.offset, at);
+                prop_assert!(block.range.len <= BLOCK_BYTES_MAX && !block.range.is_empty());
+                at = block.range.end();
+                prop_assert!(block.range.len >= BLOCK_BYTES_MIN || at == offset + len as u64);
+                let start = (block.range.offset - offset) as usize;
+                prop_assert_eq!(block.hash, ChunkHash::of(&bytes[start..start + block.range.len as usize]));
+            }
+            prop_assert_eq!(at, offset + len as u64);
+        }
+
+        #[test]
+        fn who_begins_in_the_middle_comes_to_the_same_cuts(seed: u64, skipped in 0..300_000usize) {
+            let bytes = noise(seed, 1 << 20);
+            let (all, later) = (cut_blocks(0, &bytes), cut_blocks(skipped as u64, &bytes[skipped..]));
+            let from = skipped as u64 + BLOCK_LEAD_BYTES;
+            let behind = |blocks: Vec<Block>| -> Vec<Block> {
+                blocks.into_iter().filter(|block| block.range.offset >= from).collect()
+            };
+            prop_assert_eq!(behind(all), behind(later));
+        }
+    }
+}

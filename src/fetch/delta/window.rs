@@ -1,0 +1,213 @@
+//! (P) What an earlier version of a file consists of, some of it at a time, to find again what has moved.
+
+use std::collections::HashMap;
+
+use crate::chunk::{Block, ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange};
+
+/// Chunks of one window: 16 MiB.
+const WINDOW_CHUNKS: u64 = 64;
+
+/// How far what is found may have moved, in bytes.
+pub(super) const MOVED_BYTES_MAX: u64 = WINDOW_CHUNKS * CHUNK_BYTES;
+
+/// Which windows to search for what lies at an offset now: its own and one on either side, so what moved by up to
+/// 16 MiB is found.
+pub(super) fn windows_near(range: ByteRange) -> impl Iterator<Item = u64> {
+    (range.offset / MOVED_BYTES_MAX).saturating_sub(1)..=range.end() / MOVED_BYTES_MAX + 1
+}
+
+/// The chunks of a window.
+pub(super) const fn chunks_of(window: u64) -> ChunkRange {
+    ChunkRange::new(ChunkIndex(window * WINDOW_CHUNKS), WINDOW_CHUNKS)
+}
+
+/// Blocks of some part of the earlier version, by hash.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    places: HashMap<ChunkHash, ByteRange>,
+}
+
+impl Window {
+    /// Of these blocks; of equal ones the first.
+    pub(super) fn new(blocks: impl IntoIterator<Item = Block>) -> Self {
+        let mut places = HashMap::new();
+        for block in blocks {
+            places.entry(block.hash).or_insert(block.range);
+        }
+        Self { places }
+    }
+
+    /// Where the earlier version had a block.
+    pub(super) fn find(&self, block: &Block) -> Option<ByteRange> {
+        self.places.get(&block.hash).copied().filter(|place| place.len == block.range.len)
+    }
+}
+
+/// What to take from where, to have a range of the new version.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Blocks, each with its place in the earlier version.
+    pub(super) found: Vec<(Block, ByteRange)>,
+    /// What must come from the host: in order, neighbours joined, none longer than a chunk.
+    pub(super) missing: Vec<ByteRange>,
+}
+
+impl Plan {
+    /// For `wanted`, of which `blocks` are all the blocks in order.
+    pub(super) fn new(
+        wanted: ByteRange,
+        blocks: &[Block],
+        find: impl Fn(&Block) -> Option<ByteRange>,
+    ) -> Self {
+        let mut plan = Self::default();
+        for block in blocks {
+            let Some(part) = block.range.intersect(wanted) else { continue };
+            match find(block) {
+                Some(place) => plan.found.push((*block, place)),
+                None => plan.miss(part),
+            }
+        }
+        plan
+    }
+
+    /// Takes a part as missing; parts must come in order.
+    fn miss(&mut self, part: ByteRange) {
+        match self.missing.last_mut() {
+            Some(last) if last.end() == part.offset && last.len + part.len <= CHUNK_BYTES => {
+                last.len += part.len;
+            }
+            _ => self.missing.push(part),
+        }
+    }
+}
+
+/// Whether to look for what moved in one file, learnt from how it went.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Trial {
+    changed_in_a_row: u32,
+    wanted_bytes: u64,
+    found_bytes: u64,
+}
+
+impl Trial {
+    /// So many chunks in a row that differ from what the file had in their places: an edit in place has come and gone.
+    const CHANGED_IN_A_ROW: u32 = 4;
+    /// After so much the finds are judged, in bytes.
+    const JUDGED_AFTER_BYTES: u64 = 8 << 20;
+    /// Less than one part in so many found is not worth the work.
+    const FOUND_PART: u64 = 10;
+
+    /// One more chunk was asked for by the hash of what the file had in its place.
+    pub(super) fn compared(&mut self, is_same: bool) {
+        self.changed_in_a_row = if is_same { 0 } else { self.changed_in_a_row.saturating_add(1) };
+    }
+
+    /// So much was wanted, and so much of it found.
+    pub(super) fn searched(&mut self, wanted_bytes: u64, found_bytes: u64) {
+        self.wanted_bytes += wanted_bytes;
+        self.found_bytes += found_bytes;
+    }
+
+    /// Whether to search.
+    pub(super) fn is_on(&self) -> bool {
+        let pays = self.wanted_bytes < Self::JUDGED_AFTER_BYTES
+            || self.found_bytes >= self.wanted_bytes / Self::FOUND_PART;
+        self.changed_in_a_row >= Self::CHANGED_IN_A_ROW && pays
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chunk::cut_blocks;
+
+    fn found_bytes(plan: &Plan, wanted: ByteRange) -> u64 {
+        plan.found.iter().filter_map(|(block, _)| block.range.intersect(wanted)).map(|part| part.len).sum()
+    }
+
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// An earlier version with bytes put in and taken out: what the plan says makes the new version, exactly.
+        #[test]
+        fn a_plan_followed_gives_the_new_version(
+            seed: u64,
+            cut in 0..500_000usize,
+            removed in 0..5_000usize,
+            added in 0..5_000usize,
+            offset in 0..600_000u64,
+            len in 0..400_000u64,
+        ) {
+            let old = noise(seed, 600_000);
+            let new = [&old[..cut], &noise(seed ^ 1, added), &old[cut + removed..]].concat();
+            let window = Window::new(cut_blocks(0, &old));
+            let blocks = cut_blocks(0, &new);
+            let wanted = ByteRange::new(offset, len).clamp_to(new.len() as u64);
+            let plan = Plan::new(wanted, &blocks, |block| window.find(block));
+            let mut made = vec![None; new.len()];
+            for (block, place) in &plan.found {
+                for at in 0..block.range.len {
+                    made[(block.range.offset + at) as usize] = Some(old[(place.offset + at) as usize]);
+                }
+            }
+            for part in &plan.missing {
+                prop_assert!(wanted.contains(*part) && part.len <= CHUNK_BYTES);
+                for at in part.offset..part.end() {
+                    prop_assert_eq!(made[at as usize].replace(new[at as usize]), None, "asked for in vain");
+                }
+            }
+            for at in wanted.offset..wanted.end() {
+                prop_assert_eq!(made[at as usize], Some(new[at as usize]));
+            }
+            let missing: u64 = plan.missing.iter().map(|part| part.len).sum();
+            prop_assert_eq!(found_bytes(&plan, wanted) + missing, wanted.len);
+            prop_assert!(missing <= 400_000, "{}", missing);
+        }
+    }
+
+    #[test]
+    fn one_byte_in_front_costs_a_block() {
+        let old = noise(7, 1 << 20);
+        let new = [&[1], &old[..]].concat();
+        let window = Window::new(cut_blocks(0, &old));
+        let wanted = ByteRange::new(0, new.len() as u64);
+        let plan = Plan::new(wanted, &cut_blocks(0, &new), |block| window.find(block));
+        assert!(found_bytes(&plan, wanted) > wanted.len * 9 / 10, "{}", found_bytes(&plan, wanted));
+    }
+
+    #[test]
+    fn what_moved_is_looked_for_where_it_may_have_been() {
+        let near = |offset| windows_near(ByteRange::new(offset, 1 << 20)).collect::<Vec<_>>();
+        assert_eq!(near(0), [0, 1]);
+        assert_eq!(near(16 << 20), [0, 1, 2]);
+        assert_eq!(near((32 << 20) - 1), [0, 1, 2, 3]);
+        assert_eq!(chunks_of(2), ChunkRange::new(ChunkIndex(128), 64));
+    }
+
+    #[test]
+    fn the_search_begins_after_a_few_changes_and_ends_where_it_finds_nothing() {
+        let mut trial = Trial::default();
+        for is_same in [false, false, false, true, false, false, false] {
+            trial.compared(is_same);
+            assert!(!trial.is_on());
+        }
+        trial.compared(false);
+        assert!(trial.is_on());
+        trial.searched(Trial::JUDGED_AFTER_BYTES - 1, 0);
+        assert!(trial.is_on());
+        trial.searched(1, 0);
+        assert!(!trial.is_on());
+        trial.searched(0, Trial::JUDGED_AFTER_BYTES / 10);
+        assert!(trial.is_on());
+    }
+}

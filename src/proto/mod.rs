@@ -79,7 +79,7 @@ pub const LOOKUP_NAME_BYTES_MAX: usize = 12 * 1024;
 /// Most bytes that a [`Request::ReadCurrent`] may ask for: the longest read of a FUSE client.
 pub const CURRENT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Most bytes of a file that a [`Request::Blocks`] may ask about: what a client asks for in one request, and some 3 kB of answer.
+/// Most bytes of a file that a [`Request::Blocks`] may ask about: what a client asks for in one request, and some 5 kB of answer.
 pub const DELTA_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most chunk hashes that a [`Request::Read`] may carry.

@@ -154,6 +154,12 @@ impl Pinning {
         if size_bytes > most { Err(PinError::TooMuch { pinned, most }) } else { Ok(()) }
     }
 
+    /// How much may wait in the cache to be pinned, in bytes: a quarter of what can never be pinned, so that it is not
+    /// evicted by what comes behind it.
+    pub fn ahead_bytes_max(&self) -> u64 {
+        (self.shared.bounds.size_bytes - self.writer.pinned_bytes_max()) / 4
+    }
+
     /// Pins some chunks of a file version. [`PinError::Missing`] where the cache does not have one of them (any more).
     pub fn add_chunks(&mut self, file: &FileKey, chunks: ChunkRange) -> Result<(), PinError> {
         let mut hashes = Vec::with_capacity(chunks.count as usize);
@@ -400,7 +406,8 @@ pub fn pins(root: &Path) -> Result<(Vec<PinSummary>, u64), PinError> {
     directory.each_pin(&secret, |pin| found.push(PinSummary::from(pin)))?;
     found.sort_by(|first, second| first.name.cmp(&second.name));
     let listed = directory.list()?;
-    Ok((found, pinned_bytes(&listed)))
+    let pinned = listed.iter().filter(|segment| segment.is_pinned());
+    Ok((found, pinned.map(|segment| segment.bytes).sum()))
 }
 
 /// Takes back the pin called `name` in the cache in `root`, which may be in use. Its content stays until its turn comes.

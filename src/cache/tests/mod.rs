@@ -3,6 +3,7 @@
 mod damage;
 mod direct;
 mod disk;
+mod fuzz;
 mod history;
 mod limits;
 mod pins;

@@ -285,10 +285,10 @@ fn reads_go_on_whatever_becomes_of_the_cache() {
     // Somebody else takes all of it.
     let other = disk.0.path().join("other");
     let mut file = fs::File::create(&other).unwrap();
-    while file.write_all(&[1; 65_536]).is_ok() {}
+    while file.write_all(&[1; 8192]).is_ok() {}
     all_are_right();
     let mut more = fs::File::options().append(true).open(&other).unwrap();
-    while more.write_all(&[1; 65_536]).is_ok() {}
+    while more.write_all(&[1; 8192]).is_ok() {}
     all_are_right();
     wait_until("the full disk is noticed", || mount.status()["cache_dropped"].as_u64().unwrap() > 0);
     drop((file, more));

@@ -161,13 +161,12 @@ fn verify(c: &mut Criterion) {
     let mut group = c.benchmark_group("verify");
     group.sample_size(10).throughput(Throughput::Bytes(FILE_BYTES));
     group.bench_function("1 GiB", |bencher| bencher.iter(|| verify(&cache)));
-    group.bench_function("BLAKE3 of 1 GiB in memory", |bencher| {
-        bencher.iter(|| {
-            chunks.iter().for_each(|chunk| {
-                assert_eq!(blake3::hash(chunk.bytes()), *black_box(chunk.hash().as_bytes()))
-            })
-        });
-    });
+    let hash_all = || {
+        for chunk in &chunks {
+            assert_eq!(blake3::hash(chunk.bytes()), *black_box(chunk.hash().as_bytes()));
+        }
+    };
+    group.bench_function("BLAKE3 of 1 GiB in memory", |bencher| bencher.iter(hash_all));
 }
 
 fn start(c: &mut Criterion) {

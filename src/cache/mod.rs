@@ -96,6 +96,11 @@ pub trait ChunkCache: Send + Sync + 'static {
     /// What the cache holds and what happened since it was opened.
     fn stats(&self) -> CacheStats;
 
+    /// Whether anything is kept at all; a directory that cannot be written keeps what it has.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
     /// Begins to pin content under a name, so that it is not removed to make room. Blocks on the disk.
     fn begin_pin(&self, _name: &str) -> Result<Pinning, PinError> {
         Err(PinError::NoCache)
@@ -138,6 +143,10 @@ pub async fn load_async(cache: &Arc<dyn ChunkCache>, hashes: Vec<ChunkHash>) -> 
 pub struct NoCache;
 
 impl ChunkCache for NoCache {
+    fn is_writable(&self) -> bool {
+        false
+    }
+
     fn contains(&self, _: ChunkHash) -> bool {
         false
     }

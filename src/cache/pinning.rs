@@ -90,9 +90,10 @@ impl Directory {
 
     /// Lets go of pinned segments of which no pin names anything. Returns how many. For those whose turn it is.
     pub(super) fn release_unused(&self, _: &Turn, secret: &Secret) -> Result<usize, PinError> {
+        // Before the lock: nobody else pins meanwhile, and others wait for the lock for two seconds only.
+        let usage = self.pin_usage(secret, &self.list()?)?;
+        let unused: Vec<_> = usage.into_iter().filter(Usage::is_unused).collect();
         let lock = self.lock()?;
-        let listed = self.list()?;
-        let unused: Vec<_> = self.pin_usage(secret, &listed)?.into_iter().filter(Usage::is_unused).collect();
         for usage in &unused {
             self.rename_segment(&lock, usage.segment, Form::Pinned, Form::Sealed)?;
         }
@@ -331,10 +332,16 @@ impl PinWriter {
     /// Finishes the segment: from now on nobody removes it to make room.
     pub(super) fn seal(&mut self) -> Result<(), PinError> {
         if self.current.is_some() {
+            self.sync()?;
             let lock = self.shared.directory.lock()?;
             self.seal_current(&lock)?;
         }
         Ok(())
+    }
+
+    /// Has the disk write what it holds back, before the lock is taken: others wait for that for two seconds only.
+    fn sync(&self) -> Result<(), PinError> {
+        self.current.as_ref().map_or(Ok(()), |current| Ok(current.file.sync_data()?))
     }
 
     fn seal_current(&mut self, lock: &DirectoryLock) -> Result<(), PinError> {
@@ -352,6 +359,7 @@ impl PinWriter {
         if self.current.as_ref().is_some_and(fits) {
             return Ok(());
         }
+        self.sync()?;
         let lock = self.shared.directory.lock()?;
         self.seal_current(&lock)?;
         let listed = self.shared.directory.list()?;

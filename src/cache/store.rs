@@ -223,6 +223,10 @@ impl ChunkCache for DiskCache {
         drained && self.shared.queue.drain(deadline)
     }
 
+    fn is_writable(&self) -> bool {
+        !self.shared.directory.read_only
+    }
+
     fn begin_pin(&self, name: &str) -> Result<Pinning, PinError> {
         Pinning::begin(Arc::clone(&self.shared), name)
     }

@@ -167,6 +167,11 @@ impl Drop for Walk {
 
 impl Walk {
     async fn run(mut self, path: Vec<u8>, pin: Option<String>) -> Result<(), String> {
+        if !self.fs.fetcher.cache().is_writable() {
+            return Err(
+                "the cache keeps nothing new: its directory cannot be written, or cache=none".to_owned()
+            );
+        }
         let dropped_before = self.fs.fetcher.cache().stats().dropped;
         let top = self.fs.look_up_path(&path).await.map_err(|error| error.to_string())?;
         if let Some(name) = pin {

@@ -1,6 +1,7 @@
 //! `wormhole cache` on real mounts: warming, pinning, proving, tidying up, and the attributes that tell of it.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,10 +78,15 @@ fn a_warmed_tree_is_read_without_the_host_and_past_the_kernel() {
         return;
     }
     let stage = Stage::new();
+    // Names are bytes.
+    let strange = std::ffi::OsStr::from_bytes(b"str\xe4nge \n");
+    fs::write(stage.path("export").join(strange), "x").unwrap();
     stage.settle();
     let mountpoint = stage.mount("mnt", "ro");
     let large = mountpoint.join("below/large");
     assert_eq!(cached_bytes(&large), 0);
+    assert_eq!(json(cache(&["warm", "--json"]).arg(mountpoint.join(strange)))["host_bytes"], 1);
+    assert_eq!(cached_bytes(&mountpoint.join(strange)), 1);
     let part = json(cache(&["warm", "--json"]).arg(mountpoint.join("hello")));
     assert_eq!(
         (&part["files"], &part["bytes"], &part["host_bytes"]),
@@ -93,8 +99,8 @@ fn a_warmed_tree_is_read_without_the_host_and_past_the_kernel() {
         "no progress where nobody looks: {output:?}"
     );
     let whole: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(whole["files"], 2);
-    assert_eq!(whole["bytes"], LARGE_BYTES + HELLO_BYTES);
+    assert_eq!(whole["files"], 3);
+    assert_eq!(whole["bytes"], LARGE_BYTES + HELLO_BYTES + 1);
     assert_eq!(whole["host_bytes"], LARGE_BYTES);
     assert_eq!(
         (&whole["skipped"], &whole["failed"], &whole["pinned"]),
@@ -110,7 +116,7 @@ fn a_warmed_tree_is_read_without_the_host_and_past_the_kernel() {
     assert_eq!(host_bytes(&mountpoint), before);
     let again = succeeds(cache(&["warm"]).arg(&mountpoint));
     assert!(
-        again.contains("2 files, 4.8 MiB (0 B from the host") && again.contains("in the cache"),
+        again.contains("3 files, 4.8 MiB (0 B from the host") && again.contains("in the cache"),
         "{again}"
     );
     assert!(json(&mut cache_of(&stage, &["stat", "--json"]))["entries"].as_u64().unwrap() >= 21);

@@ -247,3 +247,13 @@ async fn a_pin_holds_what_was_there_and_is_taken_back_when_it_fails() {
     }
     assert_eq!(pins(world.directory.path()).unwrap(), (list, bytes));
 }
+
+#[tokio::test]
+async fn without_a_cache_nothing_is_sent_for_it() {
+    let host = tree();
+    let fetcher = Fetcher::new(host.client(), Arc::new(wormhole::cache::NoCache), FetchConfig::default());
+    let fs = FileSystem::new(host.client(), fetcher, FsConfig::default());
+    let progress = end(&fs.warm(Vec::new(), None)).await;
+    assert!(progress.error.unwrap().contains("cannot be written"));
+    assert_eq!(host.counters().reads, 0);
+}

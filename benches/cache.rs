@@ -147,6 +147,28 @@ fn load(c: &mut Criterion) {
     });
 }
 
+/// All of a cache proved, as `wormhole cache verify` does, beside BLAKE3 alone over as many bytes in memory.
+fn verify(c: &mut Criterion) {
+    let directory = TempDir::new().expect("make a directory");
+    let chunks = file_chunks();
+    fill(&open(directory.path(), None), &chunks);
+    let cache = DiskCache::look(&directory.path().join("cache")).expect("look at the cache");
+    let verify = |cache: &DiskCache| {
+        let verified = cache.verify(|_, _| true);
+        assert!(verified.bad == 0 && verified.bytes >= FILE_BYTES);
+    };
+    metered("verify 1 GiB, from the disk", || verify(&cache));
+    let mut group = c.benchmark_group("verify");
+    group.sample_size(10).throughput(Throughput::Bytes(FILE_BYTES));
+    group.bench_function("1 GiB", |bencher| bencher.iter(|| verify(&cache)));
+    let hash_all = || {
+        for chunk in &chunks {
+            assert_eq!(blake3::hash(chunk.bytes()), *black_box(chunk.hash().as_bytes()));
+        }
+    };
+    group.bench_function("BLAKE3 of 1 GiB in memory", |bencher| bencher.iter(hash_all));
+}
+
 fn start(c: &mut Criterion) {
     let directory = TempDir::new().expect("make a directory");
     // Payload 64, header 64, entry in the footer 44; header and trailer of the segment 96.
@@ -169,5 +191,5 @@ fn start(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, insert, load, start);
+criterion_group!(benches, insert, load, verify, start);
 criterion_main!(benches);

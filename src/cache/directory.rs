@@ -7,6 +7,9 @@
 //! v1/lock                 held while segments are made, taken up or removed
 //! v1/segments/N.open      a segment that a process appends to, and holds locked
 //! v1/segments/N.seg       a finished segment; N is 16 hexadecimal digits, higher is younger
+//! v1/segments/N.pin       a finished segment that no process removes to make room (see pins.rs)
+//! v1/pins/HASH.pin        which records somebody wants to keep, and under which name; mode 0600
+//! v1/pins.lock            held while pins are made or taken back
 //! ```
 //!
 //! The listing of `segments` is the truth about what the cache takes on disk, for all processes that share it.
@@ -24,8 +27,8 @@ use nix::unistd::geteuid;
 use tracing::warn;
 
 use super::direct::{Direct, DirectIo};
-use super::error::CacheError;
-use super::eviction::Listed;
+use super::error::{CacheError, PinError};
+use super::eviction::{Form, Listed};
 use super::record::{Secret, SegmentId};
 use super::way::Way;
 
@@ -54,6 +57,7 @@ const FORMAT_BYTES_MAX: u64 = 256;
 #[derive(Debug)]
 pub(super) struct Directory {
     versioned: PathBuf,
+    pins: PathBuf,
     segments: PathBuf,
     /// Whether nothing can be written: another user's, or a read-only file system.
     pub(super) read_only: bool,
@@ -89,9 +93,21 @@ impl Directory {
 
     fn at(root: &Path, direct: DirectIo) -> Self {
         let versioned = root.join(VERSION_DIR);
-        let segments = versioned.join("segments");
+        let (segments, pins) = (versioned.join("segments"), versioned.join("pins"));
         let (direct, warned_foreign) = (Direct::new(direct), AtomicBool::new(false));
-        Self { versioned, segments, read_only: false, direct, warned_foreign }
+        Self { versioned, pins, segments, read_only: false, direct, warned_foreign }
+    }
+
+    /// Opens the cache that is in `root` without making or changing anything.
+    pub(super) fn look(root: &Path) -> Result<(Self, Secret), CacheError> {
+        let directory = Self { read_only: true, ..Self::at(root, DirectIo::Auto) };
+        let none = || CacheError::NotACache { path: root.to_owned() };
+        if !is_tagged(root) || !directory.versioned.exists() {
+            return Err(none());
+        }
+        check_owner(&directory.versioned)?;
+        let secret = directory.read_format()?.ok_or_else(none)?;
+        Ok((directory, secret))
     }
 
     fn prepare(&self, root: &Path) -> Result<Secret, CacheError> {
@@ -99,7 +115,7 @@ impl Directory {
         if !is_tagged(root) {
             refuse_foreign(root)?;
             let tag = root.join(TAG_NAME);
-            replace_file(&tag, TAG_TEXT, 0o600).map_err(CacheError::io("write", &tag))?;
+            replace_file(&tag, TAG_TEXT.as_bytes(), 0o600).map_err(CacheError::io("write", &tag))?;
         }
         make_dir(&self.versioned)?;
         check_owner(&self.versioned)?;
@@ -139,13 +155,13 @@ impl Directory {
         for entry in fs::read_dir(&self.segments)?.take(LISTING_MAX) {
             let entry = entry?;
             let name = entry.file_name();
-            let Some((id, open)) = name.to_str().and_then(parse_name) else {
+            let Some((id, form)) = name.to_str().and_then(parse_name) else {
                 foreign = Some(name);
                 continue;
             };
             match entry.metadata() {
                 Ok(meta) if meta.is_file() && u32::try_from(meta.len()).is_ok() => {
-                    found.insert(id, Listed { id, bytes: meta.len(), open });
+                    found.insert(id, Listed { id, bytes: meta.len(), form });
                 }
                 Ok(_) => foreign = Some(name),
                 // Evicted by another process, or renamed: what is renamed is there under its new name next time.
@@ -166,8 +182,8 @@ impl Directory {
     }
 
     /// Path of segment `id`.
-    pub(super) fn path(&self, id: SegmentId, open: bool) -> PathBuf {
-        self.segments.join(format!("{id:016x}.{}", if open { "open" } else { "seg" }))
+    pub(super) fn path(&self, id: SegmentId, form: Form) -> PathBuf {
+        self.segments.join(format!("{id:016x}.{}", suffix(form)))
     }
 
     /// Opens segment `id` for reading, finished or not.
@@ -186,25 +202,25 @@ impl Directory {
         if !self.direct.writes(way) {
             return None;
         }
-        self.direct.open(|| no_follow_direct().write(true).open(self.path(id, true)))
+        self.direct.open(|| no_follow_direct().write(true).open(self.path(id, Form::Open)))
     }
 
     fn open_with(&self, id: SegmentId, options: &OpenOptions) -> io::Result<File> {
-        let open = |open| options.open(self.path(id, open));
-        match open(false) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            result => return result,
+        // Twice the first two: it may be finished, or pinned, between two tries.
+        let forms = [Form::Sealed, Form::Pinned, Form::Open, Form::Sealed, Form::Pinned];
+        let mut result = Err(ErrorKind::NotFound.into());
+        for form in forms {
+            result = options.open(self.path(id, form));
+            if !matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound) {
+                break;
+            }
         }
-        match open(true) {
-            // Finished between the two tries.
-            Err(error) if error.kind() == ErrorKind::NotFound => open(false),
-            result => result,
-        }
+        result
     }
 
     /// Opens segment `id` for appending and locks it; `None` while another process has it.
-    pub(super) fn claim_segment(&self, id: SegmentId, open: bool) -> io::Result<Option<File>> {
-        let file = no_follow().read(true).write(true).open(self.path(id, open))?;
+    pub(super) fn claim_segment(&self, id: SegmentId, form: Form) -> io::Result<Option<File>> {
+        let file = no_follow().read(true).write(true).open(self.path(id, form))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -214,21 +230,27 @@ impl Directory {
 
     /// Makes the new segment `id`, locked.
     pub(super) fn create_segment(&self, _: &DirectoryLock, id: SegmentId) -> io::Result<File> {
-        let path = self.path(id, true);
+        let path = self.path(id, Form::Open);
         let file = no_follow().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         file.try_lock()?;
         Ok(file)
     }
 
-    /// Renames segment `id` as finished, or as open again.
-    pub(super) fn rename_segment(&self, _: &DirectoryLock, id: SegmentId, open: bool) -> io::Result<()> {
-        fs::rename(self.path(id, !open), self.path(id, open))
+    /// Renames segment `id` from one form to another.
+    pub(super) fn rename_segment(
+        &self,
+        _: &DirectoryLock,
+        id: SegmentId,
+        from: Form,
+        to: Form,
+    ) -> io::Result<()> {
+        fs::rename(self.path(id, from), self.path(id, to))
     }
 
-    /// Unlinks segment `id`; it is well if it is gone already.
+    /// Unlinks segment `id`, unless it is pinned; it is well if it is gone already.
     pub(super) fn remove_segment(&self, _: &DirectoryLock, id: SegmentId) -> io::Result<()> {
-        for open in [true, false] {
-            match fs::remove_file(self.path(id, open)) {
+        for form in [Form::Open, Form::Sealed] {
+            match fs::remove_file(self.path(id, form)) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => return result,
             }
@@ -241,6 +263,34 @@ impl Directory {
         let stat = nix::sys::statvfs::statvfs(&self.segments)?;
         let unit = stat.fragment_size();
         Ok((stat.blocks_available() * unit, stat.blocks() * unit))
+    }
+
+    /// Where the pins are.
+    pub(super) fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// The file whose lock is the turn of one who makes or takes back pins.
+    pub(super) fn open_pins_lock(&self) -> io::Result<File> {
+        let path = self.versioned.join("pins.lock");
+        no_follow().write(true).create(true).truncate(false).mode(0o600).open(path)
+    }
+
+    /// Writes a file of pins in one step that outlives a loss of power.
+    pub(super) fn write_pin(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).recursive(true).create(&self.pins)?;
+        replace_file(path, bytes, 0o600)?;
+        for directory in [&self.pins, &self.segments] {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn remove_pins(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.pins) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The secret out of the `format` file; `None` where there is none that this version understands.
@@ -262,7 +312,9 @@ impl Directory {
     /// lock.
     fn start_over(&self) -> Result<Secret, CacheError> {
         let path = self.versioned.join("format");
-        let removed = remove_segments(&self.segments).map_err(CacheError::io("clear", &self.segments))?;
+        self.remove_pins().map_err(CacheError::io("clear", &self.pins))?;
+        let removed =
+            remove_segments(&self.segments, true).map_err(CacheError::io("clear", &self.segments))?;
         if removed > 0 {
             warn!(
                 "{} was missing or damaged: the cache starts over, {removed} bytes were removed",
@@ -275,30 +327,37 @@ impl Directory {
         source.read_exact(&mut random).map_err(CacheError::io("read", Path::new("/dev/urandom")))?;
         let secret = Secret::new(random);
         let text = format!("{FORMAT_LINE}\n{}\n", secret.to_hex());
-        replace_file(&path, &text, 0o600).map_err(CacheError::io("write", &path))?;
+        replace_file(&path, text.as_bytes(), 0o600).map_err(CacheError::io("write", &path))?;
         Ok(secret)
     }
 }
 
-/// Removes everything that is cached in `root`, whoever uses it at the moment. Returns the bytes freed. Refuses a
-/// directory that is not marked as a cache; touches nothing but segments.
-pub fn clear(root: &Path) -> Result<u64, CacheError> {
+/// Removes everything that is cached in `root`, whoever uses it at the moment; what is pinned only `with_pins`. Returns the
+/// bytes freed. Refuses a directory that is not marked as a cache; touches nothing but segments and pins.
+pub fn clear(root: &Path, with_pins: bool) -> Result<u64, PinError> {
     if !is_tagged(root) {
-        return Err(CacheError::NotACache { path: root.to_owned() });
+        return Err(CacheError::NotACache { path: root.to_owned() }.into());
     }
     let directory = Directory::at(root, DirectIo::Auto);
     if !directory.segments.exists() {
         return Ok(0);
     }
+    let _turn = if with_pins { Some(directory.pins_turn()?) } else { None };
     let _lock = directory.lock()?;
-    remove_segments(&directory.segments).map_err(CacheError::io("clear", &directory.segments))
+    if with_pins {
+        directory.remove_pins().map_err(CacheError::io("clear", &directory.pins))?;
+    }
+    let removed = remove_segments(&directory.segments, with_pins);
+    Ok(removed.map_err(CacheError::io("clear", &directory.segments))?)
 }
 
-fn remove_segments(segments: &Path) -> io::Result<u64> {
+fn remove_segments(segments: &Path, with_pinned: bool) -> io::Result<u64> {
     let mut removed = 0;
     for entry in fs::read_dir(segments)? {
         let entry = entry?;
-        if entry.file_name().to_str().and_then(parse_name).is_some() {
+        let name = entry.file_name();
+        let form = name.to_str().and_then(parse_name).map(|(_, form)| form);
+        if form.is_some_and(|form| with_pinned || form != Form::Pinned) {
             let bytes = entry.metadata().map_or(0, |meta| meta.len());
             match fs::remove_file(entry.path()) {
                 Ok(()) => removed += bytes,
@@ -310,15 +369,19 @@ fn remove_segments(segments: &Path) -> io::Result<u64> {
     Ok(removed)
 }
 
-fn parse_name(name: &str) -> Option<(SegmentId, bool)> {
+const fn suffix(form: Form) -> &'static str {
+    match form {
+        Form::Open => "open",
+        Form::Sealed => "seg",
+        Form::Pinned => "pin",
+    }
+}
+
+fn parse_name(name: &str) -> Option<(SegmentId, Form)> {
     let (digits, kind) = name.split_once('.')?;
-    let open = match kind {
-        "open" => true,
-        "seg" => false,
-        _ => return None,
-    };
+    let form = [Form::Open, Form::Sealed, Form::Pinned].into_iter().find(|form| suffix(*form) == kind)?;
     let id = SegmentId::from_str_radix(digits, 16).ok()?;
-    (format!("{id:016x}") == digits).then_some((id, open))
+    (format!("{id:016x}") == digits).then_some((id, form))
 }
 
 fn parse_format(text: &str) -> Option<Secret> {
@@ -377,13 +440,13 @@ fn refuse_foreign(root: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-/// Writes `text` to `path` in one step: a reader sees the old file or the whole new one, also after a crash.
-fn replace_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+/// Writes `bytes` to `path` in one step: a reader sees the old file or the whole new one, also after a crash.
+fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = path.with_extension(format!("{}-{count}.new", std::process::id()));
     let mut file = no_follow().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)
 }

@@ -73,3 +73,62 @@ impl CacheError {
         move |source| Self::Io { what, path: path.to_owned(), source }
     }
 }
+
+/// Why something cannot be pinned, or a pin not taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The cache itself.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The disk.
+    #[error("the disk of the cache: {0}")]
+    Io(#[from] io::Error),
+    /// There is no cache on disk.
+    #[error("nothing is kept on disk here (cache=none, or a file that changed within two seconds)")]
+    NoCache,
+    /// Nothing can be written to it.
+    #[error("the cache directory cannot be written")]
+    ReadOnly,
+    /// One at a time.
+    #[error("somebody else makes or takes back a pin in this cache; try again when that is done")]
+    Busy,
+    /// The cache does not have a chunk.
+    #[error("the cache did not keep what was to be pinned: its disk is full or too slow; try again")]
+    Missing,
+    /// The share of the cache that may be pinned.
+    #[error(
+        "pins take {pinned} bytes and may take {most}, 80 % of the cache; raise cache_size, or unpin something"
+    )]
+    TooMuch {
+        /// What pinned segments take now, in bytes.
+        pinned: u64,
+        /// What they may take, in bytes.
+        most: u64,
+    },
+    /// Other processes or the floor of free space take the room.
+    #[error(
+        "there is no room for another pinned segment: the disk is too full, or other processes write there"
+    )]
+    NoRoom,
+    /// The number of pins.
+    #[error("there are {most} pins already; unpin something")]
+    TooMany {
+        /// How many there may be.
+        most: usize,
+    },
+    /// The number of records of one pin.
+    #[error("one pin covers {most} chunks and files at most; pin parts of it instead")]
+    TooManyRecords {
+        /// How many there may be.
+        most: usize,
+    },
+    /// The name.
+    #[error("the path is too long to be pinned")]
+    NameTooLong,
+    /// No pin of that name.
+    #[error("nothing is pinned as {name}; `wormhole cache stat` lists what is")]
+    NoSuchPin {
+        /// The name.
+        name: String,
+    },
+}

@@ -29,15 +29,37 @@ pub(super) struct Listed {
     pub(super) id: SegmentId,
     /// Size of the file in bytes.
     pub(super) bytes: u64,
-    /// Whether somebody may still append to it, or crashed while doing so.
-    pub(super) open: bool,
+    /// What its name says of it.
+    pub(super) form: Form,
+}
+
+/// What the name of a segment's file says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Form {
+    /// Somebody appends to it, or crashed while doing so.
+    #[default]
+    Open,
+    /// Finished; goes when room is needed.
+    Sealed,
+    /// Finished; never goes to make room, in no process.
+    Pinned,
 }
 
 impl Listed {
+    /// Whether somebody may still append to it.
+    pub(super) fn is_open(&self) -> bool {
+        self.form == Form::Open
+    }
+
+    /// Whether it never goes to make room.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.form == Form::Pinned
+    }
+
     /// What it may grow to, in bytes, where segments are `segment_bytes` at most.
     pub(super) fn reserved(&self, segment_bytes: u64) -> u64 {
         let now = self.bytes.next_multiple_of(BLOCK_BYTES);
-        if self.open { now.max(segment_bytes.next_multiple_of(BLOCK_BYTES)) } else { now }
+        if self.is_open() { now.max(segment_bytes.next_multiple_of(BLOCK_BYTES)) } else { now }
     }
 }
 
@@ -135,9 +157,10 @@ pub(super) fn missing_space(available: u64, total: u64, min_free_ratio: f64, gro
 }
 
 /// The segment that a starting process goes on with instead of opening a new one, so that many short mounts do not
-/// leave many small segments: the youngest, if a quarter of it or more is free and nobody writes to it.
+/// leave many small segments: the youngest that is not pinned, if a quarter of it or more is free and nobody writes to it.
 pub(super) fn adoptable(listed: &[Listed], segment_bytes: u64) -> Option<Listed> {
-    listed.last().copied().filter(|last| !last.open && last.bytes <= segment_bytes / 4 * 3)
+    let last = listed.iter().rev().find(|segment| !segment.is_pinned()).copied();
+    last.filter(|last| !last.is_open() && last.bytes <= segment_bytes / 4 * 3)
 }
 
 /// Which of the used records of dying segments are written anew: the most used first, at most `budget_bytes` with
@@ -170,10 +193,14 @@ mod tests {
         Limits { size_bytes, segment_bytes, grow_bytes: segment_bytes, missing_bytes: 0 }
     }
 
+    fn form() -> impl Strategy<Value = Form> {
+        prop_oneof![Just(Form::Open), Just(Form::Sealed), Just(Form::Pinned)]
+    }
+
     fn listed() -> impl Strategy<Value = Vec<Listed>> {
-        prop::collection::vec((0u64..40_000, any::<bool>()), 0..12).prop_map(|segments| {
+        prop::collection::vec((0u64..40_000, form()), 0..12).prop_map(|segments| {
             let numbered = segments.into_iter().enumerate();
-            numbered.map(|(id, (bytes, open))| Listed { id: id as u64, bytes, open }).collect()
+            numbered.map(|(id, (bytes, form))| Listed { id: id as u64, bytes, form }).collect()
         })
     }
 
@@ -234,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_hopeless_size_evicts_nothing_and_a_hopeless_floor_everything() {
-        let listed: Vec<Listed> = (0..3).map(|id| Listed { id, bytes: 4096, open: false }).collect();
+        let listed: Vec<Listed> = (0..3).map(|id| Listed { id, bytes: 4096, form: Form::Sealed }).collect();
         let none = BTreeSet::new();
         assert_eq!(plan(&listed, &none, &limits(1, 2)), Plan { victims: vec![], enough: false });
         let limits = Limits { missing_bytes: 1 << 30, ..limits(100, 2) };
@@ -243,13 +270,12 @@ mod tests {
 
     #[test]
     fn only_the_youngest_segment_with_room_is_adopted() {
-        let segment = |id, bytes, open| Listed { id, bytes, open };
-        assert_eq!(adoptable(&[segment(1, 10, false), segment(2, 100, false)], 100), None);
-        assert_eq!(adoptable(&[segment(1, 10, false), segment(2, 10, true)], 100), None);
-        assert_eq!(
-            adoptable(&[segment(1, 99, false), segment(2, 70, false)], 100).map(|one| one.id),
-            Some(2)
-        );
+        let segment = |id, bytes, form| Listed { id, bytes, form };
+        let adopted = |listed: &[Listed]| adoptable(listed, 100).map(|one| one.id);
+        assert_eq!(adopted(&[segment(1, 10, Form::Sealed), segment(2, 100, Form::Sealed)]), None);
+        assert_eq!(adopted(&[segment(1, 10, Form::Sealed), segment(2, 10, Form::Open)]), None);
+        assert_eq!(adopted(&[segment(1, 99, Form::Sealed), segment(2, 70, Form::Sealed)]), Some(2));
+        assert_eq!(adopted(&[segment(1, 70, Form::Sealed), segment(2, 10, Form::Pinned)]), Some(1));
     }
 
     /// The policy as the store runs it, without a disk: segments of `RECORDS` records of equal size, `CAP` of them.
@@ -268,7 +294,7 @@ mod tests {
     impl Policy {
         fn new() -> Self {
             let mut index = Index::default();
-            index.extend(0, &[], BLOCK_BYTES, 0, false);
+            index.extend(0, &[], BLOCK_BYTES, 0, Form::Sealed);
             Self { index, current: 0, records: 0 }
         }
 
@@ -284,19 +310,20 @@ mod tests {
 
         fn append(&mut self, key: Key) {
             let entry = Entry { key, kind: Kind::Chunk, offset: 64 + self.records * 512, len: 384 };
-            self.index.extend(self.current, &[entry], BLOCK_BYTES, entry.end() as u32, false);
+            self.index.extend(self.current, &[entry], BLOCK_BYTES, entry.end() as u32, Form::Sealed);
             self.records += 1;
         }
 
         fn roll(&mut self) {
             let ids = self.index.segments().keys();
-            let listed: Vec<_> = ids.map(|&id| Listed { id, bytes: BLOCK_BYTES, open: false }).collect();
+            let listed: Vec<_> =
+                ids.map(|&id| Listed { id, bytes: BLOCK_BYTES, form: Form::Sealed }).collect();
             let limits = limits(CAP as u64, 1);
             let plan = choose(&mut self.index, &listed, &BTreeSet::new(), &limits);
             assert!(plan.enough && plan.victims.len() <= 1);
             let used = plan.victims.iter().flat_map(|&victim| self.index.candidates(victim)).collect();
             (self.current, self.records) = (self.current + 1, 0);
-            self.index.extend(self.current, &[], BLOCK_BYTES, 0, false);
+            self.index.extend(self.current, &[], BLOCK_BYTES, 0, Form::Sealed);
             for survivor in survivors(used, survivors_bytes(limits.segment_bytes)) {
                 self.append(survivor.entry.key);
                 self.index.spend_hit(&survivor.entry.key);

@@ -6,6 +6,7 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap};
 
+use super::eviction::Form;
 use super::record::{Entry, HEADER_BYTES, Key, Kind, SegmentId};
 
 /// How many uses of a record are remembered. Each saves it from one eviction of its segment: 3 lets a hot record
@@ -69,8 +70,8 @@ pub(super) struct SegmentState {
     pub(super) bytes: u64,
     /// End of its known records in bytes.
     pub(super) end: u32,
-    /// Whether its writer has finished it.
-    pub(super) sealed: bool,
+    /// What its name says of it.
+    pub(super) form: Form,
     /// Its place in the queue for eviction since it was spared; before that its number is its place.
     spared: Option<Rank>,
     keys: Vec<Key>,
@@ -142,24 +143,20 @@ impl Index {
         self.slots.get(key).filter(|slot| slot.kind == kind).map(Slot::location)
     }
 
-    /// Takes in records of `segment` and what is known of its file. Where a key is known already the younger segment
-    /// wins, since it is evicted later; its uses stay counted.
-    pub(super) fn extend(
-        &mut self,
-        segment: SegmentId,
-        entries: &[Entry],
-        bytes: u64,
-        end: u32,
-        sealed: bool,
-    ) {
+    /// Takes in records of `segment` and what is known of its file. Where a key is known already the segment wins that
+    /// is evicted later: the pinned one, or the younger one. Its uses stay counted.
+    pub(super) fn extend(&mut self, segment: SegmentId, entries: &[Entry], bytes: u64, end: u32, form: Form) {
         let state = self.segments.entry(segment).or_default();
-        (state.bytes, state.end, state.sealed) = (bytes, end, sealed);
-        state.keys.reserve(entries.len());
+        (state.bytes, state.end, state.form) = (bytes, end, form);
+        let mut keys = std::mem::take(&mut state.keys);
+        keys.reserve(entries.len());
+        let rank =
+            |id: SegmentId| (self.segments.get(&id).is_some_and(|state| state.form == Form::Pinned), id);
         for entry in entries {
             let Entry { key, kind, offset, len } = *entry;
             let mut slot = Slot { segment, offset, len, kind, hits: 0 };
             match self.slots.entry(key) {
-                MapEntry::Occupied(old) if old.get().segment > segment => continue,
+                MapEntry::Occupied(old) if rank(old.get().segment) > rank(segment) => continue,
                 MapEntry::Occupied(mut old) => {
                     slot.hits = old.get().hits;
                     old.insert(slot);
@@ -168,7 +165,10 @@ impl Index {
                     free.insert(slot);
                 }
             }
-            state.keys.push(key);
+            keys.push(key);
+        }
+        if let Some(state) = self.segments.get_mut(&segment) {
+            state.keys = keys;
         }
     }
 
@@ -272,6 +272,16 @@ mod tests {
         if manifest { Kind::Manifest } else { Kind::Chunk }
     }
 
+    /// Segment 2 is pinned in every history.
+    fn form(segment: u64) -> Form {
+        if segment == 2 { Form::Pinned } else { Form::Sealed }
+    }
+
+    /// What lies in the pinned segment, or else in the youngest, stays longest.
+    fn rank(segment: u64) -> (bool, u64) {
+        (segment == 2, segment)
+    }
+
     /// A list of what lies where: (entry, segment, hits). Everything is found by looking at all of it.
     type Twin = Vec<(Entry, u64, u8)>;
 
@@ -282,7 +292,7 @@ mod tests {
                 let old = twin.iter().position(|(known, ..)| known.key == entry.key);
                 let old = old.map(|at| twin.remove(at));
                 twin.push(match old {
-                    Some(old) if old.1 > segment => old,
+                    Some(old) if rank(old.1) > rank(segment) => old,
                     Some(old) => (entry, segment, old.2),
                     None => (entry, segment, 0),
                 });
@@ -305,7 +315,7 @@ mod tests {
         match *step {
             Step::Extend { segment, key, manifest } => {
                 let entry = Entry { key: [key; 32], kind: kind(manifest), offset, len: 9 };
-                index.extend(segment, &[entry], u64::from(offset), offset, false);
+                index.extend(segment, &[entry], u64::from(offset), offset, form(segment));
             }
             Step::Find { key, manifest } => drop(index.find(&[key; 32], kind(manifest))),
             Step::RemoveAt { key } => {
@@ -349,7 +359,7 @@ mod tests {
     fn a_key_of_the_other_kind_is_not_found() {
         let mut index = Index::default();
         let entry = Entry { key: [1; 32], kind: Kind::Manifest, offset: 64, len: 5 };
-        index.extend(1, &[entry], 200, 200, true);
+        index.extend(1, &[entry], 200, 200, Form::Sealed);
         assert_eq!(index.find(&[1; 32], Kind::Chunk), None);
         assert!(index.contains(&[1; 32], Kind::Manifest));
         assert_eq!(index.bytes(), 200);

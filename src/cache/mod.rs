@@ -10,20 +10,24 @@
 //! - **Crash-safe.** Nothing is synced and nothing needs to be: a crash loses what the kernel had not written.
 //! - **Shared.** Several processes use one directory at once; each appends to a segment of its own and finds what the
 //!   others wrote.
+//! - **Pinned.** What somebody pinned stays until it is unpinned, whichever process makes room.
 //! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
 //!
 //! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
-//! (which hashes are known), `staging` (what is written next),
-//! `way` (through the page cache or around it): pure. `directory`, `direct`, `segment`, `payload`, `spare`,
-//! `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes. `store`: all of it together.
+//! (which hashes are known), `pins` (what must stay), `staging` (what is written next), `way` (through the page cache or around it): pure. `directory`, `direct`,
+//! `segment`, `payload`, `spare`, `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes.
+//! `pinning`: what makes and takes back pins. `store`: all of it together. `maintain`: what people do to it by hand.
 
 mod direct;
 mod directory;
 mod error;
 mod eviction;
 mod index;
+mod maintain;
 mod manifest;
 mod payload;
+mod pinning;
+mod pins;
 mod queue;
 mod record;
 mod recovery;
@@ -46,9 +50,11 @@ mod writer;
 use std::sync::Arc;
 
 pub use directory::clear;
-pub use error::CacheError;
+pub use error::{CacheError, PinError};
+pub use maintain::{Collected, Damaged, VerifyProgress, gc};
 pub use manifest::FileKey;
-pub use store::{CacheConfig, DiskCache, VerifyProgress};
+pub use pinning::{PinSummary, Pinning, pins, unpin};
+pub use store::{CacheConfig, DiskCache};
 
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 
@@ -90,6 +96,16 @@ pub trait ChunkCache: Send + Sync + 'static {
 
     /// What the cache holds and what happened since it was opened.
     fn stats(&self) -> CacheStats;
+
+    /// Whether anything is kept at all; a directory that cannot be written keeps what it has.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    /// Begins to pin content under a name, so that it is not removed to make room. Blocks on the disk.
+    fn begin_pin(&self, _name: &str) -> Result<Pinning, PinError> {
+        Err(PinError::NoCache)
+    }
 }
 
 /// What a cache holds and what happened since it was opened.
@@ -128,6 +144,10 @@ pub async fn load_async(cache: &Arc<dyn ChunkCache>, hashes: Vec<ChunkHash>) -> 
 pub struct NoCache;
 
 impl ChunkCache for NoCache {
+    fn is_writable(&self) -> bool {
+        false
+    }
+
     fn contains(&self, _: ChunkHash) -> bool {
         false
     }

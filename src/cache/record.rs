@@ -53,6 +53,8 @@ pub(super) enum Covers {
     Footer = 3,
     /// The payload of a manifest page.
     Page = 4,
+    /// A file of pins.
+    Pins = 5,
 }
 
 /// What a record holds.

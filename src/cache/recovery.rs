@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::directory::{Directory, DirectoryLock};
 use super::error::CacheError;
-use super::eviction::Listed;
+use super::eviction::{Form, Listed};
 use super::index::Index;
 use super::record::{HEADER_BYTES, Secret};
 use super::segment::{OpenSegment, Records, read_records};
@@ -19,12 +19,12 @@ pub(super) fn recover(
     secret: &Secret,
     lock: Option<&DirectoryLock>,
 ) -> Result<Index, CacheError> {
-    let listed = directory.list().map_err(CacheError::io("list", &directory.path(0, false)))?;
+    let listed = directory.list().map_err(CacheError::io("list", &directory.path(0, Form::Sealed)))?;
     let mut index = Index::default();
     let mut found = Vec::with_capacity(listed.len());
     for segment in listed {
         let read = match lock {
-            Some(lock) if segment.open => finish(directory, lock, secret, segment),
+            Some(lock) if segment.is_open() => finish(directory, lock, secret, segment),
             _ => read(directory, secret, segment),
         };
         match read {
@@ -32,20 +32,20 @@ pub(super) fn recover(
             // Evicted by another process meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
-                warn!("cannot read {}: {error}", directory.path(segment.id, segment.open).display());
+                warn!("cannot read {}: {error}", directory.path(segment.id, segment.form).display());
             }
         }
     }
     index.reserve(found.iter().map(|(_, records)| records.entries.len()).sum());
     for (segment, records) in found {
-        index.extend(segment.id, &records.entries, segment.bytes, records.end, !segment.open);
+        index.extend(segment.id, &records.entries, segment.bytes, records.end, segment.form);
     }
     Ok(index)
 }
 
 fn read(directory: &Directory, secret: &Secret, segment: Listed) -> io::Result<Option<(Listed, Records)>> {
     let file = directory.open_segment(segment.id)?;
-    let records = read_records(&file, secret, segment.id, 0, !segment.open)?;
+    let records = read_records(&file, secret, segment.id, 0, !segment.is_open())?;
     Ok(Some((segment, records)))
 }
 
@@ -56,7 +56,7 @@ fn finish(
     secret: &Secret,
     segment: Listed,
 ) -> io::Result<Option<(Listed, Records)>> {
-    let Some(file) = directory.claim_segment(segment.id, true)? else {
+    let Some(file) = directory.claim_segment(segment.id, Form::Open)? else {
         return read(directory, secret, segment);
     };
     let records = read_records(&file, secret, segment.id, 0, false)?;
@@ -66,7 +66,11 @@ fn finish(
     }
     // It is sealed at once, so the capacity does not matter: the footer's room was kept when the records were
     // written.
-    let bytes = OpenSegment::resume(directory, lock, file, segment.id, &records, 0, Way::Through)?
-        .seal(directory, lock, secret)?;
-    Ok(Some((Listed { bytes, open: false, ..segment }, records)))
+    let bytes = OpenSegment::resume(directory, lock, file, segment.id, &records, 0, Way::Through)?.seal(
+        directory,
+        lock,
+        secret,
+        Form::Sealed,
+    )?;
+    Ok(Some((Listed { bytes, form: Form::Sealed, ..segment }, records)))
 }

@@ -6,7 +6,7 @@ use std::io;
 use tracing::debug;
 
 use super::directory::DirectoryLock;
-use super::eviction::{Limits, Listed, choose, missing_space};
+use super::eviction::{Form, Limits, Listed, choose, missing_space};
 use super::index::Candidate;
 use super::record::SegmentId;
 use super::shared::{Counters, Shared};
@@ -42,12 +42,14 @@ impl Shared {
         grow_bytes: u64,
     ) -> io::Result<Room> {
         let limits = self.limits(grow_bytes)?;
-        let mut protected = BTreeSet::new();
+        // Read from the names under the lock, so that a pin of another process holds here, too.
+        let pinned = listed.iter().filter(|segment| segment.is_pinned());
+        let mut protected: BTreeSet<SegmentId> = pinned.map(|segment| segment.id).collect();
         loop {
             let plan = choose(&mut self.index(), listed, &protected, &limits);
             let victims = listed.iter().filter(|segment| plan.victims.contains(&segment.id));
             let busy: Vec<SegmentId> =
-                victims.filter(|one| one.open && self.is_busy(one.id)).map(|one| one.id).collect();
+                victims.filter(|one| one.is_open() && self.is_busy(one.id)).map(|one| one.id).collect();
             if busy.is_empty() {
                 return self.evict(lock, listed, &plan.victims, plan.enough);
             }
@@ -58,7 +60,7 @@ impl Shared {
 
     /// Whether a process appends to `segment`.
     fn is_busy(&self, segment: SegmentId) -> bool {
-        !matches!(self.directory.claim_segment(segment, true), Ok(Some(_)))
+        !matches!(self.directory.claim_segment(segment, Form::Open), Ok(Some(_)))
     }
 
     fn evict(

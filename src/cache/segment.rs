@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::direct::Direct;
 use super::directory::{Directory, DirectoryLock};
+use super::eviction::Form;
 use super::record::{
     Entry, HEADER_BYTES, Key, Kind, Secret, SegmentId, TRAILER_BYTES, decode_trailer, footer_bytes,
     stored_bytes,
@@ -97,6 +98,11 @@ impl OpenSegment {
         if self.direct.is_some() { Way::Around } else { Way::Through }
     }
 
+    /// The records that it has.
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     /// How many of the records with these payload lengths fit, from the first on.
     pub(super) fn fitting(&self, lens: impl Iterator<Item = usize>) -> usize {
         let used = u64::from(self.end) + footer_bytes(self.entries.len());
@@ -178,12 +184,13 @@ impl OpenSegment {
         }
     }
 
-    /// Finishes the segment: appends the footer, renames and unlocks it. Returns its final size in bytes.
+    /// Finishes the segment: appends the footer, renames it as `form` says, and unlocks it. Returns its final size in bytes.
     pub(super) fn seal(
         self,
         directory: &Directory,
         lock: &DirectoryLock,
         secret: &Secret,
+        form: Form,
     ) -> io::Result<u64> {
         // The footer must end the file, so what fills the last block goes first. Then it goes through the page cache: it is
         // small, and the next start reads it.
@@ -195,7 +202,11 @@ impl OpenSegment {
             self.file.set_len(u64::from(self.end))?;
             bytes = u64::from(self.end);
         }
-        directory.rename_segment(lock, self.id, false)?;
+        if form == Form::Pinned {
+            // What was promised to stay must not be lost with the power.
+            self.file.sync_data()?;
+        }
+        directory.rename_segment(lock, self.id, Form::Open, form)?;
         self.file.unlock()?;
         Ok(bytes)
     }

@@ -11,6 +11,7 @@ use lru::LruCache;
 use tracing::warn;
 
 use super::directory::Directory;
+use super::eviction::Form;
 use super::index::{Index, Location};
 use super::manifest::{ManifestPage, ManifestTable};
 use super::payload::{Reading, SegmentFile, are_neighbours};
@@ -187,12 +188,16 @@ impl Shared {
 
     /// Forgets a record that could not be read; damage is counted, being evicted by another process is not damage.
     fn forget(&self, (key, _, at): &Wanted, evicted: bool) {
-        if !self.index().remove_at(key, *at) || evicted {
-            return;
-        }
+        let form = {
+            let mut index = self.index();
+            if !index.remove_at(key, *at) || evicted {
+                return;
+            }
+            index.segments().get(&at.segment).map_or(Form::Sealed, |segment| segment.form)
+        };
         Counters::add(&self.counters.corrupt, 1);
         if !self.warned_corrupt.swap(true, Ordering::Relaxed) {
-            let path = self.directory.path(at.segment, false);
+            let path = self.directory.path(at.segment, form);
             warn!("{} is damaged at byte {}; what is lost is fetched again", path.display(), at.offset);
         }
     }

@@ -1,6 +1,6 @@
 //! The cache on disk: [`DiskCache`], which answers readers and feeds the writer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use super::direct::DirectIo;
 use super::directory::Directory;
-use super::error::CacheError;
+use super::error::{CacheError, PinError};
+use super::eviction::Form;
 use super::index::Location;
 use super::manifest::{DirtyPage, FileKey, Lookup, ManifestPage, PageId};
 use super::payload::Reading;
+use super::pinning::Pinning;
 use super::queue::{Item, Payload, Pushed};
-use super::record::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, footer_bytes, stored_bytes};
+use super::record::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Secret, footer_bytes, stored_bytes};
 use super::recovery::recover;
 use super::shared::{Bounds, Counters, Proven, Shared, Wanted};
 use super::staging::BLOCK_BYTES;
@@ -31,14 +33,11 @@ const SEGMENTS: u64 = 32;
 const SEGMENT_BYTES_POSSIBLE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
 
 /// How long [`ChunkCache::flush`] waits for the disk: 16 MiB take a slow disk a second.
-const FLUSH_WAIT: Duration = Duration::from_secs(10);
+pub(super) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 
 /// How long an unmount waits for the writer to finish its segment. What is left unfinished is recovered at the next
 /// start.
 const STOP_WAIT: Duration = Duration::from_secs(5);
-
-/// Most records that [`DiskCache::verify`] reads between two reports: up to 4 MiB.
-const VERIFY_BATCH: usize = 16;
 
 /// How a cache is to be.
 #[derive(Debug, Clone)]
@@ -72,19 +71,6 @@ impl CacheConfig {
     }
 }
 
-/// How far [`DiskCache::verify`] is; at the end, what it found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VerifyProgress {
-    /// Records in the cache when it began.
-    pub records_total: u64,
-    /// Records read so far.
-    pub records: u64,
-    /// Bytes of payload read so far.
-    pub bytes: u64,
-    /// Records that were damaged; they are forgotten.
-    pub bad: u64,
-}
-
 /// The cache on disk. Dropping it writes what waits (with a deadline) and finishes its segment.
 #[derive(Debug)]
 pub struct DiskCache {
@@ -111,9 +97,26 @@ impl DiskCache {
             let room = room.map_err(CacheError::io("make room in", &config.directory))?;
             room.dying.iter().for_each(|&segment| shared.forget_segment(segment));
         }
+        Self::start(shared, &config.directory)
+    }
+
+    /// A cache that only reads what `directory` holds.
+    pub(super) fn reading(directory: Directory, secret: Secret) -> Result<Self, CacheError> {
+        let index = recover(&directory, &secret, None)?;
+        let root = directory.path(0, Form::Sealed);
+        // Nothing is written, so nothing is bounded.
+        let bounds = Bounds { size_bytes: u64::MAX, segment_bytes: 0, min_free_ratio: 0.0 };
+        Self::start(Arc::new(Shared::new(directory, secret, bounds, index)), &root)
+    }
+
+    pub(super) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn start(shared: Arc<Shared>, root: &Path) -> Result<Self, CacheError> {
         let writer = Writer::new(Arc::clone(&shared));
         let thread = thread::Builder::new().name("wormhole-cache".to_owned()).spawn(move || writer.run());
-        let thread = thread.map_err(CacheError::io("start the writer of", &config.directory))?;
+        let thread = thread.map_err(CacheError::io("start the writer of", root))?;
         Ok(Self { shared, writer: Some(thread) })
     }
 
@@ -123,64 +126,11 @@ impl DiskCache {
         self.shared.queue.refresh_now(Instant::now() + FLUSH_WAIT)
     }
 
-    /// Reads and proves every record; `report` is told how far it is, and ends it by returning `false`. Blocks.
-    pub fn verify(&self, mut report: impl FnMut(&VerifyProgress) -> bool) -> VerifyProgress {
-        let all = self.shared.index().all();
-        let mut progress = VerifyProgress { records_total: all.len() as u64, ..VerifyProgress::default() };
-        for batch in all.chunks(VERIFY_BATCH) {
-            // Not the records that were not read: another process may have evicted them meanwhile.
-            let corrupt = || self.shared.counters.corrupt.load(Ordering::Relaxed);
-            let before = corrupt();
-            drop(self.shared.read(batch, Reading::Once));
-            progress.bad += corrupt() - before;
-            progress.records += batch.len() as u64;
-            progress.bytes += batch.iter().map(|(.., at)| u64::from(at.len)).sum::<u64>();
-            if !report(&progress) {
-                break;
-            }
-        }
-        progress
-    }
-
-    fn push(&self, item: Item) -> bool {
-        let counters = &self.shared.counters;
-        match self.shared.queue.push(item) {
-            Pushed::Accepted => Counters::add(&counters.inserts, 1),
-            Pushed::Duplicate => {}
-            Pushed::Refused => {
-                Counters::add(&counters.dropped, 1);
-                return false;
-            }
-        }
-        true
-    }
-
-    fn push_pages(&self, pages: Vec<DirtyPage>) {
-        if self.shared.directory.read_only {
-            return;
-        }
-        for (id, page) in pages {
-            self.push(Item { key: id.key(), payload: Payload::Manifest(page) });
-        }
-    }
-
     /// Whether a payload of `len` bytes fits beside survivors of an eviction into one segment.
     fn fits(&self, len: usize) -> bool {
         let half = u64::from(self.shared.bounds.segment_bytes / 2);
         let overhead = u64::from(HEADER_BYTES) + footer_bytes(0);
         len <= PAYLOAD_BYTES_MAX as usize && stored_bytes(len as u32) + overhead <= half
-    }
-
-    fn read_page(&self, id: PageId) -> Option<ManifestPage> {
-        let key = id.key();
-        if let Some(Payload::Manifest(page)) = self.shared.queue.get(&key, Kind::Manifest) {
-            return Some(Arc::unwrap_or_clone(page));
-        }
-        let at = self.shared.index().find(&key, Kind::Manifest)?;
-        match self.shared.read(&[(key, Kind::Manifest, at)], Reading::Again).pop()?? {
-            Proven::Manifest(page, _) => Some(page),
-            Proven::Chunk(_) => None,
-        }
     }
 
     /// Looks again for a chunk that was not where the index said: it may have moved, or still wait to be written.
@@ -238,32 +188,23 @@ impl ChunkCache for DiskCache {
         if self.shared.directory.read_only || !self.fits(chunk.bytes().len()) {
             Counters::add(&self.shared.counters.dropped, 1);
         } else if !self.shared.index().contains(&key, Kind::Chunk) {
-            self.push(Item { key, payload: Payload::Chunk(chunk) });
+            push(&self.shared, Item { key, payload: Payload::Chunk(chunk) });
         }
     }
 
     fn known_hash(&self, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash> {
-        let (id, slot) = PageId::of(*file, index);
-        match self.shared.manifests().lookup(id, slot) {
-            Lookup::Known(hash) => return Some(hash),
-            Lookup::Unknown => return None,
-            Lookup::AskDisk => {}
-        }
-        let page = self.read_page(id)?;
-        let gave_way = self.shared.manifests().join(id, &page);
-        self.push_pages(gave_way.into_iter().collect());
-        page.get(slot)
+        known_hash(&self.shared, file, index)
     }
 
     fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash) {
         let (id, slot) = PageId::of(*file, index);
         let due = self.shared.manifests().record(id, slot, hash);
-        self.push_pages(due);
+        push_pages(&self.shared, due);
     }
 
     fn flush_file(&self, file: &FileKey) {
         let due = self.shared.manifests().take_dirty_of(*file);
-        self.push_pages(due);
+        push_pages(&self.shared, due);
     }
 
     fn is_behind(&self) -> bool {
@@ -278,8 +219,16 @@ impl ChunkCache for DiskCache {
         let deadline = Instant::now() + FLUSH_WAIT;
         let drained = self.shared.queue.drain(deadline);
         let due = self.shared.manifests().take_dirty();
-        self.push_pages(due);
+        push_pages(&self.shared, due);
         drained && self.shared.queue.drain(deadline)
+    }
+
+    fn is_writable(&self) -> bool {
+        !self.shared.directory.read_only
+    }
+
+    fn begin_pin(&self, name: &str) -> Result<Pinning, PinError> {
+        Pinning::begin(Arc::clone(&self.shared), name)
     }
 
     fn stats(&self) -> CacheStats {
@@ -303,12 +252,55 @@ impl ChunkCache for DiskCache {
 impl Drop for DiskCache {
     fn drop(&mut self) {
         let due = self.shared.manifests().take_dirty();
-        self.push_pages(due);
+        push_pages(&self.shared, due);
         let stopped = self.shared.queue.stop(Instant::now() + STOP_WAIT);
         // A writer that hangs in a dead disk is left behind: an unmount must end.
         if let Some(writer) = self.writer.take().filter(|_| stopped) {
             let _ = writer.join();
         }
+    }
+}
+
+/// See [`ChunkCache::known_hash`].
+pub(super) fn known_hash(shared: &Shared, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash> {
+    let (id, slot) = PageId::of(*file, index);
+    match shared.manifests().lookup(id, slot) {
+        Lookup::Known(hash) => return Some(hash),
+        Lookup::Unknown => return None,
+        Lookup::AskDisk => {}
+    }
+    let page = read_page(shared, id)?;
+    let gave_way = shared.manifests().join(id, &page);
+    push_pages(shared, gave_way.into_iter().collect());
+    page.get(slot)
+}
+
+fn read_page(shared: &Shared, id: PageId) -> Option<ManifestPage> {
+    let key = id.key();
+    if let Some(Payload::Manifest(page)) = shared.queue.get(&key, Kind::Manifest) {
+        return Some(Arc::unwrap_or_clone(page));
+    }
+    let at = shared.index().find(&key, Kind::Manifest)?;
+    match shared.read(&[(key, Kind::Manifest, at)], Reading::Again).pop()?? {
+        Proven::Manifest(page, _) => Some(page),
+        Proven::Chunk(_) => None,
+    }
+}
+
+fn push(shared: &Shared, item: Item) {
+    match shared.queue.push(item) {
+        Pushed::Accepted => Counters::add(&shared.counters.inserts, 1),
+        Pushed::Duplicate => {}
+        Pushed::Refused => Counters::add(&shared.counters.dropped, 1),
+    }
+}
+
+fn push_pages(shared: &Shared, pages: Vec<DirtyPage>) {
+    if shared.directory.read_only {
+        return;
+    }
+    for (id, page) in pages {
+        push(shared, Item { key: id.key(), payload: Payload::Manifest(page) });
     }
 }
 

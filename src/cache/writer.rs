@@ -9,8 +9,8 @@ use tracing::{debug, warn};
 
 use super::directory::DirectoryLock;
 use super::error::CacheError;
-use super::eviction::{Listed, adoptable, survivors, survivors_bytes};
-use super::index::Candidate;
+use super::eviction::{Form, Listed, adoptable, survivors, survivors_bytes};
+use super::index::{Candidate, SegmentState};
 use super::payload::Reading;
 use super::queue::{Item, Payload, Task};
 use super::record::{HEADER_BYTES, Kind, SegmentId};
@@ -162,7 +162,7 @@ impl Writer {
         let (entries, result) = current.append(directory, secret, &mut self.staging, &records[..count]);
         let cost = thread_time().saturating_sub(cost_before);
         self.ways.wrote(way, u64::from(current.end - bytes_before), cost);
-        self.shared.index().extend(current.id, &entries, current.file_bytes, current.end, false);
+        self.shared.index().extend(current.id, &entries, current.file_bytes, current.end, Form::Open);
         match result {
             Err(error) if entries.is_empty() => Err(error.into()),
             _ => Ok(entries.len()),
@@ -219,9 +219,9 @@ impl Writer {
         let shared = &self.shared;
         let segment_bytes = u64::from(shared.bounds.segment_bytes);
         let Some(last) = adoptable(listed, segment_bytes) else { return Ok(false) };
-        let Some(file) = shared.directory.claim_segment(last.id, false)? else { return Ok(false) };
+        let Some(file) = shared.directory.claim_segment(last.id, Form::Sealed)? else { return Ok(false) };
         let records = read_records(&file, &shared.secret, last.id, 0, true)?;
-        let grown = Listed { open: true, ..last };
+        let grown = Listed { form: Form::Open, ..last };
         let others = listed.iter().map(|one| if one.id == last.id { &grown } else { one });
         let reserved: u64 = others.map(|one| one.reserved(segment_bytes)).sum();
         let missing_bytes = shared.limits(segment_bytes - last.bytes)?.missing_bytes;
@@ -233,7 +233,7 @@ impl Writer {
         if walked.end != records.end {
             return Ok(false);
         }
-        shared.directory.rename_segment(lock, last.id, true)?;
+        shared.directory.rename_segment(lock, last.id, Form::Sealed, Form::Open)?;
         let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment());
         let segment =
             OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes, way)?;
@@ -242,7 +242,7 @@ impl Writer {
     }
 
     fn take_up(&mut self, segment: OpenSegment) {
-        self.shared.index().extend(segment.id, &[], segment.file_bytes, segment.end, false);
+        self.shared.index().extend(segment.id, &[], segment.file_bytes, segment.end, Form::Open);
         self.shared.keep_file(segment.id, Arc::clone(&segment.file));
         self.current = Some(segment);
     }
@@ -255,8 +255,8 @@ impl Writer {
             self.shared.forget_segment(id);
             return Ok(());
         }
-        match segment.seal(&self.shared.directory, lock, &self.shared.secret) {
-            Ok(bytes) => self.shared.index().extend(id, &[], bytes, end, true),
+        match segment.seal(&self.shared.directory, lock, &self.shared.secret, Form::Sealed) {
+            Ok(bytes) => self.shared.index().extend(id, &[], bytes, end, Form::Sealed),
             // Cleared under our feet.
             Err(error) if error.kind() == ErrorKind::NotFound => self.shared.forget_segment(id),
             Err(error) => return Err(error.into()),
@@ -359,15 +359,20 @@ impl Writer {
             let index = self.shared.index();
             let known = index.segments().get(&segment.id);
             // One that is appended to may have more records in as many bytes: its last block fills up.
-            if !segment.open && known.is_some_and(|known| known.bytes == segment.bytes && known.sealed) {
+            let is_known = |known: &SegmentState| known.bytes == segment.bytes && known.form == segment.form;
+            if !segment.is_open() && known.is_some_and(is_known) {
                 return Ok(());
             }
-            known.map_or(0, |known| known.end)
+            // All records of one that was pinned meanwhile: they now count for more than copies in younger segments.
+            known
+                .filter(|known| known.form == segment.form || !segment.is_pinned())
+                .map_or(0, |known| known.end)
         };
         let file = self.shared.file(segment.id)?;
-        let records = read_records(file.buffered(), &self.shared.secret, segment.id, from, !segment.open)?;
+        let records =
+            read_records(file.buffered(), &self.shared.secret, segment.id, from, !segment.is_open())?;
         let mut index = self.shared.index();
-        index.extend(segment.id, &records.entries, segment.bytes, records.end, !segment.open);
+        index.extend(segment.id, &records.entries, segment.bytes, records.end, segment.form);
         Ok(())
     }
 }

@@ -146,6 +146,7 @@ impl Controlled for Daemon {
             address: Some(status.listening.clone()),
             transport: "quic".to_owned(),
             engine: Some(status.engine.clone()),
+            cache_dir: None,
             readings: readings(&status, self.started.elapsed().as_secs()),
         }
     }

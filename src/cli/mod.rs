@@ -3,6 +3,7 @@
 //! Each file has `Arguments`, as clap reads them, and `run`, which turns them into a configuration, lets the library
 //! work, and says what came of it. The conventions of mount(8) decide the exit code.
 
+mod cache;
 mod completions;
 mod demo;
 mod doctor;
@@ -51,6 +52,8 @@ enum Command {
     Status(status::Arguments),
     /// Check what this machine offers, and whether a host can be reached
     Doctor(doctor::Arguments),
+    /// Look after what is cached: warm, pin, verify, tidy up
+    Cache(cache::Arguments),
     /// Print BLAKE3 sums of files on a mount without transferring them
     Sum(sum::Arguments),
     /// Show and revoke the keys that may connect to this host
@@ -138,6 +141,7 @@ fn run(command: Command, verbose: u8) -> Result<(), CliError> {
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Cache(arguments) => cache::run(&arguments),
         Command::Sum(arguments) => sum::run(&arguments),
         Command::Key(arguments) => key::run(arguments),
         Command::Pair(arguments) => pair::run(arguments),

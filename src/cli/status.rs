@@ -101,6 +101,7 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         address: None,
         transport: String::new(),
         engine: None,
+        cache_dir: None,
         readings: Readings::default(),
     }
 }
@@ -257,6 +258,7 @@ mod tests {
             address: Some("10.0.0.1:4433".to_owned()),
             transport: "quic".to_owned(),
             engine: Some("uring".to_owned()),
+            cache_dir: None,
             readings,
         }
     }

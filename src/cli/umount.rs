@@ -78,7 +78,7 @@ fn force(entry: &MountEntry, daemon: Option<&Daemon>) -> Result<(), CliError> {
     let unmounted = fuse::unmount(&entry.mountpoint, UnmountHow::Abort);
     if let Some(daemon) = daemon {
         // A daemon that hangs is what this is for.
-        let told = daemon.order(Order::Abort).is_ok();
+        let told = daemon.order(&Order::Abort).is_ok();
         let left = if told { ABORT_WAIT.saturating_sub(started.elapsed()) } else { Duration::ZERO };
         if !is_gone_within(daemon, left) {
             let _ = kill(Pid::from_raw(daemon.pid as i32), Signal::SIGKILL);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
-use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, WAIT};
+use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, WAIT, WarmReport};
 
 /// Most sockets looked at in one directory.
 const DAEMONS_MAX: usize = 1024;
@@ -32,14 +32,22 @@ impl Daemon {
 
     /// Asks it how it is.
     pub fn status(&self) -> Result<StatusReport, ControlError> {
-        match ask(&self.socket, Order::Status)? {
+        match ask(&self.socket, &Order::Status)? {
             Answer::Status(report) => Ok(*report),
             _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
         }
     }
 
+    /// Has it warm something up, or asks how far that is.
+    pub fn warm(&self, order: &Order) -> Result<WarmReport, ControlError> {
+        match ask(&self.socket, order)? {
+            Answer::Warming(report) => Ok(*report),
+            _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
+        }
+    }
+
     /// Gives it an order that it only has to take.
-    pub fn order(&self, order: Order) -> Result<(), ControlError> {
+    pub fn order(&self, order: &Order) -> Result<(), ControlError> {
         match ask(&self.socket, order)? {
             Answer::Done => Ok(()),
             _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
@@ -48,7 +56,7 @@ impl Daemon {
 }
 
 /// Gives one order to the daemon behind `socket` and waits for its answer, 2 s at most for each step.
-pub fn ask(socket: &Path, order: Order) -> Result<Answer, ControlError> {
+pub fn ask(socket: &Path, order: &Order) -> Result<Answer, ControlError> {
     let line =
         exchange(socket, order).map_err(|source| ControlError::Socket { path: socket.to_owned(), source })?;
     match serde_json::from_slice(&line) {
@@ -58,10 +66,10 @@ pub fn ask(socket: &Path, order: Order) -> Result<Answer, ControlError> {
     }
 }
 
-fn exchange(socket: &Path, order: Order) -> io::Result<Vec<u8>> {
+fn exchange(socket: &Path, order: &Order) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_write_timeout(Some(WAIT))?;
-    let mut line = serde_json::to_vec(&order)?;
+    let mut line = serde_json::to_vec(order)?;
     line.push(b'\n');
     stream.write_all(&line)?;
     let deadline = Instant::now() + WAIT;

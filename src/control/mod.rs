@@ -7,6 +7,8 @@
 //! "status"                     -> {"status":{"kind":"mount","pid":42,…}}
 //! "stop"                       -> "done"        and then the daemon unmounts, flushes and ends
 //! "abort"                      -> "done"        and then it ends without waiting for anything
+//! {"warm":{"path_hex":"…","pin":false}} -> {"warming":{"id":1,…}}   brings that path into the cache
+//! {"warm_progress":1}          -> {"warming":{"id":1,…}}   and gives it up when nobody has asked for 5 s
 //! anything else                -> {"refused":"…"}
 //! ```
 //!
@@ -22,20 +24,20 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Daemon, ask, daemon_of_mount, daemons};
-pub use report::{DaemonKind, LinkWord, StatusReport};
+pub use report::{DaemonKind, LinkWord, StatusReport, WarmOrder, WarmReport};
 pub use serve::ControlSocket;
 
-/// Longest order, in bytes: the longest there is has 8.
-const ORDER_BYTES_MAX: usize = 1024;
+/// Longest order, in bytes: the longest there is carries a path.
+const ORDER_BYTES_MAX: usize = 16 * 1024;
 
-/// Longest answer, in bytes: a report is some 2 KiB.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Longest answer, in bytes: a report is some 2 KiB, ten problems with long names are some 60.
+const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
 /// How long either side waits for the other's next line.
 const WAIT: Duration = Duration::from_secs(2);
 
 /// What a daemon is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Say how it is.
@@ -44,6 +46,10 @@ pub enum Order {
     Stop,
     /// End now, whoever waits.
     Abort,
+    /// Bring content into the disk cache.
+    Warm(WarmOrder),
+    /// Say how far a warm-up is.
+    WarmProgress(u64),
 }
 
 /// What a daemon answers.
@@ -52,6 +58,8 @@ pub enum Order {
 pub enum Answer {
     /// To [`Order::Status`].
     Status(Box<StatusReport>),
+    /// To [`Order::Warm`] and [`Order::WarmProgress`].
+    Warming(Box<WarmReport>),
     /// The order was taken.
     Done,
     /// It was not, and why.
@@ -66,6 +74,14 @@ pub trait Controlled: Send + Sync + 'static {
     fn stop(&self);
     /// Begins to end without waiting for anything.
     fn abort(&self);
+    /// Begins to bring content into the disk cache.
+    fn warm(&self, _order: &WarmOrder) -> Result<WarmReport, String> {
+        Err("this daemon has no cache of content".to_owned())
+    }
+    /// How far a warm-up is.
+    fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {
+        Err(format!("there is no warm-up {id}; one that nobody asks about for 5 s is given up"))
+    }
 }
 
 /// Why a daemon cannot be reached, or cannot be reached by others.

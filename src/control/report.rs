@@ -56,7 +56,47 @@ pub struct StatusReport {
     /// What reads the disk: `uring` or `blocking`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// Where its disk cache is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
     /// What it measures; the keys are those of [`crate::metrics`].
     #[serde(flatten)]
     pub readings: Readings,
+}
+
+/// What is to be brought into the disk cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmOrder {
+    /// The path below the mountpoint, without a leading `/`, as hexadecimal digits: names are bytes and JSON is text.
+    pub path_hex: String,
+    /// Whether it is to be pinned, too.
+    pub pin: bool,
+}
+
+/// How far a warm-up is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmReport {
+    /// Its number.
+    pub id: u64,
+    /// What is warmed, as `HOST:/EXPORT/PATH`; also the name of the pin.
+    pub source: String,
+    /// Whether it is pinned, too.
+    pub pin: bool,
+    /// Regular files that are in the cache now.
+    pub files: u64,
+    /// What of them is in the cache now, in bytes.
+    pub bytes: u64,
+    /// What of that the host had to send, in bytes.
+    pub host_bytes: u64,
+    /// Files that cannot be kept: they changed within two seconds before.
+    pub skipped: u64,
+    /// Files and directories that could not be read.
+    pub failed: u64,
+    /// Why, for the first of them.
+    pub problems: Vec<String>,
+    /// Whether it has ended.
+    pub done: bool,
+    /// Why it ended early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

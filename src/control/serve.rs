@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::ask::socket_name;
-use super::{Answer, ControlError, Controlled, Order, WAIT};
+use super::{Answer, ControlError, Controlled, Order, WAIT, WarmReport};
 
 /// Connections answered at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16;
@@ -126,8 +126,14 @@ fn obey(line: &[u8], daemon: &dyn Controlled) -> (Answer, bool) {
             daemon.abort();
             (Answer::Done, true)
         }
+        Ok(Order::Warm(order)) => (warming(daemon.warm(&order)), true),
+        Ok(Order::WarmProgress(id)) => (warming(daemon.warm_progress(id)), true),
         Err(error) => (Answer::Refused(format!("not an order that this version knows: {error}")), false),
     }
+}
+
+fn warming(report: Result<WarmReport, String>) -> Answer {
+    report.map_or_else(Answer::Refused, |report| Answer::Warming(Box::new(report)))
 }
 
 async fn write(writing: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {

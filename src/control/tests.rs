@@ -32,6 +32,7 @@ fn report() -> StatusReport {
         address: Some("10.0.0.1:4433".to_owned()),
         transport: "quic".to_owned(),
         engine: None,
+        cache_dir: None,
         readings,
     }
 }
@@ -47,6 +48,14 @@ impl Controlled for Model {
 
     fn abort(&self) {
         self.aborted.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn warm(&self, order: &WarmOrder) -> Result<WarmReport, String> {
+        if order.pin { Err("pins are full".to_owned()) } else { self.warm_progress(7) }
+    }
+
+    fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {
+        Ok(WarmReport { id, problems: vec!["p".repeat(1000); 10], ..WarmReport::default() })
     }
 }
 
@@ -91,9 +100,9 @@ fn orders_reach_the_daemon_and_answers_come_back() {
     let stage = stage();
     let found = daemon_of_mount(&stage.sockets(), Path::new("/mnt")).unwrap().unwrap();
     assert_eq!(found.status().unwrap(), report());
-    found.order(Order::Stop).unwrap();
+    found.order(&Order::Stop).unwrap();
     assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 1);
-    found.order(Order::Abort).unwrap();
+    found.order(&Order::Abort).unwrap();
     assert_eq!(stage.model.aborted.load(Ordering::SeqCst), 1);
     assert_eq!(daemon_of_mount(&stage.sockets(), Path::new("/other")).unwrap(), None);
 }
@@ -124,7 +133,7 @@ fn the_socket_goes_with_the_daemon() {
     assert!(path.exists());
     drop(stage.socket);
     assert!(!path.exists());
-    let error = ask(&path, Order::Status).unwrap_err();
+    let error = ask(&path, &Order::Status).unwrap_err();
     assert!(error.is_nobody(), "{error}");
 }
 
@@ -157,7 +166,7 @@ fn a_daemon_that_does_not_answer_does_not_hold_the_asker_for_ever() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("host-1.sock");
     let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let error = ask(&path, Order::Status).unwrap_err();
+    let error = ask(&path, &Order::Status).unwrap_err();
     assert!(error.to_string().contains("timed out"), "{error}");
 }
 
@@ -174,4 +183,17 @@ proptest! {
     fn no_answer_makes_the_asker_panic(text in ".{0,200}") {
         let _ = serde_json::from_str::<Answer>(&text);
     }
+}
+
+#[test]
+fn warming_is_ordered_and_asked_about() {
+    let stage = stage();
+    let daemon = daemons(&stage.sockets()).unwrap().remove(0);
+    // As long as a path may be.
+    let order = WarmOrder { path_hex: "2f".repeat(4096), pin: false };
+    let begun = daemon.warm(&Order::Warm(order.clone())).unwrap();
+    assert_eq!((begun.id, begun.problems.len()), (7, 10));
+    assert_eq!(daemon.warm(&Order::WarmProgress(9)).unwrap().id, 9);
+    let refused = daemon.warm(&Order::Warm(WarmOrder { pin: true, ..order })).unwrap_err();
+    assert!(refused.to_string().ends_with("refuses: pins are full"), "{refused}");
 }

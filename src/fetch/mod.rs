@@ -6,6 +6,7 @@
 //!
 //! In reading order: [`content`] (names), [`memory`], [`inflight`], [`queue`] (tables), [`ledger`] (the tables under one
 //! budget): pure. [`request`]: the task that brings chunks. [`read`]: those who wait for them.
+//! [`warm`]: what is brought for later.
 
 mod content;
 mod delta;
@@ -23,6 +24,7 @@ mod request;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -45,6 +47,7 @@ use ledger::{Budget, Ledger, Start};
 use request::Ending;
 use statistics::Counters;
 pub use statistics::FetchStatistics;
+pub use warm::{WARM_RUN_CHUNKS, Warmed};
 
 /// How much a [`Fetcher`] may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode` (pure), `files`, `read`: content
-//! - `statistics`, `xattr`: the rest
+//! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
 //! # Freshness
 //!
@@ -42,6 +42,7 @@ mod strides;
 #[cfg(test)]
 mod tests;
 mod walks;
+mod warm;
 mod xattr;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +60,7 @@ pub use files::{OpenRequest, Opened};
 pub use inodes::{Inode, Name};
 pub use nodes::{Entry, Lookup};
 pub use open_mode::{DIRECT_BYTES_MIN, OpenMode};
+pub use warm::{WarmJob, WarmProgress};
 pub use xattr::SUM_XATTR;
 
 use crate::client::Client;

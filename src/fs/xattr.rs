@@ -1,4 +1,4 @@
-//! Extended attributes: the host's own, and one that the mount adds.
+//! Extended attributes: the host's own, and some that the mount adds.
 //!
 //! `ls -l` asks each file for attributes that hardly any file has; whether it has some came with its other attributes. The
 //! *names* of those that there are are kept as long as the file's time of change (`ctime`) stays, which any change of an attribute
@@ -7,6 +7,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lru::LruCache;
 use tokio::sync::{OnceCell, Semaphore};
@@ -16,11 +17,23 @@ use super::nodes::Age;
 use super::snapshot::Search;
 use super::{FileSystem, FsError, attributes, lock};
 use crate::client::CallError;
-use crate::proto::{Attributes, Errno, NodeId, Timestamp, WireError};
+use crate::proto::{Attributes, Errno, FileKind, NodeId, Timestamp, Version, WireError};
 
 /// The BLAKE3 hash of a regular file as 64 hexadecimal digits, computed on the host. Not among the listed names: a
 /// program that copies all attributes must not make the host read all files.
 pub const SUM_XATTR: &[u8] = b"user.wormhole.blake3";
+
+/// Which version of a regular file is read now: `SIZE:MTIME:CTIME`, times in nanoseconds since 1970.
+const VERSION_XATTR: &[u8] = b"user.wormhole.version";
+
+/// How many bytes of a regular file, in its version of now, lie in the disk cache.
+const CACHED_XATTR: &[u8] = b"user.wormhole.cached_bytes";
+
+/// Where a file or directory comes from: `HOST:/EXPORT/PATH`.
+const SOURCE_XATTR: &[u8] = b"user.wormhole.source";
+
+/// How long may be counted what is cached: of a file of 100 GiB the cache has 1,600 pages to read.
+const COUNT_WAIT: Duration = Duration::from_secs(10);
 
 /// Names that are listed wherever they are set and shown; others, of file systems of their own kind, may exist unlisted.
 const LISTED_PREFIXES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
@@ -84,9 +97,8 @@ impl XattrNames {
 impl FileSystem {
     /// The value of an extended attribute.
     pub async fn getxattr(self: &Arc<Self>, inode: Inode, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        if name == SUM_XATTR {
-            let (hash, _) = self.ask(inode, |client, node| async move { client.sum(node).await }).await?;
-            return Ok(hash.to_string().into_bytes());
+        if let Some(value) = self.virtual_xattr(inode, name).await? {
+            return Ok(value);
         }
         self.may_have_xattrs()?;
         if LISTED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
@@ -100,6 +112,35 @@ impl FileSystem {
             async move { client.get_xattr(node, &name).await }
         })
         .await
+    }
+
+    /// The attributes that the mount adds. None of them is listed: a program that copies all attributes must not make the
+    /// host read all files, nor give the copy the version and the source of the original.
+    async fn virtual_xattr(self: &Arc<Self>, inode: Inode, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
+        if name == SUM_XATTR {
+            let (hash, _) = self.ask(inode, |client, node| async move { client.sum(node).await }).await?;
+            return Ok(Some(hash.to_string().into_bytes()));
+        }
+        if name == SOURCE_XATTR {
+            let way = lock(&self.inodes).way_up(inode).ok_or(FsError::Stale)?;
+            let names: Vec<&[u8]> = way.iter().rev().map(|step| &*step.name).collect();
+            return Ok(Some(self.source_of(&names.join(&b'/')).into_bytes()));
+        }
+        if name != VERSION_XATTR && name != CACHED_XATTR {
+            return Ok(None);
+        }
+        let (attributes, _) = self.attributes_of(inode, Age::Fresh).await?;
+        if attributes.kind != FileKind::Regular {
+            return Err(refused(Errno::ENODATA));
+        }
+        if name == VERSION_XATTR {
+            let Version { size, mtime, ctime } = attributes.version();
+            return Ok(Some(format!("{size}:{}:{}", mtime.0, ctime.0).into_bytes()));
+        }
+        let (fetcher, content) = (Arc::clone(&self.fetcher), self.content_of(&attributes));
+        let counted = self.runtime.spawn_blocking(move || fetcher.cached_bytes(&content, COUNT_WAIT)).await;
+        let bytes = counted.ok().flatten().ok_or_else(|| refused(Errno::ETIMEDOUT))?;
+        Ok(Some(bytes.to_string().into_bytes()))
     }
 
     /// The names of the extended attributes, each ended by a NUL.
@@ -166,7 +207,6 @@ const fn refused(errno: Errno) -> FsError {
 mod tests {
     use super::*;
     use crate::fs::tests::attributes;
-    use crate::proto::FileKind;
 
     #[test]
     fn names_are_kept_until_the_file_changes() {

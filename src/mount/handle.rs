@@ -8,10 +8,12 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use super::MountConfig;
+use super::warm::WarmJobs;
 use crate::cache::ChunkCache;
 use crate::client::quic::{ClientStatistics, QuicClient};
-use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport};
+use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport, WarmOrder, WarmReport};
 use crate::fetch::Fetcher;
+use crate::fs::FileSystem;
 use crate::metrics::{Metric, Readings};
 
 /// What a mount is to do. What comes later counts for more.
@@ -30,6 +32,8 @@ pub struct MountHandle {
     label: String,
     mountpoint: PathBuf,
     cache_limit_bytes: Option<u64>,
+    cache_dir: Option<PathBuf>,
+    warm_jobs: WarmJobs,
     started: Instant,
     client: Arc<QuicClient>,
     fetcher: Arc<Fetcher>,
@@ -44,11 +48,14 @@ impl MountHandle {
         client: Arc<QuicClient>,
         fetcher: Arc<Fetcher>,
         cache: Arc<dyn ChunkCache>,
+        file_system: Arc<FileSystem>,
     ) -> Self {
         Self {
             label: config.label.clone(),
             mountpoint: config.mountpoint.clone(),
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
+            cache_dir: config.cache.as_ref().map(|cache| cache.config.directory.clone()),
+            warm_jobs: WarmJobs::new(file_system),
             started: Instant::now(),
             client,
             fetcher,
@@ -65,6 +72,7 @@ impl MountHandle {
 
     /// The mount is gone from its place.
     pub(super) fn set_ended(&self) {
+        self.warm_jobs.end();
         self.ended.store(true, Ordering::Relaxed);
     }
 
@@ -152,6 +160,7 @@ impl Controlled for MountHandle {
             address: client.address.clone(),
             transport: client.transport.to_owned(),
             engine: None,
+            cache_dir: self.cache_dir.clone(),
             readings: self.readings(&client),
         }
     }
@@ -162,5 +171,16 @@ impl Controlled for MountHandle {
 
     fn abort(&self) {
         self.want(Wanted::Abort);
+    }
+
+    fn warm(&self, order: &WarmOrder) -> Result<WarmReport, String> {
+        if self.cache_dir.is_none() {
+            return Err("this mount has no disk cache (cache=none)".to_owned());
+        }
+        self.warm_jobs.begin(order)
+    }
+
+    fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {
+        self.warm_jobs.report(id)
     }
 }

@@ -10,6 +10,7 @@
 //! host is told goodbye, and the control socket goes last, so that `wormhole status` sees all of it.
 
 mod handle;
+mod warm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,8 +152,9 @@ impl Mount {
         let cache = open_cache(config.cache.clone()).await?;
         let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
         let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
-        let session = Arc::new(mount_on(file_system, &config).await?);
-        let handle = Arc::new(MountHandle::new(&config, Arc::clone(&client), fetcher, Arc::clone(&cache)));
+        let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
+        let handle = MountHandle::new(&config, Arc::clone(&client), fetcher, Arc::clone(&cache), file_system);
+        let handle = Arc::new(handle);
         let control =
             ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
         let control = control
@@ -302,6 +304,7 @@ async fn mount_on(file_system: Arc<FileSystem>, config: &MountConfig) -> Result<
 fn fs_config(config: &MountConfig) -> FsConfig {
     FsConfig {
         host_key: *config.remote.key.as_bytes(),
+        source: config.label.clone(),
         freshness: config.freshness,
         ownership: config.ownership,
         default_permissions: config.fuse.default_permissions,

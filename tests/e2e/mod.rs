@@ -7,4 +7,5 @@ mod lasting;
 mod programs;
 mod reading;
 mod relay;
+mod store;
 mod trust;

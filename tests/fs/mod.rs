@@ -6,6 +6,7 @@ mod disconnected;
 mod names;
 mod reading;
 mod restart;
+mod warming;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -100,7 +100,7 @@ fn verify_finds_what_is_damaged() {
     cache.record_hash(&file_key(1), ChunkIndex(0), ChunkHash::of(b"x"));
     assert!(cache.flush());
     let mut reports = 0;
-    let clean = cache.verify(|_| {
+    let clean = cache.verify(|_, _| {
         reports += 1;
         true
     });
@@ -108,10 +108,10 @@ fn verify_finds_what_is_damaged() {
     assert_eq!(reports, 4);
     flip(&segments(directory.path())[0], 64 + 64 + 10);
     flip(&segments(directory.path())[1], 64 + 64 + 10);
-    assert_eq!(cache.verify(|_| true).bad, 2);
-    let again = cache.verify(|_| true);
+    assert_eq!(cache.verify(|_, _| true).bad, 2);
+    let again = cache.verify(|_, _| true);
     assert_eq!((again.records_total, again.bad), (49, 0));
-    assert_eq!(cache.verify(|_| false).records, 16);
+    assert_eq!(cache.verify(|_, _| false).records, 16);
     assert_eq!(found(&cache, &chunks), 48);
 }
 
@@ -140,9 +140,9 @@ fn a_directory_that_is_not_a_cache_is_left_alone() {
     fs::write(home.join("thesis.txt"), "years of work").unwrap();
     let opened = DiskCache::open(&config(directory.path(), 1 << 20, 1 << 16));
     assert!(matches!(opened, Err(CacheError::NotACache { .. })));
-    assert!(matches!(clear(&home), Err(CacheError::NotACache { .. })));
+    assert!(matches!(clear(&home, true), Err(PinError::Cache(CacheError::NotACache { .. }))));
     fs::write(home.join("CACHEDIR.TAG"), "Signature: something else").unwrap();
-    assert!(matches!(clear(&home), Err(CacheError::NotACache { .. })));
+    assert!(matches!(clear(&home, true), Err(PinError::Cache(CacheError::NotACache { .. }))));
     assert_eq!(fs::read_dir(&home).unwrap().count(), 2);
 }
 
@@ -153,7 +153,7 @@ fn clearing_removes_segments_and_nothing_else_also_under_a_running_cache() {
     let foreign = directory.path().join("cache/v1/segments/notes.txt");
     fs::write(&foreign, "not ours").unwrap();
     let before = disk_bytes(directory.path());
-    let freed = clear(&directory.path().join("cache")).unwrap();
+    let freed = clear(&directory.path().join("cache"), true).unwrap();
     assert!(freed > 50 * 3000 && freed <= before);
     assert!(segments(directory.path()).is_empty() && foreign.exists());
     assert!(cache.refresh());

@@ -3,8 +3,10 @@
 mod damage;
 mod direct;
 mod disk;
+mod fuzz;
 mod history;
 mod limits;
+mod pins;
 mod sharing;
 
 use std::fs;
@@ -56,7 +58,9 @@ fn file_key(number: u8) -> FileKey {
 fn segments(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory.join("cache/v1/segments")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
-    let is_segment = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "seg" || kind == "open");
+    let is_segment = |path: &PathBuf| {
+        path.extension().is_some_and(|kind| kind == "seg" || kind == "pin" || kind == "open")
+    };
     let mut paths: Vec<PathBuf> = paths.filter(is_segment).collect();
     paths.sort();
     paths

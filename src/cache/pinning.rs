@@ -1,0 +1,432 @@
+//! Making a pin: copying its records into pinned segments, then writing its name; and taking pins back.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::directory::{Directory, DirectoryLock};
+use super::error::{CacheError, PinError};
+use super::eviction::{Form, Listed, survivors, survivors_bytes};
+use super::manifest::{FileKey, ManifestPage, PageId};
+use super::payload::Reading;
+use super::pins::{
+    PIN_FILE_BYTES_MAX, PIN_NAME_BYTES_MAX, PIN_RECORDS_MAX, PINS_MAX, Pin, Usage, pinned_bytes_max,
+};
+use super::queue::{Item, Payload};
+use super::record::{Key, Kind, Secret, SegmentId};
+use super::room::Room;
+use super::segment::{OpenSegment, Record, read_records};
+use super::shared::{Proven, Shared, Wanted};
+use super::staging::Staging;
+use super::way::Way;
+use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
+
+/// A pin as `wormhole cache stat` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinSummary {
+    /// What people call it: `HOST:/EXPORT/PATH`.
+    pub name: String,
+    /// Files it covers.
+    pub files: u64,
+    /// Their sizes, in bytes.
+    pub bytes: u64,
+    /// When it was made, in seconds since 1970.
+    pub made_at: u64,
+}
+
+impl From<&Pin> for PinSummary {
+    fn from(pin: &Pin) -> Self {
+        Self { name: pin.name.clone(), files: pin.files, bytes: pin.bytes, made_at: pin.made_at }
+    }
+}
+
+/// The turn of one who makes or takes back pins; there is one at a time, over all processes.
+pub(super) struct Turn(#[allow(dead_code, reason = "held, not read")] File);
+
+impl Directory {
+    /// Takes the turn, or says that somebody else has it.
+    pub(super) fn pins_turn(&self) -> Result<Turn, PinError> {
+        let file = self.open_pins_lock().map_err(PinError::Io)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Turn(file)),
+            Err(TryLockError::WouldBlock) => Err(PinError::Busy),
+            Err(TryLockError::Error(error)) => Err(PinError::Io(error)),
+        }
+    }
+
+    fn pin_path(&self, name: &str) -> PathBuf {
+        self.pins().join(format!("{}.pin", Pin::stem(name)))
+    }
+
+    /// Calls `work` with every sound pin, one at a time: together they may be large.
+    pub(super) fn each_pin(&self, secret: &Secret, mut work: impl FnMut(&Pin)) -> io::Result<()> {
+        let entries = match fs::read_dir(self.pins()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries.take(2 * PINS_MAX) {
+            let path = entry?.path();
+            if path.extension().is_some_and(|kind| kind == "pin")
+                && let Some(pin) = read_pin(&path, secret)?
+            {
+                work(&pin);
+            }
+        }
+        Ok(())
+    }
+
+    /// What of each pinned segment is named by pins.
+    pub(super) fn pin_usage(&self, secret: &Secret, listed: &[Listed]) -> io::Result<Vec<Usage>> {
+        let mut usage = Vec::new();
+        for segment in listed.iter().filter(|segment| segment.is_pinned()) {
+            let records = read_records(&self.open_segment(segment.id)?, secret, segment.id, 0, true)?;
+            usage.push(Usage::new(segment.id, records.entries));
+        }
+        self.each_pin(secret, |pin| usage.iter_mut().for_each(|segment| segment.mark(pin)))?;
+        Ok(usage)
+    }
+
+    /// Lets go of pinned segments of which no pin names anything. Returns how many. For those whose turn it is.
+    pub(super) fn release_unused(&self, _: &Turn, secret: &Secret) -> Result<usize, PinError> {
+        // Before the lock: nobody else pins meanwhile, and others wait for the lock for two seconds only.
+        let usage = self.pin_usage(secret, &self.list()?)?;
+        let unused: Vec<_> = usage.into_iter().filter(Usage::is_unused).collect();
+        let lock = self.lock()?;
+        for usage in &unused {
+            self.rename_segment(&lock, usage.segment, Form::Pinned, Form::Sealed)?;
+        }
+        Ok(unused.len())
+    }
+}
+
+/// The pin in a file; `None` where it is damaged, or gone meanwhile.
+fn read_pin(path: &Path, secret: &Secret) -> io::Result<Option<Pin>> {
+    let mut bytes = Vec::new();
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    file.take(PIN_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Pin::decode(secret, &bytes))
+}
+
+/// A pin that is being made. What it has taken stays in the cache from then on; unless it is finished it is taken back
+/// when dropped. Its methods block on the disk.
+pub struct Pinning {
+    shared: Arc<Shared>,
+    turn: Turn,
+    name: String,
+    files: u64,
+    bytes: u64,
+    keys: BTreeSet<Key>,
+    writer: PinWriter,
+    is_finished: bool,
+}
+
+impl Pinning {
+    /// Begins a pin under `name`. One under the same name is replaced when this one is finished.
+    pub(super) fn begin(shared: Arc<Shared>, name: &str) -> Result<Self, PinError> {
+        if shared.directory.read_only {
+            return Err(PinError::ReadOnly);
+        }
+        if name.len() > PIN_NAME_BYTES_MAX {
+            return Err(PinError::NameTooLong);
+        }
+        let turn = shared.directory.pins_turn()?;
+        let mut others = 0;
+        shared.directory.each_pin(&shared.secret, |pin| others += usize::from(pin.name != name))?;
+        if others >= PINS_MAX {
+            return Err(PinError::TooMany { most: PINS_MAX });
+        }
+        // What another process pinned or let go of a moment ago.
+        shared.directory.release_unused(&turn, &shared.secret)?;
+        shared.queue.refresh_now(std::time::Instant::now() + super::store::FLUSH_WAIT);
+        let writer = PinWriter::new(Arc::clone(&shared));
+        let (name, keys) = (name.to_owned(), BTreeSet::new());
+        Ok(Self { shared, turn, name, files: 0, bytes: 0, keys, writer, is_finished: false })
+    }
+
+    /// Says no, in words, where a file of this size cannot be pinned beside what is pinned already.
+    pub fn check_room(&self, size_bytes: u64) -> Result<(), PinError> {
+        let most = self.writer.pinned_bytes_max();
+        let pinned = pinned_bytes(&self.shared.directory.list()?);
+        if size_bytes > most { Err(PinError::TooMuch { pinned, most }) } else { Ok(()) }
+    }
+
+    /// How much may wait in the cache to be pinned, in bytes: a quarter of what can never be pinned, so that it is not
+    /// evicted by what comes behind it.
+    pub fn ahead_bytes_max(&self) -> u64 {
+        (self.shared.bounds.size_bytes - self.writer.pinned_bytes_max()) / 4
+    }
+
+    /// Pins some chunks of a file version. [`PinError::Missing`] where the cache does not have one of them (any more).
+    pub fn add_chunks(&mut self, file: &FileKey, chunks: ChunkRange) -> Result<(), PinError> {
+        let mut hashes = Vec::with_capacity(chunks.count as usize);
+        for index in chunks.iter() {
+            hashes.push(self.known_hash(file, index).ok_or(PinError::Missing)?);
+        }
+        let records = self.load(&hashes)?;
+        self.add(records)
+    }
+
+    /// Pins what is known of a file version of `size_bytes`, all of whose chunks were added.
+    pub fn add_file(&mut self, file: &FileKey, size_bytes: u64) -> Result<(), PinError> {
+        let mut pages: Vec<(PageId, ManifestPage)> = Vec::new();
+        for index in (0..size_bytes.div_ceil(CHUNK_BYTES)).map(ChunkIndex) {
+            let (id, slot) = PageId::of(*file, index);
+            if pages.last().is_none_or(|(last, _)| *last != id) {
+                pages.push((id, ManifestPage::default()));
+            }
+            let hash = self.known_hash(file, index).ok_or(PinError::Missing)?;
+            if let Some((_, page)) = pages.last_mut() {
+                page.set(slot, hash);
+            }
+        }
+        let mut records = Vec::with_capacity(pages.len());
+        for (id, page) in pages {
+            let key = id.key();
+            if self.pinned_page(&key).is_some_and(|known| known == page) {
+                self.keys.insert(key);
+            } else {
+                records.push((Kind::Manifest, key, page.encode(&self.shared.secret, &key).into()));
+            }
+        }
+        self.add(records)?;
+        self.files += 1;
+        self.bytes += size_bytes;
+        Ok(())
+    }
+
+    /// Finishes the pin: from now on it holds, whatever happens to this process.
+    pub fn finish(mut self) -> Result<PinSummary, PinError> {
+        self.writer.seal()?;
+        let keys = std::mem::take(&mut self.keys).into_iter().collect();
+        let made_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (files, bytes) = (self.files, self.bytes);
+        let pin = Pin { name: self.name.clone(), files, bytes, made_at, keys };
+        let directory = &self.shared.directory;
+        directory.write_pin(&directory.pin_path(&pin.name), &pin.encode(&self.shared.secret))?;
+        self.is_finished = true;
+        // What the pin of this name kept before, and what fails here: both are let go of the next time, too.
+        let _ = directory.release_unused(&self.turn, &self.shared.secret);
+        Ok(PinSummary::from(&pin))
+    }
+
+    fn known_hash(&self, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash> {
+        super::store::known_hash(&self.shared, file, index)
+    }
+
+    /// Writes what is not pinned yet and takes note of the keys.
+    fn add(&mut self, mut records: Vec<Record>) -> Result<(), PinError> {
+        if self.keys.len() + records.len() > PIN_RECORDS_MAX {
+            return Err(PinError::TooManyRecords { most: PIN_RECORDS_MAX });
+        }
+        let keys = &mut self.keys;
+        records.retain(|(_, key, _)| keys.insert(*key));
+        self.writer.put(&records)
+    }
+
+    /// The chunks that have to be written. Those that lie in a pinned segment are read, too: damage is mended by copying
+    /// what the host sent instead.
+    fn load(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Record>, PinError> {
+        let mut records = Vec::new();
+        for hash in hashes {
+            let key = *hash.as_bytes();
+            if self.keys.contains(&key) {
+                continue;
+            }
+            let place = self.shared.index().peek(&key, Kind::Chunk);
+            let on_disk = place.and_then(|at| {
+                let wanted: Wanted = (key, Kind::Chunk, at);
+                self.shared.read(&[wanted], Reading::Once).pop().flatten()
+            });
+            let is_pinned = place.is_some_and(|at| self.writer.is_pinned(at.segment));
+            match on_disk {
+                Some(Proven::Chunk(_)) if is_pinned => {
+                    self.keys.insert(key);
+                }
+                Some(Proven::Chunk(chunk)) => records.push(record_of(chunk)),
+                _ => match self.shared.queue.get(&key, Kind::Chunk) {
+                    Some(Payload::Chunk(chunk)) => records.push(record_of(chunk)),
+                    _ => return Err(PinError::Missing),
+                },
+            }
+        }
+        Ok(records)
+    }
+
+    /// The page under `key`, if it lies in a pinned segment.
+    fn pinned_page(&self, key: &Key) -> Option<ManifestPage> {
+        let at = self.shared.index().peek(key, Kind::Manifest)?;
+        let is_pinned = self.writer.is_pinned(at.segment);
+        match self.shared.read(&[(*key, Kind::Manifest, at)], Reading::Once).pop()?? {
+            Proven::Manifest(page, _) => Some(page).filter(|_| is_pinned),
+            Proven::Chunk(_) => None,
+        }
+    }
+}
+
+impl Drop for Pinning {
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        // Where this fails the next pin, or `gc`, lets go of it.
+        let _ = self.writer.seal();
+        let _ = self.shared.directory.release_unused(&self.turn, &self.shared.secret);
+    }
+}
+
+fn record_of(chunk: VerifiedChunk) -> Record {
+    (Kind::Chunk, *chunk.hash().as_bytes(), chunk.into_bytes())
+}
+
+/// What pinned segments take, in bytes.
+pub(super) fn pinned_bytes(listed: &[Listed]) -> u64 {
+    listed.iter().filter(|segment| segment.is_pinned()).map(|segment| segment.reserved(0)).sum()
+}
+
+/// Writes records into pinned segments, within the share of the cache that may be pinned.
+pub(super) struct PinWriter {
+    shared: Arc<Shared>,
+    current: Option<OpenSegment>,
+    staging: Staging,
+}
+
+impl PinWriter {
+    /// A writer that has written nothing yet.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, current: None, staging: Staging::new() }
+    }
+
+    /// Most bytes that pinned segments may take.
+    fn pinned_bytes_max(&self) -> u64 {
+        pinned_bytes_max(self.shared.bounds.size_bytes, u64::from(self.shared.bounds.segment_bytes))
+    }
+
+    /// Whether `segment` is pinned, or will be.
+    pub(super) fn is_pinned(&self, segment: SegmentId) -> bool {
+        let is_current = self.current.as_ref().is_some_and(|current| current.id == segment);
+        is_current
+            || self.shared.index().segments().get(&segment).is_some_and(|known| known.form == Form::Pinned)
+    }
+
+    /// Writes `records`.
+    pub(super) fn put(&mut self, records: &[Record]) -> Result<(), PinError> {
+        let mut rest = records;
+        while let Some((_, _, payload)) = rest.first() {
+            self.ready_for(payload.len())?;
+            let Some(current) = &mut self.current else { return Err(PinError::NoRoom) };
+            let count = current.fitting(rest.iter().map(|(.., payload)| payload.len()));
+            let Shared { directory, secret, .. } = &*self.shared;
+            let (entries, result) = current.append(directory, secret, &mut self.staging, &rest[..count]);
+            self.shared.index().extend(current.id, &entries, current.file_bytes, current.end, Form::Open);
+            result?;
+            rest = &rest[entries.len()..];
+        }
+        Ok(())
+    }
+
+    /// Finishes the segment: from now on nobody removes it to make room.
+    pub(super) fn seal(&mut self) -> Result<(), PinError> {
+        if self.current.is_some() {
+            self.sync()?;
+            let lock = self.shared.directory.lock()?;
+            self.seal_current(&lock)?;
+        }
+        Ok(())
+    }
+
+    /// Has the disk write what it holds back, before the lock is taken: others wait for that for two seconds only.
+    fn sync(&self) -> Result<(), PinError> {
+        self.current.as_ref().map_or(Ok(()), |current| Ok(current.file.sync_data()?))
+    }
+
+    fn seal_current(&mut self, lock: &DirectoryLock) -> Result<(), PinError> {
+        let Some(current) = self.current.take() else { return Ok(()) };
+        let (id, end, entries) = (current.id, current.end, current.entries().to_vec());
+        let bytes = current.seal(&self.shared.directory, lock, &self.shared.secret, Form::Pinned)?;
+        // Once more: from now on they count for more than copies in younger segments.
+        self.shared.index().extend(id, &entries, bytes, end, Form::Pinned);
+        Ok(())
+    }
+
+    /// Sees to a segment that has room for a payload of `len` bytes.
+    fn ready_for(&mut self, len: usize) -> Result<(), PinError> {
+        let fits = |current: &OpenSegment| current.fitting([len].into_iter()) == 1;
+        if self.current.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        self.sync()?;
+        let lock = self.shared.directory.lock()?;
+        self.seal_current(&lock)?;
+        let listed = self.shared.directory.list()?;
+        let segment_bytes = u64::from(self.shared.bounds.segment_bytes);
+        let (pinned, most) = (pinned_bytes(&listed), self.pinned_bytes_max());
+        if pinned + segment_bytes > most {
+            return Err(PinError::TooMuch { pinned, most });
+        }
+        let room = self.shared.make_room(&lock, &listed, segment_bytes)?;
+        let created = if room.enough { self.create(&lock, &listed) } else { Err(PinError::NoRoom) };
+        drop(lock);
+        self.write_again(room);
+        created?;
+        if self.current.as_ref().is_some_and(fits) { Ok(()) } else { Err(PinError::NoRoom) }
+    }
+
+    fn create(&mut self, lock: &DirectoryLock, listed: &[Listed]) -> Result<(), PinError> {
+        let Shared { directory, secret, bounds, .. } = &*self.shared;
+        let youngest = listed.last().map_or(0, |last| last.id);
+        let known = self.shared.index().segments().keys().next_back().copied().unwrap_or(0);
+        let id = youngest.max(known) + 1;
+        let segment = OpenSegment::create(directory, lock, secret, id, bounds.segment_bytes, Way::Around)?;
+        self.shared.index().extend(id, &[], segment.file_bytes, segment.end, Form::Open);
+        self.shared.keep_file(id, Arc::clone(&segment.file));
+        self.current = Some(segment);
+        Ok(())
+    }
+
+    /// Has what was used of the segments that went written anew, behind everything that waits to be written.
+    fn write_again(&self, room: Room) {
+        let used = survivors(room.used, survivors_bytes(u64::from(self.shared.bounds.segment_bytes)));
+        let wanted: Vec<Wanted> =
+            used.iter().map(|one| (one.entry.key, one.entry.kind, one.location())).collect();
+        let read = self.shared.read(&wanted, Reading::Once);
+        room.dying.iter().for_each(|&segment| self.shared.forget_segment(segment));
+        for (proven, (key, ..)) in read.into_iter().zip(wanted) {
+            let payload = match proven {
+                Some(Proven::Chunk(chunk)) => Payload::Chunk(chunk),
+                Some(Proven::Manifest(page, _)) => Payload::Manifest(Arc::new(page)),
+                None => continue,
+            };
+            // Where there is no room for it, it is forgotten, as every insert.
+            self.shared.queue.push(Item { key, payload });
+        }
+    }
+}
+
+/// The pins of the cache in `root`, and the bytes that pinned segments take.
+pub fn pins(root: &Path) -> Result<(Vec<PinSummary>, u64), PinError> {
+    let (directory, secret) = Directory::look(root)?;
+    let mut found = Vec::new();
+    directory.each_pin(&secret, |pin| found.push(PinSummary::from(pin)))?;
+    found.sort_by(|first, second| first.name.cmp(&second.name));
+    let listed = directory.list()?;
+    let pinned = listed.iter().filter(|segment| segment.is_pinned());
+    Ok((found, pinned.map(|segment| segment.bytes).sum()))
+}
+
+/// Takes back the pin called `name` in the cache in `root`, which may be in use. Its content stays until its turn comes.
+pub fn unpin(root: &Path, name: &str) -> Result<PinSummary, PinError> {
+    let (directory, secret) = Directory::look(root)?;
+    let turn = directory.pins_turn()?;
+    let path = directory.pin_path(name);
+    let no_such = || PinError::NoSuchPin { name: name.to_owned() };
+    let pin = read_pin(&path, &secret)?.filter(|pin| pin.name == name).ok_or_else(no_such)?;
+    fs::remove_file(&path).map_err(CacheError::io("remove", &path))?;
+    directory.release_unused(&turn, &secret)?;
+    Ok(PinSummary::from(&pin))
+}

@@ -103,8 +103,8 @@ async fn fetch_all(connection: &Connection, streams: u64, bytes: u64) -> Result<
             send.write_all(&(bytes / streams).to_be_bytes()).await?;
             send.finish()?;
             let mut received = 0;
-            while let Some(chunk) = receive.read_chunk(CHUNK_BYTES, true).await? {
-                received += chunk.bytes.len() as u64;
+            while let Some(chunk) = receive.read_chunk(CHUNK_BYTES).await? {
+                received += chunk.len() as u64;
             }
             Ok::<u64, Failure>(received)
         });

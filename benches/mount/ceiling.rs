@@ -221,8 +221,7 @@ pub(crate) fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Fa
             let (mut send, mut receive) = connection.open_stream(Lane::Demand).await?;
             send.write_all(&(bytes / STREAMS).to_le_bytes()).await?;
             readers.spawn(async move {
-                let mut buffer = vec![0; CHUNK_BYTES as usize];
-                while let Ok(Some(_)) = receive.read(&mut buffer).await {}
+                while let Ok(Some(_)) = receive.read_chunk(CHUNK_BYTES as usize).await {}
             });
         }
         readers.join_all().await;

@@ -45,8 +45,8 @@ pub struct HostStatus {
     pub requests: u64,
     /// Clients refused since the start.
     pub refused: u64,
-    /// The smaller of its socket's buffers, in bytes.
-    pub udp_buffer_bytes: usize,
+    /// The smaller of its UDP socket's buffers, in bytes, if it listens on UDP.
+    pub udp_buffer_bytes: Option<usize>,
 }
 
 /// One export.
@@ -80,7 +80,7 @@ pub struct ClientStatus {
 }
 
 impl HostStatus {
-    pub(super) fn of(core: &Core, listening: SocketAddr, buffers: SocketBuffers) -> Self {
+    pub(super) fn of(core: &Core, listening: SocketAddr, buffers: Option<SocketBuffers>) -> Self {
         let counters = &core.counters;
         let (sessions, open_files) = {
             let sessions = core.sessions();
@@ -104,7 +104,7 @@ impl HostStatus {
             requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),
             refused: counters.refused.get(),
-            udp_buffer_bytes: buffers.smaller_bytes(),
+            udp_buffer_bytes: buffers.map(|buffers| buffers.smaller_bytes()),
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::cli::CliError;
 use crate::cli::mount::read_source;
 use crate::config::{Environment, Side};
 use crate::transport::{
-    Connection, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source,
-    TransportError, TransportTuning, connect_any, resolve,
+    Connection, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, QUIC_HEAD_START,
+    Source, TransportError, TransportTuning, connect_any, resolve,
 };
 
 /// How long a host may take to answer: three lost packets and a far away continent.
@@ -95,6 +95,7 @@ async fn connect(addresses: &[HostAddress], expected: ExpectedHost) -> Result<Co
     if let (true, Some(error)) = (found.is_empty(), unresolved) {
         return Err(error);
     }
-    let (_, connection) = connect_any(&identity, &TransportTuning::default(), &found, expected).await?;
+    let (_, connection) =
+        connect_any(&identity, &TransportTuning::default(), &found, expected, QUIC_HEAD_START).await?;
     Ok(connection)
 }

@@ -14,7 +14,7 @@ use crate::transport::LinkStats;
 pub struct ClientStatistics {
     /// `connected`, `silent`, `reconnecting`, `down` or `refused`.
     pub state: &'static str,
-    /// The protocol below.
+    /// The protocol below: `quic` or `tcp`; `none` while there is no connection.
     pub transport: &'static str,
     /// Where the host is; absent while there is no connection.
     pub address: Option<String>,
@@ -99,7 +99,7 @@ impl Shared {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientStatistics {
             state: best.map_or("down", name),
-            transport: "quic",
+            transport: live.first().map_or("none", |live| live.connection.kind().name()),
             address: live.first().map(|live| live.connection.remote_address().to_string()),
             connections: live.len(),
             rtt_ms: stats.first().map_or(0.0, |stats| stats.rtt.as_secs_f64() * 1e3),
@@ -115,7 +115,7 @@ impl Shared {
             packets_sent: wire.packets_sent,
             packets_lost: wire.packets_lost,
             mtu_bytes: stats.first().map_or(0, |stats| stats.mtu_bytes),
-            udp_buffer_bytes: live.first().map(|live| live.endpoint.buffers().smaller_bytes()),
+            udp_buffer_bytes: live.first().and_then(|live| Some(live.endpoint.buffers()?.smaller_bytes())),
             congestion_window_bytes: stats.iter().map(|stats| stats.congestion_window_bytes).sum(),
         }
     }

@@ -17,7 +17,7 @@ pub use table::{OPTION_FAMILIES, OptionEntry, OptionFamily};
 use super::units::Size;
 use super::words;
 use super::{Environment, OptionError};
-use crate::transport::CongestionKind;
+use crate::transport::{CongestionKind, TransportChoice};
 
 /// What `-o` lists say. What is `None` was not said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub struct Ownership {
 /// Which host, and who is asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostOptions {
-    /// UDP port of the host, where the source names none: `port=`.
+    /// Port of the host, for UDP and TCP, where the source names none: `port=`.
     pub port: Option<u16>,
     /// File with this client's key: `identity=`.
     pub identity: Option<PathBuf>,
@@ -190,7 +190,9 @@ pub struct TransferOptions {
     pub read_ahead_bytes: Option<u64>,
     /// Connections to the host: `nconnect=`.
     pub connections: Option<u8>,
-    /// Congestion control: `cc=`.
+    /// What carries content: `transport=`.
+    pub transport: TransportChoice,
+    /// Congestion control of QUIC: `cc=`.
     pub congestion: Option<CongestionKind>,
 }
 

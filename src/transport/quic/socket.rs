@@ -68,7 +68,7 @@ pub fn buffers_help(wanted_bytes: usize) -> String {
 /// Opens a UDP socket bound to `address` with buffers as large as the kernel grants.
 ///
 /// `[::]` serves IPv4 too; on a machine without IPv6 it becomes `0.0.0.0`.
-pub fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBuffers), TransportError> {
+pub(super) fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBuffers), TransportError> {
     let socket = match bind_exactly(address) {
         Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
             bind_exactly(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))

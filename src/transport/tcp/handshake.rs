@@ -80,7 +80,7 @@ fn agreed(
 }
 
 /// What both kinds of rustls' connections can do.
-trait Handshake {
+pub(super) trait Handshake {
     type Data;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn is_over(&self) -> bool;
@@ -106,15 +106,17 @@ impl Handshake for UnbufferedServerConnection {
     }
 }
 
+/// What is on its way.
 #[derive(Default)]
-struct Carried {
-    incoming: Vec<u8>,
-    outgoing: Vec<u8>,
-    content: Vec<u8>,
+pub(super) struct Carried {
+    pub(super) incoming: Vec<u8>,
+    pub(super) outgoing: Vec<u8>,
+    /// Content that came behind the handshake.
+    pub(super) content: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Again,
     Receive,
     Done,
@@ -140,7 +142,8 @@ async fn carry(stream: &mut TcpStream, tls: &mut impl Handshake) -> Result<Carri
                 }
             }
             Err(error) => {
-                // The peer is told what it did wrong, if it still listens.
+                // The peer is told what it did wrong, if it still listens; what it sent is not looked at again.
+                carried.incoming.clear();
                 while let Ok(Step::Again) = step(tls, &mut carried) {}
                 let _ = stream.write_all(&carried.outgoing).await;
                 let _ = stream.shutdown().await;
@@ -150,7 +153,7 @@ async fn carry(stream: &mut TcpStream, tls: &mut impl Handshake) -> Result<Carri
     }
 }
 
-fn step(tls: &mut impl Handshake, carried: &mut Carried) -> Result<Step, rustls::Error> {
+pub(super) fn step(tls: &mut impl Handshake, carried: &mut Carried) -> Result<Step, rustls::Error> {
     let is_over = tls.is_over();
     let UnbufferedStatus { discard, state } = tls.process(&mut carried.incoming);
     let next = match state {

@@ -95,7 +95,8 @@ pub(super) struct Records {
     schedule: Schedule,
     seal: Direction,
     open: Direction,
-    records_per_key_max: u64,
+    /// After how many records the key is changed.
+    pub(super) records_per_key_max: u64,
     must_update: bool,
 }
 

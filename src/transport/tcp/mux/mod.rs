@@ -516,6 +516,10 @@ impl Mux {
         if !send.scheduled || send.lane != lane {
             return false;
         }
+        if !send.may_send() {
+            send.scheduled = false;
+            return false;
+        }
         let opens = !std::mem::replace(&mut stream.announced, true);
         let len = match send.queue.front() {
             Some(piece) => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ::wormhole::transport::TransportKind;
+use serde_json::Value;
 
 use super::ceiling::{self, Ceiling};
 use super::net::Net;
@@ -129,7 +130,7 @@ impl Bench<'_> {
 
     fn cold(&mut self, bytes: u64, parts: Option<&Parts>, peer: Option<f64>) -> Result<(), Failure> {
         let host = Host::start(self.net, &self.data, &self.state)?;
-        let (mut runs, mut transport) = (Vec::new(), String::new());
+        let (mut runs, mut transport) = (Vec::new(), Value::Null);
         for _ in 0..self.arguments.runs {
             self.forget_cache()?;
             let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
@@ -137,12 +138,13 @@ impl Bench<'_> {
             let took = run(Command::new("cat").arg(mount.point.join("large")))?;
             let cpu = took.cpu_seconds + host.daemon.cpu_seconds() + mount.daemon.cpu_seconds() - before;
             runs.push(Ceiling::new(bytes, took.seconds, cpu));
-            transport = mount.status()?["transport"].as_str().unwrap_or_default().to_owned();
+            transport = mount.status()?["transport"].take();
             mount.stop()?;
         }
         runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
         let median = &runs[runs.len() / 2];
         let (speed, cpu) = (median.mb_per_second, median.cpu_seconds_per_gib);
+        let transport = transport.as_str().unwrap_or_default();
         let what = format!("one cold `cat` over {transport}");
         let what = what.as_str();
         self.report.add(what, speed, "MB/s");

@@ -26,9 +26,6 @@ const ADDRESSES_MAX: usize = 32;
 
 /// How long TCP's first packet is ahead of QUIC's: on a way worth TCP the answer is there by then.
 const TCP_AHEAD: Duration = Duration::from_millis(5);
-/// Round trip up to which TCP carries. There a segment lost costs little time, and the processor is what limits: TCP takes a
-/// half to a third of QUIC's (`benches/README.md`). Longer ways are radio or far, with loss that QUIC bears better.
-const SHORT_WAY_RTT_MAX: Duration = Duration::from_millis(1);
 /// Time QUIC has to itself where the way is not short. Its first packet is repeated after 300 ms, so one may be lost.
 pub const QUIC_HEAD_START: Duration = Duration::from_millis(700);
 
@@ -53,7 +50,13 @@ pub async fn connect_any(
         if let Some(address) = next {
             match Endpoint::client(identity, tuning, address) {
                 Ok(endpoint) => {
-                    let target = Target { endpoint, address, expected, choice: tuning.transport };
+                    let target = Target {
+                        endpoint,
+                        address,
+                        expected,
+                        choice: tuning.transport,
+                        tcp_rtt_max: tuning.tcp_rtt_max,
+                    };
                     attempts.spawn(target.connect(head_start));
                 }
                 Err(error) => failures.push(error),
@@ -77,6 +80,7 @@ struct Target {
     address: SocketAddr,
     expected: ExpectedHost,
     choice: TransportChoice,
+    tcp_rtt_max: Duration,
 }
 
 impl Target {
@@ -93,7 +97,7 @@ impl Target {
         let mut tcp = std::pin::pin!(self.endpoint.connect_tcp(self.address));
         let early = timeout(TCP_AHEAD, &mut tcp).await;
         match early {
-            Ok(Ok(connected)) if connected.rtt <= SHORT_WAY_RTT_MAX => {
+            Ok(Ok(connected)) if connected.rtt <= self.tcp_rtt_max => {
                 match timeout(head_start, self.secure(connected)).await {
                     Ok(Err(TransportError::Connect { .. })) | Err(_) => self.over_quic().await,
                     Ok(end) => end,

@@ -43,9 +43,10 @@ impl Endpoint {
         let mut tries = if listen.port() == 0 { PORTS_TRIED_MAX } else { 1 };
         let (quic, door, local_address) = loop {
             tries -= 1;
-            let quic = match tuning.transport.allows(TransportKind::Quic) {
-                true => Some(QuicEndpoint::host(listen, server()?, tuning)?),
-                false => None,
+            let quic = if tuning.transport.allows(TransportKind::Quic) {
+                Some(QuicEndpoint::host(listen, server()?, tuning)?)
+            } else {
+                None
             };
             let address = quic.as_ref().map_or(listen, QuicEndpoint::local_address);
             if !tuning.transport.allows(TransportKind::Tcp) {
@@ -116,7 +117,7 @@ impl Endpoint {
     pub async fn accept(&self) -> Option<Incoming> {
         let over_quic = async {
             match &self.quic {
-                Some(quic) => quic.accept().await.map(Knock::Quic),
+                Some(quic) => quic.accept().await.map(|quic| Knock::Quic(Box::new(quic))),
                 None => std::future::pending().await,
             }
         };
@@ -233,7 +234,7 @@ pub struct Incoming {
 
 #[derive(Debug)]
 enum Knock {
-    Quic(QuicIncoming),
+    Quic(Box<QuicIncoming>),
     Tcp(TcpIncoming),
 }
 

@@ -233,6 +233,7 @@ fn code_of(code: VarInt) -> u32 {
     u32::try_from(code.into_inner()).unwrap_or(u32::MAX)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form `map_err` wants")]
 fn write_error(error: quinn::WriteError) -> StreamError {
     match error {
         quinn::WriteError::Stopped(code) => StreamError::Stopped(code_of(code)),
@@ -241,6 +242,7 @@ fn write_error(error: quinn::WriteError) -> StreamError {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form `map_err` wants")]
 fn read_error(error: quinn::ReadError) -> StreamError {
     match error {
         quinn::ReadError::Reset(code) => StreamError::Reset(code_of(code)),

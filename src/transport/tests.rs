@@ -295,3 +295,56 @@ async fn a_taken_port_is_told_in_words() {
         "{error}"
     );
 }
+
+/// Who wins where a client may use either and the host listens as `host` says; the way is short if `is_short`.
+async fn race(host: TransportChoice, is_short: bool) -> TransportKind {
+    let (identity, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let host_tuning = TransportTuning { transport: host, ..TransportTuning::default() };
+    let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &identity, &host_tuning).unwrap();
+    let tcp_rtt_max = if is_short { Duration::from_secs(1) } else { Duration::ZERO };
+    let tuning = TransportTuning { tcp_rtt_max, ..TransportTuning::default() };
+    let addresses = [host_end.local_address()];
+    let expected = ExpectedHost::Key(identity.public_key());
+    let serve = async {
+        let mut connections = Vec::new();
+        while let Some(incoming) = host_end.accept().await {
+            connections.push(incoming.handshake().await);
+        }
+    };
+    let head_start = Duration::from_millis(200);
+    tokio::select! {
+        connected = connect_any(&client, &tuning, &addresses, expected, head_start) => {
+            connected.unwrap().1.kind()
+        }
+        () = serve => unreachable!("the host's end is open"),
+    }
+}
+
+#[tokio::test]
+async fn the_way_decides_who_carries_and_each_stands_in_for_the_other() {
+    let (quic, tcp) = (TransportKind::Quic, TransportKind::Tcp);
+    within_deadline(async {
+        for (host, is_short, winner) in [
+            (TransportChoice::Auto, true, tcp),
+            (TransportChoice::Auto, false, quic),
+            (TransportChoice::Only(quic), true, quic),
+            (TransportChoice::Only(quic), false, quic),
+            (TransportChoice::Only(tcp), true, tcp),
+            (TransportChoice::Only(tcp), false, tcp),
+        ] {
+            assert_eq!(race(host, is_short).await, winner, "{host}, short: {is_short}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_picks_a_port_that_is_free_for_both() {
+    let identity = Identity::generate().unwrap();
+    let host = Endpoint::host(ANY_PORT.parse().unwrap(), &identity, &TransportTuning::default()).unwrap();
+    let address = host.local_address();
+    assert!(std::net::UdpSocket::bind(address).is_err() && std::net::TcpListener::bind(address).is_err());
+    let taken = std::net::TcpListener::bind(ANY_PORT).unwrap();
+    let error = Endpoint::host(taken.local_addr().unwrap(), &identity, &TransportTuning::default());
+    assert!(error.unwrap_err().to_string().contains("cannot listen on TCP"));
+}

@@ -78,6 +78,10 @@ impl FromStr for TransportChoice {
 pub struct TransportTuning {
     /// What carries it.
     pub transport: TransportChoice,
+    /// Round trip up to which TCP carries where either may. There a lost segment costs little time and the processor is what
+    /// limits, of which TCP takes a half or less (`benches/README.md`). Longer ways are radio or far, with loss that QUIC
+    /// bears better.
+    pub tcp_rtt_max: Duration,
     /// Bytes the peer may send on one stream before it is read. A single stream must be able to fill the link too (`cp`
     /// of one file), so it is the bandwidth-delay product of a fast far link, not of one request.
     pub stream_receive_window_bytes: u64,
@@ -117,6 +121,7 @@ impl TransportTuning {
         let memory = connection_memory_bytes.clamp(CONNECTION_MEMORY_BYTES_MIN, CONNECTION_MEMORY_BYTES_MAX);
         Self {
             transport: TransportChoice::Auto,
+            tcp_rtt_max: Duration::from_millis(1),
             stream_receive_window_bytes: memory / STREAM_SHARE_OF_CONNECTION,
             receive_window_bytes: memory,
             send_window_bytes: memory,

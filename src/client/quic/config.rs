@@ -37,7 +37,7 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Connections to use, 1 to [`CONNECTIONS_MAX`]: one connection is one core's worth of encryption.
     pub connections: usize,
-    /// Numbers for QUIC.
+    /// What carries connections, and its numbers.
     pub tuning: TransportTuning,
 }
 
@@ -87,7 +87,7 @@ pub enum ConnectError {
     Transport(#[from] TransportError),
     /// Nobody answered.
     #[error(
-        "no answer from {addresses} within {} s: the host is not running there, or a firewall drops UDP",
+        "no answer from {addresses} within {} s: the host is not running there, or a firewall drops what is sent to its port",
         .waited.as_secs_f32()
     )]
     NoAnswer {

@@ -176,10 +176,10 @@ impl Driver {
         let (batch, shared) = (&mut self.batch, &self.shared);
         shared.with(|mux| {
             if mux.has_work() {
-                mux.transmit(batch, bytes_max)
+                mux.transmit(batch, bytes_max);
             }
         });
-        (self.sent, self.batch.bytes) = (0, self.batch.bytes);
+        self.sent = 0;
         self.outgoing.clear();
         if self.batch.parts.is_empty() {
             return Ok(false);
@@ -241,10 +241,10 @@ impl Driver {
 
     /// Waits until the socket or a stream has something, or it is time to ask whether the peer lives.
     async fn wait(&mut self) -> Result<(), End> {
-        let interest = match self.sent < self.outgoing.len() {
-            true => Interest::READABLE | Interest::WRITABLE,
-            false => Interest::READABLE,
-        };
+        let mut interest = Interest::READABLE;
+        if self.sent < self.outgoing.len() {
+            interest |= Interest::WRITABLE;
+        }
         tokio::select! {
             ready = self.stream.ready(interest) => {
                 ready?;

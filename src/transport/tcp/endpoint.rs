@@ -151,7 +151,7 @@ impl TcpIncoming {
         registry: &Registry,
     ) -> Result<(TcpConnection, PublicKey), TcpProblem> {
         prepare(&self.stream, tuning).map_err(|error| error.to_string())?;
-        let agreed = handshake::as_host(&mut self.stream, self.config);
+        let agreed = Box::pin(handshake::as_host(&mut self.stream, self.config));
         let agreed = within(HANDSHAKE_TIMEOUT, agreed).await?;
         Ok(start(self.stream, self.address, agreed, Side::Host, tuning, registry))
     }
@@ -188,7 +188,7 @@ pub(in crate::transport) async fn secure(
 ) -> Result<(TcpConnection, PublicKey), TcpProblem> {
     let Connected { mut stream, address, .. } = connected;
     config.enable_secret_extraction = true;
-    let agreed = handshake::as_client(&mut stream, Arc::new(config));
+    let agreed = Box::pin(handshake::as_client(&mut stream, Arc::new(config)));
     let agreed = within(tuning.idle_timeout, agreed).await?;
     Ok(start(stream, address, agreed, Side::Client, tuning, registry))
 }

@@ -84,6 +84,8 @@ pub(super) trait Handshake {
     type Data;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn is_over(&self) -> bool;
+    /// Whether something waits to be encoded.
+    fn has_to_send(&self) -> bool;
 }
 
 impl Handshake for UnbufferedClientConnection {
@@ -94,6 +96,9 @@ impl Handshake for UnbufferedClientConnection {
     fn is_over(&self) -> bool {
         !self.is_handshaking()
     }
+    fn has_to_send(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Handshake for UnbufferedServerConnection {
@@ -103,6 +108,9 @@ impl Handshake for UnbufferedServerConnection {
     }
     fn is_over(&self) -> bool {
         !self.is_handshaking()
+    }
+    fn has_to_send(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -142,9 +150,8 @@ async fn carry(stream: &mut TcpStream, tls: &mut impl Handshake) -> Result<Carri
                 }
             }
             Err(error) => {
-                // The peer is told what it did wrong, if it still listens; what it sent is not looked at again.
-                carried.incoming.clear();
-                while let Ok(Step::Again) = step(tls, &mut carried) {}
+                // The peer is told what it did wrong, if it still listens. rustls must not be asked for more than that.
+                while tls.has_to_send() && step(tls, &mut carried).is_ok() {}
                 let _ = stream.write_all(&carried.outgoing).await;
                 let _ = stream.shutdown().await;
                 return Err(error.into());

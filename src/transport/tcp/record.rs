@@ -96,15 +96,15 @@ pub(super) struct Records {
     seal: Direction,
     open: Direction,
     /// After how many records the key is changed.
-    pub(super) records_per_key_max: u64,
+    pub(super) per_key_max: u64,
     must_update: bool,
 }
 
 impl Records {
     pub(super) fn new(secrets: ExtractedSecrets, schedule: Schedule) -> Result<Self, RecordError> {
         let (seal, open) = (Direction::new(secrets.tx)?, Direction::new(secrets.rx)?);
-        let records_per_key_max = RECORDS_PER_KEY_MAX;
-        Ok(Self { schedule, seal, open, records_per_key_max, must_update: false })
+        let per_key_max = RECORDS_PER_KEY_MAX;
+        Ok(Self { schedule, seal, open, per_key_max, must_update: false })
     }
 
     /// Appends `batch` to `out` in records as full as may be. Each byte is copied once.
@@ -141,7 +141,7 @@ impl Records {
 
     fn seal_record(&mut self, kind: u8, out: &mut Vec<u8>, start: usize) -> Result<(), RecordError> {
         self.seal_with_this_key(kind, out, start)?;
-        if self.seal.sequence >= self.records_per_key_max || std::mem::take(&mut self.must_update) {
+        if self.seal.sequence >= self.per_key_max || std::mem::take(&mut self.must_update) {
             let start = begin(out);
             out.extend_from_slice(&[KEY_UPDATE, 0, 0, 1, 0]);
             self.seal_with_this_key(HANDSHAKE, out, start)?;

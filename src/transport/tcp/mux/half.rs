@@ -14,6 +14,19 @@ const PIECE_BYTES_MAX: usize = 1 << 20;
 /// A reader that waits for much is told of what came after this long, so that it sees a slow link move.
 const TELL_AFTER: Duration = Duration::from_millis(100);
 
+/// How far our writing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// More may be written.
+    Open,
+    /// All was written that will be.
+    Finished,
+    /// The end has gone out, or the peer wanted no more.
+    Ended,
+    /// We gave it up.
+    GivenUp,
+}
+
 /// What we write.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -24,12 +37,7 @@ pub(super) struct Sending {
     pub(super) lane: Lane,
     /// Whether the stream stands in its lane's queue.
     pub(super) scheduled: bool,
-    /// All was written that will be.
-    pub(super) finished: bool,
-    /// The end, or the reset, has gone out.
-    pub(super) ended: bool,
-    /// We gave it up ourselves.
-    pub(super) was_reset: bool,
+    pub(super) phase: Phase,
     /// The peer wants no more.
     pub(super) stopped: Option<u32>,
     pub(super) dropped: bool,
@@ -45,9 +53,7 @@ impl Sending {
             credit,
             lane,
             scheduled: false,
-            finished: false,
-            ended: false,
-            was_reset: false,
+            phase: Phase::Open,
             stopped: None,
             dropped: false,
             writer: None,
@@ -55,9 +61,18 @@ impl Sending {
         }
     }
 
+    /// Whether nothing more will go out.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended | Phase::GivenUp)
+    }
+
     /// Whether something could go out if there were credit.
     pub(super) fn has_work(&self) -> bool {
-        !self.ended && (!self.queue.is_empty() || self.finished)
+        match self.phase {
+            Phase::Open => !self.queue.is_empty(),
+            Phase::Finished => true,
+            Phase::Ended | Phase::GivenUp => false,
+        }
     }
 
     /// Whether something could go out now.
@@ -65,9 +80,9 @@ impl Sending {
         self.has_work() && (self.queue.is_empty() || self.credit > 0)
     }
 
-    /// Forgets what was not sent; returns how many bytes that were.
-    pub(super) fn discard(&mut self) -> usize {
-        self.ended = true;
+    /// Ends so and forgets what was not sent; returns how many bytes that were.
+    pub(super) fn discard(&mut self, phase: Phase) -> usize {
+        self.phase = phase;
         self.queue.clear();
         std::mem::take(&mut self.queued_bytes)
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::StreamError;
 
 const LIMITS: Limits =
     Limits { streams_max: 16, stream_bytes: 64 << 10, connection_bytes: 256 << 10, send_bytes_max: 300_000 };

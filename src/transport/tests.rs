@@ -306,12 +306,12 @@ async fn race(host: TransportChoice, is_short: bool) -> TransportKind {
     let addresses = [host_end.local_address()];
     let expected = ExpectedHost::Key(identity.public_key());
     let serve = async {
-        let mut connections = Vec::new();
+        let mut connections = tokio::task::JoinSet::new();
         while let Some(incoming) = host_end.accept().await {
-            connections.push(incoming.handshake().await);
+            connections.spawn(incoming.handshake());
         }
     };
-    let head_start = Duration::from_millis(200);
+    let head_start = Duration::from_secs(1);
     tokio::select! {
         connected = connect_any(&client, &tuning, &addresses, expected, head_start) => {
             connected.unwrap().1.kind()

@@ -144,7 +144,7 @@ impl Controlled for Daemon {
             mountpoint: None,
             state: LinkWord::Serving,
             address: Some(status.listening.clone()),
-            transport: "quic".to_owned(),
+            transport: "quic, tcp".to_owned(),
             engine: Some(status.engine.clone()),
             readings: readings(&status, self.started.elapsed().as_secs()),
         }

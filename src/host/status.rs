@@ -69,13 +69,15 @@ pub struct ClientStatus {
     pub address: String,
     /// What it has mounted: the export and the folder below it.
     pub export: String,
+    /// What carries it: `quic` or `tcp`.
+    pub transport: &'static str,
     /// For how long, in seconds.
     pub connected_seconds: u64,
     /// Round-trip time, in milliseconds.
     pub rtt_ms: f64,
     /// Bytes sent to it, headers and repetitions included.
     pub bytes_sent: u64,
-    /// Packets deemed lost, of those sent.
+    /// Packets, or segments of TCP, deemed lost of those sent.
     pub lost_packets: u64,
 }
 
@@ -129,6 +131,7 @@ fn clients(core: &Core) -> Vec<ClientStatus> {
             key: client.key.to_string(),
             address: client.connection.remote_address().to_string(),
             export: if folder.is_empty() { client.export } else { format!("{}/{folder}", client.export) },
+            transport: client.connection.kind().name(),
             connected_seconds: now.saturating_duration_since(client.since).as_secs(),
             rtt_ms: stats.rtt.as_secs_f64() * 1e3,
             bytes_sent: stats.bytes_sent,

@@ -233,6 +233,7 @@ fn a_network_without_udp_is_no_obstacle() {
     let host = world.host();
     let relay = Relay::start(host.listening);
     relay.block_udp();
+    assert_eq!(host.status()["transport"], "quic, tcp");
     let ticket = host.ticket_for(relay.address());
     let mount = world.mount(&ticket, "");
     assert_eq!(fs::read(mount.path("small")).unwrap(), b"small");

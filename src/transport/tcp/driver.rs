@@ -86,9 +86,10 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(stream: TcpStream, shared: Arc<Shared>, agreed: Agreed, patience: Patience) -> Self {
         let now = Instant::now();
-        let mut incoming = agreed.sealed;
-        let received = incoming.len();
-        incoming.resize(received.max(RECEIVE_BYTES + RECORD_BYTES_MAX), 0);
+        let received = agreed.sealed.len();
+        // Fresh zeroes: of a connection that receives little only the first pages are ever touched.
+        let mut incoming = vec![0; received.max(RECEIVE_BYTES + RECORD_BYTES_MAX)];
+        incoming[..received].copy_from_slice(&agreed.sealed);
         let driver = Self {
             stream,
             shared,

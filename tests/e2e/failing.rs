@@ -102,7 +102,9 @@ fn a_cut_link_that_comes_back_goes_on(transport: &str) {
     wait_until("content moves again", || relay.bytes_to_client() > before + 1_000_000);
     assert!(mended.elapsed() < MOVING_AGAIN_WITHIN, "moving again after {:?}", mended.elapsed());
     assert!(reader.join().unwrap() == noise(CONTENT_BYTES, 1));
-    assert_eq!(mount.status()["transport"], transport);
+    let status = mount.status();
+    assert_eq!(status["transport"], transport);
+    assert_eq!(status["udp_buffer_bytes"].is_u64(), transport == "quic");
     mount.umount();
 }
 

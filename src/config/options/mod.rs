@@ -192,7 +192,7 @@ pub struct TransferOptions {
     pub connections: Option<u8>,
     /// What carries content: `transport=`.
     pub transport: TransportChoice,
-    /// Congestion control of QUIC: `cc=`.
+    /// Congestion control: `cc=`.
     pub congestion: Option<CongestionKind>,
 }
 

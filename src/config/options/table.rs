@@ -111,7 +111,11 @@ const TRANSFER: &[OptionEntry] = &[
         "auto|quic|tcp",
         "QUIC, or TLS over TCP; auto: TCP on short ways and where UDP is blocked (auto)",
     ),
-    option("cc", "delivery|cubic|bbr|newreno", "congestion control of QUIC (delivery); TCP has the kernel's"),
+    option(
+        "cc",
+        "delivery|cubic|bbr|newreno",
+        "congestion control (delivery; over TCP the kernel's bbr on long ways)",
+    ),
 ];
 
 const START: &[OptionEntry] = &[

@@ -1,7 +1,7 @@
-//! Raw QUIC: what the transport moves when nothing reads a disk or hashes a byte.
+//! Raw QUIC, and TCP with TLS: what the transport moves when nothing reads a disk or hashes a byte.
 //!
-//! `cargo bench --bench quic` compares packet sizes over loopback, both ends in this process, beside the CPU time they
-//! used. Over a real or emulated network (`wansim`), in two namespaces or on two machines:
+//! `cargo bench --bench quic` compares packet sizes of QUIC, and TCP, over loopback, both ends in this process, beside the CPU
+//! time they used. `quic loopback tcp` measures TCP alone. Over a real or emulated network (`wansim`), in two namespaces or on two machines:
 //!
 //! ```text
 //! quic loopback [CONGESTION]
@@ -18,7 +18,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use tokio::task::JoinSet;
 use wormhole::transport::{
     CongestionKind, Connection, Endpoint, ExpectedHost, Identity, Lane, LinkStats, RecvStream, SendStream,
-    TransportTuning,
+    TransportChoice, TransportKind, TransportTuning,
 };
 
 /// One chunk of content, as the host sends them.
@@ -37,6 +37,10 @@ fn main() -> Result<(), Failure> {
             ["host", address, congestion] => host(address, congestion.parse()?).await,
             ["fetch", address, streams, mebibytes] => {
                 fetch(address.parse()?, streams.parse()?, mebibytes.parse::<u64>()? << 20).await
+            }
+            ["loopback", "tcp"] => {
+                print_loopback_head();
+                loopback_over_tcp().await
             }
             ["loopback", congestion] => loopback(congestion.parse()?).await,
             _ => loopback(CongestionKind::default()).await,
@@ -103,8 +107,8 @@ async fn fetch_all(connection: &Connection, streams: u64, bytes: u64) -> Result<
             send.write_all(&(bytes / streams).to_be_bytes()).await?;
             send.finish()?;
             let mut received = 0;
-            while let Some(chunk) = receive.read_chunk(CHUNK_BYTES, true).await? {
-                received += chunk.bytes.len() as u64;
+            while let Some(chunk) = receive.read_chunk(CHUNK_BYTES).await? {
+                received += chunk.len() as u64;
             }
             Ok::<u64, Failure>(received)
         });
@@ -128,9 +132,24 @@ async fn fetch(address: SocketAddr, streams: u64, bytes: u64) -> Result<(), Fail
     Ok(())
 }
 
-async fn loopback(congestion: CongestionKind) -> Result<(), Failure> {
+fn print_loopback_head() {
     println!("| packets of | streams | fair | MB/s | CPU s per GiB | link |");
     println!("| --- | --- | --- | --- | --- | --- |");
+}
+
+async fn loopback_over_tcp() -> Result<(), Failure> {
+    let transport = TransportChoice::Only(TransportKind::Tcp);
+    let tuning = TransportTuning { transport, ..TransportTuning::default() };
+    for streams in [8, 1] {
+        let (best, cpu, stats) = loopback_with(&tuning, streams).await?;
+        println!("| TCP | {streams} | | {:.0} | {cpu:.2} | {} |", best / 1e6, link_words(&stats));
+    }
+    Ok(())
+}
+
+async fn loopback(congestion: CongestionKind) -> Result<(), Failure> {
+    print_loopback_head();
+    loopback_over_tcp().await?;
     for (datagram_bytes_max, streams, fair_streams) in [
         (65_507, 8, false),
         (65_507, 8, true),

@@ -49,11 +49,11 @@ metrics! {
     UptimeSeconds "uptime_s" Gauge "time since the daemon's start, in seconds";
     RttMs "rtt_ms" Gauge "round-trip time to the host, smoothed, in milliseconds";
     LinkBytesPerSecond "link_bytes_per_second" Gauge "rate at which content arrived lately; 0 while unknown";
-    WireSentBytes "wire_sent_bytes" Counter "UDP payload sent, with headers and what was sent twice";
-    WireReceivedBytes "wire_received_bytes" Counter "UDP payload received";
-    PacketsSent "packets_sent" Counter "QUIC packets sent";
-    PacketsLost "packets_lost" Counter "QUIC packets sent that were lost";
-    PacketBytes "packet_bytes" Gauge "UDP payload of a full packet";
+    WireSentBytes "wire_sent_bytes" Counter "UDP payload sent, with headers and what was sent twice; over TCP what the kernel took";
+    WireReceivedBytes "wire_received_bytes" Counter "UDP payload received; over TCP what the kernel gave";
+    PacketsSent "packets_sent" Counter "packets sent by QUIC, or segments by TCP";
+    PacketsLost "packets_lost" Counter "of those, the ones that were lost";
+    PacketBytes "packet_bytes" Gauge "payload of a full packet";
     UdpBufferBytes "udp_buffer_bytes" Gauge "the smaller of the UDP socket's buffers, as the kernel granted it";
     Connections "connections" Gauge "connections that are open";
     Reconnects "reconnects" Counter "times a connection was made after the first ones";

@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("prefetch", &["chunk"]),
     ("metrics", &[]),
     ("io", &["chunk"]),
-    ("transport", &["chunk", "proto"]),
+    ("transport", &["chunk", "proto", "io"]),
     ("cache", &["chunk", "proto", "io"]),
     ("client", &["chunk", "proto", "transport"]),
     ("fetch", &["chunk", "proto", "cache", "client", "prefetch"]),

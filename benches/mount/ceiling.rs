@@ -1,6 +1,6 @@
 //! What the parts can do alone, measured in the same run: the disk, the network, the hash, the kernel.
 //!
-//! The raw QUIC ceiling runs in two processes of this same program (`--role`), so that each end can be put in its namespace and
+//! The raw transport's ceiling runs in two processes of this same program (`--role`), so that each end can be put in its namespace and
 //! its processor time read.
 
 use std::fs::{File, OpenOptions};
@@ -17,7 +17,9 @@ use bytes::Bytes;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use wormhole::chunk::{CHUNK_BYTES, ChunkHash};
 use wormhole::io::AlignedBuffer;
-use wormhole::transport::{Endpoint, ExpectedHost, Identity, Lane, PublicKey, TransportTuning};
+use wormhole::transport::{
+    Endpoint, ExpectedHost, Identity, Lane, PublicKey, TransportChoice, TransportKind, TransportTuning,
+};
 
 use super::Failure;
 use super::net::Net;
@@ -150,23 +152,25 @@ fn own_cpu_seconds() -> f64 {
 }
 
 /// `bytes` over the project's own transport with its own tuning, and nothing else.
-pub(crate) fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
+pub(crate) fn raw(net: &Net, kind: TransportKind, bytes: u64) -> Result<Ceiling, Failure> {
     let program = std::env::current_exe()?;
     let program = program.to_str().ok_or("the program's path is not text")?;
     let mut command = net.host_command(program);
-    command.args(["--role", "quic-host", "--address", &net.address]);
+    command.args(["--role", "raw-host", "--address", &net.address, "--transport", kind.name()]);
     let mut host = Daemon::start(command, true)?;
     let mut line = String::new();
     BufReader::new(host.child().stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
     let [address, key] = line.split_whitespace().collect::<Vec<_>>()[..] else {
-        return Err(format!("the raw QUIC host said {line:?}").into());
+        return Err(format!("the raw host said {line:?}").into());
     };
     let mut command = net.client_command(program);
     command.args([
         "--role",
-        "quic-client",
+        "raw-client",
         "--address",
         address,
+        "--transport",
+        kind.name(),
         "--key",
         key,
         "--bytes",
@@ -177,17 +181,18 @@ pub(crate) fn raw_quic(net: &Net, bytes: u64) -> Result<Ceiling, Failure> {
     client.child().stdout.take().ok_or("no standard output")?.read_to_string(&mut seconds)?;
     // Both are read before the client is reaped: its entry in /proc stays until then.
     let cpu = host.cpu_seconds() + client.cpu_seconds();
-    let seconds: f64 = seconds.trim().parse().map_err(|_| format!("the raw QUIC client said {seconds:?}"))?;
+    let seconds: f64 = seconds.trim().parse().map_err(|_| format!("the raw client said {seconds:?}"))?;
     Ok(Ceiling::new(bytes, seconds, cpu))
 }
 
 /// The process that sends; ends when it is told to.
-pub(crate) fn quic_host(address: &str) -> Result<(), Failure> {
+pub(crate) fn raw_host(address: &str, transport: TransportChoice) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
+    let tuning = TransportTuning { transport, ..TransportTuning::default() };
     runtime.block_on(async {
         let identity = Identity::generate()?;
         let listen: SocketAddr = format!("{address}:0").parse()?;
-        let endpoint = Endpoint::host(listen, &identity, &TransportTuning::default())?;
+        let endpoint = Endpoint::host(listen, &identity, &tuning)?;
         println!("{} {}", endpoint.local_address(), identity.public_key());
         while let Some(incoming) = endpoint.accept().await {
             let connection = incoming.handshake().await?;
@@ -208,12 +213,18 @@ pub(crate) fn quic_host(address: &str) -> Result<(), Failure> {
 }
 
 /// The process that receives; prints the seconds it took.
-pub(crate) fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Failure> {
+pub(crate) fn raw_client(
+    address: &str,
+    transport: TransportChoice,
+    key: &str,
+    bytes: u64,
+) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
+    let tuning = TransportTuning { transport, ..TransportTuning::default() };
     runtime.block_on(async {
         let identity = Identity::generate()?;
         let (address, key): (SocketAddr, PublicKey) = (address.parse()?, key.parse()?);
-        let endpoint = Endpoint::client(&identity, &TransportTuning::default(), address)?;
+        let endpoint = Endpoint::client(&identity, &tuning, address)?;
         let connection = endpoint.connect(address, ExpectedHost::Key(key)).await?;
         let start = Instant::now();
         let mut readers = tokio::task::JoinSet::new();
@@ -221,8 +232,7 @@ pub(crate) fn quic_client(address: &str, key: &str, bytes: u64) -> Result<(), Fa
             let (mut send, mut receive) = connection.open_stream(Lane::Demand).await?;
             send.write_all(&(bytes / STREAMS).to_le_bytes()).await?;
             readers.spawn(async move {
-                let mut buffer = vec![0; CHUNK_BYTES as usize];
-                while let Ok(Some(_)) = receive.read(&mut buffer).await {}
+                while let Ok(Some(_)) = receive.read_chunk(CHUNK_BYTES as usize).await {}
             });
         }
         readers.join_all().await;

@@ -14,6 +14,7 @@ mod wormhole;
 
 use std::path::PathBuf;
 
+use ::wormhole::transport::TransportChoice;
 use clap::{Parser, ValueEnum};
 
 use net::Net;
@@ -51,6 +52,9 @@ struct Arguments {
     /// How often each cold read is done
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// What carries content: auto, quic or tcp
+    #[arg(long, default_value_t = TransportChoice::Auto)]
+    transport: TransportChoice,
     /// More mount options
     #[arg(long, default_value = "")]
     options: String,
@@ -103,9 +107,14 @@ enum Scenario {
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     match arguments.role.as_deref() {
-        Some("quic-host") => return ceiling::quic_host(&arguments.address),
-        Some("quic-client") => {
-            return ceiling::quic_client(&arguments.address, &arguments.key, arguments.bytes);
+        Some("raw-host") => return ceiling::raw_host(&arguments.address, arguments.transport),
+        Some("raw-client") => {
+            return ceiling::raw_client(
+                &arguments.address,
+                arguments.transport,
+                &arguments.key,
+                arguments.bytes,
+            );
         }
         Some("stub") => {
             return ceiling::stub(&arguments.data_dir, arguments.bytes, arguments.key == "direct");
@@ -129,6 +138,12 @@ fn main() -> Result<(), Failure> {
 }
 
 impl Arguments {
+    /// Options of every mount.
+    fn mount_options(&self) -> String {
+        let comma = if self.options.is_empty() { "" } else { "," };
+        format!("transport={}{comma}{}", self.transport, self.options)
+    }
+
     fn wants(&self, scenario: Scenario) -> bool {
         self.only.is_empty() || self.only.contains(&scenario)
     }

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ::wormhole::transport::TransportKind;
+use serde_json::Value;
+
 use super::ceiling::{self, Ceiling};
 use super::net::Net;
 use super::probe::{self, Random};
@@ -18,6 +21,13 @@ const MIB: u64 = 1 << 20;
 /// Random reads of one measurement; enough for a 99th percentile.
 const RANDOM_READS: usize = 200;
 const SEEKS: usize = 20;
+
+/// What the transports reach alone, and what the other parts of a cold read cost in processor time, in seconds per GiB.
+struct Parts {
+    quic: Ceiling,
+    tcp: Ceiling,
+    others: f64,
+}
 
 struct Bench<'a> {
     arguments: &'a Arguments,
@@ -49,10 +59,9 @@ impl Bench<'_> {
         let bytes = self.arguments.size_mib * MIB;
         let file = self.data.join("large");
         probe::write_random(&file, bytes, 1)?;
-        let (mut sum_of_parts, mut quic) = (None, None);
+        let mut raw = None;
         if self.arguments.wants(Scenario::Ceilings) {
-            let (sum, raw) = self.ceilings(&file, bytes)?;
-            (sum_of_parts, quic) = (Some(sum), Some(raw));
+            raw = Some(self.ceilings(&file, bytes)?);
         }
         // What was just written is too young to be kept in a cache.
         std::thread::sleep(std::time::Duration::from_millis(2200));
@@ -62,7 +71,7 @@ impl Bench<'_> {
             } else {
                 None
             };
-            self.cold(bytes, sum_of_parts, quic, peer)?;
+            self.cold(bytes, raw.as_ref(), peer)?;
         }
         if self.arguments.wants(Scenario::Remount) {
             self.remount(bytes)?;
@@ -77,10 +86,11 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// The parts alone; gives the sum of their processor time per GiB, and what raw QUIC reaches.
-    fn ceilings(&mut self, file: &Path, bytes: u64) -> Result<(f64, f64), Failure> {
+    /// The parts alone.
+    fn ceilings(&mut self, file: &Path, bytes: u64) -> Result<Parts, Failure> {
         let disk = ceiling::raw_disk(file)?;
-        let quic = ceiling::raw_quic(self.net, bytes)?;
+        let quic = ceiling::raw(self.net, TransportKind::Quic, bytes)?;
+        let tcp = ceiling::raw(self.net, TransportKind::Tcp, bytes)?;
         let hash = ceiling::blake3(bytes);
         let (write, way) = ceiling::cache_write(&self.state, bytes)?;
         let writing = format!("writing the cache's bytes {way}");
@@ -89,6 +99,7 @@ impl Bench<'_> {
         for (name, ceiling) in [
             ("raw disk (`cat` where the file lies)", &disk),
             ("raw QUIC, both ends, 8 streams", &quic),
+            ("raw TCP with TLS, both ends, 8 streams", &tcp),
             ("BLAKE3, one core", &hash),
             (writing.as_str(), &write),
             ("FUSE stub through the page cache, reader included", &cached),
@@ -97,11 +108,8 @@ impl Bench<'_> {
             self.report.add(name, ceiling.mb_per_second, "MB/s");
             self.report.add(&format!("{name}, processor"), ceiling.cpu_seconds_per_gib, "s/GiB");
         }
-        let sum = quic.cpu_seconds_per_gib
-            + 2.0 * hash.cpu_seconds_per_gib
-            + write.cpu_seconds_per_gib
-            + cached.cpu_seconds_per_gib;
-        Ok((sum, quic.mb_per_second))
+        let others = 2.0 * hash.cpu_seconds_per_gib + write.cpu_seconds_per_gib + cached.cpu_seconds_per_gib;
+        Ok(Parts { quic, tcp, others })
     }
 
     fn cold_sshfs(&mut self, bytes: u64) -> Result<f64, Failure> {
@@ -120,31 +128,29 @@ impl Bench<'_> {
         Ok(median.mb_per_second)
     }
 
-    fn cold(
-        &mut self,
-        bytes: u64,
-        sum_of_parts: Option<f64>,
-        quic: Option<f64>,
-        peer: Option<f64>,
-    ) -> Result<(), Failure> {
+    fn cold(&mut self, bytes: u64, parts: Option<&Parts>, peer: Option<f64>) -> Result<(), Failure> {
         let host = Host::start(self.net, &self.data, &self.state)?;
-        let mut runs = Vec::new();
+        let (mut runs, mut transport) = (Vec::new(), Value::Null);
         for _ in 0..self.arguments.runs {
             self.forget_cache()?;
-            let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+            let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
             let before = host.daemon.cpu_seconds() + mount.daemon.cpu_seconds();
             let took = run(Command::new("cat").arg(mount.point.join("large")))?;
             let cpu = took.cpu_seconds + host.daemon.cpu_seconds() + mount.daemon.cpu_seconds() - before;
             runs.push(Ceiling::new(bytes, took.seconds, cpu));
+            transport = mount.status()?["transport"].take();
             mount.stop()?;
         }
         runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
         let median = &runs[runs.len() / 2];
         let (speed, cpu) = (median.mb_per_second, median.cpu_seconds_per_gib);
-        let what = "one cold `cat`";
+        let transport = transport.as_str().unwrap_or_default();
+        let what = format!("one cold `cat` over {transport}");
+        let what = what.as_str();
         self.report.add(what, speed, "MB/s");
-        if let Some(quic) = quic {
-            self.report.add_beside(what, speed, "MB/s", quic, "raw QUIC");
+        let raw = parts.map(|parts| (parts, if transport == "tcp" { &parts.tcp } else { &parts.quic }));
+        if let Some((_, raw)) = raw {
+            self.report.add_beside(what, speed, "MB/s", raw.mb_per_second, "raw transport");
         }
         if let Some(mbit) = self.arguments.link_mbit {
             self.report.add_beside(what, speed, "MB/s", mbit / 8.0, "the link");
@@ -153,7 +159,7 @@ impl Bench<'_> {
             self.report.add_beside(what, speed, "MB/s", peer, "sshfs");
         }
         let what = "processor of both daemons and the reader";
-        match sum_of_parts {
+        match raw.map(|(parts, raw)| parts.others + raw.cpu_seconds_per_gib) {
             Some(sum) => self.report.add_beside(what, cpu, "s/GiB", sum, "sum of the parts"),
             None => self.report.add(what, cpu, "s/GiB"),
         }
@@ -163,14 +169,14 @@ impl Bench<'_> {
     fn remount(&mut self, bytes: u64) -> Result<(), Failure> {
         let host = Host::start(self.net, &self.data, &self.state)?;
         self.forget_cache()?;
-        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
         run(Command::new("cat").arg(mount.point.join("large")))?;
         mount.stop()?;
         ceiling::forget_pages(&self.state.join("cache/v1/segments"))?;
         let cached = ceiling::fuse_stub(&self.state, bytes, false)?;
         let direct = ceiling::fuse_stub(&self.state, bytes, true)?;
         let disk = ceiling::disk_read(&self.state.join("cache/v1/segments"))?;
-        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
         for what in ["`cat` after a remount, from the disk cache", "the same again", "and a third time"] {
             let before = mount.daemon.cpu_seconds();
             let took = run(Command::new("cat").arg(mount.point.join("large")))?;
@@ -193,23 +199,23 @@ impl Bench<'_> {
         let mut firsts = Vec::new();
         for _ in 0..self.arguments.runs {
             self.forget_cache()?;
-            let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+            let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
             fs::metadata(&mount.point)?;
             firsts.push(probe::first_bytes_ms(&mount.point.join("large"))?);
             mount.stop()?;
         }
         firsts.sort_by(f64::total_cmp);
         self.forget_cache()?;
-        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
         let large = mount.point.join("large");
         let rtt = mount.status()?["rtt_ms"].as_f64().unwrap_or(f64::NAN);
         let random = probe::random_reads_ms(&large, RANDOM_READS, &mut Random(2))?;
         mount.stop()?;
         self.forget_cache()?;
-        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
         let scrub = probe::scrub_seconds(&mount.point.join("large"), SEEKS, &mut Random(3))?;
         mount.stop()?;
-        self.report.add("round-trip time, measured by QUIC", rtt, "ms");
+        self.report.add("round-trip time, measured by the transport", rtt, "ms");
         self.report.add_beside(
             "look-up, open and first 64 KiB of a cold file",
             firsts[firsts.len() / 2],
@@ -251,7 +257,7 @@ impl Bench<'_> {
         std::thread::sleep(std::time::Duration::from_millis(2200));
         self.forget_cache()?;
         let host = Host::start(self.net, &self.data, &self.state)?;
-        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.options)?;
+        let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
         let files: Vec<PathBuf> =
             (0..count).map(|number| mount.point.join(format!("reader {number}"))).collect();
         let times = probe::parallel_seconds(&files, each)?;

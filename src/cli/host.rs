@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     #[arg(required = true, value_name = "[NAME=]PATH")]
     folders: Vec<OsString>,
 
-    /// UDP address and port to listen on; port 0 picks one
+    /// Address and port to listen on, for UDP and TCP; port 0 picks one
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:4433")]
     listen: SocketAddr,
 
@@ -144,7 +144,7 @@ impl Controlled for Daemon {
             mountpoint: None,
             state: LinkWord::Serving,
             address: Some(status.listening.clone()),
-            transport: "quic".to_owned(),
+            transport: "quic, tcp".to_owned(),
             engine: Some(status.engine.clone()),
             cache_dir: None,
             readings: readings(&status, self.started.elapsed().as_secs()),
@@ -175,7 +175,9 @@ fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
     readings.set(Metric::DiskInFlightMax, status.disk_inflight_max);
     readings.set(Metric::SendInFlight, status.send_inflight);
     readings.set(Metric::SendInFlightMax, status.send_inflight_max);
-    readings.set(Metric::UdpBufferBytes, status.udp_buffer_bytes);
+    if let Some(bytes) = status.udp_buffer_bytes {
+        readings.set(Metric::UdpBufferBytes, bytes);
+    }
     readings
 }
 

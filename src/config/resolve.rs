@@ -176,6 +176,7 @@ fn read_ticket(path: &Path) -> Result<Ticket, ConfigError> {
 fn link(options: &TransferOptions, deadline: Option<Duration>, memory_bytes: u64) -> LinkConfig {
     let connections = options.connections.unwrap_or(1);
     let mut tuning = TransportTuning::for_memory(memory_bytes / 4 / u64::from(connections));
+    tuning.transport = options.transport;
     if let Some(congestion) = options.congestion {
         tuning.congestion = congestion;
     }
@@ -296,7 +297,7 @@ mod tests {
     use super::*;
     use crate::config::{Accounts, LocalAccounts};
     use crate::proto::TicketSecret;
-    use crate::transport::{CongestionKind, Identity};
+    use crate::transport::{CongestionKind, Identity, TransportChoice, TransportKind};
 
     fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
         let environment = Environment { uid: 1000, home: Some("/home/ann".into()), ..Environment::default() };
@@ -341,6 +342,8 @@ mod tests {
         assert_eq!(config("compress=on").link.compression, CompressionWish::Always);
         assert_eq!(config("compress=off").link.compression, CompressionWish::Never);
         assert_eq!(config("").link.compression, CompressionWish::Worthwhile);
+        let tcp = TransportChoice::Only(TransportKind::Tcp);
+        assert_eq!(config("transport=tcp").link.tuning.transport, tcp);
         assert_eq!(config("cc=cubic").link.tuning.congestion, CongestionKind::Cubic);
         assert_eq!(config("memory_target=256M").fetch.memory_bytes, 192 << 20);
         assert_eq!(config("memory_target=256M").link.tuning, TransportTuning::for_memory(64 << 20));

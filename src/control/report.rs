@@ -51,7 +51,8 @@ pub struct StatusReport {
     /// Address and port of the host, or the one listened on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// What carries the bytes: `quic`.
+    /// What carries the bytes: `quic` or `tcp`, `none` while a mount has no connection; `quic, tcp` of a host, which takes
+    /// both.
     pub transport: String,
     /// What reads the disk: `uring` or `blocking`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

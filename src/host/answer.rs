@@ -10,8 +10,7 @@ use tokio::time::timeout;
 
 use super::counters::{Counters, Sending};
 use crate::proto::{ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, encode_frame, frame_len};
-use crate::transport::connection::set_lane;
-use crate::transport::{Lane, ReadExactError, RecvStream, SendStream};
+use crate::transport::{Lane, RecvStream, SendStream, StreamError};
 
 /// How long a request may take to arrive once its stream is open; it is one small frame.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,7 +40,7 @@ pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Vec<u8>, Wi
     timeout(REQUEST_DEADLINE, read).await.unwrap_or_else(late)
 }
 
-fn cut_short(error: &ReadExactError) -> WireError {
+fn cut_short(error: &StreamError) -> WireError {
     malformed(format!("the request ends too soon: {error}"))
 }
 
@@ -88,7 +87,7 @@ impl Answer {
 
     /// What this answer gives way to.
     pub(super) fn set_lane(&self, lane: Lane) {
-        set_lane(&self.send, lane);
+        self.send.set_lane(lane);
     }
 
     /// Comes back when the client no longer wants the answer.
@@ -110,8 +109,8 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if !self.is_finished {
-            // quinn would finish the stream, and half an answer would look like a whole one.
-            let _ = self.send.reset(0u32.into());
+            // The stream would be finished, and half an answer would look like a whole one.
+            let _ = self.send.reset(0);
         }
     }
 }

@@ -46,7 +46,7 @@ async fn serve_requests(connection: &Connection, guest: &Guest, mut ending: watc
         tokio::select! {
             stream = connection.accept_stream() => match stream {
                 Ok((send, receive)) => {
-                    // quinn admits no more streams at a time than the tuning says.
+                    // The transport admits no more streams at a time than the tuning says.
                     requests.spawn(requests::serve(Arc::clone(&guest.context), send, receive));
                 }
                 Err(error) => {

@@ -97,7 +97,7 @@ const DESCRIPTORS_WANTED: u64 = 1 << 20;
 pub struct HostConfig {
     /// What to serve; at least one, each name once.
     pub exports: Vec<Export>,
-    /// UDP address and port; port 0 picks one.
+    /// Address and port, for UDP and TCP; port 0 picks one.
     pub listen: SocketAddr,
     /// Folder for key, authorised keys and tickets.
     pub state_dir: PathBuf,
@@ -254,7 +254,7 @@ impl Host {
 pub struct HostObserver {
     core: Arc<Core>,
     listening: SocketAddr,
-    buffers: SocketBuffers,
+    buffers: Option<SocketBuffers>,
 }
 
 impl HostObserver {

@@ -47,8 +47,8 @@ pub struct HostStatus {
     pub requests: u64,
     /// Clients refused since the start.
     pub refused: u64,
-    /// The smaller of its socket's buffers, in bytes.
-    pub udp_buffer_bytes: usize,
+    /// The smaller of its UDP socket's buffers, in bytes, if it listens on UDP.
+    pub udp_buffer_bytes: Option<usize>,
 }
 
 /// One export.
@@ -71,18 +71,20 @@ pub struct ClientStatus {
     pub address: String,
     /// What it has mounted: the export and the folder below it.
     pub export: String,
+    /// What carries it: `quic` or `tcp`.
+    pub transport: &'static str,
     /// For how long, in seconds.
     pub connected_seconds: u64,
     /// Round-trip time, in milliseconds.
     pub rtt_ms: f64,
     /// Bytes sent to it, headers and repetitions included.
     pub bytes_sent: u64,
-    /// Packets deemed lost, of those sent.
+    /// Packets, or segments of TCP, deemed lost of those sent.
     pub lost_packets: u64,
 }
 
 impl HostStatus {
-    pub(super) fn of(core: &Core, listening: SocketAddr, buffers: SocketBuffers) -> Self {
+    pub(super) fn of(core: &Core, listening: SocketAddr, buffers: Option<SocketBuffers>) -> Self {
         let counters = &core.counters;
         let (sessions, open_files) = {
             let sessions = core.sessions();
@@ -107,7 +109,7 @@ impl HostStatus {
             requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),
             refused: counters.refused.get(),
-            udp_buffer_bytes: buffers.smaller_bytes(),
+            udp_buffer_bytes: buffers.map(|buffers| buffers.smaller_bytes()),
         }
     }
 }
@@ -132,6 +134,7 @@ fn clients(core: &Core) -> Vec<ClientStatus> {
             key: client.key.to_string(),
             address: client.connection.remote_address().to_string(),
             export: if folder.is_empty() { client.export } else { format!("{}/{folder}", client.export) },
+            transport: client.connection.kind().name(),
             connected_seconds: now.saturating_duration_since(client.since).as_secs(),
             rtt_ms: stats.rtt.as_secs_f64() * 1e3,
             bytes_sent: stats.bytes_sent,

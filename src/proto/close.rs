@@ -1,4 +1,4 @@
-//! Codes with which either side closes a connection: QUIC's application error codes.
+//! Codes with which either side closes a connection: QUIC's application error codes, or those of a close over TCP.
 //!
 //! 0 is what a connection closes with whose process ended without a word, so it means nothing here.
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Urgency of a stream. quinn sends all it may of a higher priority before a lower one; streams of one lane share fairly.
+/// Urgency of a stream. All that may be sent of a higher one goes before a lower one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lane {
     /// Warm-up and write-back: nobody waits for it.

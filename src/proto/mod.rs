@@ -4,8 +4,8 @@
 //!
 //! # Participants
 //!
-//! A *client* mounts what a *host* exports. They hold a QUIC connection, TLS 1.3 with raw Ed25519 keys on both sides,
-//! ALPN [`ALPN`]. Who the peer is has been proved below this layer; whether it may come in is said in the [`Hello`]
+//! A *client* mounts what a *host* exports. They hold a connection over QUIC, or over TLS on TCP with the
+//! same streams (`transport::tcp`); either is TLS 1.3 with raw Ed25519 keys on both sides, ALPN [`ALPN`]. Who the peer is has been proved below this layer; whether it may come in is said in the [`Hello`]
 //! exchange.
 //!
 //! # Shape

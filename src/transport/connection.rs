@@ -1,22 +1,46 @@
-//! One QUIC connection between two proven keys.
+//! One connection between two proven keys, over QUIC or TCP.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::{ConnectionError, VarInt};
 
-use super::{error::TransportError, identity::PublicKey};
+use super::{
+    error::TransportError,
+    identity::PublicKey,
+    stream::{RecvStream, SendStream},
+    tcp::TcpConnection,
+    tuning::TransportKind,
+};
 use crate::proto::Lane;
 
 /// A live connection. Clones are handles to the same one; it closes when the last is dropped.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    quinn: quinn::Connection,
+    inner: Inner,
     peer_key: PublicKey,
 }
 
+#[derive(Clone, Debug)]
+enum Inner {
+    Quic(quinn::Connection),
+    Tcp(TcpConnection),
+}
+
 impl Connection {
-    pub(super) fn new(quinn: quinn::Connection, peer_key: PublicKey) -> Self {
-        Self { quinn, peer_key }
+    pub(super) fn quic(quinn: quinn::Connection, peer_key: PublicKey) -> Self {
+        Self { inner: Inner::Quic(quinn), peer_key }
+    }
+
+    pub(super) fn tcp((tcp, peer_key): (TcpConnection, PublicKey)) -> Self {
+        Self { inner: Inner::Tcp(tcp), peer_key }
+    }
+
+    /// The protocol below.
+    pub fn kind(&self) -> TransportKind {
+        match &self.inner {
+            Inner::Quic(_) => TransportKind::Quic,
+            Inner::Tcp(_) => TransportKind::Tcp,
+        }
     }
 
     /// The key that the peer has proved.
@@ -24,25 +48,30 @@ impl Connection {
         self.peer_key
     }
 
-    /// Where the peer is now; it may move (QUIC migration).
+    /// Where the peer is now; over QUIC it may move.
     pub fn remote_address(&self) -> SocketAddr {
-        let address = self.quinn.remote_address();
+        let address = match &self.inner {
+            Inner::Quic(quinn) => quinn.remote_address(),
+            Inner::Tcp(tcp) => tcp.remote_address(),
+        };
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     /// The smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
-        self.quinn.rtt()
-    }
-
-    /// A number that no other connection of this endpoint has at the same time.
-    pub fn id(&self) -> usize {
-        self.quinn.stable_id()
+        match &self.inner {
+            Inner::Quic(quinn) => quinn.rtt(),
+            Inner::Tcp(tcp) => tcp.rtt(),
+        }
     }
 
     /// What the link does.
     pub fn stats(&self) -> LinkStats {
-        let stats = self.quinn.stats();
+        let quinn = match &self.inner {
+            Inner::Quic(quinn) => quinn,
+            Inner::Tcp(tcp) => return tcp.stats(),
+        };
+        let stats = quinn.stats();
         LinkStats {
             rtt: stats.path.rtt,
             rtt_min: stats.path.min_rtt,
@@ -59,58 +88,71 @@ impl Connection {
         }
     }
 
-    /// Datagrams that have arrived from the peer since the start. With keep-alive (1 s) a live link makes this grow at
-    /// least once a second: a poller that sees it stand still for longer knows that the link is dead.
+    /// Datagrams (over TCP: portions of bytes) that have arrived from the peer since the start. With keep-alive (1 s) a live
+    /// link makes this grow at least once a second: a poller that sees it stand still for longer knows that the link is dead.
     pub fn datagrams_received(&self) -> u64 {
-        self.quinn.stats().udp_rx.datagrams
+        match &self.inner {
+            Inner::Quic(quinn) => quinn.stats().udp_rx.datagrams,
+            Inner::Tcp(tcp) => tcp.reads(),
+        }
     }
 
     /// Opens a stream in both directions for one request. Waits while the peer's limit of streams is reached.
     ///
     /// The peer learns of the stream with the first byte written. `lane` orders what we write.
     pub async fn open_stream(&self, lane: Lane) -> Result<(SendStream, RecvStream), TransportError> {
-        let (send, receive) = self.quinn.open_bi().await.map_err(closed)?;
-        set_lane(&send, lane);
-        Ok((send, receive))
+        match &self.inner {
+            Inner::Quic(quinn) => {
+                let (send, receive) = quinn.open_bi().await.map_err(closed)?;
+                let send = SendStream::quic(send);
+                send.set_lane(lane);
+                Ok((send, RecvStream::quic(receive)))
+            }
+            Inner::Tcp(tcp) => tcp.open(lane).await.map(over_tcp),
+        }
     }
 
-    /// The next stream that the peer opened, in both directions. Its answer starts in [`Lane::Demand`]; see [`set_lane`].
+    /// The next stream that the peer opened, in both directions. Its answer starts in [`Lane::Demand`]; see
+    /// [`SendStream::set_lane`].
     pub async fn accept_stream(&self) -> Result<(SendStream, RecvStream), TransportError> {
-        self.quinn.accept_bi().await.map_err(closed)
-    }
-
-    /// Opens a stream on which only we write.
-    pub async fn open_uni(&self, lane: Lane) -> Result<SendStream, TransportError> {
-        let send = self.quinn.open_uni().await.map_err(closed)?;
-        set_lane(&send, lane);
-        Ok(send)
-    }
-
-    /// The next stream on which only the peer writes.
-    pub async fn accept_uni(&self) -> Result<RecvStream, TransportError> {
-        self.quinn.accept_uni().await.map_err(closed)
+        match &self.inner {
+            Inner::Quic(quinn) => {
+                let (send, receive) = quinn.accept_bi().await.map_err(closed)?;
+                Ok((SendStream::quic(send), RecvStream::quic(receive)))
+            }
+            Inner::Tcp(tcp) => tcp.accept().await.map(over_tcp),
+        }
     }
 
     /// Closes at once: streams in flight are lost, the peer reads `code` and `text`.
     pub fn close(&self, code: u32, text: &str) {
-        self.quinn.close(VarInt::from_u32(code), text.as_bytes());
+        match &self.inner {
+            Inner::Quic(quinn) => quinn.close(VarInt::from_u32(code), text.as_bytes()),
+            Inner::Tcp(tcp) => tcp.close(code, text),
+        }
     }
 
     /// Waits until the connection is over, whoever ended it, and says why.
     pub async fn closed(&self) -> CloseReason {
-        self.quinn.closed().await.into()
+        match &self.inner {
+            Inner::Quic(quinn) => quinn.closed().await.into(),
+            Inner::Tcp(tcp) => tcp.closed().await,
+        }
     }
 
     /// Why the connection is over, if it is.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        self.quinn.close_reason().map(Into::into)
+        match &self.inner {
+            Inner::Quic(quinn) => quinn.close_reason().map(Into::into),
+            Inner::Tcp(tcp) => tcp.close_reason(),
+        }
     }
 }
 
-/// Orders what is written on `stream` from now on. On a stream that is already finished there is nothing to order.
-pub fn set_lane(stream: &SendStream, lane: Lane) {
-    // The only failure is that the stream is closed.
-    let _ = stream.set_priority(lane.priority());
+fn over_tcp(
+    (send, receive): (super::tcp::TcpSendStream, super::tcp::TcpRecvStream),
+) -> (SendStream, RecvStream) {
+    (SendStream::tcp(send), RecvStream::tcp(receive))
 }
 
 fn closed(error: ConnectionError) -> TransportError {
@@ -124,23 +166,23 @@ pub struct LinkStats {
     pub rtt: Duration,
     /// Smallest round-trip time seen.
     pub rtt_min: Duration,
-    /// UDP payload sent, in bytes: content, headers, what was sent twice.
+    /// UDP payload sent, in bytes: content, headers, what was sent twice. Over TCP what was given to the kernel.
     pub bytes_sent: u64,
-    /// UDP payload received, in bytes.
+    /// UDP payload received, in bytes. Over TCP what the kernel gave.
     pub bytes_received: u64,
-    /// UDP datagrams sent.
+    /// UDP datagrams sent, or writes to a TCP socket.
     pub datagrams_sent: u64,
-    /// UDP datagrams received.
+    /// UDP datagrams received, or reads from a TCP socket.
     pub datagrams_received: u64,
-    /// QUIC packets sent.
+    /// Packets sent: QUIC's, or TCP's segments.
     pub sent_packets: u64,
-    /// QUIC packets deemed lost.
+    /// Of those, deemed lost.
     pub lost_packets: u64,
     /// Times the congestion control was told of loss or congestion.
     pub congestion_events: u64,
     /// Bytes that may be in flight now.
     pub congestion_window_bytes: u64,
-    /// UDP payload of a full packet now, in bytes.
+    /// Payload of a full packet now, in bytes.
     pub mtu_bytes: u16,
     /// Times quinn believed that the path swallows large packets.
     pub black_holes: u64,
@@ -162,7 +204,7 @@ pub enum CloseReason {
     TimedOut,
     /// The peer does not know this connection any more: it restarted.
     Reset,
-    /// TLS or QUIC failed.
+    /// TLS, QUIC or TCP failed.
     Failed {
         /// Why, in words.
         text: String,

@@ -1,12 +1,22 @@
 //! Several addresses, one connection: all are tried, each a little after the last, and the first handshake wins.
+//!
+//! At one address QUIC and TCP race, unless one of them is asked for. TCP's first packet goes ahead: the kernel answers it, so
+//! it measures the way and not the load of the machines. Over a short way TCP goes on; else QUIC does, and TCP
+//! takes over where UDP is not heard in time.
 
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    connection::Connection, endpoint::Endpoint, error::TransportError, identity::Identity, tls::ExpectedHost,
-    tuning::TransportTuning,
+    connection::Connection,
+    endpoint::Endpoint,
+    error::TransportError,
+    identity::Identity,
+    tcp::Connected,
+    tls::ExpectedHost,
+    tuning::{TransportChoice, TransportTuning},
 };
 
 /// Head start of one address over the next (RFC 8305 names 250 ms): most hosts answer within, so one attempt is made.
@@ -14,8 +24,15 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses tried at most; a ticket or a resolver might name any number.
 const ADDRESSES_MAX: usize = 32;
 
+/// How long TCP's first packet is ahead of QUIC's: on a way worth TCP the answer is there by then.
+const TCP_AHEAD: Duration = Duration::from_millis(5);
+/// Time QUIC has to itself where the way is not short. Its first packet is repeated after 300 ms, so one may be lost.
+pub const QUIC_HEAD_START: Duration = Duration::from_millis(700);
+
 /// Tries all `addresses`, staggered by 250 ms (at once when an earlier one fails), and keeps the first that answers with
 /// the expected key. The others are dropped. The endpoint is the winner's own.
+///
+/// Where both may carry, QUIC has `head_start` to itself unless the way is short.
 ///
 /// Gives up when all have failed; drop the future to give up earlier.
 pub async fn connect_any(
@@ -23,6 +40,7 @@ pub async fn connect_any(
     tuning: &TransportTuning,
     addresses: &[SocketAddr],
     expected: ExpectedHost,
+    head_start: Duration,
 ) -> Result<(Endpoint, Connection), TransportError> {
     let mut waiting = addresses.iter().copied().take(ADDRESSES_MAX);
     let mut attempts = JoinSet::new();
@@ -31,13 +49,22 @@ pub async fn connect_any(
         let next = waiting.next();
         if let Some(address) = next {
             match Endpoint::client(identity, tuning, address) {
-                Ok(endpoint) => drop(attempts.spawn(attempt(endpoint, address, expected))),
+                Ok(endpoint) => {
+                    let target = Target {
+                        endpoint,
+                        address,
+                        expected,
+                        choice: tuning.transport,
+                        tcp_rtt_max: tuning.tcp_rtt_max,
+                    };
+                    attempts.spawn(target.connect(head_start));
+                }
                 Err(error) => failures.push(error),
             }
         }
         let more = waiting.len() > 0;
         let wait = if more { STAGGER } else { Duration::MAX };
-        match tokio::time::timeout(wait, attempts.join_next()).await {
+        match timeout(wait, attempts.join_next()).await {
             Ok(Some(Ok(Ok(connected)))) => return Ok(connected),
             Ok(Some(Ok(Err(error)))) => failures.push(error),
             Ok(Some(Err(_panicked_or_cancelled))) => {}
@@ -47,13 +74,72 @@ pub async fn connect_any(
     }
 }
 
-async fn attempt(
+/// One address, and what must be proved there.
+struct Target {
     endpoint: Endpoint,
     address: SocketAddr,
     expected: ExpectedHost,
-) -> Result<(Endpoint, Connection), TransportError> {
-    let connection = endpoint.connect(address, expected).await?;
-    Ok((endpoint, connection))
+    choice: TransportChoice,
+    tcp_rtt_max: Duration,
+}
+
+impl Target {
+    async fn connect(self, head_start: Duration) -> Result<(Endpoint, Connection), TransportError> {
+        let connection = match self.choice {
+            TransportChoice::Auto => self.race(head_start).await?,
+            TransportChoice::Only(_) => self.endpoint.connect(self.address, self.expected).await?,
+        };
+        Ok((self.endpoint, connection))
+    }
+
+    async fn race(&self, head_start: Duration) -> Result<Connection, TransportError> {
+        let deadline = Instant::now() + head_start;
+        let mut tcp = std::pin::pin!(self.endpoint.connect_tcp(self.address));
+        let early = timeout(TCP_AHEAD, &mut tcp).await;
+        match early {
+            Ok(Ok(connected)) if connected.rtt <= self.tcp_rtt_max => {
+                match timeout(head_start, self.secure(connected)).await {
+                    Ok(Err(TransportError::Connect { .. })) | Err(_) => self.over_quic().await,
+                    Ok(end) => end,
+                }
+            }
+            Ok(Ok(connected)) => self.both(deadline, async { Ok(connected) }).await,
+            Ok(Err(error)) => self.over_quic().await.map_err(|other| summary(vec![other, error])),
+            Err(_) => self.both(deadline, tcp).await,
+        }
+    }
+
+    /// QUIC now, TCP from `deadline` on; the first that succeeds.
+    async fn both(
+        &self,
+        deadline: Instant,
+        tcp: impl Future<Output = Result<Connected, TransportError>>,
+    ) -> Result<Connection, TransportError> {
+        let over_tcp = async {
+            let connected = tcp.await?;
+            sleep_until(deadline).await;
+            self.secure(connected).await
+        };
+        let (mut over_quic, mut over_tcp) = (std::pin::pin!(self.over_quic()), std::pin::pin!(over_tcp));
+        let (first, is_quic) = tokio::select! {
+            end = &mut over_quic => (end, true),
+            end = &mut over_tcp => (end, false),
+        };
+        let error = match first {
+            Ok(_) | Err(TransportError::WrongHostKey { .. }) => return first,
+            Err(error) => error,
+        };
+        let second = if is_quic { over_tcp.await } else { over_quic.await };
+        second.map_err(|other| summary(vec![error, other]))
+    }
+
+    async fn over_quic(&self) -> Result<Connection, TransportError> {
+        self.endpoint.connect(self.address, self.expected).await
+    }
+
+    async fn secure(&self, connected: Connected) -> Result<Connection, TransportError> {
+        self.endpoint.secure(self.address, self.expected, connected).await
+    }
 }
 
 /// One error for all: a wrong key is worth more than a silence elsewhere.
@@ -66,9 +152,9 @@ fn summary(mut failures: Vec<TransportError>) -> TransportError {
     match failures.len() {
         0 => TransportError::NoAddress,
         1 => failures.swap_remove(0),
-        count => {
+        _ => {
             let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
-            TransportError::NoneAnswered { count, reasons: reasons.join("; ") }
+            TransportError::NoneAnswered { reasons: reasons.join("; ") }
         }
     }
 }

@@ -1,58 +1,73 @@
-//! A UDP socket with QUIC on it: a host's, which accepts, or a client's, which connects.
+//! Where connections begin: a host's door, which is open for QUIC and TCP at one port, or a client's way to a host.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use quinn::{ClientConfig, ConnectionError, EndpointConfig, ServerConfig, TokioRuntime, VarInt};
+use tokio::sync::watch;
 
 use super::{
-    connection::{CloseReason, Connection},
+    connection::Connection,
     error::TransportError,
     identity::Identity,
-    path::{Path, UDP_PAYLOAD_BYTES_MAX},
-    socket::{self, SocketBuffers},
+    quic::{QuicEndpoint, QuicIncoming, socket::SocketBuffers},
+    tcp::{self, Connected, Registry, TcpDoor, TcpIncoming},
     tls::{self, CertifiedIdentity, ExpectedHost},
-    tuning::TransportTuning,
+    tuning::{TransportChoice, TransportKind, TransportTuning},
 };
 
-/// Name in the TLS handshake. Nobody looks at it: the key is the name, and it is not sent.
-const TLS_NAME: &str = "wormhole";
+/// Ports tried until one is free for UDP and TCP, where any will do.
+const PORTS_TRIED_MAX: usize = 32;
 
-/// Handshakes begun but not accepted that a host holds; further strangers are turned away.
-const PENDING_HANDSHAKES_MAX: usize = 1_024;
-/// Bytes of early packets kept for one of them, and for all.
-const PENDING_BYTES_MAX: u64 = 64 << 10;
-const PENDING_BYTES_TOTAL_MAX: u64 = 8 << 20;
-/// From this many open connections on, a stranger must first prove that its address is its own (one more round trip), so
-/// that forged addresses cannot fill the host.
-const CONNECTIONS_BEFORE_ADDRESS_CHECK: usize = 256;
-
-/// A socket with QUIC on it. Must be made inside a tokio runtime.
+/// Where connections begin. Must be made inside a tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    quinn: quinn::Endpoint,
+    quic: Option<QuicEndpoint>,
+    door: Option<Arc<TcpDoor>>,
+    registry: Registry,
     identity: CertifiedIdentity,
     tuning: Arc<TransportTuning>,
-    server: Option<Arc<ServerConfig>>,
-    buffers: SocketBuffers,
     local_address: SocketAddr,
+    closed: watch::Sender<bool>,
     alpn: &'static [u8],
 }
 
 impl Endpoint {
-    /// Listens on `listen` (`[::]:PORT` serves both families; port 0 picks one).
+    /// Listens on `listen` (`[::]:PORT` serves both families; port 0 picks one), for QUIC and TCP unless the tuning says
+    /// otherwise.
     pub fn host(
         listen: SocketAddr,
         identity: &Identity,
         tuning: &TransportTuning,
     ) -> Result<Self, TransportError> {
-        Self::host_speaking(tls::ALPN, listen, identity, tuning)
+        let (identity, alpn) = (CertifiedIdentity::new(identity)?, tls::ALPN);
+        let server = || tls::server(&identity, alpn);
+        let mut tries = if listen.port() == 0 { PORTS_TRIED_MAX } else { 1 };
+        let (quic, door, local_address) = loop {
+            tries -= 1;
+            let quic = if tuning.transport.allows(TransportKind::Quic) {
+                Some(QuicEndpoint::host(listen, server()?, tuning)?)
+            } else {
+                None
+            };
+            let address = quic.as_ref().map_or(listen, QuicEndpoint::local_address);
+            if !tuning.transport.allows(TransportKind::Tcp) {
+                break (quic, None, address);
+            }
+            let bind = |source| TransportError::Bind { protocol: "TCP", address, source };
+            match TcpDoor::open(address, server()?) {
+                Ok(door) => {
+                    let address = door.local_address().map_err(bind)?;
+                    break (quic, Some(Arc::new(door)), address);
+                }
+                // The port that was picked for UDP is another program's for TCP.
+                Err(_) if tries > 0 => {}
+                Err(error) => return Err(bind(error)),
+            }
+        };
+        Ok(Self::new(quic, door, identity, tuning, local_address, alpn))
     }
 
-    /// An endpoint to reach `peer` from. It may open several connections; one to another peer wants its own endpoint,
-    /// because packet sizes follow the way to the peer.
+    /// A way to reach `peer`: over TCP where the tuning allows only that, else over QUIC. It may open several connections; one to another
+    /// peer wants its own endpoint, because packet sizes follow the way to the peer.
     pub fn client(
         identity: &Identity,
         tuning: &TransportTuning,
@@ -61,76 +76,64 @@ impl Endpoint {
         Self::client_speaking(tls::ALPN, identity, tuning, peer)
     }
 
-    fn host_speaking(
-        alpn: &'static [u8],
-        listen: SocketAddr,
-        identity: &Identity,
-        tuning: &TransportTuning,
-    ) -> Result<Self, TransportError> {
-        let identity = CertifiedIdentity::new(identity)?;
-        let mut server = ServerConfig::with_crypto(Arc::new(tls::server(&identity, alpn)?));
-        server
-            .max_incoming(PENDING_HANDSHAKES_MAX)
-            .incoming_buffer_size(PENDING_BYTES_MAX)
-            .incoming_buffer_size_total(PENDING_BYTES_TOTAL_MAX)
-            .transport_config(tuning.transport_config(Path::unknown(listen.ip())));
-        Self::open(listen, identity, tuning, Some(server), UDP_PAYLOAD_BYTES_MAX, alpn)
-    }
-
     pub(super) fn client_speaking(
         alpn: &'static [u8],
         identity: &Identity,
         tuning: &TransportTuning,
         peer: SocketAddr,
     ) -> Result<Self, TransportError> {
-        let any = match peer {
-            SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-            SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+        let identity = CertifiedIdentity::new(identity)?;
+        let quic = match tuning.transport {
+            TransportChoice::Only(TransportKind::Tcp) => None,
+            _ => Some(QuicEndpoint::client(tuning, peer)?),
         };
-        let datagram_bytes_max = Path::to(peer).udp_payload_bytes_max;
-        Self::open(any, CertifiedIdentity::new(identity)?, tuning, None, datagram_bytes_max, alpn)
+        let local_address = quic.as_ref().map_or(peer, QuicEndpoint::local_address);
+        Ok(Self::new(quic, None, identity, tuning, local_address, alpn))
     }
 
-    fn open(
-        address: SocketAddr,
+    fn new(
+        quic: Option<QuicEndpoint>,
+        door: Option<Arc<TcpDoor>>,
         identity: CertifiedIdentity,
         tuning: &TransportTuning,
-        server: Option<ServerConfig>,
-        datagram_bytes_max: u16,
+        local_address: SocketAddr,
         alpn: &'static [u8],
-    ) -> Result<Self, TransportError> {
-        let socket_error = |source| TransportError::Socket { what: "endpoint", source };
-        let (udp, buffers) = socket::bind(address)?;
-        tell_if_clamped(buffers, server.is_some());
-        let local_address = udp.local_addr().map_err(socket_error)?;
-        let datagram_bytes_max = datagram_bytes_max.min(tuning.datagram_bytes_max);
-        let mut config = EndpointConfig::default();
-        config
-            .max_udp_payload_size(datagram_bytes_max)
-            .map_err(|error| TransportError::Tls(error.to_string()))?;
-        let socket = socket::wrap(udp, datagram_bytes_max)?;
-        let quinn =
-            quinn::Endpoint::new_with_abstract_socket(config, server.clone(), socket, Arc::new(TokioRuntime))
-                .map_err(socket_error)?;
-        let server = server.map(Arc::new);
-        Ok(Self { quinn, identity, tuning: Arc::new(tuning.clone()), server, buffers, local_address, alpn })
+    ) -> Self {
+        Self {
+            quic,
+            door,
+            registry: Registry::new(),
+            identity,
+            tuning: Arc::new(tuning.clone()),
+            local_address,
+            closed: watch::channel(false).0,
+            alpn,
+        }
     }
 
     /// The next client that wants to connect, or `None` once the endpoint is closed.
     ///
     /// Nothing of the handshake has been done: do it in a task of its own.
     pub async fn accept(&self) -> Option<Incoming> {
-        loop {
-            let quinn = self.quinn.accept().await?;
-            if quinn.remote_address_validated()
-                || self.quinn.open_connections() < CONNECTIONS_BEFORE_ADDRESS_CHECK
-            {
-                let server = self.server.as_ref().map(Arc::clone)?;
-                return Some(Incoming { quinn, server, tuning: Arc::clone(&self.tuning) });
+        let over_quic = async {
+            match &self.quic {
+                Some(quic) => quic.accept().await.map(|quic| Knock::Quic(Box::new(quic))),
+                None => std::future::pending().await,
             }
-            // Refused only for packets that bear a token already, and those are validated.
-            let _ = quinn.retry();
-        }
+        };
+        let over_tcp = async {
+            match &self.door {
+                Some(door) => Knock::Tcp(door.accept().await),
+                None => std::future::pending().await,
+            }
+        };
+        let mut closed = self.closed.subscribe();
+        let knock = tokio::select! {
+            _ = closed.wait_for(|closed| *closed) => None,
+            knock = over_quic => knock,
+            knock = over_tcp => Some(knock),
+        }?;
+        Some(Incoming { knock, tuning: Arc::clone(&self.tuning), registry: self.registry.clone() })
     }
 
     /// Connects to the host at `address`, which must prove the key `expected`.
@@ -141,25 +144,33 @@ impl Endpoint {
         address: SocketAddr,
         expected: ExpectedHost,
     ) -> Result<Connection, TransportError> {
-        let failed = |reason: String| TransportError::Connect { address, reason };
+        let Some(quic) = &self.quic else {
+            return self.secure(address, expected, self.connect_tcp(address).await?).await;
+        };
         let tls = tls::client(&self.identity, expected, self.alpn)?;
-        let mut config = ClientConfig::new(Arc::new(tls.config));
-        config.transport_config(self.tuning.transport_config(Path::to(address)));
-        let connecting =
-            self.quinn.connect_with(config, address, TLS_NAME).map_err(|error| failed(error.to_string()))?;
-        match connecting.await {
-            Ok(connection) => {
-                let key =
-                    tls::peer_key(&connection).ok_or_else(|| failed("the host proved no key".to_owned()))?;
-                Ok(Connection::new(connection, key))
-            }
-            Err(error) => Err(match (expected, tls.presented.get()) {
-                (ExpectedHost::Key(expected), Some(presented)) if expected != presented => {
-                    TransportError::WrongHostKey { address, expected, presented }
-                }
-                _ => failed(handshake_words(error)),
-            }),
+        match quic.connect(address, tls.config, &self.tuning).await {
+            Ok((connection, key)) => Ok(Connection::quic(connection, key)),
+            Err(reason) => Err(refused(address, expected, &tls.presented, reason)),
         }
+    }
+
+    /// Connects over TCP; nothing is proved yet.
+    pub(super) async fn connect_tcp(&self, address: SocketAddr) -> Result<Connected, TransportError> {
+        tcp::connect(address, &self.tuning)
+            .await
+            .map_err(|reason| TransportError::Connect { address, reason: format!("TCP: {reason}") })
+    }
+
+    /// Has the host at the other end of `connected` prove the key `expected`.
+    pub(super) async fn secure(
+        &self,
+        address: SocketAddr,
+        expected: ExpectedHost,
+        connected: Connected,
+    ) -> Result<Connection, TransportError> {
+        let tls = tls::client(&self.identity, expected, self.alpn)?;
+        let secured = tcp::secure(connected, tls.config, &self.tuning, &self.registry).await;
+        secured.map(Connection::tcp).map_err(|reason| refused(address, expected, &tls.presented, reason))
     }
 
     /// The address the socket is bound to, with the port that was picked.
@@ -167,55 +178,73 @@ impl Endpoint {
         self.local_address
     }
 
-    /// What the kernel granted of the socket buffers.
-    pub fn buffers(&self) -> SocketBuffers {
-        self.buffers
+    /// What the kernel granted of the UDP socket's buffers, if there is one.
+    pub fn buffers(&self) -> Option<SocketBuffers> {
+        self.quic.as_ref().map(QuicEndpoint::buffers)
     }
 
     /// Connections open at this moment.
     pub fn open_connections(&self) -> usize {
-        self.quinn.open_connections()
+        let over_quic = self.quic.as_ref().map_or(0, QuicEndpoint::open_connections);
+        over_quic + self.registry.open_connections()
     }
 
     /// Closes all connections at once and accepts no more; peers read `text`.
     pub fn close(&self, code: u32, text: &str) {
-        self.quinn.close(VarInt::from_u32(code), text.as_bytes());
+        self.closed.send_replace(true);
+        self.registry.close(code, text);
+        if let Some(quic) = &self.quic {
+            quic.close(code, text);
+        }
     }
 
     /// Waits until the peers have been told of the close (at most a few round trips).
     pub async fn wait_idle(&self) {
-        self.quinn.wait_idle().await;
+        let over_quic = async {
+            if let Some(quic) = &self.quic {
+                quic.wait_idle().await;
+            }
+        };
+        tokio::join!(over_quic, self.registry.wait_idle());
     }
 }
 
-/// A host is told at its start. A mount is made often, and by people who cannot change it: they see it in `status`.
-fn tell_if_clamped(buffers: SocketBuffers, is_host: bool) {
-    let help = || {
-        let (granted, wanted) = (buffers.smaller_bytes(), buffers.wanted_bytes);
-        format!(
-            "the kernel limits UDP socket buffers to {granted} of {wanted} bytes, which costs throughput; `{}` helps",
-            buffers.help()
-        )
-    };
-    match (buffers.clamped(), is_host) {
-        (true, true) => tracing::warn!("{}", help()),
-        (true, false) => tracing::info!("{}", help()),
-        (false, _) => {}
+/// Another key than the expected one is what people must hear of.
+fn refused(
+    address: SocketAddr,
+    expected: ExpectedHost,
+    presented: &tls::PresentedKey,
+    reason: String,
+) -> TransportError {
+    match (expected, presented.get()) {
+        (ExpectedHost::Key(expected), Some(presented)) if expected != presented => {
+            TransportError::WrongHostKey { address, expected, presented }
+        }
+        _ => TransportError::Connect { address, reason },
     }
 }
 
 /// A client at the door. Dropping it refuses the client.
 #[derive(Debug)]
 pub struct Incoming {
-    quinn: quinn::Incoming,
-    server: Arc<ServerConfig>,
+    knock: Knock,
     tuning: Arc<TransportTuning>,
+    registry: Registry,
+}
+
+#[derive(Debug)]
+enum Knock {
+    Quic(Box<QuicIncoming>),
+    Tcp(TcpIncoming),
 }
 
 impl Incoming {
     /// Where the client is.
     pub fn remote_address(&self) -> SocketAddr {
-        let address = self.quinn.remote_address();
+        let address = match &self.knock {
+            Knock::Quic(quic) => quic.remote_address(),
+            Knock::Tcp(tcp) => tcp.remote_address(),
+        };
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
@@ -223,22 +252,19 @@ impl Incoming {
     /// welcome is the caller's decision.
     pub async fn handshake(self) -> Result<Connection, TransportError> {
         let address = self.remote_address();
-        let failed = |reason: String| TransportError::Handshake { address, reason };
-        let mut config = ServerConfig::clone(&self.server);
-        config.transport_config(self.tuning.transport_config(Path::to(self.quinn.remote_address())));
-        let connecting =
-            self.quinn.accept_with(Arc::new(config)).map_err(|error| failed(handshake_words(error)))?;
-        let connection = connecting.await.map_err(|error| failed(handshake_words(error)))?;
-        let key = tls::peer_key(&connection).ok_or_else(|| failed("the client proved no key".to_owned()))?;
-        Ok(Connection::new(connection, key))
+        let connection = match self.knock {
+            Knock::Quic(quic) => {
+                quic.handshake(&self.tuning).await.map(|(connection, key)| Connection::quic(connection, key))
+            }
+            Knock::Tcp(tcp) => tcp.handshake(&self.tuning, &self.registry).await.map(Connection::tcp),
+        };
+        connection.map_err(|reason| TransportError::Handshake { address, reason })
     }
 
     /// Tells the client that it is not wanted.
     pub fn refuse(self) {
-        self.quinn.refuse();
+        if let Knock::Quic(quic) = self.knock {
+            quic.refuse();
+        }
     }
-}
-
-fn handshake_words(error: ConnectionError) -> String {
-    CloseReason::from(error).to_string()
 }

@@ -9,16 +9,18 @@ use super::{connection::CloseReason, identity::PublicKey};
 /// Failure to open a socket, reach a host, or keep a connection.
 #[derive(Debug, Error)]
 pub enum TransportError {
-    /// The UDP socket could not be opened or bound.
-    #[error("cannot listen on UDP {address}: {source}{}", bind_help(.source))]
+    /// A socket could not be opened or bound.
+    #[error("cannot listen on {protocol} {address}: {source}{}", bind_help(.source))]
     Bind {
+        /// UDP or TCP.
+        protocol: &'static str,
         /// The address asked for.
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
     },
-    /// The UDP socket could not be set up.
-    #[error("cannot set up the UDP socket ({what}): {source}")]
+    /// A socket could not be set up.
+    #[error("cannot set up the socket ({what}): {source}")]
     Socket {
         /// The step that failed.
         what: &'static str,
@@ -69,10 +71,8 @@ pub enum TransportError {
     #[error("no address to connect to")]
     NoAddress,
     /// None of several addresses answered.
-    #[error("none of the host's {count} addresses answered: {reasons}")]
+    #[error("the host did not answer: {reasons}")]
     NoneAnswered {
-        /// How many were tried.
-        count: usize,
         /// Each address with its reason.
         reasons: String,
     },

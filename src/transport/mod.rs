@@ -1,13 +1,14 @@
-//! QUIC between a client and a host: who is who, how fast, and what a stream is.
+//! Connections between a client and a host, over QUIC or TLS over TCP: who is who, how fast, and what a stream is.
 //!
 //! In reading order:
 //!
 //! 1. [`identity`], [`ticket`], [`source`], [`known_hosts`]: names, for people and for machines
 //! 2. [`tls`]: both ends prove the key that is their name
-//! 3. [`socket`], [`path`]: the UDP socket and what the kernel knows of the way to the peer
-//! 4. [`tuning`], [`congestion`]: every number given to quinn, with its reason
-//! 5. [`endpoint`], [`connection`]: what the rest of wormhole uses
-//! 6. [`mod@resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
+//! 3. [`path`]: what the kernel knows of the way to the peer
+//! 4. [`tuning`], [`congestion`]: which of the two, and every number given to quinn, with its reason
+//! 5. `quic`, `tcp`: the two that carry connections
+//! 6. [`endpoint`], [`connection`], [`stream`]: what the rest of wormhole uses
+//! 7. [`mod@resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
 //!
 //! A request is one bidirectional stream: opening one costs no round trip, streams do not block each other, a reset
 //! cancels, and [`Lane`] orders them. What travels on a stream is `proto`'s affair.
@@ -21,9 +22,11 @@ pub mod error;
 pub mod identity;
 pub mod known_hosts;
 pub mod path;
+mod quic;
 pub mod resolve;
-pub mod socket;
 pub mod source;
+pub mod stream;
+mod tcp;
 pub mod ticket;
 pub mod tls;
 pub mod tuning;
@@ -32,20 +35,18 @@ pub use crate::proto::Lane;
 pub use backoff::Backoff;
 pub use congestion::CongestionKind;
 pub use connection::{CloseReason, Connection, LinkStats};
-pub use dial::connect_any;
+pub use dial::{QUIC_HEAD_START, connect_any};
 pub use endpoint::{Endpoint, Incoming};
 pub use error::TransportError;
 pub use identity::{Identity, PublicKey};
 pub use known_hosts::KnownHosts;
-pub use quinn::{
-    ReadError, ReadExactError, ReadToEndError, RecvStream, ResetError, SendStream, StoppedError, WriteError,
-};
+pub use quic::socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use resolve::resolve;
-pub use socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use source::{DEFAULT_PORT, HostAddress, Source};
+pub use stream::{RecvStream, SendStream, StreamError};
 pub use ticket::Ticket;
 pub use tls::ExpectedHost;
-pub use tuning::TransportTuning;
+pub use tuning::{TransportChoice, TransportKind, TransportTuning};
 
 #[cfg(test)]
 mod tests;

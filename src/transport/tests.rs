@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    CloseReason, CongestionKind, Connection, Endpoint, ExpectedHost, Identity, Lane, TransportError,
-    TransportTuning, connect_any,
+    CloseReason, CongestionKind, Connection, Endpoint, ExpectedHost, Identity, Lane, QUIC_HEAD_START,
+    TransportChoice, TransportError, TransportKind, TransportTuning, connect_any,
 };
 
 /// Nothing on loopback takes this long; a hang becomes a failure.
@@ -16,6 +16,12 @@ struct Pair {
     client_end: Endpoint,
     at_host: Connection,
     at_client: Connection,
+}
+
+/// Tuning for either carrier.
+fn both() -> [TransportTuning; 2] {
+    [TransportKind::Quic, TransportKind::Tcp]
+        .map(|kind| TransportTuning { transport: TransportChoice::Only(kind), ..TransportTuning::default() })
 }
 
 async fn pair(listen: &str, tuning: &TransportTuning) -> (Pair, Identity, Identity) {
@@ -45,10 +51,14 @@ async fn within_deadline(test: impl Future<Output = ()>) {
 #[tokio::test]
 async fn both_ends_learn_the_other_ones_key() {
     within_deadline(async {
-        let (pair, host, client) = pair("[::]:0", &TransportTuning::default()).await;
-        assert_eq!(pair.at_client.peer_key(), host.public_key());
-        assert_eq!(pair.at_host.peer_key(), client.public_key());
-        assert!(pair.at_host.remote_address().is_ipv4(), "an IPv4 peer is shown as one");
+        for tuning in both() {
+            let (pair, host, client) = pair("[::]:0", &tuning).await;
+            assert_eq!(pair.at_client.peer_key(), host.public_key());
+            assert_eq!(pair.at_host.peer_key(), client.public_key());
+            assert!(pair.at_host.remote_address().is_ipv4(), "an IPv4 peer is shown as one");
+            assert_eq!(TransportChoice::Only(pair.at_client.kind()), tuning.transport);
+            assert_eq!(TransportChoice::Only(pair.at_host.kind()), tuning.transport);
+        }
     })
     .await;
 }
@@ -58,16 +68,18 @@ async fn wrong_host_key_is_refused_and_both_keys_are_told() {
     within_deadline(async {
         let (host, client, other) =
             (Identity::generate().unwrap(), Identity::generate().unwrap(), Identity::generate().unwrap());
-        let tuning = TransportTuning::default();
-        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
-        let address = host_end.local_address();
-        let client_end = Endpoint::client(&client, &tuning, address).unwrap();
-        let expected = ExpectedHost::Key(other.public_key());
-        let (at_host, at_client) = tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
-        assert!(at_host.is_err());
-        let words = at_client.unwrap_err().to_string();
-        assert!(words.contains(&host.public_key().to_string()), "{words}");
-        assert!(words.contains(&other.public_key().to_string()), "{words}");
+        for tuning in both() {
+            let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+            let address = host_end.local_address();
+            let client_end = Endpoint::client(&client, &tuning, address).unwrap();
+            let expected = ExpectedHost::Key(other.public_key());
+            let (at_host, at_client) =
+                tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
+            assert!(at_host.is_err());
+            let words = at_client.unwrap_err().to_string();
+            assert!(words.contains(&host.public_key().to_string()), "{words}");
+            assert!(words.contains(&other.public_key().to_string()), "{words}");
+        }
     })
     .await;
 }
@@ -76,13 +88,14 @@ async fn wrong_host_key_is_refused_and_both_keys_are_told() {
 async fn first_contact_takes_any_key_and_tells_it() {
     within_deadline(async {
         let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-        let tuning = TransportTuning::default();
-        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
-        let address = host_end.local_address();
-        let client_end = Endpoint::client(&client, &tuning, address).unwrap();
-        let (_at_host, at_client) =
-            tokio::join!(accept_one(&host_end), client_end.connect(address, ExpectedHost::Any));
-        assert_eq!(at_client.unwrap().peer_key(), host.public_key());
+        for tuning in both() {
+            let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+            let address = host_end.local_address();
+            let client_end = Endpoint::client(&client, &tuning, address).unwrap();
+            let (_at_host, at_client) =
+                tokio::join!(accept_one(&host_end), client_end.connect(address, ExpectedHost::Any));
+            assert_eq!(at_client.unwrap().peer_key(), host.public_key());
+        }
     })
     .await;
 }
@@ -91,14 +104,16 @@ async fn first_contact_takes_any_key_and_tells_it() {
 async fn another_protocol_is_refused() {
     within_deadline(async {
         let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-        let tuning = TransportTuning::default();
-        let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
-        let address = host_end.local_address();
-        let client_end = Endpoint::client_speaking(b"wormhole/0", &client, &tuning, address).unwrap();
-        let expected = ExpectedHost::Key(host.public_key());
-        let (at_host, at_client) = tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
-        assert!(matches!(at_host, Err(TransportError::Handshake { .. })));
-        assert!(matches!(at_client, Err(TransportError::Connect { .. })));
+        for tuning in both() {
+            let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+            let address = host_end.local_address();
+            let client_end = Endpoint::client_speaking(b"wormhole/0", &client, &tuning, address).unwrap();
+            let expected = ExpectedHost::Key(host.public_key());
+            let (at_host, at_client) =
+                tokio::join!(accept_one(&host_end), client_end.connect(address, expected));
+            assert!(matches!(at_host, Err(TransportError::Handshake { .. })));
+            assert!(matches!(at_client, Err(TransportError::Connect { .. })));
+        }
     })
     .await;
 }
@@ -150,6 +165,20 @@ async fn eight_streams_arrive_whole(congestion: CongestionKind) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_streams_arrive_whole_over_tcp() {
+    within_deadline(async {
+        let [_, tuning] = both();
+        let (pair, ..) = pair(ANY_PORT, &tuning).await;
+        transfer(&pair, 8, 16 << 20).await;
+        let stats = pair.at_host.stats();
+        assert!(stats.bytes_sent > 128 << 20 && stats.rtt > Duration::ZERO, "{stats:?}");
+        assert!(stats.congestion_window_bytes > 0 && stats.mtu_bytes > 0 && stats.sent_packets > 0);
+        assert_eq!(pair.at_client.datagrams_received(), pair.at_client.stats().datagrams_received);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_streams_arrive_whole_under_delivery() {
     eight_streams_arrive_whole(CongestionKind::Delivery).await;
 }
@@ -194,17 +223,20 @@ async fn loopback_uses_the_largest_packets() {
 #[tokio::test]
 async fn close_tells_the_peer_the_words() {
     within_deadline(async {
-        let (pair, ..) = pair(ANY_PORT, &TransportTuning::default()).await;
-        assert_eq!(pair.at_client.close_reason(), None);
-        pair.at_host.close(7, "not welcome");
-        let reason = pair.at_client.closed().await;
-        assert_eq!(reason, CloseReason::ByPeer { code: 7, text: "not welcome".to_owned() });
-        assert!(reason.to_string().contains("not welcome"));
-        assert!(matches!(pair.at_client.open_stream(Lane::Demand).await, Err(TransportError::Closed(_))));
-        pair.client_end.close(0, "");
-        pair.host_end.close(0, "");
-        tokio::join!(pair.client_end.wait_idle(), pair.host_end.wait_idle());
-        assert!(pair.host_end.accept().await.is_none());
+        for tuning in both() {
+            let (pair, ..) = pair(ANY_PORT, &tuning).await;
+            assert_eq!(pair.at_client.close_reason(), None);
+            assert_eq!((pair.client_end.open_connections(), pair.host_end.open_connections()), (1, 1));
+            pair.at_host.close(7, "not welcome");
+            let reason = pair.at_client.closed().await;
+            assert_eq!(reason, CloseReason::ByPeer { code: 7, text: "not welcome".to_owned() });
+            assert!(reason.to_string().contains("not welcome"));
+            assert!(matches!(pair.at_client.open_stream(Lane::Demand).await, Err(TransportError::Closed(_))));
+            pair.client_end.close(0, "");
+            pair.host_end.close(0, "");
+            tokio::join!(pair.client_end.wait_idle(), pair.host_end.wait_idle());
+            assert!(pair.host_end.accept().await.is_none());
+        }
     })
     .await;
 }
@@ -219,8 +251,10 @@ async fn one_of_several_addresses_is_enough() {
         let silent = std::net::UdpSocket::bind(ANY_PORT).unwrap();
         let addresses = [silent.local_addr().unwrap(), host_end.local_address()];
         let expected = ExpectedHost::Key(host.public_key());
-        let (at_host, connected) =
-            tokio::join!(accept_one(&host_end), connect_any(&client, &tuning, &addresses, expected));
+        let (at_host, connected) = tokio::join!(
+            accept_one(&host_end),
+            connect_any(&client, &tuning, &addresses, expected, QUIC_HEAD_START)
+        );
         assert_eq!(connected.unwrap().1.remote_address(), host_end.local_address());
         assert_eq!(at_host.unwrap().peer_key(), client.public_key());
     })
@@ -237,10 +271,15 @@ async fn a_wrong_key_is_told_even_when_other_addresses_fail() {
         let silent = std::net::UdpSocket::bind(ANY_PORT).unwrap();
         let addresses = [host_end.local_address(), silent.local_addr().unwrap()];
         let expected = ExpectedHost::Key(client.public_key());
-        let (_, connected) =
-            tokio::join!(accept_one(&host_end), connect_any(&client, &tuning, &addresses, expected));
+        let (_, connected) = tokio::join!(
+            accept_one(&host_end),
+            connect_any(&client, &tuning, &addresses, expected, QUIC_HEAD_START)
+        );
         assert!(matches!(connected, Err(TransportError::WrongHostKey { .. })));
-        assert!(matches!(connect_any(&client, &tuning, &[], expected).await, Err(TransportError::NoAddress)));
+        assert!(matches!(
+            connect_any(&client, &tuning, &[], expected, QUIC_HEAD_START).await,
+            Err(TransportError::NoAddress)
+        ));
     })
     .await;
 }
@@ -255,4 +294,57 @@ async fn a_taken_port_is_told_in_words() {
         error.to_string().contains(&address.to_string()) && error.to_string().contains("--listen"),
         "{error}"
     );
+}
+
+/// Who wins where a client may use either and the host listens as `host` says; the way is short if `is_short`.
+async fn race(host: TransportChoice, is_short: bool) -> TransportKind {
+    let (identity, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let host_tuning = TransportTuning { transport: host, ..TransportTuning::default() };
+    let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &identity, &host_tuning).unwrap();
+    let tcp_rtt_max = if is_short { Duration::from_secs(1) } else { Duration::ZERO };
+    let tuning = TransportTuning { tcp_rtt_max, ..TransportTuning::default() };
+    let addresses = [host_end.local_address()];
+    let expected = ExpectedHost::Key(identity.public_key());
+    let serve = async {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Some(incoming) = host_end.accept().await {
+            connections.spawn(incoming.handshake());
+        }
+    };
+    let head_start = Duration::from_secs(1);
+    tokio::select! {
+        connected = connect_any(&client, &tuning, &addresses, expected, head_start) => {
+            connected.unwrap().1.kind()
+        }
+        () = serve => unreachable!("the host's end is open"),
+    }
+}
+
+#[tokio::test]
+async fn the_way_decides_who_carries_and_each_stands_in_for_the_other() {
+    let (quic, tcp) = (TransportKind::Quic, TransportKind::Tcp);
+    within_deadline(async {
+        for (host, is_short, winner) in [
+            (TransportChoice::Auto, true, tcp),
+            (TransportChoice::Auto, false, quic),
+            (TransportChoice::Only(quic), true, quic),
+            (TransportChoice::Only(quic), false, quic),
+            (TransportChoice::Only(tcp), true, tcp),
+            (TransportChoice::Only(tcp), false, tcp),
+        ] {
+            assert_eq!(race(host, is_short).await, winner, "{host}, short: {is_short}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_picks_a_port_that_is_free_for_both() {
+    let identity = Identity::generate().unwrap();
+    let host = Endpoint::host(ANY_PORT.parse().unwrap(), &identity, &TransportTuning::default()).unwrap();
+    let address = host.local_address();
+    assert!(std::net::UdpSocket::bind(address).is_err() && std::net::TcpListener::bind(address).is_err());
+    let taken = std::net::TcpListener::bind(ANY_PORT).unwrap();
+    let error = Endpoint::host(taken.local_addr().unwrap(), &identity, &TransportTuning::default());
+    assert!(error.unwrap_err().to_string().contains("cannot listen on TCP"));
 }

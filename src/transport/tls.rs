@@ -10,10 +10,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, SignatureScheme,
-    SupportedCipherSuite,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError,
+    ServerConfig, SignatureScheme, SupportedCipherSuite,
     client::{
         AlwaysResolvesClientRawPublicKeys, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -51,7 +50,7 @@ pub enum ExpectedHost {
 
 /// The client's side of TLS, and where the key that the host presented can be read afterwards.
 pub(super) struct ClientTls {
-    pub(super) config: QuicClientConfig,
+    pub(super) config: ClientConfig,
     pub(super) presented: Arc<PresentedKey>,
 }
 
@@ -79,7 +78,7 @@ pub(super) fn client(
     let presented = Arc::new(PresentedKey::default());
     let verifier =
         HostVerifier { expected, presented: Arc::clone(&presented), provider: Arc::clone(&provider) };
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .dangerous()
@@ -88,29 +87,26 @@ pub(super) fn client(
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
-    let config =
-        QuicClientConfig::try_from(config).map_err(|error| TransportError::Tls(error.to_string()))?;
     Ok(ClientTls { config, presented })
 }
 
 /// TLS for a host: any client that proves an Ed25519 key passes.
-pub(super) fn server(identity: &CertifiedIdentity, alpn: &[u8]) -> Result<QuicServerConfig, TransportError> {
+pub(super) fn server(identity: &CertifiedIdentity, alpn: &[u8]) -> Result<ServerConfig, TransportError> {
     let provider = provider();
     let verifier = ClientVerifier { provider: Arc::clone(&provider) };
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(&identity.0))));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
-    QuicServerConfig::try_from(config).map_err(|error| TransportError::Tls(error.to_string()))
+    Ok(config)
 }
 
 /// The key that the peer of an established connection proved.
-pub(super) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
-    let proven = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    match proven.as_slice() {
+pub(super) fn key_of_chain(proven: &[CertificateDer<'_>]) -> Option<PublicKey> {
+    match proven {
         [only] => key_of_spki(only),
         _ => None,
     }

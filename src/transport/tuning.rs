@@ -1,6 +1,6 @@
-//! Every number that quinn is given, with the reason for it.
+//! What carries a connection, and every number that quinn is given, with the reason for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
@@ -18,9 +18,70 @@ const CONNECTION_MEMORY_BYTES_MAX: u64 = 1 << 30;
 /// A quarter of the connection's window: one stream nobody reads from leaves room for others.
 const STREAM_SHARE_OF_CONNECTION: u64 = 4;
 
+/// What carries a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportKind {
+    /// QUIC over UDP.
+    Quic,
+    /// TLS over TCP.
+    Tcp,
+}
+
+impl TransportKind {
+    /// As it is written in options and shown in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// What may carry a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// Whichever suits the way: TCP where it is short or swallows UDP, QUIC elsewhere. A host listens for both.
+    #[default]
+    Auto,
+    /// This one alone.
+    Only(TransportKind),
+}
+
+impl TransportChoice {
+    /// Whether `kind` may be used.
+    pub fn allows(self, kind: TransportKind) -> bool {
+        self == Self::Auto || self == Self::Only(kind)
+    }
+}
+
+impl fmt::Display for TransportChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::Only(kind) => kind.name(),
+        })
+    }
+}
+
+impl FromStr for TransportChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [Self::Auto, Self::Only(TransportKind::Quic), Self::Only(TransportKind::Tcp)];
+        let found = all.into_iter().find(|choice| choice.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is no transport: auto, quic or tcp"))
+    }
+}
+
 /// How a connection behaves. The defaults suit everything from loopback to a lossy 1 Gbit/s at 250 ms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransportTuning {
+    /// What carries it.
+    pub transport: TransportChoice,
+    /// Round trip up to which TCP carries where either may. There a lost segment costs little time and the processor is what
+    /// limits, of which TCP takes a half or less (`benches/README.md`). Longer ways are radio or far, with loss that QUIC
+    /// bears better.
+    pub tcp_rtt_max: Duration,
     /// Bytes the peer may send on one stream before it is read. A single stream must be able to fill the link too (`cp`
     /// of one file), so it is the bandwidth-delay product of a fast far link, not of one request.
     pub stream_receive_window_bytes: u64,
@@ -59,6 +120,8 @@ impl TransportTuning {
     pub fn for_memory(connection_memory_bytes: u64) -> Self {
         let memory = connection_memory_bytes.clamp(CONNECTION_MEMORY_BYTES_MIN, CONNECTION_MEMORY_BYTES_MAX);
         Self {
+            transport: TransportChoice::Auto,
+            tcp_rtt_max: Duration::from_millis(1),
             stream_receive_window_bytes: memory / STREAM_SHARE_OF_CONNECTION,
             receive_window_bytes: memory,
             send_window_bytes: memory,

@@ -21,7 +21,7 @@ fn what_the_host_has_is_on_the_mount_until_it_is_unmounted() {
     let status = Stage::status(&mountpoint);
     assert_eq!(status["kind"], "mount");
     assert_eq!(status["state"], "connected");
-    assert_eq!(status["transport"], "quic");
+    assert_eq!(status["transport"], "tcp", "the way to this machine is short");
     assert_eq!(status["address"], stage.listening.as_str());
     assert_eq!(status["mountpoint"], mountpoint.to_str().unwrap());
     assert!(status["host_bytes"].as_u64().unwrap() >= 5_000_000, "{status}");

@@ -14,15 +14,36 @@ use crate::world::{Host, Mount, WORMHOLE, World, noise, run, wait_until, words};
 
 const CONTENT_BYTES: usize = 60_000_000;
 
+/// Time from a link's return until content moves: 1.5 s are promised, and machines under test are slow.
+const MOVING_AGAIN_WITHIN: Duration = Duration::from_secs(3);
+
+/// A test for each of the transports.
+macro_rules! over_both {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn over_quic() {
+                super::$name("quic");
+            }
+
+            #[test]
+            fn over_tcp() {
+                super::$name("tcp");
+            }
+        }
+    };
+}
+
 /// A world with one large file behind a relay.
-fn world_with_relay(options: &str) -> (World, Host, Relay, Mount) {
+fn world_with_relay(transport: &str, options: &str) -> (World, Host, Relay, Mount) {
     let world = World::new();
     fs::write(world.source().join("large"), noise(CONTENT_BYTES, 1)).unwrap();
     fs::create_dir(world.source().join("folder")).unwrap();
     fs::write(world.source().join("folder/small"), b"small").unwrap();
     let host = world.host();
     let relay = Relay::start(host.listening);
-    let mount = world.mount(&host.ticket_for(relay.address()), options);
+    let options = format!("transport={transport},{options}");
+    let mount = world.mount(&host.ticket_for(relay.address()), options.trim_end_matches(','));
     (world, host, relay, mount)
 }
 
@@ -47,7 +68,7 @@ fn read_in_halves(
 
 #[test]
 fn an_unmount_right_behind_a_close_complains_of_nothing() {
-    let (world, _host, relay, mount) = world_with_relay("");
+    let (world, _host, relay, mount) = world_with_relay("auto", "");
     mount.umount();
     let (point, log) = (world.path("front"), world.path("front.log"));
     fs::create_dir(&point).unwrap();
@@ -65,23 +86,32 @@ fn an_unmount_right_behind_a_close_complains_of_nothing() {
     assert!(!said.contains("ERROR"), "{said}");
 }
 
-#[test]
-fn a_cut_link_that_comes_back_goes_on() {
-    let (_world, _host, relay, mount) = world_with_relay("");
+over_both!(a_cut_link_that_comes_back_goes_on);
+
+fn a_cut_link_that_comes_back_goes_on(transport: &str) {
+    let (_world, _host, relay, mount) = world_with_relay(transport, "");
     let (half, go_on, reader) = read_in_halves(&mount);
     half.recv().unwrap();
     relay.cut();
     drop(go_on);
     std::thread::sleep(Duration::from_secs(5));
     assert!(!reader.is_finished(), "the file was read through a cut link");
+    let before = relay.bytes_to_client();
     relay.mend();
+    let mended = Instant::now();
+    wait_until("content moves again", || relay.bytes_to_client() > before + 1_000_000);
+    assert!(mended.elapsed() < MOVING_AGAIN_WITHIN, "moving again after {:?}", mended.elapsed());
     assert!(reader.join().unwrap() == noise(CONTENT_BYTES, 1));
+    let status = mount.status();
+    assert_eq!(status["transport"], transport);
+    assert_eq!(status["udp_buffer_bytes"].is_u64(), transport == "quic");
     mount.umount();
 }
 
-#[test]
-fn a_host_that_is_killed_and_restarted_goes_on() {
-    let (world, mut host, _relay, mount) = world_with_relay("");
+over_both!(a_host_that_is_killed_and_restarted_goes_on);
+
+fn a_host_that_is_killed_and_restarted_goes_on(transport: &str) {
+    let (world, mut host, _relay, mount) = world_with_relay(transport, "");
     let (half, go_on, reader) = read_in_halves(&mount);
     half.recv().unwrap();
     host.kill();
@@ -93,9 +123,10 @@ fn a_host_that_is_killed_and_restarted_goes_on() {
     mount.umount();
 }
 
-#[test]
-fn a_host_that_is_gone_for_good_costs_a_deadline_and_no_more() {
-    let (_world, mut host, _relay, mount) = world_with_relay("timeo=30,retrans=1");
+over_both!(a_host_that_is_gone_for_good_costs_a_deadline_and_no_more);
+
+fn a_host_that_is_gone_for_good_costs_a_deadline_and_no_more(transport: &str) {
+    let (_world, mut host, _relay, mount) = world_with_relay(transport, "timeo=30,retrans=1");
     for entry in fs::read_dir(mount.path("folder")).unwrap() {
         entry.unwrap().metadata().unwrap();
     }
@@ -134,9 +165,10 @@ fn a_host_that_is_gone_for_good_costs_a_deadline_and_no_more() {
     assert_ne!(mount.status()["state"], "connected");
 }
 
-#[test]
-fn a_dead_mount_is_given_up_at_once() {
-    let (_world, mut host, _relay, mount) = world_with_relay("");
+over_both!(a_dead_mount_is_given_up_at_once);
+
+fn a_dead_mount_is_given_up_at_once(transport: &str) {
+    let (_world, mut host, _relay, mount) = world_with_relay(transport, "");
     let file = File::open(mount.path("large")).unwrap();
     host.kill();
     let blocked = std::thread::spawn(move || {
@@ -152,9 +184,10 @@ fn a_dead_mount_is_given_up_at_once() {
     wait_until("the daemon has ended", || mount.daemon().is_none());
 }
 
-#[test]
-fn a_client_that_was_stopped_recovers() {
-    let (_world, _host, _relay, mount) = world_with_relay("");
+over_both!(a_client_that_was_stopped_recovers);
+
+fn a_client_that_was_stopped_recovers(transport: &str) {
+    let (_world, _host, _relay, mount) = world_with_relay(transport, "");
     let daemon = Pid::from_raw(mount.daemon().unwrap());
     let (half, go_on, reader) = read_in_halves(&mount);
     half.recv().unwrap();
@@ -168,7 +201,7 @@ fn a_client_that_was_stopped_recovers() {
 
 #[test]
 fn every_way_to_end_leaves_nothing_behind() {
-    let (world, host, _relay, mount) = world_with_relay("");
+    let (world, host, _relay, mount) = world_with_relay("auto", "");
     mount.umount();
     let point = mount.point.to_str().unwrap();
     let ends: [(&str, &[&str]); 3] =
@@ -185,4 +218,29 @@ fn every_way_to_end_leaves_nothing_behind() {
         let left = run(WORMHOLE, &["status", "--json"]);
         assert!(!String::from_utf8_lossy(&left.stdout).contains(point), "status still knows the mount");
     }
+}
+
+#[test]
+fn a_short_way_is_taken_over_tcp() {
+    let (_world, _host, relay, mount) = world_with_relay("auto", "");
+    assert_eq!(mount.status()["transport"], "tcp");
+    mount.umount();
+    drop(relay);
+}
+
+#[test]
+fn a_network_without_udp_is_no_obstacle() {
+    let world = World::new();
+    fs::write(world.source().join("small"), b"small").unwrap();
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    relay.block_udp();
+    assert_eq!(host.status()["transport"], "quic, tcp");
+    let ticket = host.ticket_for(relay.address());
+    let mount = world.mount(&ticket, "");
+    assert_eq!(fs::read(mount.path("small")).unwrap(), b"small");
+    assert_eq!(mount.status()["transport"], "tcp");
+    mount.umount();
+    let (_, refused) = world.try_mount_as("mnt", &ticket, "transport=quic");
+    assert!(!refused.status.success(), "QUIC came through a network without UDP");
 }

@@ -1,7 +1,8 @@
-//! A UDP relay between client and host whose link can be cut and mended; no privileges, no namespaces.
+//! A relay between client and host, for UDP and TCP at one port, whose link can be cut and mended; no privileges, no namespaces.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -9,6 +10,8 @@ use std::time::Duration;
 
 /// How long a thread of the relay waits for a packet before it looks whether it should end.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// How often it looks for a new TCP connection.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The relay; its threads end when it is dropped.
 pub(crate) struct Relay {
@@ -19,6 +22,10 @@ pub(crate) struct Relay {
 struct State {
     host: SocketAddr,
     cut: AtomicBool,
+    /// Counts cuts. A TCP connection that lived through one stays mute, as one whose kernel waits ever longer before it
+    /// sends again; one that was begun during it goes on after it, as a first packet does that is repeated each second.
+    cuts: AtomicU64,
+    udp_blocked: AtomicBool,
     ended: AtomicBool,
     bytes_to_client: AtomicU64,
 }
@@ -26,17 +33,22 @@ struct State {
 impl Relay {
     /// A relay on a port of its own in front of `host`.
     pub(crate) fn start(host: SocketAddr) -> Self {
-        let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (front, door) = sockets();
         front.set_read_timeout(Some(PATIENCE)).unwrap();
+        door.set_nonblocking(true).unwrap();
         let address = front.local_addr().unwrap();
         let state = Arc::new(State {
             host,
             cut: AtomicBool::new(false),
+            cuts: AtomicU64::new(0),
+            udp_blocked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             bytes_to_client: AtomicU64::new(0),
         });
         let shared = Arc::clone(&state);
         thread::spawn(move || shared.carry_to_host(&Arc::new(front)));
+        let shared = Arc::clone(&state);
+        thread::spawn(move || shared.take_in(&door));
         Self { address, state }
     }
 
@@ -47,6 +59,7 @@ impl Relay {
 
     /// From now on nothing passes, in either direction.
     pub(crate) fn cut(&self) {
+        self.state.cuts.fetch_add(1, Ordering::SeqCst);
         self.state.cut.store(true, Ordering::SeqCst);
     }
 
@@ -55,7 +68,12 @@ impl Relay {
         self.state.cut.store(false, Ordering::SeqCst);
     }
 
-    /// UDP payload carried towards clients so far.
+    /// From now on no UDP passes, as in some hotels.
+    pub(crate) fn block_udp(&self) {
+        self.state.udp_blocked.store(true, Ordering::SeqCst);
+    }
+
+    /// Payload carried towards clients so far.
     pub(crate) fn bytes_to_client(&self) -> u64 {
         self.state.bytes_to_client.load(Ordering::SeqCst)
     }
@@ -67,13 +85,31 @@ impl Drop for Relay {
     }
 }
 
+/// A port that is free for both.
+fn sockets() -> (UdpSocket, TcpListener) {
+    loop {
+        let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+        if let Ok(door) = TcpListener::bind(front.local_addr().unwrap()) {
+            return (front, door);
+        }
+    }
+}
+
 impl State {
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::SeqCst)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
     fn carry_to_host(self: &Arc<Self>, front: &Arc<UdpSocket>) {
         let mut upstreams: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
         let mut packet = vec![0; 65_536];
-        while !self.ended.load(Ordering::SeqCst) {
+        while !self.has_ended() {
             let Ok((len, client)) = front.recv_from(&mut packet) else { continue };
-            if self.cut.load(Ordering::SeqCst) {
+            if self.is_cut() || self.udp_blocked.load(Ordering::SeqCst) {
                 continue;
             }
             let upstream = upstreams.entry(client).or_insert_with(|| self.new_upstream(client, front));
@@ -93,11 +129,64 @@ impl State {
 
     fn carry_to_client(&self, upstream: &UdpSocket, front: &UdpSocket, client: SocketAddr) {
         let mut packet = vec![0; 65_536];
-        while !self.ended.load(Ordering::SeqCst) {
+        while !self.has_ended() {
             let Ok(len) = upstream.recv(&mut packet) else { continue };
-            if !self.cut.load(Ordering::SeqCst) && front.send_to(&packet[..len], client).is_ok() {
+            if !self.is_cut() && front.send_to(&packet[..len], client).is_ok() {
                 self.bytes_to_client.fetch_add(len as u64, Ordering::SeqCst);
             }
         }
+    }
+
+    fn take_in(self: &Arc<Self>, door: &TcpListener) {
+        while !self.has_ended() {
+            let Ok((client, _)) = door.accept() else {
+                thread::sleep(LOOK_EVERY);
+                continue;
+            };
+            let state = Arc::clone(self);
+            thread::spawn(move || state.join(client));
+        }
+    }
+
+    fn join(self: &Arc<Self>, client: TcpStream) {
+        while self.is_cut() && !self.has_ended() {
+            thread::sleep(LOOK_EVERY);
+        }
+        let cuts = self.cuts.load(Ordering::SeqCst);
+        // A host that is down refuses, and so does the relay.
+        let Ok(host) = TcpStream::connect(self.host) else { return };
+        for stream in [&client, &host] {
+            stream.set_nonblocking(false).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        let (state, from, to) = (Arc::clone(self), client.try_clone().unwrap(), host.try_clone().unwrap());
+        thread::spawn(move || state.pass_on(from, to, cuts, false));
+        self.pass_on(host, client, cuts, true);
+    }
+
+    fn pass_on(&self, mut from: TcpStream, mut to: TcpStream, cuts: u64, to_client: bool) {
+        let mut bytes = vec![0; 65_536];
+        while !self.has_ended() {
+            if self.cuts.load(Ordering::SeqCst) != cuts {
+                // Neither end hears of the other again.
+                thread::sleep(PATIENCE);
+                continue;
+            }
+            match from.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(len) if self.cuts.load(Ordering::SeqCst) == cuts => {
+                    if to.write_all(&bytes[..len]).is_err() {
+                        break;
+                    }
+                    if to_client {
+                        self.bytes_to_client.fetch_add(len as u64, Ordering::SeqCst);
+                    }
+                }
+                Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
     }
 }

@@ -7,7 +7,7 @@ use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::quic::{ClientConfig, ConnectError, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart};
 use wormhole::proto::{ErrorCode, Request, WireError};
-use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError};
+use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError, TransportKind};
 
 use super::{LinkShape, Server, World, api, chunks_of, read_all, until};
 
@@ -15,9 +15,10 @@ use super::{LinkShape, Server, World, api, chunks_of, read_all, until};
 const THIN: LinkShape =
     LinkShape { loss_permille: 0, delay: Duration::from_millis(5), bytes_per_second: 8 << 20, seed: 1 };
 
-#[tokio::test]
-async fn a_transfer_goes_on_after_a_cut() {
-    let world = World::new(THIN).await;
+over_both!(a_transfer_goes_on_after_a_cut);
+
+async fn a_transfer_goes_on_after_a_cut(kind: TransportKind) {
+    let world = World::new(kind, THIN).await;
     world.host.create_generated("file", 6 << 20, 1);
     let client = world.client().await;
     let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
@@ -45,9 +46,10 @@ async fn a_transfer_goes_on_after_a_cut() {
     until(|| client.link().connected).await;
 }
 
-#[tokio::test]
-async fn a_host_that_is_killed_and_comes_back_is_found_and_noticed() {
-    let mut world = World::new(THIN).await;
+over_both!(a_host_that_is_killed_and_comes_back_is_found_and_noticed);
+
+async fn a_host_that_is_killed_and_comes_back_is_found_and_noticed(kind: TransportKind) {
+    let mut world = World::new(kind, THIN).await;
     world.host.create_generated("file", 4 << 20, 2);
     let client = world.client().await;
     let api = api(&client);
@@ -79,9 +81,10 @@ async fn a_host_that_is_killed_and_comes_back_is_found_and_noticed() {
     assert_eq!(client.statistics().reconnects, 1);
 }
 
-#[tokio::test]
-async fn a_deadline_ends_one_call_and_no_other() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(a_deadline_ends_one_call_and_no_other);
+
+async fn a_deadline_ends_one_call_and_no_other(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("stuck", CHUNK_BYTES, 3);
     let deadline = Duration::from_millis(700);
     let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
@@ -103,9 +106,10 @@ async fn a_deadline_ends_one_call_and_no_other() {
     world.relay.set_cut(false);
 }
 
-#[tokio::test]
-async fn a_client_that_may_not_come_back_is_told_at_once() {
-    let mut world = World::new(LinkShape::CLEAN).await;
+over_both!(a_client_that_may_not_come_back_is_told_at_once);
+
+async fn a_client_that_may_not_come_back_is_told_at_once(kind: TransportKind) {
+    let mut world = World::new(kind, LinkShape::CLEAN).await;
     let client = world.client().await;
     let refusal = WireError::new(ErrorCode::Refused, "this key was taken off the list");
     world.server = Server::start(&world.host, &world.identity);
@@ -116,9 +120,10 @@ async fn a_client_that_may_not_come_back_is_told_at_once() {
     assert_eq!((client.statistics().state, client.link().connected), ("refused", false));
 }
 
-#[tokio::test]
-async fn a_first_connection_that_fails_says_why() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(a_first_connection_that_fails_says_why);
+
+async fn a_first_connection_that_fails_says_why(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.server.refuse(Some(WireError::new(ErrorCode::Refused, "no export is called films")));
     let error = QuicClient::connect(world.config()).await.err().unwrap();
     assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
@@ -136,9 +141,10 @@ async fn a_first_connection_that_fails_says_why() {
     assert!(error.to_string().starts_with(&start), "{error}");
 }
 
-#[tokio::test]
-async fn flipped_bits_are_asked_for_again_and_then_refused() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(flipped_bits_are_asked_for_again_and_then_refused);
+
+async fn flipped_bits_are_asked_for_again_and_then_refused(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("file", 3 * CHUNK_BYTES, 4);
     let client = world.client().await;
     let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
@@ -153,9 +159,10 @@ async fn flipped_bits_are_asked_for_again_and_then_refused() {
     assert!(api(&client).ping().await.is_ok());
 }
 
-#[tokio::test]
-async fn an_idle_connection_costs_a_packet_a_second() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(an_idle_connection_costs_a_packet_a_second);
+
+async fn an_idle_connection_costs_a_packet_a_second(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     let client = world.client().await;
     api(&client).ping().await.unwrap();
     sleep(Duration::from_millis(300)).await;

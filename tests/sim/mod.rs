@@ -1,10 +1,30 @@
 //! Two ends over a fake link: what a client makes of loss, cuts, restarts and hosts that lie.
 //!
-//! Both ends are real, QUIC included; between them stands a relay that loses, delays and cuts. The host is a model in
+//! Both ends are real, QUIC and TLS over TCP included; between them stands a relay that loses, delays and cuts. The host is a model in
 //! memory behind a small server that speaks the protocol.
 
 mod relay;
 mod server;
+mod stream_relay;
+
+/// A test for each of the transports.
+macro_rules! over_both {
+    ($name:ident) => {
+        mod $name {
+            use wormhole::transport::TransportKind;
+
+            #[tokio::test]
+            async fn over_quic() {
+                super::$name(TransportKind::Quic).await;
+            }
+
+            #[tokio::test]
+            async fn over_tcp() {
+                super::$name(TransportKind::Tcp).await;
+            }
+        }
+    };
+}
 
 mod failures;
 mod requests;
@@ -17,7 +37,7 @@ use wormhole::client::memory::MemoryHost;
 use wormhole::client::quic::{ClientConfig, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart};
 use wormhole::proto::{Attributes, ReadRequest, SessionId};
-use wormhole::transport::{ExpectedHost, Identity, Lane, TransportTuning};
+use wormhole::transport::{ExpectedHost, Identity, Lane, TransportChoice, TransportKind, TransportTuning};
 
 use self::relay::{LinkShape, Relay};
 use self::server::Server;
@@ -28,16 +48,17 @@ struct World {
     server: Server,
     relay: Relay,
     identity: Arc<Identity>,
+    kind: TransportKind,
 }
 
 impl World {
     /// A host with nothing in it, at the far end of a link of this shape.
-    async fn new(shape: LinkShape) -> Self {
+    async fn new(kind: TransportKind, shape: LinkShape) -> Self {
         let host = MemoryHost::new();
         let identity = Arc::new(Identity::generate().unwrap());
         let server = Server::start(&host, &identity);
         let relay = Relay::start(server.address(), shape).await;
-        Self { host, server, relay, identity }
+        Self { host, server, relay, identity, kind }
     }
 
     /// The way to the host, with a deadline that no test reaches by accident.
@@ -46,7 +67,7 @@ impl World {
         let ours = Arc::new(Identity::generate().unwrap());
         let addresses = vec![self.relay.address().into()];
         let mut config = ClientConfig::new(addresses, expected, "export", ours, SessionId([7; 16]));
-        config.tuning = tuning();
+        config.tuning = TransportTuning { transport: TransportChoice::Only(self.kind), ..tuning() };
         config
     }
 

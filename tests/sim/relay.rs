@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+
+use super::stream_relay;
 
 /// Largest UDP packet there is.
 const PACKET_BYTES_MAX: usize = 65_535;
@@ -40,15 +42,17 @@ impl LinkShape {
 pub(crate) struct Relay {
     address: SocketAddr,
     state: Arc<State>,
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
-struct State {
+pub(super) struct State {
     shape: LinkShape,
-    cut: AtomicBool,
-    target: Mutex<SocketAddr>,
+    pub(super) cut: AtomicBool,
+    /// Counts cuts.
+    pub(super) cuts: AtomicU64,
+    pub(super) target: Mutex<SocketAddr>,
     random: AtomicU64,
-    forwarded: AtomicU64,
+    pub(super) forwarded: AtomicU64,
 }
 
 type Queue = mpsc::Sender<(Instant, Vec<u8>)>;
@@ -56,17 +60,24 @@ type Queue = mpsc::Sender<(Instant, Vec<u8>)>;
 impl Relay {
     /// A link to `target`.
     pub(crate) async fn start(target: SocketAddr, shape: LinkShape) -> Self {
-        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (front, door) = loop {
+            let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            if let Ok(door) = TcpListener::bind(front.local_addr().unwrap()).await {
+                break (Arc::new(front), door);
+            }
+        };
         let state = Arc::new(State {
             shape,
             cut: AtomicBool::new(false),
+            cuts: AtomicU64::new(0),
             target: Mutex::new(target),
             random: AtomicU64::new(shape.seed),
             forwarded: AtomicU64::new(0),
         });
         let address = front.local_addr().unwrap();
-        let task = tokio::spawn(run(front, Arc::clone(&state)));
-        Self { address, state, task }
+        let over_udp = tokio::spawn(run(front, Arc::clone(&state)));
+        let over_tcp = tokio::spawn(stream_relay::run(door, Arc::clone(&state)));
+        Self { address, state, tasks: [over_udp, over_tcp] }
     }
 
     /// Where clients send to.
@@ -76,6 +87,7 @@ impl Relay {
 
     /// From now on nothing passes, or everything does again.
     pub(crate) fn set_cut(&self, cut: bool) {
+        self.state.cuts.fetch_add(u64::from(cut), Ordering::Relaxed);
         self.state.cut.store(cut, Ordering::Relaxed);
     }
 
@@ -84,7 +96,7 @@ impl Relay {
         *self.state.target.lock().unwrap() = target;
     }
 
-    /// Packets that passed so far, both ways.
+    /// Packets, or portions of TCP's bytes, that passed so far, both ways.
     pub(crate) fn forwarded(&self) -> u64 {
         self.state.forwarded.load(Ordering::Relaxed)
     }
@@ -92,11 +104,19 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl State {
+    /// When what came at `came_at` is through; the link is taken until `free_at`.
+    pub(super) fn due(&self, came_at: Instant, free_at: &mut Instant, len: usize) -> Instant {
+        if let Some(ns) = (len as u64 * 1_000_000_000).checked_div(self.shape.bytes_per_second) {
+            *free_at = (*free_at).max(came_at) + Duration::from_nanos(ns);
+        }
+        (came_at + self.shape.delay).max(*free_at)
+    }
+
     fn drops(&self) -> bool {
         let seed = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
         let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -115,11 +135,7 @@ fn forward(
     tokio::spawn(async move {
         let mut free_at = Instant::now();
         while let Some((came_at, packet)) = queue.recv().await {
-            if let Some(ns) = (packet.len() as u64 * 1_000_000_000).checked_div(state.shape.bytes_per_second)
-            {
-                free_at = free_at.max(came_at) + Duration::from_nanos(ns);
-            }
-            let due = (came_at + state.shape.delay).max(free_at);
+            let due = state.due(came_at, &mut free_at, packet.len());
             // Finer than the timer makes no sense.
             if due > Instant::now() + Duration::from_millis(1) {
                 sleep_until(due).await;

@@ -8,13 +8,14 @@ use wormhole::client::memory::Stage;
 use wormhole::client::quic::QuicClient;
 use wormhole::client::{CallError, Client, ListPart};
 use wormhole::proto::{CURRENT_BYTES_MAX, Errno, ErrorCode, OpenId, ReadRequest, Request, SeekTarget, close};
-use wormhole::transport::{CloseReason, Lane};
+use wormhole::transport::{CloseReason, Lane, TransportKind};
 
 use super::{LinkShape, World, api, chunks_of, read_all, until};
 
-#[tokio::test]
-async fn every_request_is_answered_as_by_the_host_itself() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(every_request_is_answered_as_by_the_host_itself);
+
+async fn every_request_is_answered_as_by_the_host_itself(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("dir/file", 3 * CHUNK_BYTES + 7, 1);
     world.host.create_symlink("dir/link", "file");
     world.host.set_xattr("dir/file", b"user.a", b"1");
@@ -58,10 +59,11 @@ async fn every_request_is_answered_as_by_the_host_itself() {
     assert_eq!(too_much.code(), Some(ErrorCode::Malformed));
 }
 
-#[tokio::test]
-async fn a_lossy_link_delivers_equal_bytes() {
+over_both!(a_lossy_link_delivers_equal_bytes);
+
+async fn a_lossy_link_delivers_equal_bytes(kind: TransportKind) {
     let shape = LinkShape { loss_permille: 10, delay: Duration::from_millis(2), ..LinkShape::CLEAN };
-    let world = World::new(shape).await;
+    let world = World::new(kind, shape).await;
     world.host.create_generated("file", 4 << 20, 2);
     let client = world.client().await;
     let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
@@ -69,13 +71,15 @@ async fn a_lossy_link_delivers_equal_bytes() {
     assert_eq!(bytes, world.host.content("file"));
     let statistics = client.statistics();
     assert!(statistics.content_bytes >= file.size && statistics.bytes_received > file.size);
-    assert_eq!((statistics.transport, statistics.state, statistics.reconnects), ("quic", "connected", 0));
+    assert_eq!((statistics.transport, statistics.state), (kind.name(), "connected"));
+    assert_eq!(statistics.reconnects, 0);
     until(|| client.statistics().requests_in_flight == 0).await;
 }
 
-#[tokio::test]
-async fn a_listing_delivers_every_name_once() {
-    let world = World::new(LinkShape { loss_permille: 10, ..LinkShape::CLEAN }).await;
+over_both!(a_listing_delivers_every_name_once);
+
+async fn a_listing_delivers_every_name_once(kind: TransportKind) {
+    let world = World::new(kind, LinkShape { loss_permille: 10, ..LinkShape::CLEAN }).await;
     for i in 0..3_000 {
         world.host.create_file(i.to_string(), "");
     }
@@ -94,9 +98,10 @@ async fn a_listing_delivers_every_name_once() {
     assert_eq!(error.code(), Some(ErrorCode::System(Errno::ENOTDIR)));
 }
 
-#[tokio::test]
-async fn a_dropped_read_stops_the_host() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(a_dropped_read_stops_the_host);
+
+async fn a_dropped_read_stops_the_host(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("file", 64 * CHUNK_BYTES, 3);
     world.host.hold(|request, stage| matches!(request, Request::Read(..)) && stage == Stage::Part(2));
     let client = world.client().await;
@@ -110,9 +115,10 @@ async fn a_dropped_read_stops_the_host() {
     until(|| client.statistics().requests_in_flight == 0).await;
 }
 
-#[tokio::test]
-async fn a_dropped_call_stops_the_host() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(a_dropped_call_stops_the_host);
+
+async fn a_dropped_call_stops_the_host(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.hold(|request, _| matches!(request, Request::Ping));
     let client = world.client().await;
     let call = tokio::spawn(client.call(Request::Ping, Lane::Metadata));
@@ -121,9 +127,10 @@ async fn a_dropped_call_stops_the_host() {
     world.host.until(|host| host.counters().cancelled == 1).await;
 }
 
-#[tokio::test]
-async fn read_ahead_never_stands_in_the_way_of_people() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(read_ahead_never_stands_in_the_way_of_people);
+
+async fn read_ahead_never_stands_in_the_way_of_people(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("ahead", CHUNK_BYTES, 4);
     world.host.create_generated("now", CHUNK_BYTES, 5);
     let client = world.client().await;
@@ -142,9 +149,10 @@ async fn read_ahead_never_stands_in_the_way_of_people() {
     }
 }
 
-#[tokio::test]
-async fn several_connections_share_the_work() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(several_connections_share_the_work);
+
+async fn several_connections_share_the_work(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("file", 4 * CHUNK_BYTES, 6);
     let config = wormhole::client::quic::ClientConfig { connections: 3, ..world.config() };
     let client = QuicClient::connect(config).await.unwrap();
@@ -157,9 +165,10 @@ async fn several_connections_share_the_work() {
     assert_eq!(client.statistics().reconnects, 0);
 }
 
-#[tokio::test]
-async fn after_shutdown_calls_fail_and_the_host_knows() {
-    let world = World::new(LinkShape::CLEAN).await;
+over_both!(after_shutdown_calls_fail_and_the_host_knows);
+
+async fn after_shutdown_calls_fail_and_the_host_knows(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.hold(|request, _| matches!(request, Request::Ping));
     let client = world.client().await;
     let waiting = tokio::spawn(client.call(Request::Ping, Lane::Metadata));

@@ -10,8 +10,8 @@ use crate::cli::CliError;
 use crate::cli::mount::read_source;
 use crate::config::{Environment, Side};
 use crate::transport::{
-    Connection, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source,
-    TransportError, TransportTuning, connect_any, resolve,
+    Connection, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, QUIC_HEAD_START,
+    Source, TransportError, TransportTuning, connect_any, resolve,
 };
 
 /// How long a host may take to answer: three lost packets and a far away continent.
@@ -63,7 +63,10 @@ async fn reach(addresses: &[HostAddress], expected: ExpectedHost) -> Row {
             let rtt_ms = connection.rtt().as_secs_f64() * 1e3;
             let took_ms = began.elapsed().as_millis();
             let address = connection.remote_address();
-            Row::ok(CHECK, format!("{address} answers within {took_ms} ms, round trip {rtt_ms:.1} ms"))
+            let transport = connection.kind().name();
+            let found =
+                format!("{address} answers over {transport} within {took_ms} ms, round trip {rtt_ms:.1} ms");
+            Row::ok(CHECK, found)
         }
         Ok(Err(error @ TransportError::WrongHostKey { .. })) => Row::fail(
             CHECK,
@@ -75,8 +78,7 @@ async fn reach(addresses: &[HostAddress], expected: ExpectedHost) -> Row {
                 Ok(Err(error)) => error.to_string(),
                 _ => format!("{} did not answer within {} s", names.join(", "), ANSWER_WAIT.as_secs()),
             };
-            let help =
-                "does `wormhole host` run there, and do firewalls on the way let its UDP port through?";
+            let help = "does `wormhole host` run there, and do firewalls on the way let its port through, UDP or at least TCP?";
             Row::fail(CHECK, why, help)
         }
     }
@@ -95,6 +97,7 @@ async fn connect(addresses: &[HostAddress], expected: ExpectedHost) -> Result<Co
     if let (true, Some(error)) = (found.is_empty(), unresolved) {
         return Err(error);
     }
-    let (_, connection) = connect_any(&identity, &TransportTuning::default(), &found, expected).await?;
+    let (_, connection) =
+        connect_any(&identity, &TransportTuning::default(), &found, expected, QUIC_HEAD_START).await?;
     Ok(connection)
 }

@@ -23,6 +23,14 @@ pub(super) fn of_command(page: &str) -> Roff {
             exit_status(&mut roff);
             see_also(&mut roff, "mount.wormhole(8), wormhole(1), wormhole-umount(1), wormhole-status(1)");
         }
+        "wormhole-host" => {
+            heading(&mut roff, "NETWORK");
+            roff.text([roman(
+                "Clients come to the port over UDP and over TCP: a firewall must let both through. With UDP alone short ways cost \
+                 more processor time, with TCP alone far ones are slower.",
+            )]);
+            see_also(&mut roff, "wormhole(1), wormhole-pair(1), wormhole-key(1)");
+        }
         "wormhole-status" => {
             heading(&mut roff, "NUMBERS IN THE JSON");
             for metric in Metric::ALL {

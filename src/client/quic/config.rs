@@ -39,7 +39,7 @@ pub struct ClientConfig {
     pub connections: usize,
     /// Whether content comes compressed.
     pub compression: CompressionWish,
-    /// Numbers for QUIC.
+    /// What carries connections, and its numbers.
     pub tuning: TransportTuning,
 }
 
@@ -90,7 +90,7 @@ pub enum ConnectError {
     Transport(#[from] TransportError),
     /// Nobody answered.
     #[error(
-        "no answer from {addresses} within {} s: the host is not running there, or a firewall drops UDP",
+        "no answer from {addresses} within {} s: the host is not running there, or a firewall drops what is sent to its port",
         .waited.as_secs_f32()
     )]
     NoAnswer {

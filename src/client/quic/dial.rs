@@ -11,12 +11,19 @@ use super::stream::{Exchange, Fault};
 use crate::proto::{
     ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, close, encode_frame,
 };
-use crate::transport::{Connection, Endpoint, ExpectedHost, Lane, TransportError, connect_any, resolve};
+use crate::transport::{
+    Connection, Endpoint, ExpectedHost, Lane, QUIC_HEAD_START, TransportError, TransportKind, connect_any,
+    resolve,
+};
 
 /// Time a look-up of names may take while addresses from an earlier one are at hand.
 const RESOLVE_AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// One attempt in so many asks for the names' addresses again; during a cut every look-up hangs.
 const RESOLVE_AGAIN_EVERY: u64 = 4;
+
+/// What QUIC gets before TCP is taken where the last connection was over TCP: where UDP is blocked, a reconnect must not
+/// wait for it long each time.
+const QUIC_HEAD_START_AGAIN: Duration = Duration::from_millis(250);
 
 /// A welcomed connection, before anybody uses it.
 pub(super) struct Established {
@@ -35,12 +42,17 @@ pub(super) struct Dialer {
 struct Known {
     addresses: Vec<SocketAddr>,
     expected: ExpectedHost,
+    /// What QUIC gets before TCP is taken.
+    head_start: Duration,
 }
 
 impl Dialer {
     pub(super) fn new(config: ClientConfig) -> Self {
         let expected = config.expected;
-        Self { config, state: Mutex::new(Known { addresses: Vec::new(), expected }) }
+        Self {
+            config,
+            state: Mutex::new(Known { addresses: Vec::new(), expected, head_start: QUIC_HEAD_START }),
+        }
     }
 
     /// The first connection, within the configured time.
@@ -54,8 +66,9 @@ impl Dialer {
     pub(super) async fn dial(&self, number: u64) -> Result<Established, ConnectError> {
         let addresses = self.addresses(number).await?;
         let expected = self.known(|known| known.expected);
+        let head_start = self.known(|known| known.head_start);
         let (endpoint, connection) =
-            connect_any(&self.config.identity, &self.config.tuning, &addresses, expected).await?;
+            connect_any(&self.config.identity, &self.config.tuning, &addresses, expected, head_start).await?;
         let address = connection.remote_address();
         let welcome = match self.hello(&connection).await {
             Ok(welcome) => welcome,
@@ -68,6 +81,10 @@ impl Dialer {
             known.expected = ExpectedHost::Key(connection.peer_key());
             known.addresses.retain(|other| *other != address);
             known.addresses.insert(0, address);
+            known.head_start = match connection.kind() {
+                TransportKind::Quic => QUIC_HEAD_START,
+                TransportKind::Tcp => QUIC_HEAD_START_AGAIN,
+            };
         });
         Ok(Established { endpoint, connection, welcome })
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit};
 
 use super::link::Sample;
-use crate::transport::{Connection, Endpoint, Lane};
+use crate::transport::{Connection, Endpoint, Lane, TransportKind};
 
 /// Streams of metadata and demanded content open at once on a connection.
 const URGENT_STREAMS_MAX: usize = 128;
@@ -51,6 +51,12 @@ impl Live {
     /// Whether requests may still be sent.
     pub(super) fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
+    }
+
+    /// The smaller of its UDP socket's buffers, in bytes, if it goes over one.
+    pub(super) fn udp_buffer_bytes(&self) -> Option<usize> {
+        let goes_over_udp = self.connection.kind() == TransportKind::Quic;
+        self.endpoint.buffers().filter(|_| goes_over_udp).map(|buffers| buffers.smaller_bytes())
     }
 
     /// How much is asked of it: bytes of content, then calls.

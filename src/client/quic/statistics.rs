@@ -14,7 +14,7 @@ use crate::transport::LinkStats;
 pub struct ClientStatistics {
     /// `connected`, `silent`, `reconnecting`, `down` or `refused`.
     pub state: &'static str,
-    /// The protocol below.
+    /// The protocol below: `quic` or `tcp`; `none` while there is no connection.
     pub transport: &'static str,
     /// Where the host is; absent while there is no connection.
     pub address: Option<String>,
@@ -46,7 +46,7 @@ pub struct ClientStatistics {
     pub packets_lost: u64,
     /// UDP payload of a full packet, in bytes; 0 while there is no connection.
     pub mtu_bytes: u16,
-    /// The smaller of the socket's buffers, in bytes; absent while there is no connection.
+    /// The smaller of the socket's buffers, in bytes; absent while there is no connection over QUIC.
     pub udp_buffer_bytes: Option<usize>,
     /// Bytes that may be in flight towards the host, over all connections.
     pub congestion_window_bytes: u64,
@@ -99,7 +99,7 @@ impl Shared {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientStatistics {
             state: best.map_or("down", name),
-            transport: "quic",
+            transport: live.first().map_or("none", |live| live.connection.kind().name()),
             address: live.first().map(|live| live.connection.remote_address().to_string()),
             connections: live.len(),
             rtt_ms: stats.first().map_or(0.0, |stats| stats.rtt.as_secs_f64() * 1e3),
@@ -115,7 +115,7 @@ impl Shared {
             packets_sent: wire.packets_sent,
             packets_lost: wire.packets_lost,
             mtu_bytes: stats.first().map_or(0, |stats| stats.mtu_bytes),
-            udp_buffer_bytes: live.first().map(|live| live.endpoint.buffers().smaller_bytes()),
+            udp_buffer_bytes: live.iter().find_map(|live| live.udp_buffer_bytes()),
             congestion_window_bytes: stats.iter().map(|stats| stats.congestion_window_bytes).sum(),
         }
     }

@@ -1,8 +1,7 @@
 //! One request on one stream: the frame out, frames and raw bytes back, cancelled when dropped.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncReadExt;
 
 use crate::proto::{FRAME_HEADER_BYTES, decode_body, frame_len};
 use crate::transport::{Connection, Lane, RecvStream, SendStream};
@@ -51,18 +50,10 @@ impl Exchange {
         decode_body(&body).map_err(|error| Fault::Broken(error.to_string()))
     }
 
-    /// The next `len` raw bytes, copied once: out of the packets they came in. `arrived` is told of each portion.
-    pub(super) async fn bytes(&mut self, len: usize, mut arrived: impl FnMut(u64)) -> Result<Bytes, Fault> {
-        let mut buffer = BytesMut::with_capacity(len);
-        while buffer.len() < len {
-            let missing = len - buffer.len();
-            match self.receive.read_buf(&mut (&mut buffer).limit(missing)).await {
-                Ok(0) => return Err(self.fault(&"the answer ends too early")),
-                Ok(count) => arrived(count as u64),
-                Err(error) => return Err(self.fault(&error)),
-            }
-        }
-        Ok(buffer.freeze())
+    /// The next `len` raw bytes. `arrived` is told of each portion.
+    pub(super) async fn bytes(&mut self, len: usize, arrived: impl FnMut(u64)) -> Result<Bytes, Fault> {
+        let read = self.receive.read_bytes(len, arrived).await;
+        read.map_err(|error| self.fault(&error))
     }
 
     /// The answer was read to its end: there is nothing to cancel.
@@ -89,8 +80,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.complete {
             // Both fail only where the stream is over already.
-            let _ = self.send.reset(CANCELLED.into());
-            let _ = self.receive.stop(CANCELLED.into());
+            let _ = self.send.reset(CANCELLED);
+            let _ = self.receive.stop(CANCELLED);
         }
     }
 }

@@ -64,7 +64,6 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ("lock", "", LOCAL),
     ("brl", "", LOCAL),
     ("local_lock", "none", "use local_lock=all"),
-    ("transport", "tcp", "use transport=quic, and let UDP through"),
     ("nosoftreval", "", "what is known is served while the host is away"),
 ];
 

@@ -18,7 +18,7 @@ use super::units::Size;
 use super::words;
 use super::{Environment, OptionError};
 use crate::proto::CompressionWish;
-use crate::transport::CongestionKind;
+use crate::transport::{CongestionKind, TransportChoice};
 
 /// What `-o` lists say. What is `None` was not said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub struct Ownership {
 /// Which host, and who is asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostOptions {
-    /// UDP port of the host, where the source names none: `port=`.
+    /// Port of the host, for UDP and TCP, where the source names none: `port=`.
     pub port: Option<u16>,
     /// File with this client's key: `identity=`.
     pub identity: Option<PathBuf>,
@@ -193,6 +193,8 @@ pub struct TransferOptions {
     pub connections: Option<u8>,
     /// Whether content comes compressed: `compress=`.
     pub compression: Option<CompressionWish>,
+    /// What carries content: `transport=`.
+    pub transport: TransportChoice,
     /// Congestion control: `cc=`.
     pub congestion: Option<CongestionKind>,
 }

@@ -79,15 +79,13 @@ impl MountOptions {
         let host = &mut self.host;
         match word.name.as_str() {
             "port" => {
-                host.port =
-                    Some(word.value("a UDP port: 1 to 65535", |text| {
-                        text.parse().ok().filter(|port| *port > 0)
-                    })?);
+                host.port = Some(
+                    word.value("a port: 1 to 65535", |text| text.parse().ok().filter(|port| *port > 0))?,
+                );
             }
             "identity" | "identityfile" => host.identity = Some(path(word)?),
             "known_hosts" => host.known_hosts = Some(path(word)?),
             "credentials" => host.credentials = Some(path(word)?),
-            "transport" => word.value("auto, quic", |text| ["auto", "quic"].contains(&text).then_some(()))?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -182,6 +180,7 @@ impl MountOptions {
                     _ => None,
                 })?);
             }
+            "transport" => transfer.transport = word.value("auto, quic, tcp", |text| text.parse().ok())?,
             "cc" => {
                 transfer.congestion =
                     Some(word.value("delivery, cubic, bbr, newreno", |text| text.parse().ok())?);

@@ -67,12 +67,11 @@ const OWNERSHIP: &[OptionEntry] = &[
 ];
 
 const HOST: &[OptionEntry] = &[
-    option("port", "PORT", "the host's UDP port, where the source names none (4433)"),
+    option("port", "PORT", "the host's port, for UDP and TCP, where the source names none (4433)"),
     option("identity", "FILE", "this machine's key; made if there is none"),
     option("identityfile", "FILE", "the same, as sshfs calls it"),
     option("known_hosts", "FILE", "the keys of hosts"),
     option("credentials", "FILE", "a join ticket that vouches for the host"),
-    option("transport", "auto|quic", "both mean QUIC for now"),
 ];
 
 const PATIENCE: &[OptionEntry] = &[
@@ -108,11 +107,20 @@ const TRANSFER: &[OptionEntry] = &[
     option("read_ahead", "BYTES", "most that is asked for ahead of a reader; 0 for nothing"),
     option("nconnect", "N", "connections to the host, 1 to 16 (1)"),
     option(
+        "transport",
+        "auto|quic|tcp",
+        "QUIC, or TLS over TCP; auto: TCP on short ways and where UDP is blocked (auto)",
+    ),
+    option(
         "compress",
         "auto|on|off",
         "zstd on the way: auto where it is faster, on wherever it is smaller (auto)",
     ),
-    option("cc", "delivery|cubic|bbr|newreno", "congestion control (delivery)"),
+    option(
+        "cc",
+        "delivery|cubic|bbr|newreno",
+        "congestion control (delivery; over TCP the kernel's bbr on long ways)",
+    ),
 ];
 
 const START: &[OptionEntry] = &[

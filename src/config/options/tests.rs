@@ -6,6 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::TransportKind;
 
 struct Villagers;
 
@@ -92,7 +93,9 @@ fn host_options_reach_their_fields() {
     sets("identity=/k", |o| o.host.identity = Some(PathBuf::from("/k")));
     sets("known-hosts=/h", |o| o.host.known_hosts = Some(PathBuf::from("/h")));
     sets("credentials=/c", |o| o.host.credentials = Some(PathBuf::from("/c")));
-    sets("transport=auto,transport=quic", |_| {});
+    sets("transport=tcp,transport=auto", |_| {});
+    sets("transport=quic", |o| o.transfer.transport = TransportChoice::Only(TransportKind::Quic));
+    sets("transport=tcp", |o| o.transfer.transport = TransportChoice::Only(TransportKind::Tcp));
 }
 
 #[test]
@@ -183,7 +186,6 @@ fn what_is_not_built_yet_is_refused_in_words() {
         "idmap=file",
         "uidfile=/u",
         "gidfile=/g",
-        "transport=tcp",
         "bwlimit=1M:2M",
         "lock",
         "local_lock=none",

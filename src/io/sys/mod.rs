@@ -9,6 +9,7 @@ mod open;
 mod residency;
 mod socket;
 mod stat;
+mod tcp;
 mod xattr;
 
 pub use limits::raise_memlock;
@@ -16,6 +17,7 @@ pub use open::open_beneath;
 pub use residency::is_cached;
 pub use socket::{set_receive_buffer_force, set_send_buffer_force};
 pub use stat::{Statx, Timestamp, fstatx, statx};
+pub use tcp::{TcpInfo, tcp_info};
 pub use xattr::{
     XATTR_BYTES_MAX, XattrSet, XattrTarget, get_xattr, list_xattr, remove_xattr, set_xattr, split_xattr_names,
 };

@@ -18,7 +18,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{error::TransportError, path::UDP_PAYLOAD_BYTES_MAX};
+use crate::transport::{error::TransportError, path::UDP_PAYLOAD_BYTES_MAX};
 
 /// Socket buffer asked for, each way. Between two wake-ups of a busy receiver a fast link brings megabytes; what does not
 /// fit is lost and must be sent again. 16 MiB is where the measured throughput stops growing.
@@ -68,14 +68,14 @@ pub fn buffers_help(wanted_bytes: usize) -> String {
 /// Opens a UDP socket bound to `address` with buffers as large as the kernel grants.
 ///
 /// `[::]` serves IPv4 too; on a machine without IPv6 it becomes `0.0.0.0`.
-pub fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBuffers), TransportError> {
+pub(super) fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBuffers), TransportError> {
     let socket = match bind_exactly(address) {
         Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
             bind_exactly(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
         }
         bound => bound,
     };
-    let socket = socket.map_err(|source| TransportError::Bind { address, source })?;
+    let socket = socket.map_err(|source| TransportError::Bind { protocol: "UDP", address, source })?;
     let buffers =
         enlarge_buffers(&socket).map_err(|source| TransportError::Socket { what: "buffer size", source })?;
     Ok((socket.into(), buffers))

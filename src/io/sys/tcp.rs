@@ -1,0 +1,75 @@
+//! What the kernel knows of a TCP connection.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+/// A TCP connection as the kernel sees it (`TCP_INFO`, tcp(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time, right after the connection was made that of its handshake.
+    pub rtt: Duration,
+    /// The smallest round-trip time of late.
+    pub rtt_min: Duration,
+    /// Bytes that may be in flight.
+    pub congestion_window_bytes: u64,
+    /// Content of a full segment, in bytes.
+    pub segment_bytes: u32,
+    /// Segments sent.
+    pub segments_sent: u64,
+    /// Of those, the ones sent again.
+    pub segments_lost: u64,
+}
+
+/// Asks the kernel. Fails for what is no TCP socket.
+pub fn tcp_info(socket: &impl AsFd) -> Result<TcpInfo, Errno> {
+    let mut raw = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as it is borrowed; `raw` has `len` bytes, of which the kernel fills no more.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            raw.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: all fields are integers, zero where an old kernel filled less.
+    let info = unsafe { raw.assume_init() };
+    let micros = |micros: u32| Duration::from_micros(micros.into());
+    Ok(TcpInfo {
+        rtt: micros(info.tcpi_rtt),
+        // All ones before there is one.
+        rtt_min: micros(if info.tcpi_min_rtt == u32::MAX { info.tcpi_rtt } else { info.tcpi_min_rtt }),
+        congestion_window_bytes: u64::from(info.tcpi_snd_cwnd) * u64::from(info.tcpi_snd_mss),
+        segment_bytes: info.tcpi_snd_mss,
+        segments_sent: info.tcpi_segs_out.into(),
+        segments_lost: info.tcpi_total_retrans.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_tells_its_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let info = tcp_info(&stream).unwrap();
+        assert!(info.rtt > Duration::ZERO && info.rtt < Duration::from_secs(1), "{info:?}");
+        assert!(info.segment_bytes >= 536 && info.segments_sent >= 2, "{info:?}");
+        assert!(info.congestion_window_bytes >= info.segment_bytes.into(), "{info:?}");
+    }
+
+    #[test]
+    fn another_socket_has_nothing_to_tell() {
+        assert!(tcp_info(&UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
+    }
+}

@@ -1,0 +1,257 @@
+//! The two halves of a stream, whatever carries it.
+
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn::VarInt;
+use thiserror::Error;
+use tokio::io::AsyncReadExt;
+
+use super::tcp::{TcpRecvStream, TcpSendStream};
+use crate::proto::Lane;
+
+/// Why a stream does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StreamError {
+    /// The connection is over.
+    #[error("the connection is lost")]
+    Lost,
+    /// This side has ended the stream.
+    #[error("the stream is closed")]
+    Closed,
+    /// The peer wants no more; its code.
+    #[error("the other side wants no more (code {0})")]
+    Stopped(u32),
+    /// The peer gave up what it was sending; its code.
+    #[error("the other side gave up (code {0})")]
+    Reset(u32),
+    /// The stream ended before all came that was asked for.
+    #[error("the stream ends too early")]
+    EndedEarly,
+    /// More came than was allowed.
+    #[error("more than {0} bytes")]
+    TooLong(usize),
+}
+
+/// The half that writes. Dropped, it finishes what was written.
+pub struct SendStream(Sending);
+
+enum Sending {
+    Quic(quinn::SendStream),
+    Tcp(TcpSendStream),
+}
+
+impl SendStream {
+    pub(super) const fn quic(stream: quinn::SendStream) -> Self {
+        Self(Sending::Quic(stream))
+    }
+
+    pub(super) const fn tcp(stream: TcpSendStream) -> Self {
+        Self(Sending::Tcp(stream))
+    }
+
+    /// Queues `bytes` without copying them; waits while much is queued already.
+    pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.write_chunk(bytes).await.map_err(write_error),
+            Sending::Tcp(stream) => stream.write(bytes).await,
+        }
+    }
+
+    /// The same for several, one behind the other. They are left empty.
+    pub async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.write_all_chunks(chunks).await.map_err(write_error),
+            Sending::Tcp(stream) => {
+                for chunk in chunks {
+                    stream.write(std::mem::take(chunk)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Queues a copy of `bytes`.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.write_all(bytes).await.map_err(write_error),
+            Sending::Tcp(stream) => stream.write(Bytes::copy_from_slice(bytes)).await,
+        }
+    }
+
+    /// All was written that will be. Fails where the stream has ended already.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        let was_open = match &mut self.0 {
+            Sending::Quic(stream) => stream.finish().is_ok(),
+            Sending::Tcp(stream) => stream.finish(),
+        };
+        was_open.then_some(()).ok_or(StreamError::Closed)
+    }
+
+    /// Gives up what is being written; the peer reads `code`. Fails where the stream has ended already.
+    pub fn reset(&mut self, code: u32) -> Result<(), StreamError> {
+        let was_open = match &mut self.0 {
+            Sending::Quic(stream) => stream.reset(VarInt::from_u32(code)).is_ok(),
+            Sending::Tcp(stream) => stream.reset(code),
+        };
+        was_open.then_some(()).ok_or(StreamError::Closed)
+    }
+
+    /// Orders what is written from now on. On a stream that is already finished there is nothing to order.
+    pub fn set_lane(&self, lane: Lane) {
+        match &self.0 {
+            // The only failure is that the stream is closed.
+            Sending::Quic(stream) => drop(stream.set_priority(lane.priority())),
+            Sending::Tcp(stream) => stream.set_lane(lane),
+        }
+    }
+
+    /// Waits until the peer wants no more (its code), or until all that was written, and the end, is out of our hands: with
+    /// QUIC the peer has it, with TCP the kernel, and a close comes behind it.
+    pub fn stopped(&self) -> impl Future<Output = Result<Option<u32>, StreamError>> + Send + 'static + use<> {
+        enum Wait<Q, T> {
+            Quic(Q),
+            Tcp(T),
+        }
+        let wait = match &self.0 {
+            Sending::Quic(stream) => Wait::Quic(stream.stopped()),
+            Sending::Tcp(stream) => Wait::Tcp(stream.stopped()),
+        };
+        async move {
+            match wait {
+                Wait::Quic(stopped) => {
+                    stopped.await.map(|code| code.map(code_of)).map_err(|_| StreamError::Lost)
+                }
+                Wait::Tcp(stopped) => stopped.await,
+            }
+        }
+    }
+}
+
+/// The half that reads. Dropped, it wants no more.
+pub struct RecvStream(Receiving);
+
+enum Receiving {
+    Quic(quinn::RecvStream),
+    Tcp(TcpRecvStream),
+}
+
+impl RecvStream {
+    pub(super) const fn quic(stream: quinn::RecvStream) -> Self {
+        Self(Receiving::Quic(stream))
+    }
+
+    pub(super) const fn tcp(stream: TcpRecvStream) -> Self {
+        Self(Receiving::Tcp(stream))
+    }
+
+    /// Up to `max` bytes of what came, in order and not copied; `None` at the end.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
+        match &mut self.0 {
+            Receiving::Quic(stream) => {
+                let chunk = stream.read_chunk(max, true).await.map_err(read_error)?;
+                Ok(chunk.map(|chunk| chunk.bytes))
+            }
+            Receiving::Tcp(stream) => stream.read(max).await,
+        }
+    }
+
+    /// Exactly `len` bytes. They are copied out of QUIC's packets once; of TCP they were laid down where they stay if the peer
+    /// wrote them in one piece. `arrived` is told of each portion while they come.
+    pub async fn read_bytes(
+        &mut self,
+        len: usize,
+        mut arrived: impl FnMut(u64),
+    ) -> Result<Bytes, StreamError> {
+        match &mut self.0 {
+            Receiving::Quic(stream) => {
+                let mut buffer = BytesMut::with_capacity(len);
+                while buffer.len() < len {
+                    let missing = len - buffer.len();
+                    let read = stream.read_buf(&mut (&mut buffer).limit(missing)).await;
+                    match read.map_err(|error| io_error(&error))? {
+                        0 => return Err(StreamError::EndedEarly),
+                        count => arrived(count as u64),
+                    }
+                }
+                Ok(buffer.freeze())
+            }
+            Receiving::Tcp(stream) => stream.read_bytes(len, arrived).await,
+        }
+    }
+
+    /// Fills `buffer`.
+    pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), StreamError> {
+        match &mut self.0 {
+            Receiving::Quic(stream) => stream.read_exact(buffer).await.map_err(|error| match error {
+                quinn::ReadExactError::FinishedEarly(_) => StreamError::EndedEarly,
+                quinn::ReadExactError::ReadError(error) => read_error(error),
+            }),
+            Receiving::Tcp(stream) => {
+                buffer.copy_from_slice(&stream.read_bytes(buffer.len(), |_| {}).await?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Everything up to the end, at most `max` bytes.
+    pub async fn read_to_end(&mut self, max: usize) -> Result<Vec<u8>, StreamError> {
+        let mut all = Vec::new();
+        while let Some(chunk) = self.read_chunk(usize::MAX).await? {
+            if chunk.len() > max - all.len() {
+                return Err(StreamError::TooLong(max));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all)
+    }
+
+    /// Wants no more; the peer reads `code`. Fails where the stream has ended already.
+    pub fn stop(&mut self, code: u32) -> Result<(), StreamError> {
+        let was_open = match &mut self.0 {
+            Receiving::Quic(stream) => stream.stop(VarInt::from_u32(code)).is_ok(),
+            Receiving::Tcp(stream) => stream.stop(code),
+        };
+        was_open.then_some(()).ok_or(StreamError::Closed)
+    }
+}
+
+impl fmt::Debug for SendStream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SendStream").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RecvStream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("RecvStream").finish_non_exhaustive()
+    }
+}
+
+/// Codes of this protocol fit; a larger one is a stranger's.
+fn code_of(code: VarInt) -> u32 {
+    u32::try_from(code.into_inner()).unwrap_or(u32::MAX)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form `map_err` wants")]
+fn write_error(error: quinn::WriteError) -> StreamError {
+    match error {
+        quinn::WriteError::Stopped(code) => StreamError::Stopped(code_of(code)),
+        quinn::WriteError::ClosedStream => StreamError::Closed,
+        _ => StreamError::Lost,
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form `map_err` wants")]
+fn read_error(error: quinn::ReadError) -> StreamError {
+    match error {
+        quinn::ReadError::Reset(code) => StreamError::Reset(code_of(code)),
+        quinn::ReadError::ClosedStream => StreamError::Closed,
+        _ => StreamError::Lost,
+    }
+}
+
+fn io_error(error: &std::io::Error) -> StreamError {
+    let inner = error.get_ref().and_then(|error| error.downcast_ref::<quinn::ReadError>());
+    inner.cloned().map_or(StreamError::Lost, read_error)
+}

@@ -1,0 +1,304 @@
+//! The task of one connection: from the socket to the streams and back, in steps as large as the socket takes.
+//!
+//! It decides nothing: [`Mux`](super::mux::Mux) says what to send, [`Records`] seals and opens, [`Pace`] says how much at once.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::handle::{Shared, locked};
+use super::handshake::Agreed;
+use super::mux::{Batch, Violation};
+use super::pace::Pace;
+use super::record::{Opened, RECORD_BYTES_MAX, RecordError, Records};
+use crate::io::sys::tcp_info;
+use crate::transport::connection::CloseReason;
+
+/// Bytes asked of the socket at once. What is opened there is still in the processor's cache when it is laid down.
+const RECEIVE_BYTES: usize = 256 << 10;
+/// How often the kernel is asked how the way is, while there is something to do.
+const INFO_EVERY: Duration = Duration::from_millis(100);
+/// How long the last words may take to leave, and the peer to read them.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// When something is to be said in silence, and when silence has lasted too long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub(super) keep_alive: Duration,
+    pub(super) idle_timeout: Duration,
+}
+
+/// Why the connection ends.
+enum End {
+    /// Somebody closed it, here or there.
+    Closed,
+    /// The peer is gone without a word.
+    Gone(CloseReason),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => CloseReason::Reset,
+            io::ErrorKind::TimedOut => CloseReason::TimedOut,
+            _ => CloseReason::Failed { text: error.to_string() },
+        })
+    }
+}
+
+impl From<RecordError> for End {
+    fn from(error: RecordError) -> Self {
+        Self::Gone(CloseReason::Failed { text: error.to_string() })
+    }
+}
+
+impl From<Violation> for End {
+    fn from(violation: Violation) -> Self {
+        Self::Gone(CloseReason::Failed { text: violation.to_string() })
+    }
+}
+
+pub(super) struct Driver {
+    stream: TcpStream,
+    shared: Arc<Shared>,
+    records: Records,
+    patience: Patience,
+    started_at: Instant,
+    incoming: Vec<u8>,
+    /// What of `incoming` is filled.
+    received: usize,
+    outgoing: Vec<u8>,
+    /// What of `outgoing` the socket has taken.
+    sent: usize,
+    batch: Batch,
+    pace: Pace,
+    last_heard: Instant,
+    last_info: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Driver {
+    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>, agreed: Agreed, patience: Patience) -> Self {
+        let now = Instant::now();
+        let received = agreed.sealed.len();
+        // Fresh zeroes: of a connection that receives little only the first pages are ever touched.
+        let mut incoming = vec![0; received.max(RECEIVE_BYTES + RECORD_BYTES_MAX)];
+        incoming[..received].copy_from_slice(&agreed.sealed);
+        let driver = Self {
+            stream,
+            shared,
+            records: agreed.records,
+            patience,
+            started_at: now,
+            incoming,
+            received,
+            outgoing: Vec::new(),
+            sent: 0,
+            batch: Batch::default(),
+            pace: Pace::new(),
+            last_heard: now,
+            last_info: now,
+            timer: Box::pin(sleep_until(now + patience.keep_alive)),
+        };
+        driver.ask_kernel();
+        driver
+    }
+
+    /// Runs until the connection is over. `content` came with the handshake.
+    pub(super) async fn run(mut self, content: Vec<u8>) {
+        let end = match self.begin(&content) {
+            Ok(()) => self.carry().await,
+            Err(end) => end,
+        };
+        if let End::Gone(reason) = end {
+            self.shared.with(|mux| mux.fail(reason));
+        }
+        self.ask_kernel();
+        let _ = timeout(GOODBYE_TIMEOUT, self.say_goodbye()).await;
+    }
+
+    fn begin(&mut self, content: &[u8]) -> Result<(), End> {
+        self.shared.with(|mux| mux.receive(content, Duration::ZERO))?;
+        self.open_records()
+    }
+
+    async fn carry(&mut self) -> End {
+        loop {
+            let moved = match self.send().and_then(|sent| Ok(self.receive()? || sent)) {
+                Ok(moved) => moved,
+                Err(end) => return end,
+            };
+            if self.shared.with(|mux| mux.close_reason().is_some()) {
+                return End::Closed;
+            }
+            if moved {
+                // Those who were woken shall find their bytes in the processor's cache.
+                tokio::task::yield_now().await;
+            } else if let Err(end) = self.wait().await {
+                return end;
+            }
+        }
+    }
+
+    /// Sends what is to be sent, as far as the socket takes it. Returns whether it took something.
+    fn send(&mut self) -> Result<bool, End> {
+        let mut moved = false;
+        loop {
+            if self.sent == self.outgoing.len() && !self.seal_batch()? {
+                return Ok(moved);
+            }
+            match self.stream.try_write(&self.outgoing[self.sent..]) {
+                Ok(bytes) => {
+                    self.sent += bytes;
+                    moved = true;
+                    let counters = &self.shared.counters;
+                    counters.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+                    counters.writes.fetch_add(1, Ordering::Relaxed);
+                    if self.sent == self.outgoing.len() {
+                        self.pace.drained(self.started_at.elapsed());
+                        return Ok(moved);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(moved),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Seals the next batch. Returns whether there was one.
+    fn seal_batch(&mut self) -> Result<bool, End> {
+        let bytes_max = self.pace.batch_bytes();
+        let (batch, shared) = (&mut self.batch, &self.shared);
+        shared.with(|mux| {
+            if mux.has_work() {
+                mux.transmit(batch, bytes_max);
+            }
+        });
+        self.sent = 0;
+        self.outgoing.clear();
+        if self.batch.parts.is_empty() {
+            return Ok(false);
+        }
+        self.pace.begin(self.started_at.elapsed());
+        self.records.seal(&self.batch, &mut self.outgoing)?;
+        self.batch.parts.clear();
+        self.batch.bytes = 0;
+        Ok(true)
+    }
+
+    /// Takes what the socket has, once. Returns whether it had something.
+    fn receive(&mut self) -> Result<bool, End> {
+        match self.stream.try_read(&mut self.incoming[self.received..]) {
+            Ok(0) => {
+                let text = "the other side ended without a word".to_owned();
+                Err(End::Gone(CloseReason::Failed { text }))
+            }
+            Ok(bytes) => {
+                self.received += bytes;
+                self.last_heard = Instant::now();
+                let counters = &self.shared.counters;
+                counters.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
+                counters.reads.fetch_add(1, Ordering::Relaxed);
+                if self.last_heard - self.last_info >= INFO_EVERY {
+                    self.last_info = self.last_heard;
+                    self.ask_kernel();
+                }
+                self.open_records()?;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the whole records that came, and hands on what they hold.
+    fn open_records(&mut self) -> Result<(), End> {
+        let (now, mut start) = (self.last_heard - self.started_at, 0);
+        while let Some(len) = Records::whole(&self.incoming[start..self.received])? {
+            let record = &mut self.incoming[start..start + len];
+            match self.records.open(record)? {
+                Opened::Content(content) => {
+                    let content = &record[content];
+                    self.shared.with(|mux| mux.receive(content, now))?;
+                }
+                Opened::Nothing => {}
+                Opened::End => {
+                    let text = "the other side ended the connection".to_owned();
+                    return Err(End::Gone(CloseReason::Failed { text }));
+                }
+            }
+            start += len;
+        }
+        self.incoming.copy_within(start..self.received, 0);
+        self.received -= start;
+        Ok(())
+    }
+
+    /// Waits until the socket or a stream has something, or it is time to ask whether the peer lives.
+    async fn wait(&mut self) -> Result<(), End> {
+        let mut interest = Interest::READABLE;
+        if self.sent < self.outgoing.len() {
+            interest |= Interest::WRITABLE;
+        }
+        tokio::select! {
+            ready = self.stream.ready(interest) => {
+                ready?;
+            }
+            () = self.shared.work.notified() => {}
+            () = &mut self.timer => self.look_at_clock()?,
+        }
+        Ok(())
+    }
+
+    fn look_at_clock(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        let silence = now - self.last_heard;
+        if silence >= self.patience.idle_timeout {
+            return Err(End::Gone(CloseReason::TimedOut));
+        }
+        if silence >= self.patience.keep_alive {
+            self.shared.with(super::mux::Mux::ping);
+            self.timer.as_mut().reset(now + self.patience.keep_alive);
+        } else {
+            self.timer.as_mut().reset(self.last_heard + self.patience.keep_alive);
+        }
+        self.ask_kernel();
+        Ok(())
+    }
+
+    fn ask_kernel(&self) {
+        if let Ok(info) = tcp_info(&self.stream) {
+            *locked(&self.shared.counters.info) = info;
+        }
+    }
+
+    /// Sends what was sealed and the last words, and reads until the peer has gone too: a socket that is closed with
+    /// bytes unread takes back what it sent.
+    async fn say_goodbye(mut self) -> io::Result<()> {
+        self.stream.write_all(&self.outgoing[self.sent..]).await?;
+        self.outgoing.clear();
+        self.shared.with(|mux| mux.transmit(&mut self.batch, 0));
+        if self.batch.parts.is_empty() {
+            return Ok(());
+        }
+        let sealed = self.records.seal(&self.batch, &mut self.outgoing);
+        sealed.and_then(|()| self.records.seal_end(&mut self.outgoing)).map_err(io::Error::other)?;
+        self.stream.write_all(&self.outgoing).await?;
+        self.stream.shutdown().await?;
+        loop {
+            self.stream.readable().await?;
+            match self.stream.try_read(&mut self.incoming) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! TCP sockets: a host's, which listens, and a client's, which connects.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::{ClientConfig, ServerConfig};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::driver::{Driver, Patience};
+use super::handle::{Shared, TcpConnection, locked};
+use super::handshake::{self, Agreed, HandshakeError};
+use super::mux::{Limits, Mux, Side};
+use crate::io::sys::tcp_info;
+use crate::transport::congestion::CongestionKind;
+use crate::transport::identity::PublicKey;
+use crate::transport::tuning::TransportTuning;
+
+/// Time for a handshake: a stranger who says nothing holds a socket no longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that the kernel holds for us before we look.
+const BACKLOG: i32 = 1_024;
+/// Pause after the system refused to hand a connection over: it has no descriptors, and will have some later.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What the kernel may hold that is not on its way yet, in bytes: what is urgent waits behind it.
+const UNSENT_BYTES_MAX: u32 = 256 << 10;
+
+/// Why there is no connection.
+pub(in crate::transport) type TcpProblem = String;
+
+/// The connections of one endpoint: to close them all, and to wait until they are gone.
+#[derive(Clone, Debug)]
+pub(in crate::transport) struct Registry {
+    connections: Arc<Mutex<Vec<Weak<Shared>>>>,
+    active: watch::Sender<usize>,
+}
+
+impl Registry {
+    pub(in crate::transport) fn new() -> Self {
+        Self { connections: Arc::default(), active: watch::channel(0).0 }
+    }
+
+    pub(in crate::transport) fn open_connections(&self) -> usize {
+        *self.active.borrow()
+    }
+
+    pub(in crate::transport) fn close(&self, code: u32, text: &str) {
+        let connections = locked(&self.connections).clone();
+        for shared in connections.iter().filter_map(Weak::upgrade) {
+            shared.with(|mux| mux.close(code, text));
+            shared.work.notify_one();
+        }
+    }
+
+    pub(in crate::transport) async fn wait_idle(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.active.subscribe().wait_for(|active| *active == 0).await;
+    }
+
+    fn add(&self, shared: &Arc<Shared>) -> Active {
+        let mut connections = locked(&self.connections);
+        connections.retain(|shared| shared.strong_count() > 0);
+        connections.push(Arc::downgrade(shared));
+        self.active.send_modify(|active| *active += 1);
+        Active(self.active.clone())
+    }
+}
+
+/// Counts a connection until its task has ended.
+struct Active(watch::Sender<usize>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.send_modify(|active| *active -= 1);
+    }
+}
+
+/// A host's socket.
+#[derive(Debug)]
+pub(in crate::transport) struct TcpDoor {
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+}
+
+impl TcpDoor {
+    /// Listens at `address`; `[::]` serves IPv4 too, and becomes `0.0.0.0` on a machine without IPv6.
+    pub(in crate::transport) fn open(address: SocketAddr, mut config: ServerConfig) -> io::Result<Self> {
+        config.enable_secret_extraction = true;
+        let listener = match listen(address) {
+            Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
+                listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+            }
+            listener => listener,
+        };
+        Ok(Self { listener: TcpListener::from_std(listener?)?, config: Arc::new(config) })
+    }
+
+    pub(in crate::transport) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The next client that knocks.
+    pub(in crate::transport) async fn accept(&self) -> TcpIncoming {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, address)) => {
+                    return TcpIncoming { stream, address, config: Arc::clone(&self.config) };
+                }
+                Err(error) => {
+                    tracing::debug!("a TCP connection could not be taken: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // Connections of a host that ended a moment ago still have the port.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A client that knocked.
+#[derive(Debug)]
+pub(in crate::transport) struct TcpIncoming {
+    stream: TcpStream,
+    address: SocketAddr,
+    config: Arc<ServerConfig>,
+}
+
+impl TcpIncoming {
+    pub(in crate::transport) fn remote_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Does the handshake.
+    pub(in crate::transport) async fn handshake(
+        mut self,
+        tuning: &TransportTuning,
+        registry: &Registry,
+    ) -> Result<(TcpConnection, PublicKey), TcpProblem> {
+        prepare(&self.stream, tuning).map_err(|error| error.to_string())?;
+        let agreed = Box::pin(handshake::as_host(&mut self.stream, self.config));
+        let agreed = within(HANDSHAKE_TIMEOUT, agreed).await?;
+        Ok(start(self.stream, self.address, agreed, Side::Host, tuning, registry))
+    }
+}
+
+/// A TCP connection without TLS yet.
+#[derive(Debug)]
+pub(in crate::transport) struct Connected {
+    stream: TcpStream,
+    address: SocketAddr,
+    /// The round trip that the kernel measured.
+    pub(in crate::transport) rtt: Duration,
+}
+
+/// Connects to `address`; nothing is proved yet.
+pub(in crate::transport) async fn connect(
+    address: SocketAddr,
+    tuning: &TransportTuning,
+) -> Result<Connected, TcpProblem> {
+    let words = |error: io::Error| error.to_string();
+    let connected = timeout(tuning.idle_timeout, TcpStream::connect(address)).await;
+    let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(words)?;
+    prepare(&stream, tuning).map_err(words)?;
+    let rtt = tcp_info(&stream).map_or(Duration::MAX, |info| info.rtt);
+    Ok(Connected { stream, address, rtt })
+}
+
+/// Does the handshake on a connection.
+pub(in crate::transport) async fn secure(
+    connected: Connected,
+    mut config: ClientConfig,
+    tuning: &TransportTuning,
+    registry: &Registry,
+) -> Result<(TcpConnection, PublicKey), TcpProblem> {
+    let Connected { mut stream, address, .. } = connected;
+    config.enable_secret_extraction = true;
+    let agreed = Box::pin(handshake::as_client(&mut stream, Arc::new(config)));
+    let agreed = within(tuning.idle_timeout, agreed).await?;
+    Ok(start(stream, address, agreed, Side::Client, tuning, registry))
+}
+
+async fn within(
+    time: Duration,
+    handshake: impl Future<Output = Result<Agreed, HandshakeError>>,
+) -> Result<Agreed, TcpProblem> {
+    let late = |_| Err(HandshakeError::Words(format!("no handshake within {} s", time.as_secs_f32())));
+    timeout(time, handshake).await.unwrap_or_else(late).map_err(|error| error.to_string())
+}
+
+fn prepare(stream: &TcpStream, tuning: &TransportTuning) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    if let Some(name) = kernels_congestion_control(stream, tuning) {
+        // A kernel that does not have it, or keeps it for others, uses its own.
+        let _ = setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name));
+    }
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(tuning.idle_timeout))?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
+}
+
+/// The kernel's name of the congestion control that is wanted; `None` for what it uses anyway.
+///
+/// Ours is rate-based, and so is the kernel's `bbr`: on a long way with some loss it moves twenty times what `cubic` does. A
+/// short way has no need of its pacing.
+fn kernels_congestion_control(stream: &TcpStream, tuning: &TransportTuning) -> Option<&'static str> {
+    let is_short = tcp_info(stream).is_ok_and(|info| info.rtt <= tuning.tcp_rtt_max);
+    match tuning.congestion {
+        CongestionKind::Delivery if is_short => None,
+        CongestionKind::Delivery | CongestionKind::Bbr => Some("bbr"),
+        CongestionKind::Cubic => Some("cubic"),
+        CongestionKind::NewReno => Some("reno"),
+    }
+}
+
+fn start(
+    stream: TcpStream,
+    address: SocketAddr,
+    mut agreed: Agreed,
+    side: Side,
+    tuning: &TransportTuning,
+    registry: &Registry,
+) -> (TcpConnection, PublicKey) {
+    let bytes = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let limits = Limits {
+        streams_max: tuning.bidirectional_streams_max,
+        stream_bytes: bytes(tuning.stream_receive_window_bytes),
+        connection_bytes: bytes(tuning.receive_window_bytes),
+        send_bytes_max: tuning.send_window_bytes as usize,
+    };
+    let patience = Patience { keep_alive: tuning.keep_alive_interval, idle_timeout: tuning.idle_timeout };
+    let shared = Arc::new(Shared::new(Mux::new(side, limits)));
+    let active = registry.add(&shared);
+    let (peer_key, content) = (agreed.peer_key, std::mem::take(&mut agreed.content));
+    let driver = Driver::new(stream, Arc::clone(&shared), agreed, patience);
+    tokio::spawn(async move {
+        driver.run(content).await;
+        drop(active);
+    });
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    (TcpConnection::new(shared, address), peer_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_is_told_which_congestion_control() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Every kernel has reno.
+        for (congestion, tcp_rtt_max, wanted) in [
+            (CongestionKind::NewReno, Duration::ZERO, Some("reno")),
+            (CongestionKind::Delivery, Duration::from_secs(1), None),
+            (CongestionKind::Delivery, Duration::ZERO, Some("bbr")),
+        ] {
+            let tuning = TransportTuning { congestion, tcp_rtt_max, ..TransportTuning::default() };
+            let connected = connect(listener.local_addr().unwrap(), &tuning).await.unwrap();
+            assert_eq!(kernels_congestion_control(&connected.stream, &tuning), wanted);
+            if wanted == Some("reno") {
+                let used = getsockopt(&connected.stream, sockopt::TcpCongestion).unwrap();
+                assert_eq!(used.to_string_lossy().trim_end_matches('\0'), "reno");
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The TLS handshake over a TCP stream: rustls says what to send and proves the peer's key, here it is carried.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::record::{Records, Schedule};
+use crate::transport::identity::PublicKey;
+use crate::transport::tls;
+
+/// Name in the TLS handshake. Nobody looks at it: the key is the name, and it is not sent.
+const TLS_NAME: &str = "wormhole";
+/// Bytes of a handshake at most; one with raw keys takes less than a kilobyte each way.
+const HANDSHAKE_BYTES_MAX: usize = 16 << 10;
+
+/// Why two ends did not come together.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandshakeError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Tls(#[from] rustls::Error),
+    #[error("{0}")]
+    Words(String),
+}
+
+/// A finished handshake.
+pub(super) struct Agreed {
+    pub(super) records: Records,
+    pub(super) peer_key: PublicKey,
+    /// What came behind the handshake: content that was opened already, and records that were not.
+    pub(super) content: Vec<u8>,
+    pub(super) sealed: Vec<u8>,
+}
+
+/// The client's part.
+pub(super) async fn as_client(
+    stream: &mut TcpStream,
+    config: Arc<ClientConfig>,
+) -> Result<Agreed, HandshakeError> {
+    let name = ServerName::try_from(TLS_NAME).map_err(|error| HandshakeError::Words(error.to_string()))?;
+    let mut tls = UnbufferedClientConnection::new(config, name)?;
+    let carried = carry(stream, &mut tls).await?;
+    let peer_key = key_of(tls.peer_certificates())?;
+    let (secrets, schedule) = tls.dangerous_into_kernel_connection()?;
+    agreed(carried, peer_key, Records::new(secrets, Schedule::Client(schedule)))
+}
+
+/// The host's part.
+pub(super) async fn as_host(
+    stream: &mut TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Agreed, HandshakeError> {
+    let mut tls = UnbufferedServerConnection::new(config)?;
+    let carried = carry(stream, &mut tls).await?;
+    let peer_key = key_of(tls.peer_certificates())?;
+    let (secrets, schedule) = tls.dangerous_into_kernel_connection()?;
+    agreed(carried, peer_key, Records::new(secrets, Schedule::Host(schedule)))
+}
+
+fn key_of(proven: Option<&[CertificateDer<'_>]>) -> Result<PublicKey, HandshakeError> {
+    let key = proven.and_then(tls::key_of_chain);
+    key.ok_or_else(|| HandshakeError::Words("the other side proved no key".to_owned()))
+}
+
+fn agreed(
+    carried: Carried,
+    peer_key: PublicKey,
+    records: Result<Records, super::record::RecordError>,
+) -> Result<Agreed, HandshakeError> {
+    let records = records.map_err(|error| HandshakeError::Words(error.to_string()))?;
+    Ok(Agreed { records, peer_key, content: carried.content, sealed: carried.incoming })
+}
+
+/// What both kinds of rustls' connections can do.
+pub(super) trait Handshake {
+    type Data;
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn is_over(&self) -> bool;
+    /// Whether something waits to be encoded.
+    fn has_to_send(&self) -> bool;
+}
+
+impl Handshake for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+    fn is_over(&self) -> bool {
+        !self.is_handshaking()
+    }
+    fn has_to_send(&self) -> bool {
+        self.wants_write()
+    }
+}
+
+impl Handshake for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+    fn is_over(&self) -> bool {
+        !self.is_handshaking()
+    }
+    fn has_to_send(&self) -> bool {
+        self.wants_write()
+    }
+}
+
+/// What is on its way.
+#[derive(Default)]
+pub(super) struct Carried {
+    pub(super) incoming: Vec<u8>,
+    pub(super) outgoing: Vec<u8>,
+    /// Content that came behind the handshake.
+    pub(super) content: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Again,
+    Receive,
+    Done,
+}
+
+/// Sends and receives until both ends are sure.
+async fn carry(stream: &mut TcpStream, tls: &mut impl Handshake) -> Result<Carried, HandshakeError> {
+    let mut carried = Carried::default();
+    loop {
+        match step(tls, &mut carried) {
+            Ok(Step::Again) => {}
+            Ok(Step::Done) => {
+                stream.write_all(&std::mem::take(&mut carried.outgoing)).await?;
+                return Ok(carried);
+            }
+            Ok(Step::Receive) => {
+                stream.write_all(&std::mem::take(&mut carried.outgoing)).await?;
+                if carried.incoming.len() >= HANDSHAKE_BYTES_MAX {
+                    return Err(HandshakeError::Words("the other side's handshake has no end".to_owned()));
+                }
+                if stream.read_buf(&mut carried.incoming).await? == 0 {
+                    return Err(HandshakeError::Words("the other side ended the connection".to_owned()));
+                }
+            }
+            Err(error) => {
+                // The peer is told what it did wrong, if it still listens. rustls must not be asked for more than that.
+                while tls.has_to_send() && step(tls, &mut carried).is_ok() {}
+                let _ = stream.write_all(&carried.outgoing).await;
+                let _ = stream.shutdown().await;
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+pub(super) fn step(tls: &mut impl Handshake, carried: &mut Carried) -> Result<Step, rustls::Error> {
+    let is_over = tls.is_over();
+    let UnbufferedStatus { discard, state } = tls.process(&mut carried.incoming);
+    let next = match state {
+        Err(error) => Err(error),
+        Ok(ConnectionState::EncodeTlsData(mut state)) => {
+            let start = carried.outgoing.len();
+            let needed = match state.encode(&mut []) {
+                Err(EncodeError::InsufficientSize(size)) => size.required_size,
+                _ => 0,
+            };
+            carried.outgoing.resize(start + needed, 0);
+            let encoded = state.encode(&mut carried.outgoing[start..]);
+            encoded.map(|_| Step::Again).map_err(|error| rustls::Error::General(error.to_string()))
+        }
+        Ok(ConnectionState::TransmitTlsData(state)) => {
+            state.done();
+            Ok(Step::Again)
+        }
+        Ok(ConnectionState::ReadTraffic(mut state)) => {
+            while let Some(record) = state.next_record() {
+                carried.content.extend_from_slice(record?.payload);
+            }
+            Ok(Step::Again)
+        }
+        // A host that may write already still waits for the client's proof.
+        Ok(ConnectionState::WriteTraffic(_)) if is_over => Ok(Step::Done),
+        Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => Ok(Step::Receive),
+        Ok(_) => Err(rustls::Error::General("the other side ended the handshake".to_owned())),
+    };
+    carried.incoming.drain(..discard);
+    next
+}

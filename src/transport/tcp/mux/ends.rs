@@ -1,0 +1,198 @@
+//! (P) What the two ends of a stream ask of the connection.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::half::Phase;
+use super::{Arrived, Frame, Mux, STREAM_QUEUE_BYTES_MAX, Stream, wait};
+use crate::proto::Lane;
+use crate::transport::stream::StreamError;
+
+impl Mux {
+    /// Queues `bytes`, which are not copied, as one piece; waits while much is queued already.
+    pub(in crate::transport::tcp) fn poll_write(
+        &mut self,
+        id: u32,
+        bytes: &mut Bytes,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
+        if self.closed.is_some() {
+            return Poll::Ready(Err(StreamError::Lost));
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(StreamError::Closed)) };
+        let send = &mut stream.send;
+        if let Some(code) = send.stopped {
+            return Poll::Ready(Err(StreamError::Stopped(code)));
+        }
+        if send.phase != Phase::Open {
+            return Poll::Ready(Err(StreamError::Closed));
+        }
+        // What many small answers wait for must not wait for the content of others.
+        let is_held_up = send.lane != Lane::Metadata && self.queued_bytes >= self.limits.send_bytes_max;
+        if send.queued_bytes >= STREAM_QUEUE_BYTES_MAX || is_held_up {
+            send.writer = Some(context.waker().clone());
+            if is_held_up && !self.held_up.contains(&id) {
+                self.held_up.push(id);
+            }
+            return Poll::Pending;
+        }
+        if !bytes.is_empty() {
+            send.queued_bytes += bytes.len();
+            self.queued_bytes += bytes.len();
+            send.queue.push_back(std::mem::take(bytes));
+            self.schedule(id);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// All was written. Returns whether there was something to finish.
+    pub(in crate::transport::tcp) fn finish(&mut self, id: u32) -> bool {
+        let open = |stream: &&mut Stream| stream.send.phase == Phase::Open;
+        let Some(stream) = self.streams.get_mut(&id).filter(open) else { return false };
+        stream.send.phase = Phase::Finished;
+        self.schedule(id);
+        true
+    }
+
+    /// Gives up what is being written. Returns whether there was something to give up.
+    pub(in crate::transport::tcp) fn reset(&mut self, id: u32, code: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.send.has_ended()) else {
+            return false;
+        };
+        self.queued_bytes -= stream.send.discard(Phase::GivenUp);
+        stream.send.wake(&mut self.wakes);
+        if stream.announced {
+            self.say(Frame::Reset { stream: id, code });
+        } else {
+            // The peer has not heard of it, and never will.
+            stream.receive.reset = Some(code);
+            stream.receive.wake(&mut self.wakes);
+        }
+        self.settle(id);
+        true
+    }
+
+    /// Wants no more of what the peer writes. Returns whether there was more to come.
+    pub(in crate::transport::tcp) fn stop(&mut self, id: u32, code: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        let is_over = stream.receive.is_over();
+        if stream.receive.stopped.is_some() {
+            return false;
+        }
+        stream.receive.stopped = Some(code);
+        stream.receive.wake(&mut self.wakes);
+        let grant = stream.receive.discard();
+        let announced = stream.announced;
+        self.grant(id, grant);
+        if !is_over && announced {
+            self.say(Frame::Stop { stream: id, code });
+        }
+        !is_over
+    }
+
+    /// What the stream gives way to from now on.
+    pub(in crate::transport::tcp) fn set_lane(&mut self, id: u32, lane: Lane) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.send.lane != lane) else {
+            return;
+        };
+        stream.send.lane = lane;
+        stream.send.scheduled = false;
+        self.schedule(id);
+    }
+
+    /// Waits until the peer wants no more (its code), or all that was written, and the end, has been sent (`None`).
+    pub(in crate::transport::tcp) fn poll_stopped(
+        &mut self,
+        id: u32,
+        context: &Context<'_>,
+    ) -> Poll<Result<Option<u32>, StreamError>> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Ok(None)) };
+        if let Some(code) = stream.send.stopped {
+            return Poll::Ready(Ok(Some(code)));
+        }
+        match stream.send.phase {
+            Phase::Ended => return Poll::Ready(Ok(None)),
+            Phase::GivenUp => return Poll::Ready(Err(StreamError::Closed)),
+            Phase::Open | Phase::Finished => {}
+        }
+        if self.closed.is_some() {
+            return Poll::Ready(Err(StreamError::Lost));
+        }
+        wait(&mut stream.send.watchers, context)
+    }
+
+    /// Up to `max` bytes of what came, not copied; `None` at the end.
+    pub(in crate::transport::tcp) fn poll_read(
+        &mut self,
+        id: u32,
+        max: usize,
+        context: &Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Ok(None)) };
+        if let Some((bytes, grant)) = stream.receive.take(max) {
+            self.grant(id, grant);
+            return Poll::Ready(Ok(Some(bytes)));
+        }
+        if let Some(end) = Self::end_of(stream, self.closed.is_some()) {
+            return Poll::Ready(end.map(|()| None));
+        }
+        let grant = stream.receive.wait(1, context.waker());
+        self.grant(id, grant);
+        Poll::Pending
+    }
+
+    /// Exactly `len` bytes, not copied where the peer wrote them in one piece. Comes back with the number of bytes that are
+    /// there when those are more than `told` and the rest takes its time.
+    pub(in crate::transport::tcp) fn poll_read_exact(
+        &mut self,
+        id: u32,
+        len: usize,
+        told: usize,
+        context: &Context<'_>,
+    ) -> Poll<Result<Arrived, StreamError>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(StreamError::EndedEarly));
+        };
+        let there = stream.receive.buffered();
+        if there >= len {
+            let (bytes, grant) = stream.receive.take_exactly(len);
+            self.grant(id, grant);
+            return Poll::Ready(Ok(Arrived::All(bytes)));
+        }
+        if let Some(end) = Self::end_of(stream, self.closed.is_some()) {
+            return Poll::Ready(Err(end.err().unwrap_or(StreamError::EndedEarly)));
+        }
+        // Also where a part is told: a peer that waits for credit must get it before the reader comes back.
+        let grant = stream.receive.wait(len, context.waker());
+        self.grant(id, grant);
+        if there > told { Poll::Ready(Ok(Arrived::Part(there))) } else { Poll::Pending }
+    }
+
+    fn end_of(stream: &Stream, closed: bool) -> Option<Result<(), StreamError>> {
+        match (stream.receive.reset, stream.receive.stopped) {
+            (_, Some(_)) => Some(Err(StreamError::Closed)),
+            (Some(code), None) => Some(Err(StreamError::Reset(code))),
+            (None, None) if stream.receive.ended => Some(Ok(())),
+            (None, None) => closed.then_some(Err(StreamError::Lost)),
+        }
+    }
+
+    /// Nobody will write on it any more: what was written is finished.
+    pub(in crate::transport::tcp) fn drop_sending(&mut self, id: u32) {
+        self.finish(id);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.send.dropped = true;
+            self.settle(id);
+        }
+    }
+
+    /// Nobody will read from it any more.
+    pub(in crate::transport::tcp) fn drop_receiving(&mut self, id: u32) {
+        self.stop(id, 0);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.receive.dropped = true;
+            self.settle(id);
+        }
+    }
+}

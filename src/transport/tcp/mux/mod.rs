@@ -1,0 +1,362 @@
+//! (P) Many streams over one connection that keeps order: bytes in, frames out.
+//!
+//! Nothing here reads a socket or a clock. [`Mux::receive`] takes what the peer sent, [`Mux::transmit`] says what to send
+//! next, and in between the ends of streams read and write. Whoever must wait leaves a waker; [`Mux::take_wakes`] hands out
+//! those whose time has come, to be woken when no lock is held any more.
+//!
+//! What goes first: control frames, then the lanes in their order; in a lane what was written first is sent whole first.
+//! What is bounded: bytes received and not read, by stream and over all, by credit; bytes written and not sent; streams; frames
+//! of control. A peer that passes a bound has broken the protocol, and the connection ends.
+
+mod ends;
+mod half;
+mod receive;
+#[cfg(test)]
+mod tests;
+mod transmit;
+
+use std::collections::{HashMap, VecDeque};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use self::half::{Receiving, Sending};
+use super::frame::{
+    CLOSE_BYTES_MAX, EARLY_CONNECTION_BYTES, EARLY_STREAM_BYTES, EARLY_STREAMS_MAX, Frame, HEADER_BYTES,
+    PAYLOAD_BYTES_MAX,
+};
+use crate::proto::Lane;
+use crate::transport::connection::CloseReason;
+
+/// Bytes that may wait on one stream; a writer waits from there on. Two chunks: one on its way, one behind it.
+const STREAM_QUEUE_BYTES_MAX: usize = 512 << 10;
+/// Frames of control that may wait. A peer that makes us say so much and does not listen is hostile.
+const CONTROL_FRAMES_MAX: usize = 4_096;
+/// Streams kept beyond those a peer may have open: of ended ones, until whoever served them has noticed.
+const STREAMS_LINGERING_MAX: usize = 4_096;
+/// A stream's window is granted anew when a quarter of it was read, the connection's when an eighth was.
+const STREAM_GRANT_SHARE: u64 = 4;
+const CONNECTION_GRANT_SHARE: u64 = 8;
+/// Lanes, the most urgent first.
+const LANES: [Lane; 4] = [Lane::Metadata, Lane::Demand, Lane::Ahead, Lane::Background];
+
+/// Which end this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Host,
+}
+
+/// What a peer may make us hold, and what we may hold ourselves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Streams the peer may have open.
+    pub(super) streams_max: u32,
+    /// Bytes it may send on one before it is read.
+    pub(super) stream_bytes: u32,
+    /// Bytes it may send on all.
+    pub(super) connection_bytes: u32,
+    /// Bytes of our own that may wait to be sent.
+    pub(super) send_bytes_max: usize,
+}
+
+/// The peer does what the protocol forbids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the other side breaks the protocol: {0}")]
+pub(super) struct Violation(&'static str);
+
+/// What is to be sent next: headers and content in this order.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) parts: Vec<Part>,
+    pub(super) bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Part {
+    Header([u8; HEADER_BYTES]),
+    Content(Bytes),
+}
+
+impl Part {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Header(bytes) => bytes,
+            Self::Content(bytes) => bytes,
+        }
+    }
+}
+
+impl Batch {
+    fn push(&mut self, frame: Frame) {
+        self.parts.push(Part::Header(frame.encode()));
+        self.bytes += HEADER_BYTES;
+    }
+
+    fn push_content(&mut self, content: Bytes) {
+        self.bytes += content.len();
+        self.parts.push(Part::Content(content));
+    }
+}
+
+#[derive(Debug)]
+struct Stream {
+    is_ours: bool,
+    /// Whether the peer knows it.
+    announced: bool,
+    /// Whether it counts as open.
+    counted: bool,
+    send: Sending,
+    receive: Receiving,
+}
+
+impl Stream {
+    fn is_over(&self) -> bool {
+        self.send.has_ended() && self.receive.is_over()
+    }
+}
+
+/// What comes next in the bytes of the peer.
+#[derive(Debug)]
+enum Expect {
+    Header { bytes: [u8; HEADER_BYTES], filled: usize },
+    Content { stream: u32, left: usize, ends: bool },
+    Words { code: u32, left: usize, words: Vec<u8> },
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub(super) struct Mux {
+    limits: Limits,
+    streams: HashMap<u32, Stream>,
+    next_stream: u32,
+    open_ours: u32,
+    open_theirs: u32,
+    peer_streams_max: u32,
+    peer_stream_bytes: u64,
+    peer_said_hello: bool,
+    accepted: VecDeque<u32>,
+    lanes: [VecDeque<u32>; LANES.len()],
+    control: VecDeque<Frame>,
+    pong: Option<u32>,
+    goodbye: Option<(u32, String)>,
+    expect: Expect,
+    /// Bytes we may send on all streams.
+    send_credit: u64,
+    queued_bytes: usize,
+    /// Streams whose writers wait because too much waits on all of them.
+    held_up: Vec<u32>,
+    /// Bytes the peer may send on all streams, and those read that were not granted anew.
+    receive_credit: u64,
+    ungranted: u64,
+    closed: Option<CloseReason>,
+    accepters: Vec<Waker>,
+    openers: Vec<Waker>,
+    mourners: Vec<Waker>,
+    wakes: Vec<Waker>,
+    has_work: bool,
+}
+
+impl Mux {
+    /// A connection that begins; what it has to say first is ready to be sent.
+    pub(super) fn new(side: Side, limits: Limits) -> Self {
+        let hello = Frame::Hello {
+            streams_max: limits.streams_max,
+            stream_bytes: limits.stream_bytes,
+            connection_bytes: limits.connection_bytes,
+        };
+        Self {
+            limits,
+            streams: HashMap::new(),
+            next_stream: if side == Side::Client { 1 } else { 2 },
+            open_ours: 0,
+            open_theirs: 0,
+            peer_streams_max: EARLY_STREAMS_MAX,
+            peer_stream_bytes: EARLY_STREAM_BYTES.into(),
+            peer_said_hello: false,
+            accepted: VecDeque::new(),
+            lanes: Default::default(),
+            control: VecDeque::from([hello]),
+            pong: None,
+            goodbye: None,
+            expect: Expect::Header { bytes: [0; HEADER_BYTES], filled: 0 },
+            send_credit: EARLY_CONNECTION_BYTES.into(),
+            queued_bytes: 0,
+            held_up: Vec::new(),
+            receive_credit: limits.connection_bytes.into(),
+            ungranted: 0,
+            closed: None,
+            accepters: Vec::new(),
+            openers: Vec::new(),
+            mourners: Vec::new(),
+            wakes: Vec::new(),
+            has_work: true,
+        }
+    }
+
+    /// Why it is over, if it is.
+    pub(super) fn close_reason(&self) -> Option<&CloseReason> {
+        self.closed.as_ref()
+    }
+
+    /// Ends it. The peer reads `code` and `text` behind what was sent already.
+    pub(super) fn close(&mut self, code: u32, text: &str) {
+        if self.closed.is_none() {
+            let mut text = text.to_owned();
+            while text.len() > CLOSE_BYTES_MAX {
+                text.pop();
+            }
+            self.goodbye = Some((code, text));
+            self.has_work = true;
+            self.fail(CloseReason::ByUs);
+        }
+    }
+
+    /// It is over, for this reason unless there was one before.
+    pub(super) fn fail(&mut self, reason: CloseReason) {
+        if self.closed.is_some() {
+            return;
+        }
+        self.closed = Some(reason);
+        for stream in self.streams.values_mut() {
+            stream.send.queue.clear();
+            stream.send.wake(&mut self.wakes);
+            stream.receive.wake(&mut self.wakes);
+        }
+        self.queued_bytes = 0;
+        for waiting in [&mut self.accepters, &mut self.openers, &mut self.mourners] {
+            self.wakes.append(waiting);
+        }
+    }
+
+    /// Asks the peer for a sign of life.
+    pub(super) fn ping(&mut self) {
+        self.say(Frame::Ping { token: 0 });
+    }
+
+    /// Waits until it is over.
+    pub(super) fn poll_closed(&mut self, context: &Context<'_>) -> Poll<CloseReason> {
+        match &self.closed {
+            Some(reason) => Poll::Ready(reason.clone()),
+            None => wait(&mut self.mourners, context),
+        }
+    }
+
+    /// Opens a stream, once the peer allows one more.
+    pub(super) fn poll_open(&mut self, lane: Lane, context: &Context<'_>) -> Poll<Result<u32, CloseReason>> {
+        if let Some(reason) = &self.closed {
+            return Poll::Ready(Err(reason.clone()));
+        }
+        if self.open_ours >= self.peer_streams_max {
+            return wait(&mut self.openers, context);
+        }
+        let id = self.next_stream;
+        // After two thousand million streams the numbers begin anew; who still has one of the first ones keeps it.
+        self.next_stream = self.next_stream.checked_add(2).unwrap_or(self.next_stream % 2 + 2);
+        if self.streams.contains_key(&id) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.open_ours += 1;
+        self.add(id, true, lane);
+        Poll::Ready(Ok(id))
+    }
+
+    /// The next stream that the peer opened.
+    pub(super) fn poll_accept(&mut self, context: &Context<'_>) -> Poll<Result<u32, CloseReason>> {
+        match (self.accepted.pop_front(), &self.closed) {
+            (_, Some(reason)) => Poll::Ready(Err(reason.clone())),
+            (Some(id), None) => Poll::Ready(Ok(id)),
+            (None, None) => wait(&mut self.accepters, context),
+        }
+    }
+
+    /// Those to be woken now.
+    pub(super) fn take_wakes(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// Whether there may be something to send.
+    pub(super) fn has_work(&self) -> bool {
+        self.has_work
+    }
+
+    fn add(&mut self, id: u32, is_ours: bool, lane: Lane) {
+        let stream = Stream {
+            is_ours,
+            announced: !is_ours,
+            counted: true,
+            send: Sending::new(self.peer_stream_bytes, lane),
+            receive: Receiving::new(self.limits.stream_bytes.into()),
+        };
+        self.streams.insert(id, stream);
+    }
+
+    fn say(&mut self, frame: Frame) {
+        self.control.push_back(frame);
+        self.has_work = true;
+    }
+
+    /// Puts a stream into its lane if it has something to send.
+    fn schedule(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let send = &mut stream.send;
+        if send.may_send() && !std::mem::replace(&mut send.scheduled, true) {
+            let index = LANES.iter().position(|lane| *lane == send.lane).unwrap_or(LANES.len() - 1);
+            self.lanes[index].push_back(id);
+            self.has_work = true;
+        }
+    }
+
+    /// Lets the peer send so many bytes more, on the stream and on all; tells it when that is worth a frame.
+    fn grant(&mut self, id: u32, bytes: usize) {
+        let bytes = bytes as u64;
+        self.ungranted += bytes;
+        if self.ungranted >= u64::from(self.limits.connection_bytes) / CONNECTION_GRANT_SHARE {
+            let bytes = std::mem::take(&mut self.ungranted);
+            self.receive_credit += bytes;
+            self.say(Frame::Window { stream: 0, bytes: bytes as u32 });
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let receive = &mut stream.receive;
+        receive.ungranted += bytes;
+        let is_wanted = !receive.is_over() && receive.stopped.is_none();
+        if is_wanted && receive.ungranted >= u64::from(self.limits.stream_bytes) / STREAM_GRANT_SHARE {
+            let bytes = std::mem::take(&mut receive.ungranted);
+            receive.credit += bytes;
+            self.say(Frame::Window { stream: id, bytes: bytes as u32 });
+        }
+    }
+
+    /// Counts a stream as ended when both halves are, and forgets it when nobody holds it any more.
+    fn settle(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.is_over()) else { return };
+        if std::mem::take(&mut stream.counted) {
+            if stream.is_ours {
+                self.open_ours -= 1;
+                self.wakes.append(&mut self.openers);
+            } else {
+                self.open_theirs -= 1;
+            }
+        }
+        if stream.send.dropped && stream.receive.dropped {
+            self.streams.remove(&id);
+        }
+    }
+}
+
+/// How far an exact read is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Arrived {
+    /// So many of the bytes.
+    Part(usize),
+    /// All of them.
+    All(Bytes),
+}
+
+fn wait<T>(waiting: &mut Vec<Waker>, context: &Context<'_>) -> Poll<T> {
+    if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+        waiting.push(context.waker().clone());
+    }
+    Poll::Pending
+}

@@ -1,0 +1,376 @@
+//! Two ends, any history: what is read is what was written, however it was cut on its way.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::transport::StreamError;
+
+const LIMITS: Limits =
+    Limits { streams_max: 16, stream_bytes: 64 << 10, connection_bytes: 256 << 10, send_bytes_max: 300_000 };
+
+#[derive(Debug, Clone, Copy)]
+enum Op {
+    Open { lane: usize },
+    Accept,
+    Write { pick: usize, len: usize },
+    Finish { pick: usize },
+    Reset { pick: usize },
+    Stop { pick: usize },
+    Read { pick: usize, max: usize },
+    ReadExact { pick: usize, len: usize },
+    SetLane { pick: usize, lane: usize },
+    Drop { pick: usize },
+    Carry { batch: usize, cut: usize },
+}
+
+fn op() -> impl Strategy<Value = (bool, Op)> {
+    let pick = 0usize..32;
+    let kinds = prop_oneof![
+        2 => (0usize..4).prop_map(|lane| Op::Open { lane }),
+        2 => Just(Op::Accept),
+        6 => (pick.clone(), 0usize..90_000).prop_map(|(pick, len)| Op::Write { pick, len }),
+        2 => pick.clone().prop_map(|pick| Op::Finish { pick }),
+        1 => pick.clone().prop_map(|pick| Op::Reset { pick }),
+        1 => pick.clone().prop_map(|pick| Op::Stop { pick }),
+        4 => (pick.clone(), 1usize..100_000).prop_map(|(pick, max)| Op::Read { pick, max }),
+        4 => (pick.clone(), 1usize..100_000).prop_map(|(pick, len)| Op::ReadExact { pick, len }),
+        1 => (pick.clone(), 0usize..4).prop_map(|(pick, lane)| Op::SetLane { pick, lane }),
+        1 => pick.prop_map(|pick| Op::Drop { pick }),
+        6 => (0usize..100_000, 1usize..9_000).prop_map(|(batch, cut)| Op::Carry { batch, cut }),
+    ];
+    (any::<bool>(), kinds)
+}
+
+/// What one direction of a stream should be, byte for byte.
+#[derive(Debug, Default)]
+struct Twin {
+    written: VecDeque<u8>,
+    finished: bool,
+    /// Given up by the writer, or not wanted by the reader.
+    broken: bool,
+    ended: bool,
+}
+
+/// An end and the streams whose handles it holds.
+struct End {
+    mux: Mux,
+    held: Vec<u32>,
+}
+
+struct World {
+    ends: [End; 2],
+    /// By stream, then by the side that writes.
+    twins: BTreeMap<(u32, usize), Twin>,
+    count: u8,
+}
+
+fn context() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+impl World {
+    fn new() -> Self {
+        let ends =
+            [Side::Client, Side::Host].map(|side| End { mux: Mux::new(side, LIMITS), held: Vec::new() });
+        Self { ends, twins: BTreeMap::new(), count: 0 }
+    }
+
+    fn held(&self, side: usize, pick: usize) -> Option<u32> {
+        let held = &self.ends[side].held;
+        held.get(pick % held.len().max(1)).copied()
+    }
+
+    fn twin(&mut self, id: u32, side: usize) -> &mut Twin {
+        self.twins.entry((id, side)).or_default()
+    }
+
+    fn apply(&mut self, side: usize, op: Op) {
+        match op {
+            Op::Open { lane } => {
+                if let Poll::Ready(Ok(id)) = self.ends[side].mux.poll_open(LANES[lane], &context()) {
+                    self.ends[side].held.push(id);
+                }
+            }
+            Op::Accept => {
+                if let Poll::Ready(Ok(id)) = self.ends[side].mux.poll_accept(&context()) {
+                    self.ends[side].held.push(id);
+                }
+            }
+            Op::Write { pick, len } => self.write(side, pick, len),
+            Op::Finish { pick } => {
+                let Some(id) = self.held(side, pick) else { return };
+                if self.ends[side].mux.finish(id) {
+                    self.twin(id, side).finished = true;
+                }
+            }
+            Op::Reset { pick } => {
+                let Some(id) = self.held(side, pick) else { return };
+                // Nothing comes back on a stream that the peer never hears of.
+                let is_known = self.ends[side].mux.streams.get(&id).is_some_and(|stream| stream.announced);
+                if self.ends[side].mux.reset(id, 1) {
+                    self.twin(id, side).broken = true;
+                    self.twin(id, 1 - side).broken |= !is_known;
+                }
+            }
+            Op::Stop { pick } => {
+                let Some(id) = self.held(side, pick) else { return };
+                self.ends[side].mux.stop(id, 1);
+                self.twin(id, 1 - side).broken = true;
+            }
+            Op::Read { pick, max } => self.read(side, pick, max),
+            Op::ReadExact { pick, len } => self.read_exact(side, pick, len),
+            Op::SetLane { pick, lane } => {
+                let Some(id) = self.held(side, pick) else { return };
+                self.ends[side].mux.set_lane(id, LANES[lane]);
+            }
+            Op::Drop { pick } => {
+                let Some(id) = self.held(side, pick) else { return };
+                self.drop_stream(side, id);
+            }
+            Op::Carry { batch, cut } => self.carry(side, batch, cut),
+        }
+    }
+
+    fn drop_stream(&mut self, side: usize, id: u32) {
+        self.ends[side].held.retain(|held| *held != id);
+        self.twin(id, side).finished = true;
+        self.twin(id, 1 - side).broken = true;
+        self.ends[side].mux.drop_sending(id);
+        self.ends[side].mux.drop_receiving(id);
+    }
+
+    fn write(&mut self, side: usize, pick: usize, len: usize) {
+        let Some(id) = self.held(side, pick) else { return };
+        let count = &mut self.count;
+        let content: Vec<u8> = std::iter::repeat_with(|| {
+            *count = count.wrapping_mul(31).wrapping_add(7);
+            *count
+        })
+        .take(len)
+        .collect();
+        let mut bytes = Bytes::from(content.clone());
+        match self.ends[side].mux.poll_write(id, &mut bytes, &context()) {
+            Poll::Ready(Ok(())) => self.twin(id, side).written.extend(content),
+            Poll::Ready(Err(_)) => {
+                let twin = self.twin(id, side);
+                assert!(twin.finished || twin.broken);
+            }
+            Poll::Pending => {}
+        }
+    }
+
+    fn read(&mut self, side: usize, pick: usize, max: usize) {
+        let Some(id) = self.held(side, pick) else { return };
+        match self.ends[side].mux.poll_read(id, max, &context()) {
+            Poll::Ready(Ok(Some(bytes))) => {
+                assert!(!bytes.is_empty() && bytes.len() <= max);
+                self.compare(id, 1 - side, &bytes);
+            }
+            Poll::Ready(Ok(None)) => self.ended(id, 1 - side),
+            Poll::Ready(Err(_)) => assert!(self.twin(id, 1 - side).broken),
+            Poll::Pending => {}
+        }
+    }
+
+    fn read_exact(&mut self, side: usize, pick: usize, len: usize) {
+        let Some(id) = self.held(side, pick) else { return };
+        match self.ends[side].mux.poll_read_exact(id, len, usize::MAX, &context()) {
+            Poll::Ready(Ok(Arrived::All(bytes))) => {
+                assert_eq!(bytes.len(), len);
+                self.compare(id, 1 - side, &bytes);
+            }
+            Poll::Ready(Err(StreamError::EndedEarly)) => {
+                let twin = self.twin(id, 1 - side);
+                assert!(twin.finished && twin.written.len() < len);
+            }
+            Poll::Ready(Err(_)) => assert!(self.twin(id, 1 - side).broken),
+            Poll::Ready(Ok(Arrived::Part(_))) => panic!("nobody asked for parts"),
+            Poll::Pending => {}
+        }
+    }
+
+    fn compare(&mut self, id: u32, writer: usize, bytes: &[u8]) {
+        let twin = self.twin(id, writer);
+        assert!(twin.written.len() >= bytes.len(), "more than was written");
+        assert!(twin.written.drain(..bytes.len()).eq(bytes.iter().copied()), "other bytes");
+    }
+
+    fn ended(&mut self, id: u32, writer: usize) {
+        let twin = self.twin(id, writer);
+        assert!(twin.broken || twin.finished && twin.written.is_empty(), "an end before the end");
+        twin.ended = true;
+    }
+
+    /// Brings what `side` has to say to the other, in portions of `cut` bytes.
+    fn carry(&mut self, side: usize, bytes_max: usize, cut: usize) {
+        let mut batch = Batch::default();
+        self.ends[side].mux.transmit(&mut batch, bytes_max);
+        let bytes: Vec<u8> = batch.parts.iter().flat_map(|part| part.bytes().to_vec()).collect();
+        assert_eq!(bytes.len(), batch.bytes);
+        assert!(bytes.len() <= bytes_max + 64 * HEADER_BYTES + CONTROL_FRAMES_MAX * HEADER_BYTES);
+        for portion in bytes.chunks(cut) {
+            self.ends[1 - side].mux.receive(portion, Duration::ZERO).expect("an honest peer");
+        }
+        for end in &self.ends {
+            let unread: usize = end.mux.streams.values().map(|stream| stream.receive.buffered()).sum();
+            // A reader that waits lets its bytes pass the bound.
+            assert!(unread <= LIMITS.connection_bytes as usize + 16 * 100_000, "{unread} bytes unread");
+            assert!(end.mux.open_theirs <= LIMITS.streams_max);
+            let queued: usize = end.mux.streams.values().map(|stream| stream.send.queued_bytes).sum();
+            assert_eq!(queued, end.mux.queued_bytes);
+        }
+    }
+
+    /// Everything is finished, carried and read: nothing may be left.
+    fn finish(&mut self) {
+        for _ in 0..400 {
+            for side in 0..2 {
+                for pick in 0..self.ends[side].held.len() {
+                    self.apply(side, Op::Finish { pick });
+                    self.read(side, pick, usize::MAX);
+                }
+                self.apply(side, Op::Accept);
+                self.carry(side, 1 << 20, 9_999);
+            }
+        }
+        for (stream, twin) in &self.twins {
+            assert!(
+                twin.broken || twin.written.is_empty(),
+                "{stream:?}: {} bytes are lost",
+                twin.written.len()
+            );
+        }
+        for side in 0..2 {
+            for id in self.ends[side].held.clone() {
+                assert!(self.twins[&(id, 1 - side)].ended || self.twins[&(id, 1 - side)].broken);
+                self.drop_stream(side, id);
+            }
+        }
+        for _ in 0..4 {
+            self.carry(0, 1 << 20, 9_999);
+            self.carry(1, 1 << 20, 9_999);
+        }
+        for end in &self.ends {
+            assert_eq!((end.mux.open_ours, end.mux.open_theirs, end.mux.streams.len()), (0, 0, 0));
+            assert_eq!(end.mux.queued_bytes, 0);
+            assert_eq!(end.mux.receive_credit + end.mux.ungranted, u64::from(LIMITS.connection_bytes));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_read_is_what_was_written(ops in proptest::collection::vec(op(), 0..300)) {
+        let mut world = World::new();
+        for (side, op) in ops {
+            world.apply(usize::from(side), op);
+        }
+        world.finish();
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(portions in proptest::collection::vec(proptest::collection::vec(0u8..10, 0..40), 0..40)) {
+        let mut mux = Mux::new(Side::Client, LIMITS);
+        for portion in portions {
+            if mux.receive(&portion, Duration::ZERO).is_err() {
+                break;
+            }
+        }
+        mux.transmit(&mut Batch::default(), 1 << 20);
+    }
+}
+
+/// Headers of what goes out next.
+fn frames(mux: &mut Mux, bytes_max: usize) -> Vec<Frame> {
+    let mut batch = Batch::default();
+    mux.transmit(&mut batch, bytes_max);
+    let headers = batch.parts.iter().filter_map(|part| match part {
+        Part::Header(header) => Frame::decode(*header),
+        Part::Content(_) => None,
+    });
+    headers.collect()
+}
+
+fn open(mux: &mut Mux, lane: Lane, len: usize) -> u32 {
+    let Poll::Ready(Ok(id)) = mux.poll_open(lane, &context()) else { panic!("no stream") };
+    assert!(mux.poll_write(id, &mut Bytes::from(vec![0; len]), &context()).is_ready());
+    id
+}
+
+#[test]
+fn urgent_lanes_go_first_also_into_the_middle_of_a_piece() {
+    let mut mux = Mux::new(Side::Client, LIMITS);
+    let ahead = open(&mut mux, Lane::Ahead, 50_000);
+    let demand = open(&mut mux, Lane::Demand, 100);
+    let first = frames(&mut mux, 10_000);
+    let more = 50_000 - (10_000 - 100 - 3 * HEADER_BYTES as u32 + HEADER_BYTES as u32);
+    assert!(matches!(first[1], Frame::Data { stream, len: 100, more: 0, .. } if stream == demand));
+    assert!(matches!(first[2], Frame::Data { stream, opens: true, .. } if stream == ahead), "{more}");
+    let metadata = open(&mut mux, Lane::Metadata, 20);
+    let second = frames(&mut mux, 10_000);
+    assert!(matches!(second[0], Frame::Data { stream, len: 20, .. } if stream == metadata));
+    assert!(matches!(second[1], Frame::Data { stream, opens: false, .. } if stream == ahead));
+    mux.set_lane(ahead, Lane::Metadata);
+    open(&mut mux, Lane::Metadata, 20);
+    assert!(matches!(frames(&mut mux, 10_000)[0], Frame::Data { stream, .. } if stream == ahead));
+}
+
+#[test]
+fn a_piece_comes_out_as_it_was_written() {
+    let mut world = World::new();
+    let id = open(&mut world.ends[0].mux, Lane::Demand, 30_000);
+    for _ in 0..9 {
+        world.carry(0, 4_000, 777);
+    }
+    let read = world.ends[1].mux.poll_read(id, usize::MAX, &context());
+    assert!(matches!(read, Poll::Ready(Ok(Some(bytes))) if bytes.len() == 30_000));
+}
+
+#[test]
+fn readers_of_more_than_the_window_do_not_wait_for_ever() {
+    let mut world = World::new();
+    let len = LIMITS.connection_bytes as usize * 2;
+    let id = open(&mut world.ends[0].mux, Lane::Demand, len);
+    for _ in 0..99 {
+        let read = world.ends[1].mux.poll_read_exact(id, len, usize::MAX, &context());
+        if let Poll::Ready(Ok(Arrived::All(bytes))) = read {
+            assert_eq!(bytes.len(), len);
+            return;
+        }
+        world.carry(0, 1 << 20, 9_999);
+        world.carry(1, 1 << 20, 9_999);
+    }
+    panic!("it waits for ever");
+}
+
+#[test]
+fn a_client_may_not_open_more_than_it_is_allowed() {
+    let mut world = World::new();
+    world.carry(1, 1 << 20, 99);
+    let opened = (0..40).filter(|_| world.ends[0].mux.poll_open(Lane::Demand, &context()).is_ready());
+    assert_eq!(opened.count(), 16);
+}
+
+#[test]
+fn who_makes_us_talk_and_does_not_listen_is_hostile() {
+    let mut mux = Mux::new(Side::Host, LIMITS);
+    let mut refused = None;
+    for number in 0..2 * CONTROL_FRAMES_MAX as u32 {
+        let id = 1 + 2 * number;
+        let opens = Frame::Data { stream: id, len: 0, more: 0, opens: true, ends: true };
+        let stops = Frame::Stop { stream: id, code: 1 };
+        let bytes = [opens.encode(), stops.encode()].concat();
+        if let Err(violation) = mux.receive(&bytes, Duration::ZERO) {
+            refused = Some(violation);
+            break;
+        }
+    }
+    assert!(refused.is_some());
+    assert!(mux.control.len() <= CONTROL_FRAMES_MAX + 1 && mux.streams.len() <= STREAMS_LINGERING_MAX);
+}

@@ -78,6 +78,8 @@ metrics! {
     CacheDamaged "cache_damaged" Counter "records of the cache on disk that did not match their hash";
     CacheDropped "cache_dropped" Counter "records that the cache did not keep: it was behind, or the disk full";
     CacheEvictedBytes "cache_evicted_bytes" Counter "what the cache removed to stay within its limit";
+    ManifestChunks "manifest_chunks" Counter "chunks whose hashes the host told ahead of the reader";
+    ManifestChunksHeld "manifest_chunks_held" Counter "those of them that the cache held under another name";
     Clients "clients" Gauge "clients that are connected";
     Refused "refused" Counter "connections that were turned away";
     ServedBytes "served_bytes" Counter "content sent to clients";

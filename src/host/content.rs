@@ -8,7 +8,9 @@ use super::attributes::now;
 use super::context::ClientContext;
 use super::tree::Handle;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
-use crate::proto::{ContentHeader, KNOWN_HASHES_MAX, READ_CHUNKS_MAX, ReadRequest, Reply, WireError};
+use crate::proto::{
+    ContentHeader, KNOWN_HASHES_MAX, NodeId, READ_CHUNKS_MAX, ReadRequest, Reply, Version, WireError,
+};
 use crate::transport::Lane;
 
 /// Answers a request for content.
@@ -18,7 +20,11 @@ pub(super) async fn serve(
     lane: Lane,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
-    let file = match open(context, &request).await {
+    let opened = match check(&request) {
+        Ok(()) => open(context, request.node, request.version).await,
+        Err(error) => Err(error),
+    };
+    let file = match opened {
         Ok(file) => file,
         Err(error) => return answer.reply(&Err(error)).await,
     };
@@ -58,15 +64,17 @@ impl From<Gone> for Stop {
     }
 }
 
-/// The file, if the request makes sense and the file is in the version asked for.
-async fn open(context: &Arc<ClientContext>, request: &ReadRequest) -> Result<Arc<Handle>, WireError> {
-    check(request)?;
-    let node = request.node;
+/// The file, if it is in the version asked for.
+pub(super) async fn open(
+    context: &Arc<ClientContext>,
+    node: NodeId,
+    version: Version,
+) -> Result<Arc<Handle>, WireError> {
     let file = match context.session.file_at_hand(node) {
         Some(file) => file,
         None => context.blocking(move |session| session.file(node)).await?,
     };
-    check_version(&file, request.version).await?;
+    check_version(&file, version).await?;
     Ok(file)
 }
 

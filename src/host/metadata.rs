@@ -56,7 +56,8 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         Request::ReadDirectory { .. }
         | Request::Read(..)
         | Request::ReadCurrent { .. }
-        | Request::Sum { .. } => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
+        | Request::Sum { .. }
+        | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }
 }
 

@@ -7,7 +7,7 @@
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
 //! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
-//! 6. `content`, `ahead`, `lending`, `sum`: from the disk engine to the stream
+//! 6. `content`, `ahead`, `lending`, `manifest`, `sum`: from the disk engine to the stream
 //! 7. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
@@ -31,6 +31,7 @@ mod handles;
 mod keeping;
 mod keys;
 mod lending;
+mod manifest;
 mod metadata;
 mod nodes;
 mod opens;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Gone, malformed, read_request};
 use super::context::ClientContext;
-use super::{content, current, directory, metadata, sum};
+use super::{content, current, directory, manifest, metadata, sum};
 use crate::proto::{Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
@@ -38,6 +38,10 @@ async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut A
         Request::Sum { node } => {
             answer.set_lane(Lane::Background);
             let reply = unless_unwanted(answer, sum::serve(context, node)).await?;
+            answer.reply(&reply).await
+        }
+        Request::Manifest(request) => {
+            let reply = unless_unwanted(answer, manifest::serve(context, request)).await?;
             answer.reply(&reply).await
         }
         request => {

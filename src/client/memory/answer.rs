@@ -9,8 +9,9 @@ use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk}
 use crate::client::ContentPart;
 use crate::proto::{
     Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
-    InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NAME_BYTES_MAX, NodeId, OpenId,
-    READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Welcome, WireError,
+    InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, MANIFEST_CHUNKS_MAX, ManifestRequest,
+    NAME_BYTES_MAX, NodeId, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Version,
+    Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -42,6 +43,7 @@ impl Tree {
             }
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
             Request::Sum { node } => self.sum(*node),
+            Request::Manifest(request) => self.manifest(request),
             Request::ReadDirectory { .. } | Request::Read(..) | Request::ReadCurrent { .. } => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }
@@ -88,7 +90,7 @@ impl Tree {
             ));
         }
         self.permitted(request.node, 4)?;
-        self.content_of(&request)?;
+        self.content_of(request.node, request.version)?;
         let chunks = range.chunks().as_range();
         Ok(ReadCursor { request, next: chunks.start, end: chunks.end })
     }
@@ -106,7 +108,7 @@ impl Tree {
     }
 
     fn part_of(&self, cursor: &mut ReadCursor) -> Result<ContentPart, WireError> {
-        let content = self.content_of(&cursor.request)?;
+        let content = self.content_of(cursor.request.node, cursor.request.version)?;
         let ReadCursor { request, next, end } = cursor;
         let range = request.range.clamp_to(content.size());
         if !request.whole_chunks && *next != u64::MAX {
@@ -130,14 +132,10 @@ impl Tree {
         })
     }
 
-    fn content_of(&self, request: &ReadRequest) -> Result<&super::content::Content, WireError> {
-        let content = regular(self.node(request.node)?)?;
-        let version = self.attributes(request.node).map(|attributes| attributes.version());
-        if version == Some(request.version) {
-            Ok(content)
-        } else {
-            Err(WireError::new(ErrorCode::VersionChanged, ""))
-        }
+    fn content_of(&self, node: NodeId, version: Version) -> Result<&super::content::Content, WireError> {
+        let content = regular(self.node(node)?)?;
+        let found = self.attributes(node).map(|attributes| attributes.version());
+        if found == Some(version) { Ok(content) } else { Err(WireError::new(ErrorCode::VersionChanged, "")) }
     }
 
     fn welcome(&self, instance: InstanceId) -> Result<Reply, WireError> {
@@ -209,6 +207,23 @@ impl Tree {
         let content = regular(self.node(id)?)?;
         let hash = ChunkHash::of(&content.read(0, content.size()));
         Ok(Reply::Sum { hash, version: self.get_attributes(id)?.version() })
+    }
+
+    /// As if nothing had been known before.
+    fn manifest(&self, request: &ManifestRequest) -> Result<Reply, WireError> {
+        if request.chunks.count > MANIFEST_CHUNKS_MAX {
+            return Err(WireError::new(
+                ErrorCode::Malformed,
+                "a manifest of more chunks than the protocol allows",
+            ));
+        }
+        self.permitted(request.node, 4)?;
+        let content = self.content_of(request.node, request.version)?;
+        let chunks = request.chunks.clamp_to(content.size());
+        let ranges = chunks.iter().map(|index| index.bytes_in(content.size()));
+        let hashes: Vec<_> =
+            ranges.map(|range| ChunkHash::of(&content.read(range.offset, range.len))).collect();
+        Ok(Reply::Manifest { computed: hashes.len() as u32, hashes })
     }
 
     /// As the owner of everything would be let in.

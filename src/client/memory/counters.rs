@@ -35,6 +35,8 @@ pub struct Counters {
     pub current_reads: u64,
     /// [`Request::Sum`].
     pub sums: u64,
+    /// [`Request::Manifest`].
+    pub manifests: u64,
     /// Whole chunks sent.
     pub chunks: u64,
     /// Chunks that the client held already.
@@ -65,6 +67,7 @@ impl Counters {
             + self.reads
             + self.current_reads
             + self.sums
+            + self.manifests
     }
 
     pub(super) const fn count(&mut self, request: &Request) {
@@ -84,6 +87,7 @@ impl Counters {
             Request::Read(..) => &mut self.reads,
             Request::ReadCurrent { .. } => &mut self.current_reads,
             Request::Sum { .. } => &mut self.sums,
+            Request::Manifest(_) => &mut self.manifests,
         };
         *counter += 1;
     }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::chunk::{CHUNK_BYTES, ChunkIndex};
-use crate::proto::{CURRENT_BYTES_MAX, Errno, OpenId, READ_CHUNKS_MAX, close};
+use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
+use crate::proto::{
+    CURRENT_BYTES_MAX, Errno, MANIFEST_CHUNKS_MAX, ManifestRequest, OpenId, READ_CHUNKS_MAX, close,
+};
 
 const SIZE: usize = 10 * CHUNK_BYTES as usize + 12_345;
 
@@ -281,4 +283,27 @@ async fn a_file_that_may_not_be_read_says_so() {
     fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     let file = guest.walk("closed").await.unwrap();
     assert_eq!(code(guest.read(piece(&file, 0, 1)).await), ErrorCode::System(Errno::EACCES));
+}
+
+#[tokio::test]
+async fn a_manifest_has_the_hashes_of_what_would_be_sent() {
+    let (world, guest, file) = with_file().await;
+    let ask = |first, count, version| {
+        let chunks = ChunkRange::new(ChunkIndex(first), count);
+        guest.ask(Request::Manifest(ManifestRequest { node: file.node, version, chunks }))
+    };
+    let hashes_of = |reply| match reply {
+        Reply::Manifest { hashes, .. } => hashes,
+        other => panic!("{other:?}"),
+    };
+    let right: Vec<_> = pattern(SIZE).chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect();
+    assert_eq!(hashes_of(ask(0, 256, file.version()).await.unwrap()), right);
+    assert_eq!(hashes_of(ask(3, 2, file.version()).await.unwrap()), right[3..5]);
+    for first in [11, u64::MAX] {
+        assert_eq!(hashes_of(ask(first, 256, file.version()).await.unwrap()), [], "behind the end");
+    }
+    assert_eq!(code(ask(0, MANIFEST_CHUNKS_MAX + 1, file.version()).await), ErrorCode::Malformed);
+    let other = Version { size: file.size + 1, ..file.version() };
+    assert_eq!(code(ask(0, 1, other).await), ErrorCode::VersionChanged);
+    assert_eq!(world.host.status().content_bytes_sent, 0);
 }

@@ -87,6 +87,12 @@ metrics! {
     DiskInFlightMax "disk_in_flight_max" Gauge "most reads at the disk at once since the start";
     SendInFlight "send_in_flight" Gauge "answers whose content is on its way to a client";
     SendInFlightMax "send_in_flight_max" Gauge "most answers on their way at once since the start";
+    IndexHits "index_hits" Counter "hashes told to clients that the host's index had";
+    IndexMisses "index_misses" Counter "hashes told to clients for which a file was read";
+    IndexUsedBytes "index_used_bytes" Gauge "room that the host's index of hashes takes on disk";
+    IndexLimitBytes "index_limit_bytes" Gauge "room that it may take; 0 where it cannot be kept";
+    IndexAheadBytes "index_ahead_bytes" Gauge "content hashed ahead so far";
+    IndexAheadTotalBytes "index_ahead_total_bytes" Gauge "content that `host --index` has found to hash ahead";
 }
 
 /// What a metric reads: a count, or a number with a fraction.

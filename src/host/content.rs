@@ -6,6 +6,7 @@ use super::ahead::{ReadAhead, check_version};
 use super::answer::{Answer, Gone, malformed};
 use super::attributes::now;
 use super::context::ClientContext;
+use super::index::FileVersion;
 use super::tree::Handle;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{
@@ -105,13 +106,15 @@ async fn send_chunks(
     let chunks = request.range.clamp_to(size).chunks();
     let ranges = chunks.iter().map(move |index| index.bytes_in(size));
     let version = request.version;
+    let (of, observed) = (FileVersion { node: request.node, version }, now());
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let mut parts = ReadAhead::new(context_of_reads, file, version, ranges, VerifiedChunk::compute);
     let mut position = 0;
     while let Some(part) = parts.next().await {
         let part = part.map_err(Stop::Failed)?;
-        let known = request.known.get(position).copied().flatten();
-        send_chunk(context, ChunkIndex::containing(part.range.offset), known, &part.content, answer).await?;
+        let (index, known) = (ChunkIndex::containing(part.range.offset), request.known.get(position));
+        context.index.note(of, observed, index, part.content.hash());
+        send_chunk(context, index, known.copied().flatten(), &part.content, answer).await?;
         position += 1;
     }
     Ok(())

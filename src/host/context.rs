@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::counters::Counters;
+use super::index::HashIndex;
 use super::lending::Lending;
 use super::session::Session;
 use crate::io::Engine;
@@ -26,6 +27,8 @@ pub(super) struct ClientContext {
     pub(super) read_only: bool,
     /// Its share of the engine's buffers.
     pub(super) lending: Lending,
+    /// What is known of its files' hashes.
+    pub(super) index: Arc<HashIndex>,
     engine: Engine,
     counters: Arc<Counters>,
     ahead: Arc<Semaphore>,
@@ -38,6 +41,7 @@ impl ClientContext {
         session: Arc<Session>,
         read_only: bool,
         lending: Lending,
+        index: Arc<HashIndex>,
         engine: Engine,
         counters: Arc<Counters>,
     ) -> Self {
@@ -46,6 +50,7 @@ impl ClientContext {
             session,
             read_only,
             lending,
+            index,
             engine,
             counters,
             ahead: Arc::new(ahead),

@@ -14,6 +14,7 @@ use super::attributes::system_error;
 use super::confine::open_beneath;
 use super::counters::Counters;
 use super::exports::{Export, ExportError};
+use super::index::{HashIndex, Progress};
 use super::lending::Lending;
 use super::session::Session;
 use super::sessions::Sessions;
@@ -51,6 +52,9 @@ pub(super) struct Core {
     pub(super) counters: Arc<Counters>,
     pub(super) lending: Lending,
     pub(super) known: Arc<Known>,
+    pub(super) index: Arc<HashIndex>,
+    /// Of hashing everything ahead.
+    pub(super) index_progress: Arc<Progress>,
     /// Descriptors that sessions may hold.
     pub(super) descriptors: Arc<Semaphore>,
     sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
@@ -79,6 +83,8 @@ impl Core {
         let exports = exports.into_iter().map(open).collect::<Result<_, ExportError>>()?;
         Ok(Self {
             exports,
+            index: Arc::new(HashIndex::open(state.path())),
+            index_progress: Arc::default(),
             state,
             instance,
             counters: Arc::new(Counters::default()),

@@ -188,6 +188,7 @@ fn seat(
         session,
         read_only,
         core.lending.for_connection(),
+        Arc::clone(&core.index),
         core.engine.clone(),
         Arc::clone(&core.counters),
     );

@@ -27,14 +27,14 @@ impl Fetcher {
     pub(super) fn ask_hashes_beyond(&self, content: &FileContent, window: ChunkRange) {
         self.ask_hashes(content, |state, at| {
             state.manifests.reached(content, window);
-            state.manifests.next(content, at)
+            state.manifests.next(content, at).into_iter().collect()
         });
     }
 
     fn ask_hashes(
         &self,
         content: &FileContent,
-        first: impl FnOnce(&mut super::State, Moment) -> Option<ChunkRange>,
+        first: impl FnOnce(&mut super::State, Moment) -> Vec<ChunkRange>,
     ) {
         // An empty cache holds nothing under another name, either.
         if self.cache.stats().entries == 0 {
@@ -43,9 +43,9 @@ impl Fetcher {
         let link = self.client.link();
         let at = Moment { now: Instant::now().into_std(), rtt: link.rtt };
         let questions: Vec<ChunkRange> = self.with_state(|state| {
-            let first = first(state, at);
-            let more = std::iter::from_fn(|| state.manifests.next(content, at));
-            first.into_iter().chain(more).collect()
+            let mut questions = first(state, at);
+            questions.extend(std::iter::from_fn(|| state.manifests.next(content, at)));
+            questions
         });
         let Some(this) = self.this.upgrade().filter(|_| !questions.is_empty()) else { return };
         for range in questions {
@@ -54,15 +54,16 @@ impl Fetcher {
         }
     }
 
-    /// Waits for the hashes of chunks that are to be read ahead, as long as that is worth while.
+    /// Waits for the hashes of chunks that are to be read, as long as that is worth while.
     pub(super) async fn wait_for_hashes(&self, start: &Start) {
         loop {
             let answered = self.hashes_came.notified();
             tokio::pin!(answered);
             answered.as_mut().enable();
             let now = Instant::now().into_std();
-            let patience =
-                self.with_state(|state| state.manifests.patience(&start.content.key, start.chunks, now));
+            let patience = self.with_state(|state| {
+                state.manifests.patience(&start.content.key, start.chunks, start.is_ahead, now)
+            });
             let Some(until) = patience else { return };
             // Whichever it was, the loop looks again.
             let _ = timeout_at(until.into(), answered).await;
@@ -103,7 +104,7 @@ impl Asked {
         let (fetcher, content) = (Arc::clone(&self.fetcher), self.content);
         drop(self);
         // An answer is what the next questions depend on.
-        fetcher.ask_hashes(&content, |_, _| None);
+        fetcher.ask_hashes(&content, |_, _| Vec::new());
     }
 
     async fn ask(&self) -> Result<Answer, FetchError> {

@@ -3,13 +3,15 @@
 //! A file's hashes tell which of its chunks the disk cache holds already, under whatever name. They cost little on the wire, 8 KiB for
 //! 64 MiB, but a host that does not know them must read and hash what may then be read and hashed again to be sent. So:
 //!
-//! - With the opening of a file of 1 MiB or more the hashes of its first 4 MiB are asked for: they come about when the open does.
+//! - With the opening of a file of 1 MiB or more the hashes of its first 4 MiB are asked for, the first of them apart, so that they
+//!   come about when the open does.
 //! - Where some of them are of use, the rest is asked for in ranges that double, well in front of the window.
 //! - Where none is, a few are asked for further on, at distances that double: 2 % of the file and less.
 //! - After some files in a row without any use only one in eight is asked about as it is opened.
 //!
-//! A read ahead waits for hashes under way, for a bounded time, and is brought as always when they do not come. What a program
-//! waits for itself never does.
+//! A read ahead waits for hashes under way, for a bounded time, and is brought as always when they do not come. A program that waits for
+//! several chunks in one call waits for them as long as a round trip takes and 10 ms from when they were asked for, which was when the
+//! file was opened; one that waits for a single chunk, or less, never does.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -27,6 +29,9 @@ const FILE_CHUNKS_MIN: u64 = 4;
 
 /// Chunks asked about to learn whether it pays: 4 MiB, twice the first window of a reader, 2 ms of hashing.
 const PROBE_CHUNKS: u64 = 16;
+
+/// How many of them are asked about in a question of their own at the opening: what a program like `cp` reads in its first call.
+const FIRST_CHUNKS: u64 = 4;
 
 /// Most chunks in one question once it pays: 32 MiB, some 25 ms of a host that reads and hashes them.
 const STEP_CHUNKS_MAX: u64 = 128;
@@ -58,10 +63,13 @@ const FILES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// Ranges of one file that are remembered as asked about.
 const ASKED_RANGES_MAX: usize = 64;
 
-/// How long a read ahead waits beyond the round trip: while nothing speaks for it, less than anybody notices; once it pays, as long as
-/// a slow disk of the host needs for a question.
-const PROBE_PATIENCE: Duration = Duration::from_millis(10);
+/// How long a read ahead waits beyond the round trip: while nothing speaks for it, what a hard disk needs for a probe, which it then
+/// need not read again; once it pays, what a hard disk needs for a question.
+const PROBE_PATIENCE: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long a program that waits for several chunks waits for their hashes beyond the round trip: what a busy host needs to hash them.
+const DEMAND_PATIENCE: Duration = Duration::from_millis(10);
 
 const _: () = assert!(STEP_CHUNKS_MAX <= MANIFEST_CHUNKS_MAX);
 
@@ -98,8 +106,9 @@ enum Mood {
 #[derive(Debug)]
 struct Question {
     chunks: Range<u64>,
-    /// Until when reads ahead wait for it, where they do.
-    patience: Option<Instant>,
+    is_probe: bool,
+    /// Until when reads ahead wait for it, and programs; `None` where nobody does.
+    patience: Option<(Instant, Instant)>,
 }
 
 /// One file in one version.
@@ -135,13 +144,11 @@ impl Manifests {
         self.is_off = true;
     }
 
-    /// A file is being opened. The question to ask, if any; each must be followed by [`Self::answered`].
-    pub(super) fn opened(&mut self, content: &FileContent, at: Moment) -> Option<ChunkRange> {
-        if !self.may_ask_about(content) {
-            return None;
-        }
-        if self.files.get(&content.key).is_some_and(|asking| !asking.questions.is_empty()) {
-            return None;
+    /// A file is being opened. The questions to ask, if any; each must be followed by [`Self::answered`].
+    pub(super) fn opened(&mut self, content: &FileContent, at: Moment) -> Vec<ChunkRange> {
+        let is_asked = self.files.get(&content.key).is_some_and(|asking| !asking.questions.is_empty());
+        if is_asked || !self.may_ask_about(content) {
+            return Vec::new();
         }
         // What the cache held when the file was open before says nothing.
         let is_unlucky = self.fruitless_files >= UNLUCKY_FILES
@@ -151,10 +158,12 @@ impl Manifests {
         let asking = Asking::new(next);
         self.files.put(content.key, asking);
         if is_unlucky {
-            return None;
+            return Vec::new();
         }
-        let chunks = 0..PROBE_CHUNKS.min(chunks_of(content));
-        self.ask(content.key, chunks, at, Some(PROBE_PATIENCE))
+        let end = PROBE_CHUNKS.min(chunks_of(content));
+        let questions = [0..FIRST_CHUNKS.min(end), FIRST_CHUNKS.min(end)..end];
+        let questions = questions.into_iter().filter(|chunks| !chunks.is_empty());
+        questions.filter_map(|chunks| self.ask(content.key, chunks, at, Some(PROBE_PATIENCE))).collect()
     }
 
     /// A reader's window came to the end of `window`.
@@ -191,15 +200,26 @@ impl Manifests {
         }
     }
 
-    /// Until when a read ahead of `chunks` should wait for hashes that are under way; `None` where there is nothing to wait for.
-    pub(super) fn patience(&self, key: &FileKey, chunks: ChunkRange, now: Instant) -> Option<Instant> {
+    /// Until when to wait for hashes of `chunks` that are under way, which are to be read ahead or not; `None` where there is nothing
+    /// to wait for.
+    pub(super) fn patience(
+        &self,
+        key: &FileKey,
+        chunks: ChunkRange,
+        is_ahead: bool,
+        now: Instant,
+    ) -> Option<Instant> {
+        if !is_ahead && chunks.count < 2 {
+            return None;
+        }
         let asking = self.files.peek(key).filter(|asking| !asking.is_late)?;
         let chunks = chunks.as_range();
         let overlapping = asking
             .questions
             .iter()
             .filter(|question| question.chunks.start < chunks.end && chunks.start < question.chunks.end);
-        overlapping.filter_map(|question| question.patience).filter(|until| *until > now).max()
+        let until = overlapping.filter_map(|question| question.patience);
+        until.map(|(ahead, demand)| if is_ahead { ahead } else { demand }).filter(|until| *until > now).max()
     }
 
     fn may_ask_about(&self, content: &FileContent) -> bool {
@@ -217,9 +237,11 @@ impl Manifests {
         self.under_way += 1;
         asking.note_asked(chunks.clone());
         // A quarter of a round trip more, as the way is not the same each time.
-        let patience = patience.map(|patience| at.now + at.rtt + at.rtt / 4 + patience);
+        let back = at.now + at.rtt + at.rtt / 4;
+        let patience = patience.map(|patience| (back + patience, back + DEMAND_PATIENCE));
         let range = ChunkRange::new(ChunkIndex(chunks.start), chunks.end - chunks.start);
-        asking.questions.push(Question { chunks, patience });
+        let is_probe = matches!(asking.mood, Mood::Probing { .. });
+        asking.questions.push(Question { chunks, is_probe, patience });
         Some(range)
     }
 }
@@ -285,10 +307,11 @@ impl Asking {
         self.has_answer = true;
         if let Some(at) = self.questions.iter().position(|question| question.chunks == chunks) {
             let question = self.questions.swap_remove(at);
+            let is_late = question.patience.is_some_and(|(ahead, _)| ahead < now);
             // Of a probe that comes late nothing follows: there nobody waits for long.
-            self.is_late = matches!(self.mood, Mood::Following { .. })
-                && question.patience.is_some_and(|until| until < now);
+            self.is_late = is_late && !question.is_probe;
         }
+        let has_more = !self.questions.is_empty();
         self.mood = match (answer, self.mood) {
             (Answer::None, _) => Mood::Probing { next: u64::MAX, gap: GAP_CHUNKS_MAX },
             (Answer::Hashes { held, .. }, mood) if held * USEFUL_ONE_IN >= chunks.end - chunks.start => {
@@ -300,6 +323,8 @@ impl Asking {
             (Answer::Hashes { .. }, Mood::Following { .. }) => {
                 Mood::Probing { next: chunks.end + GAP_CHUNKS, gap: GAP_CHUNKS }
             }
+            // The other half of the first probe is still to come.
+            (Answer::Hashes { .. }, mood @ Mood::Probing { .. }) if has_more => mood,
             (Answer::Hashes { computed, .. }, Mood::Probing { gap, .. }) => {
                 let longer = if computed > 0 { (gap * 2).min(GAP_CHUNKS_MAX) } else { gap };
                 Mood::Probing { next: chunks.end.saturating_add(gap), gap: longer }
@@ -352,7 +377,7 @@ mod tests {
     /// Reads a file from end to end; the answer to each question comes when the window moves on next.
     fn read_through(chunks: u64, is_held: impl Fn(u64) -> bool) -> BTreeSet<u64> {
         let (mut manifests, content, start) = (Manifests::new(), content(1, chunks), Instant::now());
-        let mut questions: Vec<ChunkRange> = manifests.opened(&content, at(start)).into_iter().collect();
+        let mut questions: Vec<ChunkRange> = manifests.opened(&content, at(start));
         let mut asked = BTreeSet::new();
         for window in (0..chunks).step_by(4) {
             manifests.reached(&content, range(window, 4));
@@ -385,13 +410,19 @@ mod tests {
         assert!(asked.range(1000..).count() < 1200, "{}", asked.len());
     }
 
+    fn answer_opening(manifests: &mut Manifests, content: &FileContent, answer: Answer, now: Instant) {
+        manifests.answered(&content.key, range(0, 4), answer, now);
+        manifests.answered(&content.key, range(4, 12), answer, now);
+    }
+
     #[test]
     fn the_opening_asks_for_the_beginning_and_a_useful_answer_for_more() {
         let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
-        assert_eq!(manifests.opened(&content, at(start)).map(pair), Some((0, 16)));
-        assert_eq!(manifests.opened(&content, at(start)), None, "it is under way");
+        let first: Vec<_> = manifests.opened(&content, at(start)).into_iter().map(pair).collect();
+        assert_eq!(first, [(0, 4), (4, 16)]);
+        assert_eq!(manifests.opened(&content, at(start)), [], "it is under way");
         assert_eq!(manifests.next(&content, at(start)), None);
-        manifests.answered(&content.key, range(0, 16), held(16), start);
+        answer_opening(&mut manifests, &content, held(12), start);
         let next: Vec<_> = std::iter::from_fn(|| manifests.next(&content, at(start))).map(pair).collect();
         assert_eq!(next, [(16, 48), (48, 112), (112, 240)]);
         manifests.answered(&content.key, range(16, 32), held(32), start);
@@ -408,43 +439,53 @@ mod tests {
     #[test]
     fn reads_ahead_wait_for_what_is_under_way_and_not_for_long() {
         let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
-        manifests.opened(&content, at(start)).unwrap();
-        let until = manifests.patience(&content.key, range(15, 4), start).unwrap();
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        let until = manifests.patience(&content.key, range(15, 4), true, start).unwrap();
         assert!(until - start <= RTT * 5 / 4 + PROBE_PATIENCE);
-        assert_eq!(manifests.patience(&content.key, range(16, 4), start), None, "nothing is under way there");
-        assert_eq!(manifests.patience(&content.key, range(15, 4), until), None, "it has waited");
-        manifests.answered(&content.key, range(0, 16), held(16), start);
-        assert_eq!(manifests.patience(&content.key, range(0, 4), start), None);
+        let program = |count| manifests.patience(&content.key, range(3, count), false, start);
+        assert!(program(4).unwrap() - start <= RTT * 5 / 4 + DEMAND_PATIENCE);
+        assert_eq!(program(1), None, "who wants one chunk never waits");
+        assert_eq!(
+            manifests.patience(&content.key, range(16, 4), true, start),
+            None,
+            "nothing is under way there"
+        );
+        assert_eq!(manifests.patience(&content.key, range(15, 4), true, until), None, "it has waited");
+        answer_opening(&mut manifests, &content, held(12), start);
+        assert_eq!(manifests.patience(&content.key, range(0, 4), true, start), None);
         manifests.next(&content, at(start)).unwrap();
-        assert!(manifests.patience(&content.key, range(16, 4), start).is_some());
+        assert!(manifests.patience(&content.key, range(16, 4), true, start).is_some());
     }
 
     #[test]
     fn after_an_answer_that_came_late_nobody_waits() {
         let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
-        manifests.opened(&content, at(start)).unwrap();
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
         let late = start + Duration::from_secs(1);
-        manifests.answered(&content.key, range(0, 16), held(16), late);
+        answer_opening(&mut manifests, &content, held(12), late);
         manifests.next(&content, at(start)).unwrap();
-        assert!(manifests.patience(&content.key, range(16, 4), start).is_some(), "it was a probe");
+        assert!(manifests.patience(&content.key, range(16, 4), true, start).is_some(), "it was a probe");
         manifests.next(&content, at(start)).unwrap();
         manifests.answered(&content.key, range(16, 32), held(32), late);
-        assert_eq!(manifests.patience(&content.key, range(48, 4), start), None);
+        assert_eq!(manifests.patience(&content.key, range(48, 4), true, start), None);
         manifests.answered(&content.key, range(48, 64), held(64), start);
         manifests.next(&content, at(start)).unwrap();
-        assert!(manifests.patience(&content.key, range(112, 4), start).is_some(), "it came in time again");
+        assert!(
+            manifests.patience(&content.key, range(112, 4), true, start).is_some(),
+            "it came in time again"
+        );
     }
 
     #[test]
     fn a_probe_further_on_keeps_nobody_waiting() {
         let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
-        manifests.opened(&content, at(start)).unwrap();
-        manifests.answered(&content.key, range(0, 16), held(0), start);
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        answer_opening(&mut manifests, &content, held(0), start);
         manifests.reached(&content, range(70, 9));
         assert_eq!(manifests.next(&content, at(start)), None);
         manifests.reached(&content, range(80, 10));
         assert_eq!(manifests.next(&content, at(start)).map(pair), Some((90, 106)));
-        assert_eq!(manifests.patience(&content.key, range(90, 4), start), None);
+        assert_eq!(manifests.patience(&content.key, range(90, 4), true, start), None);
     }
 
     #[test]
@@ -455,18 +496,18 @@ mod tests {
             manifests.reached(&content, range(0, 3));
             assert_eq!(
                 (manifests.opened(&content, at(start)), manifests.next(&content, at(start))),
-                (None, None)
+                (Vec::new(), None)
             );
         }
         manifests.turn_off();
-        assert_eq!(manifests.opened(&content(3, 100), at(start)), None);
+        assert_eq!(manifests.opened(&content(3, 100), at(start)), []);
     }
 
     #[test]
     fn a_file_whose_hashes_do_not_come_is_left_alone() {
         let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
-        manifests.opened(&content, at(start)).unwrap();
-        manifests.answered(&content.key, range(0, 16), Answer::None, start);
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        answer_opening(&mut manifests, &content, Answer::None, start);
         manifests.reached(&content, range(2000, 10));
         assert_eq!(manifests.next(&content, at(start)), None);
     }
@@ -476,11 +517,11 @@ mod tests {
         let (mut manifests, start) = (Manifests::new(), Instant::now());
         let mut open = |file, found| {
             let content = content(file, 100);
-            let question = manifests.opened(&content, at(start));
-            if let Some(question) = question {
-                manifests.answered(&content.key, question, held(found), start);
+            let questions = manifests.opened(&content, at(start));
+            for question in &questions {
+                manifests.answered(&content.key, *question, held(found), start);
             }
-            question.is_some()
+            !questions.is_empty()
         };
         let asked = (0..100).filter(|file| open(*file, 0)).count();
         assert!((8..=20).contains(&asked), "{asked} of 100");
@@ -514,7 +555,8 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Open(file) => {
-                        running.extend(manifests.opened(&content(file, 2000), at(start)).map(|range| (file, range)));
+                        let questions = manifests.opened(&content(file, 2000), at(start));
+                        running.extend(questions.into_iter().map(|range| (file, range)));
                     }
                     Step::Reach(file, end) => {
                         let content = content(file, 2000);

@@ -1,8 +1,8 @@
 //! The task that brings a run of chunks: from the disk cache what is there, the rest from the host in one request.
 //!
 //! Where the cache has what an earlier version of the file had at these places, the host is told its hashes: a file that
-//! was touched, or edited here and there, costs the wire what is new. What is read ahead waits a moment for hashes that were
-//! asked for (`hashes`).
+//! was touched, or edited here and there, costs the wire what is new. It waits a moment for hashes that are under way
+//! (`hashes`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,9 +58,7 @@ enum Source {
 }
 
 async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
-    if start.is_ahead {
-        fetcher.wait_for_hashes(start).await;
-    }
+    fetcher.wait_for_hashes(start).await;
     let held = if start.content.settled { load(fetcher, start).await } else { Held::default() };
     let mut missing = start.chunks.iter().filter(|index| !held.delivered.contains_key(index));
     let Some(first) = missing.next() else { return Ok(()) };

@@ -275,7 +275,7 @@ impl Drop for Host {
         self.accepting.abort();
         self.keeping.abort();
         self.core.index_progress.stop();
-        self.core.index.flush();
+        self.core.index.close();
         self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         self.core.state.clear_running(std::process::id());
     }

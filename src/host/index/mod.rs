@@ -58,8 +58,8 @@ pub(super) struct HashIndex {
     /// `None` where it cannot be kept: then nothing is ever known.
     table: Option<Table>,
     pending: Mutex<HashMap<StretchId, Stretch>>,
-    /// One flush at a time, so that none takes back what another wrote.
-    flushing: Mutex<()>,
+    /// Whether it is closed. One writes at a time, so that none takes back what another wrote.
+    writing: Mutex<bool>,
     has_warned: AtomicBool,
 }
 
@@ -83,7 +83,7 @@ impl HashIndex {
         Self {
             table,
             pending: Mutex::default(),
-            flushing: Mutex::default(),
+            writing: Mutex::default(),
             has_warned: AtomicBool::new(false),
         }
     }
@@ -127,8 +127,23 @@ impl HashIndex {
 
     /// Writes what waits. Blocks on the disk.
     pub(super) fn flush(&self) {
+        let is_closed = lock(&self.writing);
+        if !*is_closed {
+            self.write_pending();
+        }
+    }
+
+    /// Writes what waits, and leaves the file to the next daemon. Blocks on the disk.
+    pub(super) fn close(&self) {
+        let mut is_closed = lock(&self.writing);
+        if !std::mem::replace(&mut *is_closed, true) {
+            self.write_pending();
+            self.table.iter().for_each(Table::unlock);
+        }
+    }
+
+    fn write_pending(&self) {
         let Some(table) = &self.table else { return };
-        let _alone = lock(&self.flushing);
         let due = std::mem::take(&mut *lock(&self.pending));
         let now = seconds_now();
         for (id, stretch) in due {

@@ -217,7 +217,9 @@ mod tests {
         ) {
             let (key, tag) = (IndexKey::new([7; 32]), IndexKey::new([7; 32]).tag(&id(0)));
             let mut stretch = Stretch { sum: sum.map(hash), ..Stretch::default() };
-            hashes.iter().for_each(|(at, byte)| stretch.set(*at, hash(*byte)));
+            for (at, byte) in &hashes {
+                stretch.set(*at, hash(*byte));
+            }
             let mut slot = key.encode(&tag, 12, &stretch);
             prop_assert_eq!((key.decode(&tag, &slot), key.written_seconds(&slot)), (Some(stretch), Some(12)));
             prop_assert_eq!(key.decode(&key.tag(&id(1)), &slot), None);

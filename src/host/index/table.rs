@@ -55,16 +55,13 @@ impl Table {
         file.try_lock()?;
         let mut head = vec![0; HEAD_BYTES];
         let len = read_up_to(&file, &mut head, 0)?;
-        let key = match key_in(&head[..len], sets) {
-            Some(key) => key,
-            None => {
-                let key = IndexKey::new(fresh_key);
-                file.set_len(0)?;
-                file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-                file.write_all_at(&head_of(&key, sets), 0)?;
-                key
-            }
-        };
+        if let Some(key) = key_in(&head[..len], sets) {
+            return Ok(Self { file, key, sets });
+        }
+        let key = IndexKey::new(fresh_key);
+        file.set_len(0)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        file.write_all_at(&head_of(&key, sets), 0)?;
         Ok(Self { file, key, sets })
     }
 
@@ -89,6 +86,12 @@ impl Table {
         Ok(true)
     }
 
+    /// Lets another daemon have the file; nothing may be written any more.
+    pub(super) fn unlock(&self) {
+        // It fails only where locks are unknown, and there opening failed.
+        let _ = self.file.unlock();
+    }
+
     /// What the file takes on its disk, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.file.metadata().map_or(0, |found| found.blocks() * 512)
@@ -102,8 +105,8 @@ impl Table {
     /// The slot of a set for a stretch, and what is in it: its own, else an empty or damaged one, else the oldest.
     fn place(&self, tag: &Tag, set: &[u8]) -> (usize, Stretch) {
         let slots = || set.chunks_exact(SLOT_BYTES).enumerate();
-        let own = slots().filter(|(_, slot)| tag_of(slot) == Some(*tag));
-        if let Some(found) = own.filter_map(|(way, slot)| Some((way, self.key.decode(tag, slot)?))).next() {
+        let mut own = slots().filter(|(_, slot)| tag_of(slot) == Some(*tag));
+        if let Some(found) = own.find_map(|(way, slot)| Some((way, self.key.decode(tag, slot)?))) {
             return found;
         }
         let oldest = slots().min_by_key(|(_, slot)| self.key.written_seconds(slot).unwrap_or(0));
@@ -111,9 +114,8 @@ impl Table {
     }
 
     fn offset(&self, tag: &Tag) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = *tag;
-        let set = u64::from_le_bytes([a, b, c, d, e, f, g, h]) % self.sets;
-        HEAD_BYTES as u64 + set * SET_BYTES as u64
+        let set = u128::from_le_bytes(*tag) % u128::from(self.sets);
+        HEAD_BYTES as u64 + set as u64 * SET_BYTES as u64
     }
 
     /// A set; zeroes where the file does not reach so far.

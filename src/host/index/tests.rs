@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -89,6 +91,11 @@ fn a_second_daemon_goes_without() {
     }
     assert_eq!(first.hashes(file(1, 300), all(1)), [Some(hash(0))]);
     assert_eq!((second.hashes(file(1, 300), all(1)), second.bytes_max()), (vec![None], 0));
+    first.close();
+    assert_eq!(HashIndex::open(folder.path()).hashes(file(1, 300), all(1)), [Some(hash(0))]);
+    first.note(file(1, 300), NOW, ChunkIndex(1), hash(1));
+    first.flush();
+    assert_eq!(HashIndex::open(folder.path()).hashes(file(1, 300), all(2))[1], None, "it is another's now");
 }
 
 #[test]
@@ -247,7 +254,7 @@ fn everything_is_hashed_ahead_once() {
             Builder { roots: vec![export.clone()], index: own, counters, progress: Arc::clone(&progress) };
         builder.start().unwrap();
         while progress.is_running() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         assert_eq!((progress.total_bytes(), progress.done_bytes()), (2_800_000, 2_800_000));
         let found = crate::host::attributes::of_open(
@@ -257,7 +264,7 @@ fn everything_is_hashed_ahead_once() {
         index.hashes(FileVersion { node: found.node, version: found.version() }, all(11))
     };
     assert_eq!(build(), [None; 11], "it is too young");
-    std::thread::sleep(std::time::Duration::from_nanos(Version::SETTLE_NS.unsigned_abs()));
+    thread::sleep(Duration::from_nanos(Version::SETTLE_NS.unsigned_abs()));
     let right: Vec<_> =
         content.chunks(CHUNK_BYTES as usize).map(|chunk| Some(ChunkHash::of(chunk))).collect();
     assert_eq!(build(), right);

@@ -307,3 +307,37 @@ async fn a_manifest_has_the_hashes_of_what_would_be_sent() {
     assert_eq!(code(ask(0, 1, other).await), ErrorCode::VersionChanged);
     assert_eq!(world.host.status().content_bytes_sent, 0);
 }
+
+#[tokio::test]
+async fn what_was_hashed_once_is_not_read_again_not_even_by_another_daemon() {
+    let (mut world, guest, file) = with_file().await;
+    let ask = async |guest: &Guest, first, count| {
+        let chunks = ChunkRange::new(ChunkIndex(first), count);
+        let request = ManifestRequest { node: file.node, version: file.version(), chunks };
+        match guest.ask(Request::Manifest(request)).await.unwrap() {
+            Reply::Manifest { hashes, computed } => (hashes, computed),
+            other => panic!("{other:?}"),
+        }
+    };
+    let right: Vec<_> = pattern(SIZE).chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect();
+    for _ in 0..2 {
+        assert_eq!(ask(&guest, 0, 11).await, (right.clone(), 11), "it is too young to be taken note of");
+    }
+    tokio::time::sleep(std::time::Duration::from_nanos(Version::SETTLE_NS.unsigned_abs())).await;
+    guest.bytes(chunks(&file, 0, 3 * CHUNK_BYTES)).await.unwrap();
+    assert_eq!(ask(&guest, 0, 11).await, (right.clone(), 8), "what was sent is known");
+    assert_eq!(ask(&guest, 2, 4).await, (right[2..6].to_vec(), 0));
+    let sum = guest.ask(Request::Sum { node: file.node }).await.unwrap();
+    let status = world.host.status();
+    assert_eq!((status.index_hits, status.index_misses), (3 + 4, 11 + 11 + 8 + 1));
+    assert!(status.index_limit_bytes > 0);
+
+    drop(guest);
+    world = world.restart().await;
+    let guest = world.client().await;
+    assert_eq!(guest.walk("file").await.unwrap().version(), file.version());
+    assert_eq!(ask(&guest, 0, 11).await, (right, 0));
+    assert_eq!(guest.ask(Request::Sum { node: file.node }).await.unwrap(), sum);
+    let status = world.host.status();
+    assert_eq!((status.index_hits, status.index_misses, status.disk_inflight_max), (12, 0, 0));
+}

@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::CliError;
 use super::index_progress;
@@ -97,6 +98,7 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
     let first = config.exports.first().map(|export| export.name.clone()).unwrap_or_default();
+    let index = config.index_ahead;
     let host = Host::start(config).map_err(describe)?;
     let ticket = host.ticket(&first, terms).map_err(describe)?;
     let ready = Ready {
@@ -110,12 +112,12 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
         .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this host"));
     // A reader that is gone does not keep the daemon from serving.
     let _ = announce(&ready, json);
-    let progress = tokio::spawn(index_progress::show(host.observer()));
+    let progress = index.then(|| tokio::spawn(index_progress::show(host.observer())));
     tokio::select! {
         () = either(&mut terminate, &mut interrupt) => {}
         _ = is_wanted.wait_for(|ending| *ending != Ending::NotYet) => {}
     }
-    progress.abort();
+    progress.inspect(JoinHandle::abort);
     tracing::info!("ending; another signal ends at once");
     tokio::select! {
         () = host.shutdown() => {}

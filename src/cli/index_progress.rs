@@ -19,9 +19,6 @@ pub(super) async fn show(host: HostObserver) {
     }
     let began = Instant::now();
     let mut status = host.status();
-    if !status.index_ahead_runs {
-        return;
-    }
     while status.index_ahead_runs {
         // A terminal that is gone does not keep the daemon from serving.
         let _ = write!(io::stderr(), "\r{}\x1b[K", line(&status, began.elapsed()));

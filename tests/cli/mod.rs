@@ -4,6 +4,7 @@
 mod doctor;
 mod ending;
 mod errors;
+mod hashing;
 mod manual;
 mod options;
 mod session;

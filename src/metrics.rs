@@ -79,6 +79,8 @@ metrics! {
     CacheDamaged "cache_damaged" Counter "records of the cache on disk that did not match their hash";
     CacheDropped "cache_dropped" Counter "records that the cache did not keep: it was behind, or the disk full";
     CacheEvictedBytes "cache_evicted_bytes" Counter "what the cache removed to stay within its limit";
+    ManifestChunks "manifest_chunks" Counter "chunks whose hashes the host told ahead of the reader";
+    ManifestChunksHeld "manifest_chunks_held" Counter "those of them that the cache held under another name";
     Clients "clients" Gauge "clients that are connected";
     Refused "refused" Counter "connections that were turned away";
     ServedBytes "served_bytes" Counter "content sent to clients, as it travelled";
@@ -87,6 +89,12 @@ metrics! {
     DiskInFlightMax "disk_in_flight_max" Gauge "most reads at the disk at once since the start";
     SendInFlight "send_in_flight" Gauge "answers whose content is on its way to a client";
     SendInFlightMax "send_in_flight_max" Gauge "most answers on their way at once since the start";
+    IndexHits "index_hits" Counter "hashes told to clients that the host's index had";
+    IndexMisses "index_misses" Counter "hashes told to clients for which a file was read";
+    IndexUsedBytes "index_used_bytes" Gauge "room that the host's index of hashes takes on disk";
+    IndexLimitBytes "index_limit_bytes" Gauge "room that it may take; 0 where it cannot be kept";
+    IndexAheadBytes "index_ahead_bytes" Gauge "content hashed ahead so far";
+    IndexAheadTotalBytes "index_ahead_total_bytes" Gauge "content that `host --index` has found to hash ahead";
 }
 
 /// What a metric reads: a count, or a number with a fraction.

@@ -112,6 +112,12 @@ impl ChunkRange {
         self.first.0 <= index.0 && index.0 - self.first.0 < self.count
     }
 
+    /// What of them lies in a file of `size` bytes, whatever numbers they came with.
+    pub fn clamp_to(self, size: u64) -> Self {
+        let end = self.as_range().end.min(size.div_ceil(CHUNK_BYTES));
+        Self { first: self.first, count: end.saturating_sub(self.first.0) }
+    }
+
     /// The bytes of these chunks in a file of `size` bytes.
     pub const fn bytes_in(self, size: u64) -> ByteRange {
         ByteRange { offset: self.first.offset(), len: self.count.saturating_mul(CHUNK_BYTES) }.clamp_to(size)
@@ -151,6 +157,13 @@ mod tests {
             prop_assert_eq!(fast.map_or(0, |range| range.len), slow);
             prop_assert!(fast.is_none_or(|range| left.contains(range) && right.contains(range)));
         }
+    }
+
+    #[test]
+    fn chunks_are_cut_at_the_end_of_the_file_whatever_their_numbers() {
+        let cut =
+            |first, count| ChunkRange::new(ChunkIndex(first), count).clamp_to(2 * CHUNK_BYTES + 1).count;
+        assert_eq!([cut(0, 9), cut(2, 1), cut(3, 1), cut(u64::MAX, 5), cut(1, u64::MAX)], [3, 1, 0, 0, 2]);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use std::time::Instant;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::CliError;
+use super::index_progress;
 use super::pair::Lifetime;
 use crate::config::{Environment, Side};
 use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport};
@@ -48,6 +50,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "delivery")]
     cc: CongestionKind,
 
+    /// Hash all files ahead, while nobody else needs the machine, so that clients need not wait for it
+    #[arg(long)]
+    index: bool,
+
     /// How long the ticket is good, such as 30m, 24h, 7d or never
     #[arg(long, value_name = "TIME", default_value = "24h")]
     ticket_expires: Lifetime,
@@ -72,6 +78,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     config.read_only = arguments.read_only;
     config.engine = arguments.io;
     config.tuning.congestion = arguments.cc;
+    config.index_ahead = arguments.index;
     let terms = TicketTerms { expires_seconds: arguments.ticket_expires.seconds(), keys_max: 1 };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -91,6 +98,7 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
     let first = config.exports.first().map(|export| export.name.clone()).unwrap_or_default();
+    let index = config.index_ahead;
     let host = Host::start(config).map_err(describe)?;
     let ticket = host.ticket(&first, terms).map_err(describe)?;
     let ready = Ready {
@@ -104,10 +112,12 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
         .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this host"));
     // A reader that is gone does not keep the daemon from serving.
     let _ = announce(&ready, json);
+    let progress = index.then(|| tokio::spawn(index_progress::show(host.observer())));
     tokio::select! {
         () = either(&mut terminate, &mut interrupt) => {}
         _ = is_wanted.wait_for(|ending| *ending != Ending::NotYet) => {}
     }
+    progress.inspect(JoinHandle::abort);
     tracing::info!("ending; another signal ends at once");
     tokio::select! {
         () = host.shutdown() => {}
@@ -177,6 +187,14 @@ fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
     readings.set(Metric::SendInFlightMax, status.send_inflight_max);
     if let Some(bytes) = status.udp_buffer_bytes {
         readings.set(Metric::UdpBufferBytes, bytes);
+    }
+    readings.set(Metric::IndexHits, status.index_hits);
+    readings.set(Metric::IndexMisses, status.index_misses);
+    readings.set(Metric::IndexUsedBytes, status.index_used_bytes);
+    readings.set(Metric::IndexLimitBytes, status.index_limit_bytes);
+    if status.index_ahead_runs || status.index_ahead_total_bytes > 0 {
+        readings.set(Metric::IndexAheadBytes, status.index_ahead_bytes);
+        readings.set(Metric::IndexAheadTotalBytes, status.index_ahead_total_bytes);
     }
     readings
 }

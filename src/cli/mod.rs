@@ -8,6 +8,7 @@ mod completions;
 mod demo;
 mod doctor;
 mod host;
+mod index_progress;
 mod key;
 mod logging;
 mod man;

@@ -163,12 +163,13 @@ fn mount_lines(report: &StatusReport) -> String {
     if readings.get(Metric::CacheLimitBytes).is_some() {
         let _ = writeln!(
             text,
-            "  cache    {} of {} in {} entries; {} hits, {} misses",
+            "  cache    {} of {} in {} entries; {} hits, {} misses; {} chunks of other names",
             amount(number(Metric::CacheUsedBytes)),
             amount(number(Metric::CacheLimitBytes)),
             count(number(Metric::CacheEntries)),
             count(number(Metric::CacheHits)),
             count(number(Metric::CacheMisses)),
+            count(number(Metric::ManifestChunksHeld)),
         );
     }
     text
@@ -202,8 +203,31 @@ fn host_lines(report: &StatusReport) -> String {
         number(Metric::DiskInFlightMax),
         number(Metric::SendInFlightMax),
     );
+    add_index_line(&mut text, &report.readings);
     add_buffers_line(&mut text, &report.readings);
     text
+}
+
+/// What the host knows of hashes.
+fn add_index_line(text: &mut String, readings: &Readings) {
+    let number = |metric| readings.count(metric);
+    let _ = write!(
+        text,
+        "  hashes   {} told from the index, {} by reading; {} of {} on disk",
+        count(number(Metric::IndexHits)),
+        count(number(Metric::IndexMisses)),
+        amount(number(Metric::IndexUsedBytes)),
+        amount(number(Metric::IndexLimitBytes)),
+    );
+    if readings.get(Metric::IndexAheadTotalBytes).is_some() {
+        let _ = write!(
+            text,
+            "; hashed ahead {} of {}",
+            amount(number(Metric::IndexAheadBytes)),
+            amount(number(Metric::IndexAheadTotalBytes)),
+        );
+    }
+    text.push('\n');
 }
 
 /// Says what would help where the kernel grants less buffer than a fast link needs.

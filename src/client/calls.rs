@@ -2,7 +2,9 @@
 
 use super::{CallError, Client, Lane};
 use crate::chunk::ChunkHash;
-use crate::proto::{Attributes, FsStatistics, NodeId, OpenId, Reply, Request, SeekTarget, Version};
+use crate::proto::{
+    Attributes, FsStatistics, ManifestRequest, NodeId, OpenId, Reply, Request, SeekTarget, Version,
+};
 
 impl dyn Client {
     /// The attributes of one entry of a directory.
@@ -83,6 +85,17 @@ impl dyn Client {
     pub async fn sum(&self, node: NodeId) -> Result<(ChunkHash, Version), CallError> {
         match self.call(Request::Sum { node }, Lane::Background).await? {
             Reply::Sum { hash, version } => Ok((hash, version)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The hashes of some chunks, in their order, and how many of them the host had to read the file for.
+    pub async fn manifest(&self, request: ManifestRequest) -> Result<(Vec<ChunkHash>, u32), CallError> {
+        let chunks = request.chunks.clamp_to(request.version.size);
+        match self.call(Request::Manifest(request), Lane::Metadata).await? {
+            Reply::Manifest { hashes, computed } if hashes.len() as u64 == chunks.count => {
+                Ok((hashes, computed))
+            }
             other => Err(unexpected(&other)),
         }
     }

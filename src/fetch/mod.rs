@@ -5,18 +5,21 @@
 //! budget, which also covers what is under way, and, where its version is settled, on disk.
 //!
 //! In reading order: [`content`] (names), [`memory`], [`inflight`], [`queue`] (tables), [`ledger`] (the tables under one
-//! budget): pure. [`request`]: the task that brings chunks. [`read`]: those who wait for them.
-//! [`warm`]: what is brought for later.
+//! budget), [`manifests`] (which hashes to ask for): pure. [`request`]: the task that brings chunks. [`hashes`]: the one that
+//! learns which of them the disk has under another name. [`delta`]: what an earlier version had elsewhere. [`read`]: those who
+//! wait. [`warm`]: what is brought for later.
 
 mod content;
 mod delta;
 mod error;
 mod first;
+mod hashes;
 #[cfg(test)]
 mod hostile;
 mod inflight;
 mod keeping;
 mod ledger;
+mod manifests;
 mod memory;
 mod queue;
 mod read;
@@ -31,7 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::cache::ChunkCache;
 use crate::chunk::ChunkRange;
@@ -44,6 +47,7 @@ use first::FIRST_PIECES_MAX;
 pub use first::FirstPiece;
 use inflight::RequestId;
 use ledger::{Budget, Ledger, Start};
+use manifests::Manifests;
 use request::Ending;
 use statistics::Counters;
 pub use statistics::FetchStatistics;
@@ -90,6 +94,8 @@ pub struct Fetcher {
     /// Places for beginnings of files that are being opened.
     first_places: Arc<Semaphore>,
     deltas: Deltas,
+    /// Whenever a question for hashes has ended.
+    hashes_came: Notify,
 }
 
 /// Who waits for a chunk.
@@ -107,6 +113,7 @@ struct State {
     ledger: Ledger<Waiter>,
     /// Dropping the sender ends the request's task, and so its stream.
     running: HashMap<RequestId, oneshot::Sender<()>>,
+    manifests: Manifests,
     counters: Counters,
 }
 
@@ -143,6 +150,7 @@ impl Fetcher {
         let state = State {
             ledger: Ledger::new(config.budget()),
             running: HashMap::new(),
+            manifests: Manifests::new(),
             counters: Counters::default(),
         };
         let runtime = Handle::current();
@@ -154,11 +162,13 @@ impl Fetcher {
             state: Mutex::new(state),
             first_places: Arc::new(Semaphore::new(FIRST_PIECES_MAX)),
             deltas: Deltas::default(),
+            hashes_came: Notify::new(),
         })
     }
 
     /// Has chunks brought that will probably be read by `owner` next: queued, forgotten, bounded. Returns at once.
     pub fn ahead(&self, content: &FileContent, range: ChunkRange, owner: OwnerId) {
+        self.ask_hashes_beyond(content, range);
         let launches = self.with_state(|state| {
             state.ledger.ahead(content, range, owner);
             state.admit()
@@ -210,6 +220,8 @@ impl Fetcher {
                 moved_bytes: counters.moved_bytes,
                 host_requests: counters.host_requests,
                 failed_requests: counters.failed_requests,
+                manifest_chunks: counters.manifest_chunks,
+                manifest_chunks_held: counters.manifest_chunks_held,
             }
         })
     }

@@ -1,7 +1,8 @@
 //! The task that brings a run of chunks: from the disk cache what is there, the rest from the host in one request.
 //!
 //! Where the cache has what an earlier version of the file had at these places, the host is told its hashes: a file that
-//! was touched, or edited here and there, costs the wire what is new.
+//! was touched, or edited here and there, costs the wire what is new. It waits a moment for hashes that are under way
+//! (`hashes`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,6 +58,7 @@ enum Source {
 }
 
 async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
+    fetcher.wait_for_hashes(start).await;
     let link = fetcher.client.link();
     let delta = fetcher.deltas.searched(&start.content, link.bytes_per_second);
     let held =

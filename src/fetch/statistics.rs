@@ -37,6 +37,10 @@ pub struct FetchStatistics {
     pub host_requests: u64,
     /// Requests that ended without all they were to bring, cancelled ones not counted.
     pub failed_requests: u64,
+    /// Chunks whose hashes the host told ahead.
+    pub manifest_chunks: u64,
+    /// Those of them that the disk cache held under another name.
+    pub manifest_chunks_held: u64,
 }
 
 /// The part that only grows.
@@ -50,4 +54,6 @@ pub(super) struct Counters {
     pub(super) moved_bytes: u64,
     pub(super) host_requests: u64,
     pub(super) failed_requests: u64,
+    pub(super) manifest_chunks: u64,
+    pub(super) manifest_chunks_held: u64,
 }

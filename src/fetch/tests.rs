@@ -14,7 +14,7 @@ use crate::prefetch::{Demand, Limits, Prefetcher};
 use crate::proto::{ErrorCode, Request, WireError};
 
 const KIB: u64 = 1024;
-const MIB: u64 = 1024 * KIB;
+pub(super) const MIB: u64 = 1024 * KIB;
 
 const fn owner(handle: u64) -> OwnerId {
     OwnerId { handle, cursor: 0 }
@@ -25,7 +25,7 @@ fn fetcher(host: &MemoryHost) -> Arc<Fetcher> {
 }
 
 /// The content of a file in the root as its attributes are now; the host knows its node from then on.
-async fn content(host: &MemoryHost, name: &str) -> FileContent {
+pub(super) async fn content(host: &MemoryHost, name: &str) -> FileContent {
     let attributes = host.client().lookup(host.root_node(), name.as_bytes()).await.unwrap();
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("{:?} {:?}", attributes.node, attributes.version()).as_bytes());
@@ -38,11 +38,15 @@ async fn content(host: &MemoryHost, name: &str) -> FileContent {
     }
 }
 
-const fn range(offset: u64, len: u64) -> ByteRange {
+pub(super) const fn range(offset: u64, len: u64) -> ByteRange {
     ByteRange::new(offset, len)
 }
 
-async fn read(fetcher: &Fetcher, content: &FileContent, range: ByteRange) -> Result<Bytes, FetchError> {
+pub(super) async fn read(
+    fetcher: &Fetcher,
+    content: &FileContent,
+    range: ByteRange,
+) -> Result<Bytes, FetchError> {
     fetcher.read(content, range, Demand::Chunks(range.chunks())).await
 }
 
@@ -51,7 +55,7 @@ fn is_read(request: &Request) -> bool {
 }
 
 /// Lets everything run that can.
-async fn settle() {
+pub(super) async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
     }
@@ -279,7 +283,7 @@ async fn what_was_read_while_young_is_not_used_once_settled() {
     assert!(fetcher.read_memory(&settled, range(0, 10)).is_none());
 }
 
-fn disk_cache(directory: &std::path::Path) -> Arc<DiskCache> {
+pub(super) fn disk_cache(directory: &std::path::Path) -> Arc<DiskCache> {
     let config = CacheConfig {
         directory: directory.to_owned(),
         size_bytes: 64 * MIB,
@@ -392,7 +396,12 @@ async fn young_files_stay_off_the_disk() {
 }
 
 /// Reads a file as `fs` does, in calls of 128 KiB.
-async fn stream(fetcher: Arc<Fetcher>, content: FileContent, handle: u64, most: u64) -> blake3::Hash {
+pub(super) async fn stream(
+    fetcher: Arc<Fetcher>,
+    content: FileContent,
+    handle: u64,
+    most: u64,
+) -> blake3::Hash {
     let (mut prefetcher, mut hasher) = (Prefetcher::new(), blake3::Hasher::new());
     for offset in (0..content.version.size).step_by(128 * KIB as usize) {
         let asked = range(offset, 128 * KIB);

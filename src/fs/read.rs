@@ -134,6 +134,7 @@ impl FileSystem {
             self.fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 1), owner);
             return None;
         }
+        self.fetcher.opening(&content);
         if self.client.link().rtt < LONG_ROUND_TRIP { None } else { self.fetcher.first_piece(&content) }
     }
 

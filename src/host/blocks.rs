@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ahead::{Plain, ReadAhead, check_version};
+use super::ahead::{ReadAhead, check_version};
 use super::answer::malformed;
 use super::content::open;
 use super::context::ClientContext;
@@ -27,7 +27,7 @@ pub(super) async fn serve(
     let read =
         ByteRange::new(offset, range.end().saturating_add(BLOCK_BYTES_MAX) - offset).clamp_to(version.size);
     let ranges = read.chunks().iter().filter_map(move |index| index.bytes_in(version.size).intersect(read));
-    let mut parts = ReadAhead::new(Arc::clone(context), Arc::clone(&file), version, ranges, Plain);
+    let mut parts = ReadAhead::new(Arc::clone(context), Arc::clone(&file), version, ranges, |bytes| bytes);
     let mut bytes = Vec::with_capacity(read.len as usize);
     while let Some(part) = parts.next().await {
         bytes.extend_from_slice(&part?.content);

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::ahead::{Hashed, Make, ReadAhead, check_version};
+use super::ahead::{Make, ReadAhead, check_version};
 use super::answer::{Answer, Gone, malformed};
 use super::attributes::now;
 use super::context::ClientContext;
+use super::index::FileVersion;
 use super::packing::Packing;
 use super::tree::Handle;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
@@ -108,6 +109,7 @@ async fn send_chunks(
     let chunks = request.range.clamp_to(size).chunks();
     let ranges = chunks.iter().map(move |index| index.bytes_in(size));
     let version = request.version;
+    let (of, observed) = (FileVersion { node: request.node, version }, now());
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let known = request.known.iter().copied().flatten().collect();
     let make = Wrapped { packing: context.packing(request.node), known };
@@ -115,8 +117,9 @@ async fn send_chunks(
     let mut position = 0;
     while let Some(part) = parts.next().await {
         let part = part.map_err(Stop::Failed)?;
-        let known = request.known.get(position).copied().flatten();
-        send_chunk(context, ChunkIndex::containing(part.range.offset), known, &part.content, answer).await?;
+        let (index, known) = (ChunkIndex::containing(part.range.offset), request.known.get(position));
+        context.index.note(of, observed, index, part.content.chunk.hash());
+        send_chunk(context, index, known.copied().flatten(), &part.content, answer).await?;
         position += 1;
     }
     Ok(())
@@ -180,7 +183,7 @@ async fn send_piece(
     let range = request.range.clamp_to(request.version.size);
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let ranges = std::iter::once(range);
-    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, Hashed);
+    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, VerifiedChunk::compute);
     while let Some(part) = parts.next().await {
         let chunk = part.map_err(Stop::Failed)?.content;
         let ByteRange { offset, len } = range;

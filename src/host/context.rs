@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::counters::Counters;
+use super::index::HashIndex;
 use super::lending::Lending;
 use super::packing::{Packer, Packing};
 use super::session::Session;
@@ -31,6 +32,8 @@ pub(super) struct ClientContext {
     /// Its share of the engine's buffers.
     pub(super) lending: Lending,
     packer: Packer,
+    /// What is known of its files' hashes.
+    pub(super) index: Arc<HashIndex>,
     engine: Engine,
     counters: Arc<Counters>,
     ahead: Arc<Semaphore>,
@@ -45,6 +48,7 @@ impl ClientContext {
         read_only: bool,
         lending: Lending,
         packer: Packer,
+        index: Arc<HashIndex>,
         engine: Engine,
         counters: Arc<Counters>,
     ) -> Self {
@@ -54,6 +58,7 @@ impl ClientContext {
             read_only,
             lending,
             packer,
+            index,
             engine,
             counters,
             ahead: Arc::new(ahead),

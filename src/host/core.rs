@@ -14,6 +14,7 @@ use super::attributes::system_error;
 use super::confine::open_beneath;
 use super::counters::Counters;
 use super::exports::{Export, ExportError};
+use super::index::{HashIndex, Progress};
 use super::lending::Lending;
 use super::packing::Codec;
 use super::session::Session;
@@ -53,6 +54,9 @@ pub(super) struct Core {
     pub(super) lending: Lending,
     pub(super) codec: Arc<Codec>,
     pub(super) known: Arc<Known>,
+    pub(super) index: Arc<HashIndex>,
+    /// Of hashing everything ahead.
+    pub(super) index_progress: Arc<Progress>,
     /// Descriptors that sessions may hold.
     pub(super) descriptors: Arc<Semaphore>,
     sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
@@ -81,6 +85,8 @@ impl Core {
         let exports = exports.into_iter().map(open).collect::<Result<_, ExportError>>()?;
         Ok(Self {
             exports,
+            index: Arc::new(HashIndex::open(state.path())),
+            index_progress: Arc::default(),
             state,
             instance,
             counters: Arc::new(Counters::default()),

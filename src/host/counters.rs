@@ -78,6 +78,10 @@ pub(super) struct Counters {
     pub(super) content_bytes_saved: Counter,
     /// Chunks saved because the client held them.
     pub(super) chunks_same: Counter,
+    /// Hashes that were known when a client asked for them, or for a sum of them all.
+    pub(super) index_hits: Counter,
+    /// Hashes for which a file had to be read then.
+    pub(super) index_misses: Counter,
     /// Reads at the disk engine.
     pub(super) disk_inflight: Gauge,
     /// Answers whose content is on its way: some of it was handed to the stream, and not all of it has arrived.

@@ -190,6 +190,7 @@ fn seat(
         read_only,
         core.lending.for_connection(),
         Packer::new(Arc::clone(&core.codec), hello.compression, connection.clone()),
+        Arc::clone(&core.index),
         core.engine.clone(),
         Arc::clone(&core.counters),
     );

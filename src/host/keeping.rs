@@ -27,12 +27,13 @@ pub(super) async fn run(core: Arc<Core>) {
     }
 }
 
-/// Ends sessions that nobody came back to, and closes what was not used lately. Blocks.
+/// Ends sessions that nobody came back to, closes what was not used lately, and writes down what was hashed. Blocks.
 fn let_go(core: &Core, now: Instant) {
     let over = core.sessions().expire(now);
     // Their files are closed outside of the lock.
     drop(over);
     core.known.expire(now);
+    core.index.flush();
 }
 
 /// Closes the connections of keys that may no longer come in, if the file changed since `stamp`. Blocks.

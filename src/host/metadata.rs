@@ -57,9 +57,8 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::Read(..)
         | Request::ReadCurrent { .. }
         | Request::Sum { .. }
-        | Request::Blocks { .. } => {
-            Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream"))
-        }
+        | Request::Blocks { .. }
+        | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }
 }
 

@@ -7,8 +7,9 @@
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
 //! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
-//! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `sum`: from the disk engine to the stream
-//! 7. `keeping`, `addresses`, `counters`, `status`: the daemon itself
+//! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `manifest`, `sum`: from the disk engine to the stream
+//! 7. `index`: hashes that outlive the daemon
+//! 8. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
 
@@ -30,9 +31,11 @@ mod directory;
 mod exports;
 mod greeting;
 mod handles;
+mod index;
 mod keeping;
 mod keys;
 mod lending;
+mod manifest;
 mod metadata;
 mod nodes;
 mod opens;
@@ -107,6 +110,8 @@ pub struct HostConfig {
     pub engine: EngineKind,
     /// How connections behave.
     pub tuning: TransportTuning,
+    /// Whether to hash everything ahead, while nobody else needs the machine.
+    pub index_ahead: bool,
 }
 
 impl HostConfig {
@@ -119,6 +124,7 @@ impl HostConfig {
             read_only: false,
             engine: EngineKind::Auto,
             tuning: TransportTuning::default(),
+            index_ahead: false,
         }
     }
 }
@@ -203,6 +209,9 @@ impl Host {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             exports: names,
         })?;
+        if config.index_ahead {
+            start_index(&core);
+        }
         let (ending, is_ending) = watch::channel(false);
         let accepting = tokio::spawn(accept(Arc::clone(&core), endpoint.clone(), is_ending));
         let keeping = tokio::spawn(keeping::run(Arc::clone(&core)));
@@ -268,8 +277,23 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.accepting.abort();
         self.keeping.abort();
+        self.core.index_progress.stop();
+        self.core.index.close();
         self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         self.core.state.clear_running(std::process::id());
+    }
+}
+
+/// Hashes everything ahead. A daemon that cannot do so serves all the same.
+fn start_index(core: &Core) {
+    let builder = index::Builder {
+        roots: core.exports.iter().map(|open| open.export.path.clone()).collect(),
+        index: Arc::clone(&core.index),
+        counters: Arc::clone(&core.counters),
+        progress: Arc::clone(&core.index_progress),
+    };
+    if let Err(error) = builder.start() {
+        tracing::warn!("nothing is hashed ahead: no thread can be started: {error}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Gone, malformed, read_request};
 use super::context::ClientContext;
-use super::{blocks, content, current, directory, metadata, sum};
+use super::{blocks, content, current, directory, manifest, metadata, sum};
 use crate::proto::{Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
@@ -42,6 +42,10 @@ async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut A
         }
         Request::Blocks { node, version, range } => {
             let reply = unless_unwanted(answer, blocks::serve(context, node, version, range)).await?;
+            answer.reply(&reply).await
+        }
+        Request::Manifest(request) => {
+            let reply = unless_unwanted(answer, manifest::serve(context, request)).await?;
             answer.reply(&reply).await
         }
         request => {

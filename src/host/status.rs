@@ -41,6 +41,20 @@ pub struct HostStatus {
     pub content_bytes_saved: u64,
     /// Chunks not sent since the start, because the client held them.
     pub chunks_same: u64,
+    /// Hashes told to clients since the start without reading a file.
+    pub index_hits: u64,
+    /// Hashes for which a file was read.
+    pub index_misses: u64,
+    /// What the index of hashes takes on disk, in bytes.
+    pub index_used_bytes: u64,
+    /// The most that it may take; 0 where there is none.
+    pub index_limit_bytes: u64,
+    /// Bytes in files that are to be hashed ahead, as far as they are counted.
+    pub index_ahead_total_bytes: u64,
+    /// Bytes of them that are.
+    pub index_ahead_bytes: u64,
+    /// Whether that is under way.
+    pub index_ahead_runs: bool,
     /// Requests under way now.
     pub requests_inflight: u64,
     /// Requests since the start.
@@ -106,6 +120,13 @@ impl HostStatus {
             content_bytes_sent: counters.content_bytes_sent.get(),
             content_bytes_saved: counters.content_bytes_saved.get(),
             chunks_same: counters.chunks_same.get(),
+            index_hits: counters.index_hits.get(),
+            index_misses: counters.index_misses.get(),
+            index_used_bytes: core.index.bytes(),
+            index_limit_bytes: core.index.bytes_max(),
+            index_ahead_total_bytes: core.index_progress.total_bytes(),
+            index_ahead_bytes: core.index_progress.done_bytes(),
+            index_ahead_runs: core.index_progress.is_running(),
             requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),
             refused: counters.refused.get(),

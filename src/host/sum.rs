@@ -1,9 +1,11 @@
-//! The BLAKE3 of a whole file, which then need not be transferred to be compared.
+//! The BLAKE3 of a whole file, which then need not be transferred to be compared, nor read a second time.
 
 use std::sync::Arc;
 
-use super::ahead::{Plain, ReadAhead};
+use super::ahead::ReadAhead;
+use super::attributes::now;
 use super::context::ClientContext;
+use super::index::FileVersion;
 use crate::chunk::{ByteRange, FileHasher};
 use crate::proto::{NodeId, Reply, WireError};
 
@@ -16,14 +18,23 @@ pub(super) async fn serve(context: &Arc<ClientContext>, node: NodeId) -> Result<
             Ok((file, version))
         })
         .await?;
+    let (of, observed) = (FileVersion { node, version }, now());
+    let index = Arc::clone(&context.index);
+    if let Some(hash) = context.blocking(move |_| Ok(index.sum(of))).await? {
+        context.counters().index_hits.add(1);
+        return Ok(Reply::Sum { hash, version });
+    }
     let chunks = ByteRange::new(0, version.size).chunks();
     let ranges = chunks.iter().map(move |index| index.bytes_in(version.size));
-    let mut parts = ReadAhead::new(Arc::clone(context), file, version, ranges, Plain);
+    let mut parts = ReadAhead::new(Arc::clone(context), file, version, ranges, |bytes| bytes);
     let mut hasher = FileHasher::default();
     while let Some(part) = parts.next().await {
         hasher.update(&part?.content);
         // Hashing alone never waits; others want the thread.
         tokio::task::consume_budget().await;
     }
-    Ok(Reply::Sum { hash: hasher.finish(), version })
+    let hash = hasher.finish();
+    context.index.note_sum(of, observed, hash);
+    context.counters().index_misses.add(1);
+    Ok(Reply::Sum { hash, version })
 }

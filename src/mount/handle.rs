@@ -129,6 +129,8 @@ impl MountHandle {
             readings.set(Metric::CacheDamaged, cache.corrupt);
             readings.set(Metric::CacheDropped, cache.dropped);
             readings.set(Metric::CacheEvictedBytes, cache.evicted_bytes);
+            readings.set(Metric::ManifestChunks, fetch.manifest_chunks);
+            readings.set(Metric::ManifestChunksHeld, fetch.manifest_chunks_held);
         }
         readings
     }

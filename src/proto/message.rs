@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lane::Lane;
 use super::node::{Attributes, NodeId, Timestamp, Version};
-use crate::chunk::{ByteRange, ChunkHash, ChunkIndex};
+use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
 
 /// Names a client's session, which outlives its connections: 16 random bytes, made by the client at mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -199,6 +199,20 @@ pub enum Request {
         /// Which bytes; at most [`super::DELTA_BYTES_MAX`].
         range: ByteRange,
     },
+    /// The hashes of some chunks, so that content which the client holds under another name need not be sent.
+    /// Answer: [`Reply::Manifest`].
+    Manifest(ManifestRequest),
+}
+
+/// Asks for the hashes of chunks of one version of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRequest {
+    /// Which file.
+    pub node: NodeId,
+    /// In which version; [`super::ErrorCode::VersionChanged`] where the file has another by now.
+    pub version: Version,
+    /// Which chunks; at most [`super::MANIFEST_CHUNKS_MAX`].
+    pub chunks: ChunkRange,
 }
 
 /// Asks for content of one version of a file.
@@ -275,6 +289,13 @@ pub enum Reply {
         offset: u64,
         /// Length and BLAKE3 of each.
         blocks: Vec<(u32, ChunkHash)>,
+    },
+    /// Hashes of chunks, in their order.
+    Manifest {
+        /// One a chunk; fewer than asked only at the end of the file.
+        hashes: Vec<ChunkHash>,
+        /// How many of them the host did not know yet and had to read the file for.
+        computed: u32,
     },
 }
 

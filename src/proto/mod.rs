@@ -54,7 +54,8 @@ pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, en
 pub use lane::Lane;
 pub use message::{
     CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello,
-    InstanceId, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId, TicketSecret, Welcome,
+    InstanceId, ManifestRequest, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId, TicketSecret,
+    Welcome,
 };
 pub use node::{Attributes, FileKind, NodeId, Timestamp, Version};
 
@@ -84,3 +85,6 @@ pub const DELTA_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most chunk hashes that a [`Request::Read`] may carry.
 pub const KNOWN_HASHES_MAX: usize = READ_CHUNKS_MAX as usize;
+
+/// Most chunks that a [`Request::Manifest`] may ask about: 64 MiB of a file, whose hashes take 8 KiB.
+pub const MANIFEST_CHUNKS_MAX: u64 = 256;

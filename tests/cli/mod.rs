@@ -5,6 +5,7 @@ mod cache;
 mod doctor;
 mod ending;
 mod errors;
+mod hashing;
 mod manual;
 mod options;
 mod session;

@@ -12,8 +12,9 @@ use crate::chunk::{
 use crate::client::ContentPart;
 use crate::proto::{
     Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
-    InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NAME_BYTES_MAX, NodeId, OpenId,
-    READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Version, Welcome, WireError,
+    InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, MANIFEST_CHUNKS_MAX, ManifestRequest,
+    NAME_BYTES_MAX, NodeId, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Version,
+    Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -46,6 +47,7 @@ impl Tree {
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
             Request::Sum { node } => self.sum(*node),
             Request::Blocks { node, version, range } => self.blocks(*node, *version, *range),
+            Request::Manifest(request) => self.manifest(request),
             Request::ReadDirectory { .. } | Request::Read(..) | Request::ReadCurrent { .. } => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }
@@ -92,7 +94,7 @@ impl Tree {
             ));
         }
         self.permitted(request.node, 4)?;
-        self.content_of(&request)?;
+        self.content_of(request.node, request.version)?;
         let chunks = range.chunks().as_range();
         Ok(ReadCursor { request, next: chunks.start, end: chunks.end })
     }
@@ -110,7 +112,7 @@ impl Tree {
     }
 
     fn part_of(&self, cursor: &mut ReadCursor) -> Result<ContentPart, WireError> {
-        let content = self.content_of(&cursor.request)?;
+        let content = self.content_of(cursor.request.node, cursor.request.version)?;
         let ReadCursor { request, next, end } = cursor;
         let range = request.range.clamp_to(content.size());
         if !request.whole_chunks && *next != u64::MAX {
@@ -134,14 +136,10 @@ impl Tree {
         })
     }
 
-    fn content_of(&self, request: &ReadRequest) -> Result<&super::content::Content, WireError> {
-        let content = regular(self.node(request.node)?)?;
-        let version = self.attributes(request.node).map(|attributes| attributes.version());
-        if version == Some(request.version) {
-            Ok(content)
-        } else {
-            Err(WireError::new(ErrorCode::VersionChanged, ""))
-        }
+    fn content_of(&self, node: NodeId, version: Version) -> Result<&super::content::Content, WireError> {
+        let content = regular(self.node(node)?)?;
+        let found = self.attributes(node).map(|attributes| attributes.version());
+        if found == Some(version) { Ok(content) } else { Err(WireError::new(ErrorCode::VersionChanged, "")) }
     }
 
     fn welcome(&self, instance: InstanceId) -> Result<Reply, WireError> {
@@ -216,14 +214,28 @@ impl Tree {
     }
 
     fn blocks(&self, id: NodeId, version: Version, range: ByteRange) -> Result<Reply, WireError> {
-        let content = regular(self.node(id)?)?;
-        if self.get_attributes(id)?.version() != version {
-            return Err(WireError::new(ErrorCode::VersionChanged, ""));
-        }
+        let content = self.content_of(id, version)?;
         let offset = range.offset.saturating_sub(BLOCK_LEAD_BYTES);
         let bytes = content.read(offset, range.end() + BLOCK_BYTES_MAX - offset);
         let blocks = cut_blocks(offset, &bytes).into_iter().map(|block| (block.range.len as u32, block.hash));
         Ok(Reply::Blocks { offset, blocks: blocks.collect() })
+    }
+
+    /// As if nothing had been known before.
+    fn manifest(&self, request: &ManifestRequest) -> Result<Reply, WireError> {
+        if request.chunks.count > MANIFEST_CHUNKS_MAX {
+            return Err(WireError::new(
+                ErrorCode::Malformed,
+                "a manifest of more chunks than the protocol allows",
+            ));
+        }
+        self.permitted(request.node, 4)?;
+        let content = self.content_of(request.node, request.version)?;
+        let chunks = request.chunks.clamp_to(content.size());
+        let ranges = chunks.iter().map(|index| index.bytes_in(content.size()));
+        let hashes: Vec<_> =
+            ranges.map(|range| ChunkHash::of(&content.read(range.offset, range.len))).collect();
+        Ok(Reply::Manifest { computed: hashes.len() as u32, hashes })
     }
 
     /// As the owner of everything would be let in.

@@ -37,6 +37,8 @@ pub struct Counters {
     pub sums: u64,
     /// [`Request::Blocks`].
     pub blocks: u64,
+    /// [`Request::Manifest`].
+    pub manifests: u64,
     /// Whole chunks sent.
     pub chunks: u64,
     /// Chunks that the client held already.
@@ -68,6 +70,7 @@ impl Counters {
             + self.current_reads
             + self.sums
             + self.blocks
+            + self.manifests
     }
 
     pub(super) const fn count(&mut self, request: &Request) {
@@ -88,6 +91,7 @@ impl Counters {
             Request::ReadCurrent { .. } => &mut self.current_reads,
             Request::Sum { .. } => &mut self.sums,
             Request::Blocks { .. } => &mut self.blocks,
+            Request::Manifest(_) => &mut self.manifests,
         };
         *counter += 1;
     }

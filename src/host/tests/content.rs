@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::chunk::{CHUNK_BYTES, ChunkIndex};
-use crate::proto::{CURRENT_BYTES_MAX, Errno, OpenId, READ_CHUNKS_MAX, close};
+use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
+use crate::proto::{
+    CURRENT_BYTES_MAX, Errno, MANIFEST_CHUNKS_MAX, ManifestRequest, OpenId, READ_CHUNKS_MAX, close,
+};
 
 const SIZE: usize = 10 * CHUNK_BYTES as usize + 12_345;
 
@@ -327,4 +329,61 @@ fn noise(len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+#[tokio::test]
+async fn a_manifest_has_the_hashes_of_what_would_be_sent() {
+    let (world, guest, file) = with_file().await;
+    let ask = |first, count, version| {
+        let chunks = ChunkRange::new(ChunkIndex(first), count);
+        guest.ask(Request::Manifest(ManifestRequest { node: file.node, version, chunks }))
+    };
+    let hashes_of = |reply| match reply {
+        Reply::Manifest { hashes, .. } => hashes,
+        other => panic!("{other:?}"),
+    };
+    let right: Vec<_> = pattern(SIZE).chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect();
+    assert_eq!(hashes_of(ask(0, 256, file.version()).await.unwrap()), right);
+    assert_eq!(hashes_of(ask(3, 2, file.version()).await.unwrap()), right[3..5]);
+    for first in [11, u64::MAX] {
+        assert_eq!(hashes_of(ask(first, 256, file.version()).await.unwrap()), [], "behind the end");
+    }
+    assert_eq!(code(ask(0, MANIFEST_CHUNKS_MAX + 1, file.version()).await), ErrorCode::Malformed);
+    let other = Version { size: file.size + 1, ..file.version() };
+    assert_eq!(code(ask(0, 1, other).await), ErrorCode::VersionChanged);
+    assert_eq!(world.host.status().content_bytes_sent, 0);
+}
+
+#[tokio::test]
+async fn what_was_hashed_once_is_not_read_again_not_even_by_another_daemon() {
+    let (mut world, guest, file) = with_file().await;
+    let ask = async |guest: &Guest, first, count| {
+        let chunks = ChunkRange::new(ChunkIndex(first), count);
+        let request = ManifestRequest { node: file.node, version: file.version(), chunks };
+        match guest.ask(Request::Manifest(request)).await.unwrap() {
+            Reply::Manifest { hashes, computed } => (hashes, computed),
+            other => panic!("{other:?}"),
+        }
+    };
+    let right: Vec<_> = pattern(SIZE).chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect();
+    for _ in 0..2 {
+        assert_eq!(ask(&guest, 0, 11).await, (right.clone(), 11), "it is too young to be taken note of");
+    }
+    tokio::time::sleep(std::time::Duration::from_nanos(Version::SETTLE_NS.unsigned_abs())).await;
+    guest.bytes(chunks(&file, 0, 3 * CHUNK_BYTES)).await.unwrap();
+    assert_eq!(ask(&guest, 0, 11).await, (right.clone(), 8), "what was sent is known");
+    assert_eq!(ask(&guest, 2, 4).await, (right[2..6].to_vec(), 0));
+    let sum = guest.ask(Request::Sum { node: file.node }).await.unwrap();
+    let status = world.host.status();
+    assert_eq!((status.index_hits, status.index_misses), (3 + 4, 11 + 11 + 8 + 1));
+    assert!(status.index_limit_bytes > 0);
+
+    drop(guest);
+    world = world.restart().await;
+    let guest = world.client().await;
+    assert_eq!(guest.walk("file").await.unwrap().version(), file.version());
+    assert_eq!(ask(&guest, 0, 11).await, (right, 0));
+    assert_eq!(guest.ask(Request::Sum { node: file.node }).await.unwrap(), sum);
+    let status = world.host.status();
+    assert_eq!((status.index_hits, status.index_misses, status.disk_inflight_max), (12, 0, 0));
 }

@@ -39,6 +39,14 @@ impl World {
         Self { host, folder }
     }
 
+    /// The daemon ends, and another one serves the same.
+    async fn restart(self) -> Self {
+        let Self { host, folder } = self;
+        host.shutdown().await;
+        let host = start(folder.path(), EngineKind::Auto);
+        Self { host, folder }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join("export").join(name)
     }

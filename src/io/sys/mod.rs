@@ -6,6 +6,7 @@
 
 mod limits;
 mod open;
+mod priority;
 mod residency;
 mod socket;
 mod stat;
@@ -14,6 +15,7 @@ mod xattr;
 
 pub use limits::raise_memlock;
 pub use open::open_beneath;
+pub use priority::idle_thread;
 pub use residency::is_cached;
 pub use socket::{set_receive_buffer_force, set_send_buffer_force};
 pub use stat::{Statx, Timestamp, fstatx, statx};

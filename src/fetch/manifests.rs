@@ -1,0 +1,591 @@
+//! Which hashes to ask the host for, ahead of the reader, and which reads ahead wait for them. Pure: `now` comes in.
+//!
+//! A file's hashes tell which of its chunks the disk cache holds already, under whatever name. They cost little on the wire, 8 KiB for
+//! 64 MiB, but a host that does not know them must read and hash what may then be read and hashed again to be sent. So:
+//!
+//! - With the opening of a file of 1 MiB or more the hashes of its first 4 MiB are asked for, the first of them apart, so that they
+//!   come about when the open does.
+//! - Where some of them are of use, the rest is asked for in ranges that double, well in front of the window.
+//! - Where none is, a few are asked for further on, at distances that double: 2 % of the file and less.
+//! - After some files in a row without any use only one in eight is asked about as it is opened.
+//!
+//! A read ahead waits for hashes under way, for a bounded time, and is brought as always when they do not come. A program that waits for
+//! several chunks in one call waits for them as long as a round trip takes and 10 ms from when they were asked for, which was when the
+//! file was opened; one that waits for a single chunk, or less, never does.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::content::FileContent;
+use crate::cache::FileKey;
+use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
+use crate::proto::MANIFEST_CHUNKS_MAX;
+
+/// Smallest file that is asked about, in chunks. Below 1 MiB the hashes would come no sooner than the content.
+const FILE_CHUNKS_MIN: u64 = 4;
+
+/// Chunks asked about to learn whether it pays: 4 MiB, twice the first window of a reader, 2 ms of hashing.
+const PROBE_CHUNKS: u64 = 16;
+
+/// How many of them are asked about in a question of their own at the opening: what a program like `cp` reads in its first call.
+const FIRST_CHUNKS: u64 = 4;
+
+/// Most chunks in one question once it pays: 32 MiB, some 25 ms of a host that reads and hashes them.
+const STEP_CHUNKS_MAX: u64 = 128;
+
+/// How far in front of the window questions go once it pays: 128 MiB, what a fast disk reads in a long round trip and the time
+/// the host needs.
+const LEAD_CHUNKS: u64 = 512;
+
+/// Questions about one file at a time.
+const FILE_QUESTIONS_MAX: usize = 3;
+
+/// Questions at a time, of all files.
+const QUESTIONS_MAX: usize = 16;
+
+/// From one fruitless probe to the next, in chunks: 16 MiB at first, doubled each time the host had to compute, 256 MiB at most.
+const GAP_CHUNKS: u64 = 64;
+const GAP_CHUNKS_MAX: u64 = 1024;
+
+/// It pays where at least one chunk in so many is held.
+const USEFUL_ONE_IN: u64 = 8;
+
+/// After so many files in a row of which nothing was held, only one in [`UNLUCKY_ONE_IN`] is asked about at its opening.
+const UNLUCKY_FILES: u32 = 4;
+const UNLUCKY_ONE_IN: u32 = 8;
+
+/// Files whose state is kept.
+const FILES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// Ranges of one file that are remembered as asked about.
+const ASKED_RANGES_MAX: usize = 64;
+
+/// How long a read ahead waits beyond the round trip: while nothing speaks for it, what a hard disk needs for a probe, which it then
+/// need not read again; once it pays, what a hard disk needs for a question.
+const PROBE_PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long a program that waits for several chunks waits for their hashes beyond the round trip: what a busy host needs to hash them.
+const DEMAND_PATIENCE: Duration = Duration::from_millis(10);
+
+const _: () = assert!(STEP_CHUNKS_MAX <= MANIFEST_CHUNKS_MAX);
+
+/// The moment, and how long the way to the host and back takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    pub(super) rtt: Duration,
+}
+
+/// What became of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The hashes are known now.
+    Hashes {
+        /// Chunks of the range that the disk cache holds.
+        held: u64,
+        /// Chunks for whose hashes the host had to read.
+        computed: u64,
+    },
+    /// They are not: the file changed, the host is gone.
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    /// Nothing speaks for it yet: ask when the window comes to chunk `next`, then `gap` further on.
+    Probing { next: u64, gap: u64 },
+    /// It pays: questions of `step` chunks.
+    Following { step: u64 },
+}
+
+/// A question under way.
+#[derive(Debug)]
+struct Question {
+    chunks: Range<u64>,
+    is_probe: bool,
+    /// Until when reads ahead wait for it, and programs; `None` where nobody does.
+    patience: Option<(Instant, Instant)>,
+}
+
+/// One file in one version.
+#[derive(Debug)]
+struct Asking {
+    mood: Mood,
+    /// One behind the last chunk that a reader's window came to last.
+    window_end: u64,
+    /// What was asked about: sorted, apart from each other.
+    asked: Vec<Range<u64>>,
+    questions: Vec<Question>,
+    /// The last answer came when nobody waited any more.
+    is_late: bool,
+    has_answer: bool,
+}
+
+/// All files of a mount.
+#[derive(Debug)]
+pub(super) struct Manifests {
+    files: LruCache<FileKey, Asking>,
+    under_way: usize,
+    fruitless_files: u32,
+    is_off: bool,
+}
+
+impl Manifests {
+    pub(super) fn new() -> Self {
+        Self { files: LruCache::new(FILES_MAX), under_way: 0, fruitless_files: 0, is_off: false }
+    }
+
+    /// The host does not know such questions.
+    pub(super) fn turn_off(&mut self) {
+        self.is_off = true;
+    }
+
+    /// A file is being opened. The questions to ask, if any; each must be followed by [`Self::answered`].
+    pub(super) fn opened(&mut self, content: &FileContent, at: Moment) -> Vec<ChunkRange> {
+        let is_asked = self.files.get(&content.key).is_some_and(|asking| !asking.questions.is_empty());
+        if is_asked || !self.may_ask_about(content) {
+            return Vec::new();
+        }
+        // What the cache held when the file was open before says nothing.
+        let is_unlucky = self.fruitless_files >= UNLUCKY_FILES
+            && !(self.fruitless_files - UNLUCKY_FILES + 1).is_multiple_of(UNLUCKY_ONE_IN);
+        self.fruitless_files = self.fruitless_files.saturating_add(u32::from(is_unlucky));
+        let next = if is_unlucky { GAP_CHUNKS } else { 0 };
+        let asking = Asking::new(next);
+        self.files.put(content.key, asking);
+        if is_unlucky {
+            return Vec::new();
+        }
+        let end = PROBE_CHUNKS.min(chunks_of(content));
+        let questions = [0..FIRST_CHUNKS.min(end), FIRST_CHUNKS.min(end)..end];
+        let questions = questions.into_iter().filter(|chunks| !chunks.is_empty());
+        questions.filter_map(|chunks| self.ask(content.key, chunks, at, Some(PROBE_PATIENCE))).collect()
+    }
+
+    /// A reader's window came to the end of `window`.
+    pub(super) fn reached(&mut self, content: &FileContent, window: ChunkRange) {
+        if self.may_ask_about(content) {
+            let asking = self.files.get_or_insert_mut(content.key, || Asking::new(0));
+            asking.window_end = window.as_range().end;
+        }
+    }
+
+    /// The next question about a file, if there should be one now; to be called again until there is none.
+    pub(super) fn next(&mut self, content: &FileContent, at: Moment) -> Option<ChunkRange> {
+        if !self.may_ask_about(content) {
+            return None;
+        }
+        let asking = self.files.get(&content.key)?;
+        let chunks = asking.wanted(chunks_of(content))?;
+        let patience = matches!(asking.mood, Mood::Following { .. }).then_some(PATIENCE);
+        self.ask(content.key, chunks, at, patience)
+    }
+
+    /// A question has its answer, or never will.
+    pub(super) fn answered(&mut self, key: &FileKey, range: ChunkRange, answer: Answer, now: Instant) {
+        self.under_way = self.under_way.saturating_sub(1);
+        let Some(asking) = self.files.get_mut(key) else { return };
+        let is_first = !asking.has_answer;
+        asking.take_answer(range.as_range(), answer, now);
+        match answer {
+            Answer::Hashes { held, .. } if held > 0 => self.fruitless_files = 0,
+            Answer::Hashes { .. } if is_first => {
+                self.fruitless_files = self.fruitless_files.saturating_add(1);
+            }
+            _ => {}
+        }
+    }
+
+    /// Until when to wait for hashes of `chunks` that are under way, which are to be read ahead or not; `None` where there is nothing
+    /// to wait for.
+    pub(super) fn patience(
+        &self,
+        key: &FileKey,
+        chunks: ChunkRange,
+        is_ahead: bool,
+        now: Instant,
+    ) -> Option<Instant> {
+        if !is_ahead && chunks.count < 2 {
+            return None;
+        }
+        let asking = self.files.peek(key).filter(|asking| !asking.is_late)?;
+        let chunks = chunks.as_range();
+        let overlapping = asking
+            .questions
+            .iter()
+            .filter(|question| question.chunks.start < chunks.end && chunks.start < question.chunks.end);
+        let until = overlapping.filter_map(|question| question.patience);
+        until.map(|(ahead, demand)| if is_ahead { ahead } else { demand }).filter(|until| *until > now).max()
+    }
+
+    fn may_ask_about(&self, content: &FileContent) -> bool {
+        !self.is_off && content.settled && chunks_of(content) >= FILE_CHUNKS_MIN
+    }
+
+    fn ask(
+        &mut self,
+        key: FileKey,
+        chunks: Range<u64>,
+        at: Moment,
+        patience: Option<Duration>,
+    ) -> Option<ChunkRange> {
+        let asking = self.files.peek_mut(&key).filter(|_| self.under_way < QUESTIONS_MAX)?;
+        self.under_way += 1;
+        asking.note_asked(chunks.clone());
+        // A quarter of a round trip more, as the way is not the same each time.
+        let back = at.now + at.rtt + at.rtt / 4;
+        let patience = patience.map(|patience| (back + patience, back + DEMAND_PATIENCE));
+        let range = ChunkRange::new(ChunkIndex(chunks.start), chunks.end - chunks.start);
+        let is_probe = matches!(asking.mood, Mood::Probing { .. });
+        asking.questions.push(Question { chunks, is_probe, patience });
+        Some(range)
+    }
+}
+
+impl Asking {
+    const fn new(next: u64) -> Self {
+        Self {
+            mood: Mood::Probing { next, gap: GAP_CHUNKS },
+            window_end: 0,
+            asked: Vec::new(),
+            questions: Vec::new(),
+            is_late: false,
+            has_answer: false,
+        }
+    }
+
+    /// What to ask about next in a file of so many chunks.
+    fn wanted(&self, chunks_max: u64) -> Option<Range<u64>> {
+        let (from, len) = match self.mood {
+            Mood::Probing { next, .. } => {
+                if !self.questions.is_empty() || self.window_end < next {
+                    return None;
+                }
+                // What is in the window is on its way.
+                (self.first_unasked(self.window_end), PROBE_CHUNKS)
+            }
+            Mood::Following { step } => {
+                let from = self.first_unasked(self.window_end);
+                if self.questions.len() >= FILE_QUESTIONS_MAX || from >= self.window_end + LEAD_CHUNKS {
+                    return None;
+                }
+                (from, step)
+            }
+        };
+        let asked_next = self.asked.iter().map(|range| range.start).find(|start| *start > from);
+        let end = (from + len).min(chunks_max).min(asked_next.unwrap_or(u64::MAX));
+        (from < end).then_some(from..end)
+    }
+
+    fn first_unasked(&self, from: u64) -> u64 {
+        self.asked.iter().find(|range| range.contains(&from)).map_or(from, |range| range.end)
+    }
+
+    fn note_asked(&mut self, chunks: Range<u64>) {
+        if let Mood::Following { step } = &mut self.mood {
+            *step = (*step * 2).min(STEP_CHUNKS_MAX);
+        }
+        let at = self.asked.partition_point(|range| range.start < chunks.start);
+        self.asked.insert(at, chunks);
+        self.asked.dedup_by(|later, earlier| {
+            let meets = earlier.end >= later.start;
+            if meets {
+                earlier.end = earlier.end.max(later.end);
+            }
+            meets
+        });
+        if self.asked.len() > ASKED_RANGES_MAX {
+            self.asked.remove(0);
+        }
+    }
+
+    fn take_answer(&mut self, chunks: Range<u64>, answer: Answer, now: Instant) {
+        self.has_answer = true;
+        if let Some(at) = self.questions.iter().position(|question| question.chunks == chunks) {
+            let question = self.questions.swap_remove(at);
+            let is_late = question.patience.is_some_and(|(ahead, _)| ahead < now);
+            // Of a probe that comes late nothing follows: there nobody waits for long.
+            self.is_late = is_late && !question.is_probe;
+        }
+        let has_more = !self.questions.is_empty();
+        self.mood = match (answer, self.mood) {
+            (Answer::None, _) => Mood::Probing { next: u64::MAX, gap: GAP_CHUNKS_MAX },
+            (Answer::Hashes { held, .. }, mood) if held * USEFUL_ONE_IN >= chunks.end - chunks.start => {
+                match mood {
+                    Mood::Following { .. } => mood,
+                    Mood::Probing { .. } => Mood::Following { step: 2 * PROBE_CHUNKS },
+                }
+            }
+            (Answer::Hashes { .. }, Mood::Following { .. }) => {
+                Mood::Probing { next: chunks.end + GAP_CHUNKS, gap: GAP_CHUNKS }
+            }
+            // The other half of the first probe is still to come.
+            (Answer::Hashes { .. }, mood @ Mood::Probing { .. }) if has_more => mood,
+            (Answer::Hashes { computed, .. }, Mood::Probing { gap, .. }) => {
+                let longer = if computed > 0 { (gap * 2).min(GAP_CHUNKS_MAX) } else { gap };
+                Mood::Probing { next: chunks.end.saturating_add(gap), gap: longer }
+            }
+        };
+    }
+}
+
+const fn chunks_of(content: &FileContent) -> u64 {
+    content.version.size.div_ceil(CHUNK_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::{NodeId, Timestamp, Version};
+
+    const RTT: Duration = Duration::from_millis(40);
+
+    fn content(file: u8, chunks: u64) -> FileContent {
+        FileContent {
+            node: NodeId { device: 1, inode: u64::from(file), birth_ns: 0 },
+            version: Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) },
+            key: FileKey::from_bytes([file; 32]),
+            history: FileKey::from_bytes([!file; 32]),
+            settled: true,
+        }
+    }
+
+    fn at(start: Instant) -> Moment {
+        Moment { now: start, rtt: RTT }
+    }
+
+    fn range(first: u64, count: u64) -> ChunkRange {
+        ChunkRange::new(ChunkIndex(first), count)
+    }
+
+    fn pair(range: ChunkRange) -> (u64, u64) {
+        (range.first.0, range.as_range().end)
+    }
+
+    const fn held(held: u64) -> Answer {
+        Answer::Hashes { held, computed: 1 }
+    }
+
+    /// Reads a file from end to end; the answer to each question comes when the window moves on next.
+    fn read_through(chunks: u64, is_held: impl Fn(u64) -> bool) -> BTreeSet<u64> {
+        let (mut manifests, content, start) = (Manifests::new(), content(1, chunks), Instant::now());
+        let mut questions: Vec<ChunkRange> = manifests.opened(&content, at(start));
+        let mut asked = BTreeSet::new();
+        for window in (0..chunks).step_by(4) {
+            manifests.reached(&content, range(window, 4));
+            questions.extend(std::iter::from_fn(|| manifests.next(&content, at(start))));
+            for question in std::mem::take(&mut questions) {
+                let count = question.iter().filter(|index| is_held(index.0)).count() as u64;
+                manifests.answered(&content.key, question, held(count), start);
+                for index in question.as_range() {
+                    assert!(index < chunks && asked.insert(index), "{index} was asked about twice");
+                }
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn of_a_copy_everything_is_asked_and_of_the_rest_two_chunks_in_a_hundred() {
+        assert_eq!(read_through(4096, |_| true).len(), 4096);
+        assert_eq!(read_through(5, |_| true).len(), 5);
+        let asked = read_through(40_960, |_| false).len();
+        assert!((100..=40_960 / 50).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn a_copy_that_begins_otherwise_is_found_later() {
+        let asked = read_through(8192, |index| index >= 1000);
+        let in_copy = asked.range(1000..).count();
+        assert!(in_copy > 6500, "{in_copy} of 7192");
+        let asked = read_through(8192, |index| index < 1000);
+        assert!(asked.range(1000..).count() < 1200, "{}", asked.len());
+    }
+
+    fn answer_opening(manifests: &mut Manifests, content: &FileContent, answer: Answer, now: Instant) {
+        manifests.answered(&content.key, range(0, 4), answer, now);
+        manifests.answered(&content.key, range(4, 12), answer, now);
+    }
+
+    #[test]
+    fn the_opening_asks_for_the_beginning_and_a_useful_answer_for_more() {
+        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        let first: Vec<_> = manifests.opened(&content, at(start)).into_iter().map(pair).collect();
+        assert_eq!(first, [(0, 4), (4, 16)]);
+        assert_eq!(manifests.opened(&content, at(start)), [], "it is under way");
+        assert_eq!(manifests.next(&content, at(start)), None);
+        answer_opening(&mut manifests, &content, held(12), start);
+        let next: Vec<_> = std::iter::from_fn(|| manifests.next(&content, at(start))).map(pair).collect();
+        assert_eq!(next, [(16, 48), (48, 112), (112, 240)]);
+        manifests.answered(&content.key, range(16, 32), held(32), start);
+        manifests.answered(&content.key, range(48, 64), held(64), start);
+        manifests.answered(&content.key, range(112, 128), held(128), start);
+        let next: Vec<_> = std::iter::from_fn(|| manifests.next(&content, at(start))).map(pair).collect();
+        assert_eq!(next, [(240, 368), (368, 496), (496, 624)]);
+        for (first, count) in [(240, 128), (368, 128), (496, 128)] {
+            manifests.answered(&content.key, range(first, count), held(count), start);
+        }
+        assert_eq!(manifests.next(&content, at(start)), None, "far enough in front of the window");
+    }
+
+    #[test]
+    fn reads_ahead_wait_for_what_is_under_way_and_not_for_long() {
+        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        let until = manifests.patience(&content.key, range(15, 4), true, start).unwrap();
+        assert!(until - start <= RTT * 5 / 4 + PROBE_PATIENCE);
+        let program = |count| manifests.patience(&content.key, range(3, count), false, start);
+        assert!(program(4).unwrap() - start <= RTT * 5 / 4 + DEMAND_PATIENCE);
+        assert_eq!(program(1), None, "who wants one chunk never waits");
+        assert_eq!(
+            manifests.patience(&content.key, range(16, 4), true, start),
+            None,
+            "nothing is under way there"
+        );
+        assert_eq!(manifests.patience(&content.key, range(15, 4), true, until), None, "it has waited");
+        answer_opening(&mut manifests, &content, held(12), start);
+        assert_eq!(manifests.patience(&content.key, range(0, 4), true, start), None);
+        manifests.next(&content, at(start)).unwrap();
+        assert!(manifests.patience(&content.key, range(16, 4), true, start).is_some());
+    }
+
+    #[test]
+    fn after_an_answer_that_came_late_nobody_waits() {
+        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        let late = start + Duration::from_secs(1);
+        answer_opening(&mut manifests, &content, held(12), late);
+        manifests.next(&content, at(start)).unwrap();
+        assert!(manifests.patience(&content.key, range(16, 4), true, start).is_some(), "it was a probe");
+        manifests.next(&content, at(start)).unwrap();
+        manifests.answered(&content.key, range(16, 32), held(32), late);
+        assert_eq!(manifests.patience(&content.key, range(48, 4), true, start), None);
+        manifests.answered(&content.key, range(48, 64), held(64), start);
+        manifests.next(&content, at(start)).unwrap();
+        assert!(
+            manifests.patience(&content.key, range(112, 4), true, start).is_some(),
+            "it came in time again"
+        );
+    }
+
+    #[test]
+    fn a_probe_further_on_keeps_nobody_waiting() {
+        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        answer_opening(&mut manifests, &content, held(0), start);
+        manifests.reached(&content, range(70, 9));
+        assert_eq!(manifests.next(&content, at(start)), None);
+        manifests.reached(&content, range(80, 10));
+        assert_eq!(manifests.next(&content, at(start)).map(pair), Some((90, 106)));
+        assert_eq!(manifests.patience(&content.key, range(90, 4), true, start), None);
+    }
+
+    #[test]
+    fn small_young_and_refused_files_are_not_asked_about() {
+        let (mut manifests, start) = (Manifests::new(), Instant::now());
+        let young = FileContent { settled: false, ..content(2, 100) };
+        for content in [content(1, FILE_CHUNKS_MIN - 1), young] {
+            manifests.reached(&content, range(0, 3));
+            assert_eq!(
+                (manifests.opened(&content, at(start)), manifests.next(&content, at(start))),
+                (Vec::new(), None)
+            );
+        }
+        manifests.turn_off();
+        assert_eq!(manifests.opened(&content(3, 100), at(start)), []);
+    }
+
+    #[test]
+    fn a_file_whose_hashes_do_not_come_is_left_alone() {
+        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+        answer_opening(&mut manifests, &content, Answer::None, start);
+        manifests.reached(&content, range(2000, 10));
+        assert_eq!(manifests.next(&content, at(start)), None);
+    }
+
+    #[test]
+    fn where_nothing_is_ever_held_few_openings_ask() {
+        let (mut manifests, start) = (Manifests::new(), Instant::now());
+        let mut open = |file, found| {
+            let content = content(file, 100);
+            let questions = manifests.opened(&content, at(start));
+            for question in &questions {
+                manifests.answered(&content.key, *question, held(found), start);
+            }
+            !questions.is_empty()
+        };
+        let asked = (0..100).filter(|file| open(*file, 0)).count();
+        assert!((8..=20).contains(&asked), "{asked} of 100");
+        let lucky = (100..120).find(|file| open(*file, 1)).expect("some are asked about");
+        assert!((lucky + 1..lucky + 4).all(|file| open(file, 0)), "luck is remembered");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Open(u8),
+        Reach(u8, u64),
+        /// One of the questions under way has its answer.
+        Answer(usize, u64),
+        Fail(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            1 => (0..8u8).prop_map(Step::Open),
+            4 => (0..8u8, 0..3000u64).prop_map(|(file, end)| Step::Reach(file, end)),
+            6 => (any::<usize>(), 0..200u64).prop_map(|(pick, held)| Step::Answer(pick, held)),
+            1 => any::<usize>().prop_map(Step::Fail),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn bounds_hold_and_nothing_is_asked_twice_at_a_time(steps in prop::collection::vec(step(), 0..200)) {
+            let (mut manifests, start) = (Manifests::new(), Instant::now());
+            let mut running: Vec<(u8, ChunkRange)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Open(file) => {
+                        let questions = manifests.opened(&content(file, 2000), at(start));
+                        running.extend(questions.into_iter().map(|range| (file, range)));
+                    }
+                    Step::Reach(file, end) => {
+                        let content = content(file, 2000);
+                        manifests.reached(&content, range(end.saturating_sub(8), 8.min(end)));
+                        let more = std::iter::from_fn(|| manifests.next(&content, at(start)));
+                        running.extend(more.map(|range| (file, range)));
+                    }
+                    Step::Answer(pick, found) if !running.is_empty() => {
+                        let (file, range) = running.swap_remove(pick % running.len());
+                        manifests.answered(&content(file, 2000).key, range, held(found.min(range.count)), start);
+                    }
+                    Step::Fail(pick) if !running.is_empty() => {
+                        let (file, range) = running.swap_remove(pick % running.len());
+                        manifests.answered(&content(file, 2000).key, range, Answer::None, start);
+                    }
+                    _ => {}
+                }
+                prop_assert!(running.len() <= QUESTIONS_MAX);
+                prop_assert_eq!(manifests.under_way, running.len());
+                for file in 0..8 {
+                    let own: Vec<_> = running.iter().filter(|(of, _)| *of == file).collect();
+                    prop_assert!(own.len() <= FILE_QUESTIONS_MAX);
+                    let chunks: BTreeSet<_> = own.iter().flat_map(|(_, range)| range.as_range()).collect();
+                    let sum: u64 = own.iter().map(|(_, range)| range.count).sum();
+                    prop_assert_eq!(chunks.len() as u64, sum, "two questions about one chunk at a time");
+                    prop_assert!(chunks.iter().all(|chunk| *chunk < 2000));
+                    prop_assert!(own.iter().all(|(_, range)| range.count <= STEP_CHUNKS_MAX));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Work that gives way to all other work.
+
+use nix::errno::Errno;
+
+/// `IOPRIO_WHO_PROCESS`: one thread.
+const WHO_THREAD: libc::c_int = 1;
+/// `IOPRIO_CLASS_IDLE`, where the kernel has it in an I/O priority.
+const IDLE_CLASS: libc::c_int = 3 << 13;
+
+/// Lets the calling thread have the processor and the disk only while nobody else wants them. Needs no privilege; where the disk's
+/// scheduler knows no priorities only the first half takes effect.
+pub fn idle_thread() -> Result<(), Errno> {
+    // SAFETY: all its fields are integers, for which zero is a value; on some systems there are more than the priority.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live value, which the kernel only reads; 0 is the calling thread.
+    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) })?;
+    // SAFETY: takes numbers only; 0 is the calling thread.
+    let code = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_THREAD, 0, IDLE_CLASS) };
+    Errno::result(code).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thread_gives_way_and_others_do_not() {
+        let policy_of = |path: &str| {
+            let stat = std::fs::read_to_string(path).unwrap();
+            // The 41st field, counted from 1; the second may hold blanks.
+            stat.rsplit(") ").next().unwrap().split(' ').nth(38).unwrap().to_owned()
+        };
+        let inside = std::thread::spawn(move || {
+            idle_thread().unwrap();
+            policy_of("/proc/thread-self/stat")
+        });
+        assert_eq!(inside.join().unwrap(), libc::SCHED_IDLE.to_string());
+        assert_eq!(policy_of("/proc/thread-self/stat"), libc::SCHED_OTHER.to_string());
+    }
+}

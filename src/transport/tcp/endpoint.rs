@@ -272,7 +272,7 @@ mod tests {
             (CongestionKind::Delivery, Duration::from_secs(1), None),
             (CongestionKind::Delivery, Duration::ZERO, Some("bbr")),
         ] {
-            let tuning = TransportTuning { congestion, tcp_rtt_max, ..TransportTuning::default() };
+            let tuning = TransportTuning { tcp_rtt_max, congestion, ..TransportTuning::default() };
             let connected = connect(listener.local_addr().unwrap(), &tuning).await.unwrap();
             assert_eq!(kernels_congestion_control(&connected.stream, &tuning), wanted);
             if wanted == Some("reno") {

@@ -48,8 +48,11 @@ impl Mux {
 
     /// All was written. Returns whether there was something to finish.
     pub(in crate::transport::tcp) fn finish(&mut self, id: u32) -> bool {
-        let open = |stream: &&mut Stream| stream.send.phase == Phase::Open;
-        let Some(stream) = self.streams.get_mut(&id).filter(open) else { return false };
+        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        if stream.send.phase != Phase::Open {
+            // A peer that has enough already takes nothing amiss.
+            return stream.send.stopped.is_some();
+        }
         stream.send.phase = Phase::Finished;
         self.schedule(id);
         true

@@ -374,3 +374,15 @@ fn who_makes_us_talk_and_does_not_listen_is_hostile() {
     assert!(refused.is_some());
     assert!(mux.control.len() <= CONTROL_FRAMES_MAX + 1 && mux.streams.len() <= STREAMS_LINGERING_MAX);
 }
+
+#[test]
+fn a_peer_that_has_enough_takes_an_end_not_amiss() {
+    let mut world = World::new();
+    let id = open(&mut world.ends[0].mux, Lane::Demand, 100);
+    world.carry(0, 1 << 20, 9_999);
+    assert!(world.ends[1].mux.stop(id, 1));
+    world.carry(1, 1 << 20, 9_999);
+    assert!(world.ends[0].mux.finish(id), "as with QUIC, the end is only not needed any more");
+    let written = world.ends[0].mux.poll_write(id, &mut Bytes::from_static(b"more"), &context());
+    assert_eq!(written, Poll::Ready(Err(StreamError::Stopped(1))));
+}

@@ -87,6 +87,7 @@ pub struct Fetcher {
     state: Mutex<State>,
     /// Places for beginnings of files that are being opened.
     first_places: Arc<Semaphore>,
+    people: warm::People,
 }
 
 /// Who waits for a chunk.
@@ -150,11 +151,13 @@ impl Fetcher {
             this: this.clone(),
             state: Mutex::new(state),
             first_places: Arc::new(Semaphore::new(FIRST_PIECES_MAX)),
+            people: warm::People::default(),
         })
     }
 
     /// Has chunks brought that will probably be read by `owner` next: queued, forgotten, bounded. Returns at once.
     pub fn ahead(&self, content: &FileContent, range: ChunkRange, owner: OwnerId) {
+        self.people.want();
         let launches = self.with_state(|state| {
             state.ledger.ahead(content, range, owner);
             state.admit()

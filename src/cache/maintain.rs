@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::direct::DirectIo;
@@ -20,6 +22,9 @@ use super::{CacheConfig, DiskCache};
 
 /// Most records that [`DiskCache::verify`] reads between two reports: up to 4 MiB.
 const VERIFY_BATCH: usize = 16;
+
+/// Batches that are read at once: while one is hashed the disk brings the next.
+const VERIFY_THREADS: usize = 2;
 
 /// Smallest and largest segment into which pins are gathered, in bytes; a 32nd of the cache in between.
 const SEGMENT_BYTES: (u64, u64) = (16 * 1024, 64 * 1024 * 1024);
@@ -77,23 +82,40 @@ impl DiskCache {
     /// Reads and proves every record; `report` is told how far it is and what was damaged since it was told last, and
     /// ends it by returning `false`. Blocks.
     pub fn verify(&self, mut report: impl FnMut(&VerifyProgress, &[Damaged]) -> bool) -> VerifyProgress {
-        let shared = self.shared();
-        let all = shared.index().all();
+        let all = self.shared().index().all();
         let mut progress = VerifyProgress { records_total: all.len() as u64, ..VerifyProgress::default() };
-        for batch in all.chunks(VERIFY_BATCH) {
-            let read = shared.read(batch, Reading::Once);
-            let lost = read.iter().zip(batch).filter(|(proven, _)| proven.is_none());
-            let damaged: Vec<Damaged> = lost.filter_map(|(_, wanted)| damaged(shared, wanted)).collect();
-            drop(read);
-            progress.bad += damaged.len() as u64;
-            progress.records += batch.len() as u64;
-            progress.bytes += batch.iter().map(|(.., at)| u64::from(at.len)).sum::<u64>();
-            if !report(&progress, &damaged) {
-                break;
+        let batches: Vec<&[Wanted]> = all.chunks(VERIFY_BATCH).collect();
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let (sender, receiver) = mpsc::sync_channel(VERIFY_THREADS);
+            for _ in 0..VERIFY_THREADS {
+                let (sender, batches, next) = (sender.clone(), &batches, &next);
+                scope.spawn(move || {
+                    // Nobody listens any more when `report` has had enough.
+                    while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed))
+                        && sender.send((*batch, prove(self.shared(), batch))).is_ok()
+                    {}
+                });
             }
-        }
+            drop(sender);
+            for (batch, damaged) in receiver {
+                progress.bad += damaged.len() as u64;
+                progress.records += batch.len() as u64;
+                progress.bytes += batch.iter().map(|(.., at)| u64::from(at.len)).sum::<u64>();
+                if !report(&progress, &damaged) {
+                    break;
+                }
+            }
+        });
         progress
     }
+}
+
+/// Reads a batch. Returns what of it is damaged.
+fn prove(shared: &Shared, batch: &[Wanted]) -> Vec<Damaged> {
+    let read = shared.read(batch, Reading::Once);
+    let lost = read.iter().zip(batch).filter(|(proven, _)| proven.is_none());
+    lost.filter_map(|(_, wanted)| damaged(shared, wanted)).collect()
 }
 
 /// What is wrong with a record that could not be read; `None` where its segment was evicted meanwhile.

@@ -96,6 +96,8 @@ pub struct Fetcher {
     deltas: Deltas,
     /// Whenever a question for hashes has ended.
     hashes_came: Notify,
+    /// Whether people read, to whom warm-up gives way.
+    people: warm::People,
 }
 
 /// Who waits for a chunk.
@@ -163,11 +165,13 @@ impl Fetcher {
             first_places: Arc::new(Semaphore::new(FIRST_PIECES_MAX)),
             deltas: Deltas::default(),
             hashes_came: Notify::new(),
+            people: warm::People::default(),
         })
     }
 
     /// Has chunks brought that will probably be read by `owner` next: queued, forgotten, bounded. Returns at once.
     pub fn ahead(&self, content: &FileContent, range: ChunkRange, owner: OwnerId) {
+        self.people.want();
         self.ask_hashes_beyond(content, range);
         let launches = self.with_state(|state| {
             state.ledger.ahead(content, range, owner);

@@ -72,6 +72,7 @@ impl Fetcher {
         content: &FileContent,
         range: ByteRange,
     ) -> Result<Bytes, FetchError> {
+        self.people.want();
         let chunks = range.chunks();
         let began = Instant::now();
         let parts = match self.wait_for_chunks(content, chunks).await {
@@ -147,6 +148,7 @@ impl Fetcher {
             whole_chunks: false,
             known: Vec::new(),
         };
+        self.people.want();
         self.with_state(|state| state.counters.host_requests += 1);
         let mut parts = self.client.read(request, lane);
         let mut found = None;

@@ -2,26 +2,57 @@
 //! somebody waits for.
 //!
 //! A run of chunks goes from the host to the cache and is forgotten. Its stream has the lowest priority, so it takes what
-//! the link has left; and it waits for the disk however slow that is, because a warm-up that drops chunks is none.
+//! the link has left, and what is under way at a time is little more than the link holds. While people read, hardly anything
+//! new is asked for: what is on its way already cannot be overtaken. It waits for the disk however slow that is, because a warm-up that drops chunks is none.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::read::bad_answer;
 use super::{FetchError, Fetcher, FileContent};
 use crate::cache::ChunkCache;
-use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
+use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 use crate::client::{CallError, ContentPart, Lane};
 use crate::proto::ReadRequest;
 
 /// Most chunks of one run: 1 MiB. More runs are asked for at once where there is more.
 pub const WARM_RUN_CHUNKS: u64 = 4;
 
+/// Most runs under way: 16 MiB, which fill 1 Gbit/s over 100 ms.
+const RUNS_MAX: u64 = 16;
+
+/// So many are under way where nothing is known of the link yet.
+const RUNS_AT_FIRST: u64 = 4;
+
+/// People are at rest when nobody has asked for content for so long. Somebody who watches or copies asks more often.
+const REST: Duration = Duration::from_millis(300);
+
+/// What waits for people to rest goes on after so long all the same: a film of two hours shall not end a warm-up.
+const REST_WAIT: Duration = Duration::from_secs(5);
+
 /// How long one chunk may wait for the disk: one that takes nothing for so long is broken.
 const ROOM_WAIT: Duration = Duration::from_secs(60);
 
 /// How often to look whether there is room.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// When people last wanted content that was not at hand.
+#[derive(Default)]
+pub(super) struct People {
+    last: Mutex<Option<Instant>>,
+}
+
+impl People {
+    /// Somebody wants something now.
+    pub(super) fn want(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn rest(&self) -> bool {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_none_or(|last| last.elapsed() >= REST)
+    }
+}
 
 /// Where the bytes of a run were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +75,23 @@ impl Fetcher {
     /// The disk cache.
     pub fn cache(&self) -> &Arc<dyn ChunkCache> {
         &self.cache
+    }
+
+    /// How many runs may be under way: twice what the link holds, so that it is never idle and others never wait long.
+    pub fn warm_runs_max(&self) -> usize {
+        let link = self.client.link();
+        let held_bytes = link.bytes_per_second as f64 * link.rtt.as_secs_f64();
+        let runs = (2.0 * held_bytes / (WARM_RUN_CHUNKS * CHUNK_BYTES) as f64).ceil() as u64 + 1;
+        if link.bytes_per_second == 0 { RUNS_AT_FIRST as usize } else { runs.min(RUNS_MAX) as usize }
+    }
+
+    /// Waits until people rest, some seconds at most.
+    pub async fn rest(&self) {
+        let deadline = Instant::now() + REST_WAIT;
+        let is_busy = || !self.people.rest() || self.with_state(|state| state.ledger.inflight().chunks() > 0);
+        while is_busy() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Has the disk cache hold a run of chunks of a settled content. Dropping the call ends the request.
@@ -159,7 +207,7 @@ impl Fetcher {
     /// How many bytes of a content the disk cache has; `None` where counting took longer than `within`. Blocks on the disk.
     pub fn cached_bytes(&self, content: &FileContent, within: Duration) -> Option<u64> {
         let deadline = Instant::now() + within;
-        let all = ChunkRange::new(ChunkIndex(0), u64::MAX / crate::chunk::CHUNK_BYTES);
+        let all = ChunkRange::new(ChunkIndex(0), u64::MAX / CHUNK_BYTES);
         let mut bytes = 0;
         for index in content.clamp(all).iter().take_while(|_| content.settled) {
             if index.0 % 256 == 0 && Instant::now() >= deadline {

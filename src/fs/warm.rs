@@ -16,9 +16,6 @@ use crate::client::{CallError, ListPart};
 use crate::fetch::{FetchError, FileContent, WARM_RUN_CHUNKS, Warmed};
 use crate::proto::{Attributes, DirectoryEntry, ErrorCode, FileKind, NodeId};
 
-/// Runs under way: 16 MiB, which fill 1 Gbit/s over 100 ms.
-const RUNS_MAX: usize = 16;
-
 /// Most directories that wait to be walked, and most entries of one of them: some 100 MB.
 const DIRECTORIES_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 1 << 22;
@@ -80,7 +77,7 @@ impl FileSystem {
             fs,
             progress: Arc::clone(&progress),
             runs: VecDeque::new(),
-            runs_max: RUNS_MAX,
+            runs_max: usize::MAX,
             pinning: None,
         };
         let task = self.runtime().spawn(async move {
@@ -233,7 +230,7 @@ impl Walk {
         let pinning =
             self.blocking(move || cache.begin_pin(&name).map_err(|error| error.to_string())).await?;
         let runs = pinning.ahead_bytes_max() / (WARM_RUN_CHUNKS * CHUNK_BYTES);
-        self.runs_max = RUNS_MAX.min(runs as usize).max(1);
+        self.runs_max = (runs as usize).max(1);
         self.pinning = Some(pinning);
         Ok(())
     }
@@ -286,10 +283,11 @@ impl Walk {
             let count = WARM_RUN_CHUNKS.min(chunks - first);
             let run = ChunkRange::new(ChunkIndex(first), count);
             first += count;
-            self.start(&file, content, run, first == chunks);
-            if self.runs.len() >= self.runs_max {
+            while self.runs.len() >= self.runs_max.min(self.fs.fetcher.warm_runs_max()) {
                 self.settle_next().await?;
             }
+            self.fs.fetcher.rest().await;
+            self.start(&file, content, run, first == chunks);
             if first == chunks || lock(&file).has_failed {
                 return Ok(());
             }

@@ -127,13 +127,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::NoCache;
+    use crate::cache::{CacheConfig, DiskCache};
     use crate::client::memory::MemoryHost;
     use crate::fetch::{FetchConfig, Fetcher};
     use crate::fs::FsConfig;
 
+    /// With a cache in a directory that is gone when this returns: nothing is ever written to it here.
     fn jobs(host: &MemoryHost) -> WarmJobs {
-        let fetcher = Fetcher::new(host.client(), Arc::new(NoCache), FetchConfig::default());
+        let directory = tempfile::tempdir().unwrap();
+        let (size_bytes, segment_bytes) = (1 << 20, Some(1 << 16));
+        let cache = CacheConfig {
+            directory: directory.path().to_owned(),
+            size_bytes,
+            min_free_ratio: 0.0,
+            segment_bytes,
+        };
+        let cache = Arc::new(DiskCache::open(&cache).unwrap());
+        let fetcher = Fetcher::new(host.client(), cache, FetchConfig::default());
         WarmJobs::new(FileSystem::new(host.client(), fetcher, FsConfig::default()))
     }
 
@@ -152,11 +162,12 @@ mod tests {
     #[tokio::test]
     async fn one_that_nobody_asks_about_is_given_up() {
         let host = silent_host();
-        let jobs = WarmJobs { forgotten_after: Duration::from_millis(300), ..jobs(&host) };
+        // Long beside the pauses of a machine that is busy with other tests.
+        let jobs = WarmJobs { forgotten_after: Duration::from_secs(2), ..jobs(&host) };
         let watched = jobs.begin(&order("file")).unwrap().id;
         let forgotten = jobs.begin(&order("file")).unwrap().id;
-        for _ in 0..20 {
-            tokio::time::sleep(Duration::from_millis(30)).await;
+        while lock(&jobs.jobs).running.contains_key(&forgotten) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
             assert!(!jobs.report(watched).unwrap().done);
         }
         assert!(jobs.report(forgotten).unwrap_err().contains("nobody asks about"));

@@ -11,7 +11,7 @@ use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart};
 use wormhole::fetch::{FetchConfig, Fetcher};
-use wormhole::fs::{FileSystem, FsConfig, WarmJob, WarmProgress};
+use wormhole::fs::{FileSystem, FsConfig, Inode, Lookup, OpenRequest, WarmJob, WarmProgress};
 use wormhole::proto::{Attributes, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
 
 const MIB: u64 = 1 << 20;
@@ -138,16 +138,42 @@ async fn a_tree_is_brought_once_behind_everything_else_and_past_memory() {
 
 #[tokio::test]
 async fn only_so_much_is_under_way_and_nothing_when_it_is_dropped() {
+    // Nothing is known, a link that holds 1.25 MB, one that holds 62 MB.
+    for (rtt_ms, bytes_per_second, runs) in [(0, 0, 4), (50, 25_000_000, 4), (50, 1_250_000_000, 16)] {
+        let host = MemoryHost::new();
+        host.create_generated("file", 40 * MIB, 1);
+        host.set_link(Duration::from_millis(rtt_ms), bytes_per_second);
+        let world = World::new(host);
+        world.host.hold(|request, stage| is_read(request) && stage == Stage::Arrived);
+        let job = world.begin("file");
+        world.host.until(|host| host.held().len() == runs).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(world.host.held().len(), runs);
+        drop(job);
+        world.host.until(|host| host.held().is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn while_people_read_nothing_new_is_asked_for() {
     let host = MemoryHost::new();
     host.create_generated("file", 40 * MIB, 1);
+    host.create_generated("film", 40 * MIB, 2);
     let world = World::new(host);
-    world.host.hold(|request, stage| is_read(request) && stage == Stage::Arrived);
+    let Lookup::Found(film) = world.fs.lookup(Inode::ROOT, b"film").await.unwrap() else { panic!() };
+    let handle = world.fs.open(film.inode, OpenRequest::default()).await.unwrap().handle;
+    let start = std::time::Instant::now();
+    let read = async |at: u64| world.fs.read(handle, ByteRange::new(at, 4096)).await.unwrap();
+    read(0).await;
     let job = world.begin("file");
-    world.host.until(|host| host.held().len() == 16).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(world.host.held().len(), 16);
-    drop(job);
-    world.host.until(|host| host.held().is_empty()).await;
+    for turn in 1..20 {
+        read(turn * 2 * MIB - 4096).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let so_far = job.progress().bytes;
+    // Slow machines may rest between two reads.
+    assert!(so_far == 0 || start.elapsed() > Duration::from_secs(4), "{so_far}");
+    assert_eq!(end(&job).await.bytes, 40 * MIB);
 }
 
 #[tokio::test]

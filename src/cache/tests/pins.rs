@@ -345,7 +345,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
     /// Two caches in one directory: at every moment both have everything that is pinned, within the size.
     #[test]
     fn pins_hold_in_every_history(steps in prop::collection::vec(step(), 1..80)) {

@@ -6,7 +6,8 @@
 //! - With the opening of a file of 1 MiB or more the hashes of its first 4 MiB are asked for, the first of them apart, so that they
 //!   come about when the open does.
 //! - Where some of them are of use, the rest is asked for in ranges that double, well in front of the window.
-//! - Where none is, a few are asked for further on, at distances that double: 2 % of the file and less.
+//! - Where none is, a few are asked for further on, at distances that double: 64 of 1,024 chunks, 2 % of a
+//!   file of 1 GiB and more.
 //! - After some files in a row without any use only one in eight is asked about as it is opened.
 //!
 //! A read ahead waits for hashes under way, for a bounded time, and is brought as always when they do not come. A program that waits for

@@ -132,6 +132,28 @@ fn a_full_table_stays_in_its_bound_and_keeps_the_newest() {
     assert!(fs::metadata(folder.path().join(INDEX_FILE)).unwrap().len() <= table.bytes_max());
 }
 
+#[test]
+fn a_million_hashes_are_opened_at_once() {
+    const STRETCHES: u64 = 1_000_000 / STRETCH_CHUNKS;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(INDEX_FILE);
+    let table = Table::open(&path, [3; 32]).unwrap();
+    let mut full = Stretch::default();
+    (0..STRETCH_CHUNKS as usize).for_each(|at| full.set(at, hash(at as u64)));
+    let id = |number| file(number, 300).stretch(ChunkIndex(0)).0;
+    for number in 0..STRETCHES {
+        table.write(&id(number), &full, number).unwrap();
+    }
+    drop(table);
+    let began = std::time::Instant::now();
+    let table = Table::open(&path, [4; 32]).unwrap();
+    let opened = began.elapsed();
+    let found = (0..STRETCHES).filter(|number| table.read(&id(*number)).is_some()).count() as u64;
+    eprintln!("opened in {opened:?}, {found} of {STRETCHES} stretches in {:?}", began.elapsed() - opened);
+    assert!(opened < Duration::from_millis(200), "{opened:?}");
+    assert!(found * 1000 >= STRETCHES * 999, "{found} of {STRETCHES}");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Note { file: u64, at: u64, of: u64 },

@@ -139,10 +139,11 @@ async fn two_versions_are_never_mixed() {
     const READS: usize = 60;
     let (world, guest, file) = with_file().await;
     let path = world.path("file");
+    fs::write(&path, vec![0; SIZE]).unwrap();
     let reads = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&reads);
     let writer = std::thread::spawn(move || {
-        for round in 0u8.. {
+        for round in 1u8.. {
             let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
             // The size differs from round to round, as the clock of a file system may tick too slowly.
             file.set_len(0).unwrap();

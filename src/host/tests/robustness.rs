@@ -1,10 +1,11 @@
 //! Clients that send nonsense, read nothing, or leave; daemons that end.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::chunk::CHUNK_BYTES;
+use crate::host::HostStatus;
 use crate::proto::FRAME_BYTES_MAX;
 use crate::transport::CloseReason;
 
@@ -68,18 +69,14 @@ async fn a_client_that_reads_nothing_keeps_nobody_waiting() {
         );
     }
     // The host has no more to do for the lazy client when the chunks that wait are as many as its requests.
-    while world.host.status().send_inflight < 32 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(&world, |status| status.send_inflight >= 32).await;
     let other = world.client().await;
     let small = other.walk("small").await.unwrap();
     assert!(other.bytes(chunks(&small, 0, 1000)).await.unwrap() == pattern(1000));
     let large = other.walk("large").await.unwrap();
     assert_eq!(other.bytes(chunks(&large, 0, SIZE)).await.unwrap().len() as u64, SIZE);
     drop(unread);
-    while world.host.status().send_inflight > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(&world, |status| status.send_inflight == 0).await;
     let whole = lazy.bytes(chunks(&large, 0, SIZE)).await.unwrap();
     assert_eq!(whole.len() as u64, SIZE, "whoever gave up can ask again");
 }
@@ -90,9 +87,7 @@ async fn a_client_that_leaves_is_off_the_list() {
     let guest = world.client().await;
     assert_eq!(world.host.status().clients.len(), 1);
     guest.visitor.connection.close(0, "bye");
-    while !world.host.status().clients.is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(&world, |status| status.clients.is_empty()).await;
     assert_eq!(world.host.status().sessions, 1, "its session is kept for a while");
 }
 
@@ -149,4 +144,18 @@ async fn a_host_that_restarts_is_another_instance_with_the_same_keys() {
     assert_eq!(welcome.root.node, before.root.node);
     let guest = Guest { visitor, welcome };
     assert_eq!(guest.bytes(chunks(&guest.walk("file").await.unwrap(), 0, 1)).await.unwrap(), b"x");
+}
+
+/// Waits until the daemon's report is as it should be.
+#[track_caller]
+fn until(world: &World, is_so: impl Fn(&HostStatus) -> bool) -> impl Future<Output = ()> {
+    const WAIT: Duration = Duration::from_secs(120);
+    let caller = std::panic::Location::caller();
+    async move {
+        let begun = Instant::now();
+        while !is_so(&world.host.status()) {
+            assert!(begun.elapsed() < WAIT, "{caller}: {:?}", world.host.status());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }

@@ -198,7 +198,7 @@ fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
             Visibility::OwnerAndRoot => Access::RootAndOwner,
             Visibility::Everyone => Access::All,
         },
-        read_only: true,
+        read_only: !options.kernel.writes,
         default_permissions: options.kernel.checks_permissions(),
         allows_devices: options.kernel.dev,
         allows_set_uid: options.kernel.suid,
@@ -354,6 +354,8 @@ mod tests {
             FuseConfig { source: "nas:/m".to_owned(), default_permissions: false, ..FuseConfig::default() };
         assert_eq!(usual, expected);
         assert!(usual.read_only && !usual.allows_devices && !usual.allows_set_uid);
+        assert_eq!(fuse("rw"), FuseConfig { read_only: false, ..usual.clone() });
+        assert_eq!(fuse("rw,ro"), usual);
         assert_eq!(fuse("noexec"), FuseConfig { allows_exec: false, ..usual.clone() });
         assert_eq!(fuse("allow_root").access, Access::RootAndOwner);
         let open = fuse("allow_other");

@@ -9,6 +9,8 @@ use super::attributes::{Freshness, Ownership};
 pub struct FsConfig {
     /// The host's public key: keeps apart what the cache knows of files of different hosts.
     pub host_key: [u8; 32],
+    /// Whether the mount changes nothing.
+    pub read_only: bool,
     /// How long attributes and names hold.
     pub freshness: Freshness,
     /// Shown in place of the host's owners and permissions.
@@ -24,6 +26,7 @@ impl Default for FsConfig {
     fn default() -> Self {
         Self {
             host_key: [0; 32],
+            read_only: true,
             freshness: Freshness::default(),
             ownership: Ownership::default(),
             default_permissions: true,
@@ -35,6 +38,7 @@ impl Default for FsConfig {
 impl fmt::Debug for FsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FsConfig")
+            .field("read_only", &self.read_only)
             .field("freshness", &self.freshness)
             .field("ownership", &self.ownership)
             .field("default_permissions", &self.default_permissions)

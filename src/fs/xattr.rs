@@ -71,6 +71,11 @@ impl XattrNames {
         }
     }
 
+    /// They were changed here.
+    pub(super) fn forget(&self, node: NodeId) {
+        lock(&self.kept).pop(&node);
+    }
+
     /// Whether the file at `position` follows closely on the last one that was asked in this directory.
     fn follows(&self, directory: NodeId, position: usize) -> bool {
         const STRIDE_MAX: usize = 8;
@@ -158,7 +163,7 @@ impl FileSystem {
     }
 }
 
-const fn refused(errno: Errno) -> FsError {
+pub(super) const fn refused(errno: Errno) -> FsError {
     FsError::Call(CallError::Host(WireError::system(errno)))
 }
 

@@ -18,6 +18,7 @@
 mod convert;
 mod filesystem;
 mod notify;
+mod reply;
 mod session;
 mod stub;
 pub mod table;

@@ -9,16 +9,20 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::counters::{Counters, Sending};
-use crate::proto::{ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, encode_frame, frame_len};
+use crate::proto::{
+    ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, XATTR_VALUE_BYTES_MAX, encode_frame, frame_len,
+};
 use crate::transport::connection::set_lane;
 use crate::transport::{Lane, ReadExactError, RecvStream, SendStream};
 
 /// How long a request may take to arrive once its stream is open; it is one small frame.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most bytes of a request: far above the largest, a read that carries 64 hashes (2.2 KiB) or a hello with the longest
-/// path. Answers may be longer.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// How long a client that sends content may fall silent within it: a link that was cut comes back on another connection.
+const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Most bytes of a request: above the largest, the value of an extended attribute. Answers may be longer.
+const REQUEST_BYTES_MAX: usize = XATTR_VALUE_BYTES_MAX + 8 * 1024;
 
 /// The client no longer wants the answer, or is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,21 @@ pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Vec<u8>, Wi
     };
     let late = |_| Err(malformed(format!("no whole request within {} s", REQUEST_DEADLINE.as_secs())));
     timeout(REQUEST_DEADLINE, read).await.unwrap_or_else(late)
+}
+
+/// Reads the bytes that follow a request, at the client's pace as long as it has one.
+pub(super) async fn read_body(receive: &mut RecvStream, len: usize) -> Result<Bytes, WireError> {
+    let mut bytes = vec![0; len];
+    let mut at = 0;
+    while at < len {
+        match timeout(BODY_PAUSE_MAX, receive.read(&mut bytes[at..])).await {
+            Ok(Ok(Some(count))) => at += count,
+            Ok(Ok(None)) => return Err(malformed("the content ends too soon")),
+            Ok(Err(error)) => return Err(malformed(format!("the content ends too soon: {error}"))),
+            Err(_) => return Err(malformed("the content does not come")),
+        }
+    }
+    Ok(bytes.into())
 }
 
 fn cut_short(error: &ReadExactError) -> WireError {

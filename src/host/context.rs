@@ -1,14 +1,14 @@
 //! What the requests of one connection share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::counters::Counters;
 use super::lending::Lending;
 use super::session::Session;
 use crate::io::Engine;
-use crate::proto::{Errno, WireError};
+use crate::proto::{BootId, Errno, WireError};
 
 /// Reads that all requests of a connection may have ahead of what is being sent: 16 MiB, besides one a request.
 const READS_AHEAD_MAX: usize = 64;
@@ -17,6 +17,19 @@ const READS_AHEAD_MAX: usize = 64;
 /// all of the daemon's threads (tokio has 512).
 const BLOCKING_MAX: usize = 64;
 
+/// Writes of a connection whose bytes are taken in or written at a time: 64 MiB.
+const RECEIVING_MAX: usize = 64;
+
+/// What the kernel calls its run, where it tells.
+fn boot_id() -> Option<BootId> {
+    static ANSWER: OnceLock<Option<BootId>> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let text = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+        let hash = blake3::hash(&text);
+        hash.as_bytes().first_chunk().copied().map(BootId)
+    })
+}
+
 /// One connection of one client, let in.
 #[derive(Debug)]
 pub(super) struct ClientContext {
@@ -24,19 +37,22 @@ pub(super) struct ClientContext {
     pub(super) session: Arc<Session>,
     /// Whether every change is refused.
     pub(super) read_only: bool,
+    /// Whether the client may choose owners.
+    pub(super) owners: bool,
     /// Its share of the engine's buffers.
     pub(super) lending: Lending,
     engine: Engine,
     counters: Arc<Counters>,
     ahead: Arc<Semaphore>,
     blocking: Arc<Semaphore>,
+    receiving: Semaphore,
 }
 
 impl ClientContext {
     /// For a new connection; `lending` is its share.
     pub(super) fn new(
         session: Arc<Session>,
-        read_only: bool,
+        (read_only, owners): (bool, bool),
         lending: Lending,
         engine: Engine,
         counters: Arc<Counters>,
@@ -45,11 +61,13 @@ impl ClientContext {
         Self {
             session,
             read_only,
+            owners,
             lending,
             engine,
             counters,
             ahead: Arc::new(ahead),
             blocking: Arc::new(blocking),
+            receiving: Semaphore::new(RECEIVING_MAX),
         }
     }
 
@@ -61,6 +79,17 @@ impl ClientContext {
     /// What is counted.
     pub(super) fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// Which run of the kernel this is.
+    pub(super) fn boot(&self) -> BootId {
+        boot_id().unwrap_or(BootId(self.session.run.instance.0))
+    }
+
+    /// Leave to take in the content of one more write.
+    pub(super) async fn leave_to_receive(&self) -> Option<SemaphorePermit<'_>> {
+        // Fails only when the semaphore is closed, which nobody does.
+        self.receiving.acquire().await.ok()
     }
 
     /// Leave to read one more part before it is needed, where the connection has not too many already.

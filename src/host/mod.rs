@@ -8,7 +8,8 @@
 //! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
 //! 6. `content`, `ahead`, `lending`, `sum`: from the disk engine to the stream
-//! 7. `keeping`, `addresses`, `counters`, `status`: the daemon itself
+//! 7. `operations`, `once`, `change`, `write`: what clients change, each change once
+//! 8. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
 
@@ -17,6 +18,7 @@ mod admission;
 mod ahead;
 mod answer;
 mod attributes;
+mod change;
 mod confine;
 mod connection;
 mod content;
@@ -33,7 +35,9 @@ mod keys;
 mod lending;
 mod metadata;
 mod nodes;
+mod once;
 mod opens;
+mod operations;
 mod requests;
 mod session;
 mod sessions;
@@ -42,6 +46,7 @@ mod status;
 mod sum;
 mod tickets;
 mod tree;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +57,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -191,6 +197,8 @@ impl Host {
         }
         let engine = Engine::start(&EngineConfig { kind: config.engine, ..EngineConfig::default() })?;
         let instance = InstanceId(random_bytes()?);
+        // What clients make gets the permissions that they mask themselves; the daemon's own files name theirs.
+        umask(Mode::empty());
         let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
         let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
         let names = core.exports.iter().map(|open| open.export.name.clone()).collect();

@@ -143,9 +143,13 @@ pub struct Mount {
 
 impl Mount {
     /// Connects, and mounts. When this returns the mount answers.
-    pub async fn start(config: MountConfig) -> Result<Self, MountError> {
+    pub async fn start(mut config: MountConfig) -> Result<Self, MountError> {
         let client = QuicClient::connect(client_config(&config)?).await?;
         remember(&config);
+        if client.read_only() && !config.fuse.read_only {
+            tracing::warn!("{}: the host lets this machine read only; mounted read-only", config.label);
+            config.fuse.read_only = true;
+        }
         let cache = open_cache(config.cache.clone()).await?;
         let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
         let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
@@ -301,6 +305,7 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         host_key: *config.remote.key.as_bytes(),
         freshness: config.freshness,
         ownership: config.ownership,
+        read_only: config.fuse.read_only,
         default_permissions: config.fuse.default_permissions,
         ..FsConfig::default()
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::change::{BootId, ChangeRequest, Changed, OpenAccess, SessionRun, WriteRequest, Written};
 use super::lane::Lane;
 use super::node::{Attributes, NodeId, Timestamp, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex};
@@ -75,6 +76,8 @@ pub struct Welcome {
     pub read_only: bool,
     /// How long the host keeps the session when the connection is gone, in milliseconds.
     pub session_keep_ms: u32,
+    /// Which life of the session this is.
+    pub session: SessionRun,
 }
 
 /// Everything a client may ask.
@@ -176,6 +179,27 @@ pub enum Request {
         /// Names as of [`Request::Lookup`]; at most [`super::LOOKUPS_MAX`], of [`super::LOOKUP_NAME_BYTES_MAX`] together.
         names: Vec<Vec<u8>>,
     },
+    /// Opens a file as [`Self::Open`] does, for more than reading. Answer: [`Reply::Attributes`].
+    OpenFor {
+        /// Which file.
+        node: NodeId,
+        /// Which open of it.
+        open: OpenId,
+        /// For what.
+        access: OpenAccess,
+    },
+    /// Changes something, once.
+    Change(ChangeRequest),
+    /// Writes content, once.
+    Write(WriteRequest),
+    /// Brings what was written to the host's disk: a file's content and attributes, or a directory's entries. Answer:
+    /// [`Reply::Synced`].
+    Sync {
+        /// Of which file or directory.
+        node: NodeId,
+        /// Whether attributes that are not needed to find the content may wait (`fdatasync`).
+        data_only: bool,
+    },
 }
 
 /// Asks for content of one version of a file.
@@ -244,6 +268,15 @@ pub enum Reply {
         hash: ChunkHash,
         /// How many; fewer than asked only at the end of the file.
         len: u32,
+    },
+    /// To [`Request::Change`].
+    Changed(Changed),
+    /// To [`Request::Write`].
+    Written(Written),
+    /// To [`Request::Sync`].
+    Synced {
+        /// Which run of the host's kernel did it.
+        boot: BootId,
     },
 }
 

@@ -2,9 +2,11 @@
 //!
 //! These need `/dev/fuse`, and `fusermount3` where they do not run as root; without them they fail and say so.
 
+mod differential;
 mod failing;
 mod lasting;
 mod programs;
 mod reading;
 mod relay;
 mod trust;
+mod writing;

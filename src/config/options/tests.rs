@@ -177,7 +177,6 @@ fn what_has_no_effect_is_accepted_and_said() {
 #[test]
 fn what_is_not_built_yet_is_refused_in_words() {
     for list in [
-        "rw",
         "remount",
         "idmap=user",
         "idmap=file",
@@ -268,7 +267,7 @@ fn lists_add_up_and_the_last_word_counts() {
 }
 
 /// Every name of the contract in product.md, with a value that is allowed.
-const CONTRACT: &str = "ro noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
+const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
     dmask=0 idmap=none port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval timeo=1 retrans=1 actimeo=1 \
     acregmin=1 acregmax=1 acdirmin=1 acdirmax=1 noac attr_timeout=1 entry_timeout=1 negative_timeout=1 cache=none \
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \

@@ -4,6 +4,7 @@
 //! `fallocate` and their like are called from there. All functions here block for as long as the file system does:
 //! call them from a thread that may block.
 
+mod append;
 mod limits;
 mod open;
 mod residency;
@@ -11,6 +12,7 @@ mod socket;
 mod stat;
 mod xattr;
 
+pub use append::append;
 pub use limits::raise_memlock;
 pub use open::open_beneath;
 pub use residency::is_cached;

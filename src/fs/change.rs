@@ -68,7 +68,7 @@ impl FileSystem {
                 truncate,
             })
             .await?;
-        let attributes = made(changed)?;
+        let attributes = made(&changed)?;
         let entry = self.enter(parent, &name, attributes, learned);
         let opened = self.opened(entry.inode, handle, open, &attributes, Some(OpenId(handle)))?;
         Ok((entry, opened))
@@ -95,7 +95,7 @@ impl FileSystem {
             }
         };
         let (changed, learned) = self.change_names([parent], make).await?;
-        Ok(self.enter(parent, &name, made(changed)?, learned))
+        Ok(self.enter(parent, &name, made(&changed)?, learned))
     }
 
     /// Gives a file one more name.
@@ -103,7 +103,7 @@ impl FileSystem {
         let name = checked(name)?;
         let link = |[node, parent]: [NodeId; 2]| Change::Link { node, parent, name: name.to_vec() };
         let (changed, learned) = self.change([inode, parent], &[parent], link).await?;
-        Ok(self.enter(parent, &name, made(changed)?, learned))
+        Ok(self.enter(parent, &name, made(&changed)?, learned))
     }
 
     /// Takes a name away: of an empty directory if `directory`, else of something else.
@@ -114,18 +114,15 @@ impl FileSystem {
         let remove =
             |[parent]: [NodeId; 1]| Change::Remove { parent, name: name.to_vec(), directory, expected };
         let removed = self.change_names([parent], remove).await;
-        // Whether or not it is known to be done, what it named before is to be asked for.
         let mut inodes = lock(&self.inodes);
-        match removed {
-            Ok((changed, _)) => {
-                inodes.remove_name(parent, &name);
-                if let (None, Some(inode)) = (changed.node, inode) {
-                    inodes.outdate(inode, Instant::now());
-                }
-                Ok(())
-            }
-            Err(error) => Err(error),
+        if removed.is_ok() {
+            inodes.remove_name(parent, &name);
         }
+        let is_told = removed.as_ref().is_ok_and(|(changed, _)| changed.node.is_some());
+        if let Some(inode) = inode.filter(|_| !is_told) {
+            inodes.outdate(inode, Instant::now());
+        }
+        removed.map(drop)
     }
 
     /// Moves a name.
@@ -145,9 +142,13 @@ impl FileSystem {
             how,
             expected,
         };
-        self.change([from, to], &[from, to], rename).await?;
+        let renamed = self.change([from, to], &[from, to], rename).await;
         let mut inodes = lock(&self.inodes);
         let (moved, replaced) = (inodes.child(from, &from_name), inodes.child(to, &to_name));
+        if let Err(error) = renamed {
+            [moved, replaced].into_iter().flatten().for_each(|inode| inodes.outdate(inode, Instant::now()));
+            return Err(error);
+        }
         if moved.is_some() && moved == replaced {
             // Two names of one file: nothing has happened.
             return Ok(());
@@ -200,8 +201,12 @@ impl FileSystem {
                 Ok((changed, Learned { asked: completed, seen: begun }))
             }
             Err(error) => {
-                // It may have been done, or not.
-                inodes.iter().for_each(|inode| lock(&self.inodes).outdate(*inode, completed));
+                if !matches!(error, FsError::Call(CallError::Host(_))) {
+                    // It may have been done, or not.
+                    for inode in inodes {
+                        lock(&self.inodes).outdate(inode, completed);
+                    }
+                }
                 Err(error)
             }
         }
@@ -262,7 +267,7 @@ impl Entry {
     }
 }
 
-fn made(changed: Changed) -> Result<Attributes, FsError> {
+fn made(changed: &Changed) -> Result<Attributes, FsError> {
     let missing = || CallError::BadAnswer("what was made is missing in the answer".into());
     changed.node.ok_or_else(|| missing().into())
 }

@@ -73,6 +73,7 @@ impl FileSystem {
     }
 
     /// A descriptor of the handle is closed: what failed since is told here at the latest.
+    #[expect(clippy::unused_async, reason = "whoever closes will wait for what is sent behind him")]
     pub async fn flush(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         self.unheard_failure(&file)

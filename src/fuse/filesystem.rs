@@ -12,41 +12,18 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::reply::{GENERATION, failed};
 use super::session::KernelLimits;
-use super::{convert, reply};
+use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
 use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made};
 use crate::proto::{Caller, SeekTarget, SetAttributes};
-
-/// What the kernel is offered, where it has it.
-const CAPABILITIES: [InitFlags; 11] = [
-    // An abort is told from an unmount: readers get ECONNABORTED and not a story about sockets.
-    InitFlags::FUSE_ABORT_ERROR,
-    // Reads of one file at once, in any order.
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_ASYNC_DIO,
-    // Lookups and listings of one directory at once.
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    // Attributes along with names when a program seems to want them.
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    // Pages are dropped when attributes show another time of change: an open file follows its host.
-    InitFlags::FUSE_AUTO_INVAL_DATA,
-    // Requests of up to 1 MiB.
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    // The mask of whoever makes a file goes to the host, which knows whether the directory has an ACL in its place.
-    InitFlags::FUSE_DONT_MASK,
-    // Shared mappings of files that are read past the page cache.
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-];
 
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
@@ -97,6 +74,16 @@ impl Glue {
     }
 }
 
+/// Calls that only ask and answer: what the kernel sends behind the request, the reply, how it is filled, and from what.
+macro_rules! answered {
+    ($($call:ident($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
+        fn $call(&self, _request: &Request, $($argument: $type,)* reply: $reply) {
+            tracing::trace!($(?$argument,)* stringify!($call));
+            self.spawn(move |$fs| async move { reply::$answer(stringify!($call), reply, $work.await) });
+        }
+    )*};
+}
+
 fn inode(number: INodeNo) -> Inode {
     Inode(number.0)
 }
@@ -112,11 +99,7 @@ impl Filesystem for Glue {
     }
 
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not have it");
-            }
-        }
+        capabilities::offer(config);
         self.limits.apply(config);
         Ok(())
     }
@@ -148,13 +131,6 @@ impl Filesystem for Glue {
                 Ok(target) => reply.data(&target),
                 Err(error) => reply.error(failed("readlink", &error)),
             }
-        });
-    }
-
-    fn access(&self, _request: &Request, number: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        tracing::trace!(%number, ?mask, "access");
-        self.spawn(move |fs| async move {
-            reply::empty("access", reply, fs.access(inode(number), mask.bits() as u8).await);
         });
     }
 
@@ -229,20 +205,6 @@ impl Filesystem for Glue {
         });
     }
 
-    fn fsync(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        handle: FileHandle,
-        data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        tracing::trace!(%number, data_only, "fsync");
-        self.spawn(
-            move |fs| async move { reply::empty("fsync", reply, fs.fsync(handle.0, data_only).await) },
-        );
-    }
-
     fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         tracing::trace!(%number, "opendir");
         match self.fs.opendir(inode(number)) {
@@ -312,20 +274,6 @@ impl Filesystem for Glue {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(failed("releasedir", &error)),
         }
-    }
-
-    fn fsyncdir(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        handle: FileHandle,
-        data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        tracing::trace!(%number, data_only, "fsyncdir");
-        self.spawn(move |fs| async move {
-            reply::empty("fsyncdir", reply, fs.fsyncdir(handle.0, data_only).await);
-        });
     }
 
     fn statfs(&self, _request: &Request, number: INodeNo, reply: ReplyStatfs) {
@@ -577,26 +525,13 @@ impl Filesystem for Glue {
         });
     }
 
-    fn copy_file_range(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        _to: INodeNo,
-        to_handle: FileHandle,
-        to_offset: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        // The answer has 32 bits.
-        let range = ByteRange::new(offset, len.min(COPY_BYTES_MAX));
-        tracing::trace!(%number, ?range, to_offset, "copy_file_range");
-        self.spawn(move |fs| async move {
-            let copied = fs.copy_range((handle.0, range), (to_handle.0, to_offset)).await;
-            reply::written("copy_file_range", reply, copied.map(|count| count as u32));
-        });
+    answered! {
+        access(number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
+        fsync(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
+        fsyncdir(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);
+        copy_file_range(_number: INodeNo, from: FileHandle, offset: u64, _to: INodeNo, to: FileHandle, to_offset: u64, len: u64,
+            _flags: CopyFileRangeFlags) ReplyWrite => copied, |fs|
+            fs.copy_range((from.0, ByteRange::new(offset, len.min(COPY_BYTES_MAX))), (to.0, to_offset));
     }
 
     fn ioctl(

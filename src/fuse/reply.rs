@@ -73,6 +73,10 @@ pub(super) fn written(call: &str, reply: ReplyWrite, written: Result<u32, FsErro
     }
 }
 
+pub(super) fn copied(call: &str, reply: ReplyWrite, copied: Result<u64, FsError>) {
+    written(call, reply, copied.map(|count| count as u32));
+}
+
 /// A value of an extended attribute, or its size where that was asked (`size` 0).
 pub(super) fn xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
     match value {

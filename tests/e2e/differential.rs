@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use wormhole::io::sys::{XattrSet, XattrTarget, get_xattr, remove_xattr, set_xatt
 
 use crate::world::World;
 
-const OPERATIONS_A_LIST: usize = 60;
+const OPERATIONS_A_LIST: usize = 80;
 
 /// `splitmix64`.
 struct Dice(u64);
@@ -50,6 +50,36 @@ impl Dice {
     }
 }
 
+/// One operation; both sides get the same.
+struct Roll {
+    kind: u64,
+    one: String,
+    other: String,
+    slot: u64,
+    offset: u64,
+    len: u64,
+    mode: u32,
+    fill: usize,
+}
+
+impl Roll {
+    fn new(dice: &mut Dice) -> Self {
+        let (kind, one, other) = (dice.roll(29), dice.path(), dice.path());
+        let (slot, offset, len) = (dice.roll(3), dice.offset(), dice.roll(20_000));
+        let (mode, fill) = (dice.roll(512) as u32 | 0o600, dice.roll(251) as usize);
+        Self { kind, one, other, slot, offset, len, mode, fill }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        (0..self.len as usize).map(|at| (at * self.fill) as u8).collect()
+    }
+
+    fn words(&self, what: &str) -> String {
+        let Self { one, other, slot, offset, len, mode, .. } = self;
+        format!("{what} {one} {other} slot {slot} offset {offset} len {len} mode {mode:o}")
+    }
+}
+
 /// What one operation told: a number, bytes, or an error.
 type Told = Result<Vec<u8>, Option<i32>>;
 
@@ -65,120 +95,73 @@ impl Side {
         Self { root, open: BTreeMap::new() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
-    }
-
-    /// Does what the dice say; both sides get the same.
-    fn step(&mut self, dice: &mut Dice) -> (String, Told) {
-        let (kind, one, other) = (dice.roll(27), dice.path(), dice.path());
-        let (slot, offset, len) = (dice.roll(3), dice.offset(), dice.roll(20_000));
-        let (mode, fill) = (dice.roll(512) as u32 | 0o600, dice.roll(251) as u8);
-        let (path, path2) = (self.path(&one), self.path(&other));
+    /// Does what was rolled.
+    fn step(&mut self, roll: &Roll) -> (&'static str, Told) {
+        let path = self.root.join(&roll.one);
         // Who opens a pipe waits for somebody at its other end.
         let is_pipe = path.metadata().is_ok_and(|found| found.file_type().is_fifo());
-        let kind = if is_pipe && [0, 1, 2, 12, 18, 19, 26].contains(&kind) { 15 } else { kind };
-        let words =
-            |what: &str| format!("{what} {one} {other} slot {slot} offset {offset} len {len} mode {mode:o}");
-        let done = |result: io::Result<()>| told(result.map(|()| Vec::new()));
-        let system = |result: nix::Result<()>| done(result.map_err(io::Error::from));
-        let with = |open: &BTreeMap<u64, File>, work: &dyn Fn(&File) -> io::Result<Vec<u8>>| {
-            open.get(&slot).map_or(Ok(Vec::new()), |file| told(work(file)))
-        };
-        let bytes: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(fill)).collect();
-        match kind {
-            0 | 1 => (words("write whole"), done(fs::write(&path, &bytes))),
-            2 => (words("read whole"), told(fs::read(&path))),
-            3 => (words("mkdir"), done(fs::create_dir(&path))),
-            4 => (words("rmdir"), done(fs::remove_dir(&path))),
-            5 => (words("unlink"), done(fs::remove_file(&path))),
-            6 | 7 => (words("rename"), done(fs::rename(&path, &path2))),
-            8 => {
-                let how = [RenameFlags::RENAME_NOREPLACE, RenameFlags::RENAME_EXCHANGE][(fill % 2) as usize];
-                (words("renameat2"), system(renameat2(AT_FDCWD, &path, AT_FDCWD, &path2, how)))
+        match roll.kind {
+            0..=10 => self.names(roll, &path, is_pipe),
+            11..=16 => attributes(roll, &path, is_pipe),
+            _ => self.content(roll, &path, is_pipe),
+        }
+    }
+
+    fn names(&self, roll: &Roll, path: &Path, is_pipe: bool) -> (&'static str, Told) {
+        let other = self.root.join(&roll.other);
+        match roll.kind {
+            0 | 1 if !is_pipe => ("write whole", done(fs::write(path, roll.bytes()))),
+            0 | 1 => ("mkfifo", system(mknod(&other, SFlag::S_IFIFO, Mode::S_IRWXU, 0))),
+            2 => ("mkdir", done(fs::create_dir(path))),
+            3 => ("rmdir", done(fs::remove_dir(path))),
+            4 => ("unlink", done(fs::remove_file(path))),
+            5 | 6 => ("rename", done(fs::rename(path, &other))),
+            7 => {
+                let how = [RenameFlags::RENAME_NOREPLACE, RenameFlags::RENAME_EXCHANGE][roll.fill % 2];
+                ("renameat2", system(renameat2(AT_FDCWD, path, AT_FDCWD, &other, how)))
             }
-            9 => (words("link"), done(fs::hard_link(&path, &path2))),
-            10 => (words("symlink"), done(symlink(&other, &path))),
-            11 => {
-                let is_link = path.symlink_metadata().is_ok_and(|found| found.is_symlink());
-                let set = || fs::set_permissions(&path, fs::Permissions::from_mode(mode));
-                (words("chmod"), if is_link { Ok(Vec::new()) } else { done(set()) })
-            }
-            12 => {
-                let open = OpenOptions::new().write(true).open(&path);
-                (words("truncate"), done(open.and_then(|file| file.set_len(offset))))
-            }
-            13 => {
-                let mtime = TimeSpec::new(1_000_000_000 + len as i64, i64::from(fill));
-                let set = utimensat(AT_FDCWD, &path, &mtime, &mtime, UtimensatFlags::NoFollowSymlink);
-                (words("utimens"), system(set))
-            }
-            14 => (words("mkfifo"), system(mknod(&path, SFlag::S_IFIFO, Mode::from_bits_truncate(mode), 0))),
-            15 => (words("stat"), told(path.symlink_metadata().map(|found| summary(&found).into_bytes()))),
-            16 => {
-                (words("readlink"), told(path.read_link().map(|to| to.into_os_string().into_encoded_bytes())))
-            }
-            17 => {
-                let name = [c"user.one", c"user.two"][(fill % 2) as usize];
-                let how = [XattrSet::Any, XattrSet::Create, XattrSet::Replace][(len % 3) as usize];
-                let c_path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-                let target = XattrTarget::Path(&c_path);
-                if !path.is_file() {
-                    return (words("no xattr"), Ok(Vec::new()));
-                }
-                match offset % 3 {
-                    0 => (
-                        words("setxattr"),
-                        system(set_xattr(target, name, &bytes[..bytes.len().min(99)], how)),
-                    ),
-                    1 => (words("removexattr"), system(remove_xattr(target, name))),
-                    _ => (words("getxattr"), told(get_xattr(target, name).map_err(io::Error::from))),
-                }
-            }
-            18 | 19 => {
-                let mut options = OpenOptions::new();
-                options.read(true).write(fill % 4 != 0).mode(mode);
-                options.append(fill % 5 == 0).create(fill % 4 != 0 && fill % 3 == 0);
-                let opened = options.open(&path);
-                let told = done(opened.as_ref().map(drop).map_err(clone));
-                if let Ok(file) = opened {
-                    self.open.insert(slot, file);
-                }
-                (words("open"), told)
-            }
-            20 | 21 => (
-                words("pwrite"),
-                with(&self.open, &|file| file.write_all_at(&bytes, offset).map(|()| Vec::new())),
-            ),
-            22 => (words("pread"), with(&self.open, &|file| read_some(file, offset, len))),
-            23 => (words("ftruncate"), with(&self.open, &|file| file.set_len(offset).map(|()| Vec::new()))),
-            24 => (words("fsync"), with(&self.open, &|file| file.sync_all().map(|()| Vec::new()))),
-            25 => {
-                let flags = [
-                    FallocateFlags::empty(),
-                    FallocateFlags::FALLOC_FL_KEEP_SIZE,
-                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
-                    FallocateFlags::FALLOC_FL_ZERO_RANGE,
-                ][(fill % 4) as usize];
-                let allocate = |file: &File| {
-                    fallocate(file.as_fd(), flags, offset as i64, len as i64 + 1)?;
-                    Ok(Vec::new())
-                };
-                (words("fallocate"), with(&self.open, &allocate))
-            }
+            8 => ("link", done(fs::hard_link(path, &other))),
+            9 => ("symlink", done(symlink(&roll.other, path))),
             _ => {
-                let copy = |file: &File| {
-                    let Ok(to) = OpenOptions::new().write(true).open(&path) else { return Ok(Vec::new()) };
-                    if !path.is_file() || to.metadata()?.ino() == file.metadata()?.ino() {
-                        return Ok(Vec::new());
-                    }
-                    let (mut from_at, mut to_at) = (0, offset as i64);
-                    let copied =
-                        copy_file_range(file, Some(&mut from_at), &to, Some(&mut to_at), len as usize)?;
-                    Ok(copied.to_le_bytes().to_vec())
-                };
-                (words("copy_file_range"), with(&self.open, &copy))
+                let mode = Mode::from_bits_truncate(roll.mode);
+                ("mkfifo", system(mknod(path, SFlag::S_IFIFO, mode, 0)))
             }
+        }
+    }
+
+    fn content(&mut self, roll: &Roll, path: &Path, is_pipe: bool) -> (&'static str, Told) {
+        let (offset, len) = (roll.offset, roll.len);
+        let nothing = |done: io::Result<()>| done.map(|()| Vec::new());
+        let bytes = roll.bytes();
+        let open = &self.open;
+        let with = |work: &dyn Fn(&File) -> io::Result<Vec<u8>>| {
+            open.get(&roll.slot).map_or(Ok(Vec::new()), |file| told(work(file)))
+        };
+        match roll.kind {
+            17 if !is_pipe => ("read whole", told(fs::read(path))),
+            18 if !is_pipe => {
+                let opened = OpenOptions::new().write(true).open(path);
+                ("truncate", done(opened.and_then(|file| file.set_len(offset))))
+            }
+            19 | 20 if !is_pipe => {
+                let mut options = OpenOptions::new();
+                let every = |count| roll.fill.is_multiple_of(count);
+                options.read(true).write(!every(4)).mode(roll.mode).append(every(5));
+                options.create(!every(4) && every(3));
+                let opened = options.open(path);
+                let told = opened.as_ref().map(|_| Vec::new()).map_err(io::Error::raw_os_error);
+                if let Ok(file) = opened {
+                    self.open.insert(roll.slot, file);
+                }
+                ("open", told)
+            }
+            17..=22 => ("pwrite", with(&|file| nothing(file.write_all_at(&bytes, offset)))),
+            23 => ("pread", with(&|file| read_some(file, offset, len))),
+            24 => ("ftruncate", with(&|file| nothing(file.set_len(offset)))),
+            25 => ("fsync", with(&|file| nothing(file.sync_all()))),
+            26 => ("fallocate", with(&|file| allocate(file, roll))),
+            _ if is_pipe => ("nothing", Ok(Vec::new())),
+            _ => ("copy_file_range", with(&|file| copy(file, path, roll))),
         }
     }
 
@@ -190,8 +173,60 @@ impl Side {
     }
 }
 
-fn clone(error: &io::Error) -> io::Error {
-    error.raw_os_error().map_or_else(|| io::Error::from(ErrorKind::Other), io::Error::from_raw_os_error)
+fn attributes(roll: &Roll, path: &Path, is_pipe: bool) -> (&'static str, Told) {
+    let found = path.symlink_metadata();
+    match roll.kind {
+        11 if !found.as_ref().is_ok_and(fs::Metadata::is_symlink) => {
+            ("chmod", done(fs::set_permissions(path, fs::Permissions::from_mode(roll.mode))))
+        }
+        12 => {
+            let mtime = TimeSpec::new(1_000_000_000 + roll.len as i64, roll.fill as i64);
+            let set = utimensat(AT_FDCWD, path, &mtime, &mtime, UtimensatFlags::NoFollowSymlink);
+            ("utimens", system(set))
+        }
+        13 => ("readlink", told(path.read_link().map(|to| to.into_os_string().into_encoded_bytes()))),
+        14 | 15 if path.is_file() && !is_pipe => {
+            let name = [c"user.one", c"user.two"][roll.fill % 2];
+            let how = [XattrSet::Any, XattrSet::Create, XattrSet::Replace][roll.len as usize % 3];
+            let c_path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+            let (target, bytes) = (XattrTarget::Path(&c_path), roll.bytes());
+            match roll.offset % 3 {
+                0 => ("setxattr", system(set_xattr(target, name, &bytes[..bytes.len().min(99)], how))),
+                1 => ("removexattr", system(remove_xattr(target, name))),
+                _ => ("getxattr", told(get_xattr(target, name).map_err(io::Error::from))),
+            }
+        }
+        _ => ("stat", told(found.map(|found| summary(&found).into_bytes()))),
+    }
+}
+
+fn allocate(file: &File, roll: &Roll) -> io::Result<Vec<u8>> {
+    let flags = [
+        FallocateFlags::empty(),
+        FallocateFlags::FALLOC_FL_KEEP_SIZE,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+        FallocateFlags::FALLOC_FL_ZERO_RANGE,
+    ][roll.fill % 4];
+    fallocate(file.as_fd(), flags, roll.offset as i64, roll.len as i64 + 1)?;
+    Ok(Vec::new())
+}
+
+fn copy(file: &File, path: &Path, roll: &Roll) -> io::Result<Vec<u8>> {
+    let Ok(to) = OpenOptions::new().write(true).open(path) else { return Ok(Vec::new()) };
+    if !path.is_file() || to.metadata()?.ino() == file.metadata()?.ino() {
+        return Ok(Vec::new());
+    }
+    let (mut from_at, mut to_at) = (0, roll.offset as i64);
+    let copied = copy_file_range(file, Some(&mut from_at), &to, Some(&mut to_at), roll.len as usize)?;
+    Ok(copied.to_le_bytes().to_vec())
+}
+
+fn done(result: io::Result<()>) -> Told {
+    told(result.map(|()| Vec::new()))
+}
+
+fn system(result: nix::Result<()>) -> Told {
+    done(result.map_err(io::Error::from))
 }
 
 fn told(result: io::Result<Vec<u8>>) -> Told {
@@ -259,12 +294,14 @@ fn a_mount_does_what_a_local_folder_does() {
         let name = format!("list-{seed}");
         let mut remote = Side::new(mount.path(&name));
         let mut local = Side::new(world.path("local").join(&name));
-        let (mut dice, mut same_dice) = (Dice(seed), Dice(seed));
+        let mut dice = Dice(seed);
         let mut history = Vec::new();
         for _ in 0..OPERATIONS_A_LIST {
-            let (words, expected) = local.step(&mut dice);
+            let roll = Roll::new(&mut dice);
+            let (what, expected) = local.step(&roll);
+            let words = roll.words(what);
             history.push(words.clone());
-            let (_, told) = remote.step(&mut same_dice);
+            let (_, told) = remote.step(&roll);
             assert!(
                 told == expected,
                 "seed {seed}: {words}\n told {:?}, expected {:?}\nafter\n{}",

@@ -26,7 +26,7 @@ async fn what_was_written_is_read_at_once_through_every_handle() {
     let mut expected = world.host.content("f");
     assert_eq!(world.read(reader, 0, 3 * CHUNK_BYTES).await.unwrap(), expected);
     for (number, offset) in
-        [0, 5, CHUNK_BYTES - 2, 3 * CHUNK_BYTES - 1, 4 * CHUNK_BYTES].into_iter().enumerate()
+        [0, 5, CHUNK_BYTES - 2, 3 * CHUNK_BYTES - 1, 3 * CHUNK_BYTES + 99].into_iter().enumerate()
     {
         let bytes = [number as u8; 7];
         assert_eq!(world.write(writer, offset, &bytes).await.unwrap(), 7);

@@ -236,14 +236,13 @@ impl Tree {
         let grown = size.max(range.end());
         self.alter_content(id, |content| match how {
             AllocateHow::Grow => content.truncate(grown),
-            AllocateHow::KeepSize => {}
             AllocateHow::PunchHole | AllocateHow::ZeroKeepSize => {
                 content.write(range.offset, &vec![0; range.clamp_to(size).len as usize]);
             }
             AllocateHow::Zero => {
                 content.write(range.offset, &vec![0; range.len as usize]);
             }
-            AllocateHow::Collapse | AllocateHow::Insert => {}
+            AllocateHow::KeepSize | AllocateHow::Collapse | AllocateHow::Insert => {}
         })?;
         if matches!(how, AllocateHow::Collapse | AllocateHow::Insert) {
             return Err(system(Errno::EOPNOTSUPP));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno as SystemErrno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 
-use super::{Changer, Done, changed, errno};
+use super::{Changer, Done, cannot_tell, changed, errno};
 use crate::chunk::ByteRange;
 use crate::proto::{AllocateHow, Errno, NodeId, WireError, Written};
 
@@ -31,7 +31,7 @@ impl Changer<'_> {
             AllocateHow::ZeroKeepSize => FallocateFlags::FALLOC_FL_ZERO_RANGE | keep,
             // Done twice, these two would take out, or put in, twice.
             AllocateHow::Collapse | AllocateHow::Insert if !self.is_certain() => {
-                return self.cannot_tell("the file shows no sign of it");
+                return cannot_tell("the file shows no sign of it");
             }
             AllocateHow::Collapse => FallocateFlags::FALLOC_FL_COLLAPSE_RANGE,
             AllocateHow::Insert => FallocateFlags::FALLOC_FL_INSERT_RANGE,

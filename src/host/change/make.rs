@@ -9,7 +9,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, ftruncate, linkat, symlinkat};
 
-use super::{Changer, Done, changed, errno, hold_entry, is_root, now, refused};
+use super::{Changer, Done, cannot_tell, changed, errno, folder_now, hold_entry, is_root, now, refused};
 use crate::host::attributes::{self, system_error};
 use crate::host::confine::{open_for, proc_path};
 use crate::host::tree::{Handle, check_name};
@@ -50,7 +50,7 @@ impl Changer<'_> {
                 (fd, OpenAccess { reads: true, writes: true })
             }
             Err(SystemErrno::EEXIST) if create.exclusive && !self.is_certain() => {
-                return self.cannot_tell("the name is taken now");
+                return cannot_tell("the name is taken now");
             }
             Err(SystemErrno::EEXIST) if !create.exclusive => open_existing(&folder, &c_name, create)?,
             Err(error) => return Err(system_error(error)),
@@ -59,7 +59,7 @@ impl Changer<'_> {
         let handle = Handle::file(fd, found.node, access);
         self.session.hold(found.node, create.open, Some(handle))?;
         self.session.tree.record(parent, [(found.node, name)]);
-        Ok(changed(Some(found), [self.folder_now(&folder)]))
+        Ok(changed(Some(found), [folder_now(&folder)]))
     }
 
     pub(super) fn make_directory(
@@ -140,7 +140,7 @@ impl Changer<'_> {
         }
         self.session.tree.record(parent, [(node, name)]);
         let found = attributes::of_open(reached.as_fd())?;
-        Ok(changed(Some(found), [self.folder_now(&folder)]))
+        Ok(changed(Some(found), [folder_now(&folder)]))
     }
 
     /// Makes something that is not opened.
@@ -155,7 +155,7 @@ impl Changer<'_> {
         let c_name = check_name(name)?;
         match make(folder.file.as_fd(), &c_name) {
             Err(SystemErrno::EEXIST) if !self.is_certain() => {
-                return self.cannot_tell("the name is taken now");
+                return cannot_tell("the name is taken now");
             }
             made => errno(made)?,
         }
@@ -163,7 +163,7 @@ impl Changer<'_> {
         self.give(fd.as_fd(), folder, caller, kind, mode)?;
         let found = attributes::of_open(fd.as_fd())?;
         self.session.tree.record(parent, [(found.node, name)]);
-        Ok(changed(Some(found), [self.folder_now(folder)]))
+        Ok(changed(Some(found), [folder_now(folder)]))
     }
 
     /// Gives what was just made to the one who asked, where the client may choose owners.
@@ -178,8 +178,7 @@ impl Changer<'_> {
         if !self.owners || !is_root() {
             return Ok(());
         }
-        let hands_group_on =
-            self.folder_now(folder).is_some_and(|found| found.permissions & SET_GID_BIT != 0);
+        let hands_group_on = folder_now(folder).is_some_and(|found| found.permissions & SET_GID_BIT != 0);
         let group = (!hands_group_on).then(|| Gid::from_raw(caller.gid));
         let owner = Some(Uid::from_raw(caller.uid));
         errno(nix::unistd::fchownat(fd, c"", owner, group, AtFlags::AT_EMPTY_PATH))?;

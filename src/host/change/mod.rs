@@ -88,22 +88,22 @@ impl Changer<'_> {
         self.session.tree.folder(node)
     }
 
-    /// A folder's attributes, for an answer that must not fail any more.
-    fn folder_now(&self, folder: &Handle) -> Option<Attributes> {
-        attributes::of_open(folder.file.as_fd()).ok()
-    }
-
-    /// Whether it happened already, or not, cannot be told: an error in words.
-    fn cannot_tell<T>(&self, what: &str) -> Result<T, WireError> {
-        let text = format!(
-            "the host restarted, or forgot the mount, while this was under way; {what}, so whether it was done cannot be told"
-        );
-        Err(WireError::new(ErrorCode::System(Errno::EIO), text))
-    }
-
     fn is_certain(&self) -> bool {
         self.certainty == Certainty::New
     }
+}
+
+/// A folder's attributes, for an answer that must not fail any more.
+fn folder_now(folder: &Handle) -> Option<Attributes> {
+    attributes::of_open(folder.file.as_fd()).ok()
+}
+
+/// Whether it happened already, or not, cannot be told: an error in words.
+fn cannot_tell<T>(what: &str) -> Result<T, WireError> {
+    let text = format!(
+        "the host restarted, or forgot the mount, while this was under way; {what}, so whether it was done cannot be told"
+    );
+    Err(WireError::new(ErrorCode::System(Errno::EIO), text))
 }
 
 /// What becomes of a change.

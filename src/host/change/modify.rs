@@ -45,7 +45,7 @@ impl Changer<'_> {
             let (atime, mtime) = (time_spec(set.atime), time_spec(set.mtime));
             errno(utimensat(AT_FDCWD, path.as_str(), &atime, &mtime, UtimensatFlags::FollowSymlink))?;
         }
-        self.as_it_is(fd)
+        as_it_is(fd)
     }
 
     fn set_owner(
@@ -86,7 +86,7 @@ impl Changer<'_> {
         };
         let (reached, _) = self.session.reach(node)?;
         errno(sys::set_xattr(XattrTarget::Fd(reached.as_fd()), &name, value, how))?;
-        self.as_it_is(reached.as_fd())
+        as_it_is(reached.as_fd())
     }
 
     pub(super) fn remove_xattr(&self, node: NodeId, name: Vec<u8>) -> Result<Done, WireError> {
@@ -96,12 +96,12 @@ impl Changer<'_> {
             Err(nix::errno::Errno::ENODATA) if !self.is_certain() => {}
             removed => errno(removed)?,
         }
-        self.as_it_is(reached.as_fd())
+        as_it_is(reached.as_fd())
     }
+}
 
-    pub(super) fn as_it_is(&self, fd: BorrowedFd<'_>) -> Result<Done, WireError> {
-        attributes::of_open(fd).map(|found| changed(Some(found), []))
-    }
+fn as_it_is(fd: BorrowedFd<'_>) -> Result<Done, WireError> {
+    attributes::of_open(fd).map(|found| changed(Some(found), []))
 }
 
 /// The name of an attribute that clients may change: their own, and ACLs.

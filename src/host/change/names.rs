@@ -6,7 +6,7 @@ use nix::errno::Errno as SystemErrno;
 use nix::fcntl::{RenameFlags, renameat2};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Changer, Done, changed, errno, hold_entry, now};
+use super::{Changer, Done, cannot_tell, changed, errno, folder_now, hold_entry, now};
 use crate::host::tree::check_name;
 use crate::proto::{NodeId, RenameHow, WireError};
 
@@ -24,15 +24,15 @@ impl Changer<'_> {
         if !self.is_certain() {
             match &there {
                 // It was done, or somebody else did the same.
-                Err(SystemErrno::ENOENT) => return Ok(changed(None, [self.folder_now(&folder)])),
+                Err(SystemErrno::ENOENT) => return Ok(changed(None, [folder_now(&folder)])),
                 Ok(there) if now(there).map(|found| found.node) == expected && expected.is_some() => {}
-                _ => return self.cannot_tell("something else bears the name now"),
+                _ => return cannot_tell("something else bears the name now"),
             }
         }
         let how = if directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         errno(unlinkat(folder.file.as_fd(), c_name.as_c_str(), how))?;
         let gone = there.ok().and_then(|there| now(&there));
-        Ok(changed(gone, [self.folder_now(&folder)]))
+        Ok(changed(gone, [folder_now(&folder)]))
     }
 
     pub(super) fn rename(
@@ -49,10 +49,10 @@ impl Changer<'_> {
         let node_of = |fd| now(fd).map(|found| found.node);
         if !self.is_certain() && (expected.is_none() || moved.as_ref().ok().and_then(node_of) != expected) {
             if expected.is_some() && replaced.as_ref().and_then(node_of) == expected {
-                let others = [self.folder_now(&from_folder), self.folder_now(&to_folder)];
+                let others = [folder_now(&from_folder), folder_now(&to_folder)];
                 return Ok(changed(replaced.as_ref().and_then(now), others));
             }
-            return self.cannot_tell("another file bears the old name, or none");
+            return cannot_tell("another file bears the old name, or none");
         }
         let flags = match how {
             RenameHow::Replace => RenameFlags::empty(),
@@ -73,7 +73,7 @@ impl Changer<'_> {
         if let Some(replaced) = replaced.filter(|_| how == RenameHow::Exchange) {
             self.session.tree.record(from.0, [(replaced.node, from.1)]);
         }
-        let others = [self.folder_now(&from_folder), self.folder_now(&to_folder), replaced];
+        let others = [folder_now(&from_folder), folder_now(&to_folder), replaced];
         Ok(changed(moved, others))
     }
 }

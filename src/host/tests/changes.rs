@@ -89,6 +89,12 @@ fn set(node: NodeId, set: SetAttributes) -> Change {
     Change::SetAttributes { node, set }
 }
 
+/// Gives all keys one option.
+fn grant(keys: &mut AuthorizedKeys, option: &str) {
+    let lines: Vec<String> = keys.iter().map(|known| format!("{} {option}", known.key)).collect();
+    (*keys, _) = AuthorizedKeys::parse(&lines.join("\n"));
+}
+
 fn system(errno: Errno) -> ErrorCode {
     ErrorCode::System(errno)
 }
@@ -294,8 +300,7 @@ async fn a_key_that_loses_its_right_to_write_loses_it_at_once() {
     let guest = world.client().await;
     guest.change(1, guest.mkdir("before")).await.unwrap();
     let text = world.state().update(|keys, _| {
-        let lines: String = keys.iter().map(|known| format!("{} ro\n", known.key)).collect();
-        (*keys, _) = AuthorizedKeys::parse(&lines);
+        grant(keys, "ro");
         keys.to_text()
     });
     assert!(text.unwrap().contains("ro"));
@@ -386,8 +391,7 @@ async fn a_host_that_runs_as_root_gives_nothing_away_unless_the_key_says_so() {
     world
         .state()
         .update(|keys, _| {
-            let lines: String = keys.iter().map(|known| format!("{} owners\n", known.key)).collect();
-            (*keys, _) = AuthorizedKeys::parse(&lines);
+            grant(keys, "owners");
         })
         .unwrap();
     let visitor = Visitor::with_key(&world, &identity).await;

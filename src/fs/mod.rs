@@ -8,7 +8,7 @@
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode` (pure), `files`, `read`: content
-//! - `change`, `modify`: changes of names and attributes; `unsynced` (pure), `write`: changes of content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `unsynced` (pure), `sending`, `write`: changes of content
 //! - `statistics`, `xattr`: the rest
 //!
 //! # Freshness
@@ -24,6 +24,7 @@
 
 mod ask;
 mod attributes;
+mod behind;
 mod change;
 mod config;
 mod directory;
@@ -37,6 +38,7 @@ mod nodes;
 mod open_mode;
 mod read;
 mod recent;
+mod sending;
 mod snapshot;
 mod statistics;
 mod strides;
@@ -74,6 +76,7 @@ use files::OpenFile;
 use handles::Handles;
 use inodes::InodeTable;
 use recent::Recent;
+use sending::Sending;
 use statistics::Statistics;
 use strides::Strides;
 use walks::Walks;
@@ -96,6 +99,7 @@ pub struct FileSystem {
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
     xattr_names: XattrNames,
+    sending: Sending,
     events: Events,
     events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
 }
@@ -137,6 +141,7 @@ impl FileSystem {
             walks: Mutex::default(),
             strides: Mutex::default(),
             xattr_names: XattrNames::default(),
+            sending: Sending::default(),
             events,
             events_to_take: Mutex::new(Some(receiver)),
         });

@@ -74,6 +74,7 @@ impl FileSystem {
     pub async fn getattr(&self, inode: Inode) -> Result<(Attributes, Duration), FsError> {
         let (attributes, learned) = self.attributes_of(inode, Age::Fresh).await?;
         let ttl = self.config.freshness.attributes_left(learned, Instant::now());
+        let attributes = self.with_unsent(inode, attributes, learned.seen);
         Ok((self.config.ownership.present(attributes), ttl))
     }
 
@@ -161,9 +162,10 @@ impl FileSystem {
         } else {
             self.config.freshness.entry_left(learned, now)
         };
+        let attributes = self.with_unsent(inode, record.attributes, record.learned.seen);
         Entry {
             inode,
-            attributes: self.config.ownership.present(record.attributes),
+            attributes: self.config.ownership.present(attributes),
             attributes_ttl: self.config.freshness.attributes_left(record.learned, now),
             entry_ttl,
         }

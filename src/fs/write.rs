@@ -1,6 +1,7 @@
 //! Writing: `write`, `fallocate`, `copy_file_range`, `flush`, `fsync`.
 //!
-//! A write is answered when the host has accepted it; `fsync` when the host's disk has it.
+//! A write is answered when it is queued (`sending`); one that appends, or is synchronous, when the host has accepted it. `close` returns
+//! when the host has everything, `fsync` when its disk has.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +19,7 @@ impl FileSystem {
     /// Writes `bytes` at `offset`, or, if the handle appends and this is not a page that was changed in memory (`from_page`), at the end of
     /// the file. How many bytes were written: all.
     pub async fn write(
-        &self,
+        self: &Arc<Self>,
         handle: u64,
         offset: u64,
         bytes: Bytes,
@@ -30,6 +31,11 @@ impl FileSystem {
             return Err(FsError::Invalid);
         }
         self.unheard_failure(&file)?;
+        if !bytes.is_empty() && !file.syncs && (!file.appends || from_page) {
+            self.send_behind(file.inode, offset, bytes).await;
+            return Ok(len);
+        }
+        self.sent(file.inode).await;
         let at = if file.appends && !from_page {
             let believed = self.with_record(file.inode, |record| record.attributes.size)?;
             WriteAt::End { believed }
@@ -52,6 +58,7 @@ impl FileSystem {
     /// Reserves room, or makes holes and zeroes.
     pub async fn allocate(&self, handle: u64, range: ByteRange, how: AllocateHow) -> Result<(), FsError> {
         let file = self.file_to_write(handle)?;
+        self.sent(file.inode).await;
         self.change([file.inode], &[], |[node]| Change::Allocate { node, range, how }).await.map(drop)
     }
 
@@ -64,6 +71,8 @@ impl FileSystem {
     ) -> Result<u64, FsError> {
         let from = lock(&self.files).get(from).ok_or(FsError::BadHandle(from))?;
         let to = self.file_to_write(to)?;
+        self.sent(from.inode).await;
+        self.sent(to.inode).await;
         let call = |client: Arc<dyn Client>, [from, to]: [_; 2]| async move {
             client.copy(Change::CopyRange { from, range, to, offset }).await
         };
@@ -72,10 +81,11 @@ impl FileSystem {
         self.written(to.inode, begun, answer).map(|written| written.len)
     }
 
-    /// A descriptor of the handle is closed: what failed since is told here at the latest.
-    #[expect(clippy::unused_async, reason = "whoever closes will wait for what is sent behind him")]
+    /// A descriptor of the handle is closed: the host has everything when this returns, and what failed is told here at the
+    /// latest.
     pub async fn flush(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
+        self.sent(file.inode).await;
         self.unheard_failure(&file)
     }
 
@@ -95,6 +105,7 @@ impl FileSystem {
     }
 
     async fn sync_file(&self, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
+        self.sent(file.inode).await;
         if !self.config.read_only {
             let begun = self.with_record(file.inode, |record| record.writes.sync_begins())?;
             let call = |client: Arc<dyn Client>, node| async move { client.sync(node, data_only).await };
@@ -105,7 +116,7 @@ impl FileSystem {
     }
 
     /// Takes note of what became of a write.
-    fn written(
+    pub(super) fn written(
         &self,
         inode: Inode,
         begun: Instant,

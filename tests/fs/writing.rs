@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
-use wormhole::client::memory::MemoryHost;
+use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::fs::{FsError, Inode, OpenRequest};
-use wormhole::proto::{AllocateHow, Errno, Request, WireError};
+use wormhole::proto::{AllocateHow, Errno, Request, WireError, WriteAt};
 
 use super::World;
 use super::changing::{WRITE, create, world};
@@ -62,6 +62,7 @@ async fn appending_goes_to_the_end_wherever_that_is_by_then() {
     assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 22);
     // A page that was changed in memory has its place.
     world.fs.write(handle, 0, Bytes::from_static(b"ONE"), true).await.unwrap();
+    world.fs.flush(handle).await.unwrap();
     assert_eq!(world.host.content("log"), b"ONE\nsomebody else\ntwo\n");
 }
 
@@ -143,6 +144,92 @@ async fn an_open_file_is_written_on_after_the_daemon_restarted() {
     let handle = world.fs.open(file.inode, WRITE).await.unwrap().handle;
     world.host.restart();
     world.write(handle, 1, b"abc").await.unwrap();
+    world.fs.flush(handle).await.unwrap();
     assert_eq!(world.host.opens(file.attributes.node), 1);
     assert_eq!(world.host.content("f"), b"0abc");
+}
+
+#[tokio::test]
+async fn small_writes_cost_no_round_trip_each_and_close_waits_for_all() {
+    let world = world(MemoryHost::new());
+    let (entry, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
+    let expected: Vec<u8> = (0..1000u32).flat_map(|number| [number as u8; 100]).collect();
+    for (number, bytes) in expected.chunks(100).enumerate() {
+        world.write(opened.handle, number as u64 * 100, bytes).await.unwrap();
+    }
+    let (attributes, _) = world.fs.getattr(entry.inode).await.unwrap();
+    assert_eq!(attributes.size, 100_000, "what is not sent counts");
+    assert!(attributes.mtime > entry.attributes.mtime);
+    assert_eq!(world.fs.unsent_bytes(), 100_000);
+    let (fs, handle) = (std::sync::Arc::clone(&world.fs), opened.handle);
+    let closing = tokio::spawn(async move { fs.flush(handle).await });
+    world.host.until(|host| host.held().len() == 16).await;
+    assert!(!closing.is_finished());
+    world.host.release_all();
+    closing.await.unwrap().unwrap();
+    assert_eq!(world.fs.unsent_bytes(), 0);
+    assert!(world.host.content("f") == expected);
+    assert!(world.host.counters().writes < 30, "{} writes", world.host.counters().writes);
+}
+
+#[tokio::test]
+async fn a_writer_who_is_ahead_of_the_link_waits() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
+    let (fs, handle) = (std::sync::Arc::clone(&world.fs), opened.handle);
+    let bytes = Bytes::from(vec![7; 1 << 20]);
+    let writing = tokio::spawn(async move {
+        for number in 0..40 {
+            fs.write(handle, number << 20, bytes.clone(), false).await.unwrap();
+        }
+    });
+    world.host.until(|host| host.held().len() == 16).await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(!writing.is_finished());
+    assert_eq!(world.fs.unsent_bytes(), 32 << 20, "the budget, and no more");
+    world.host.release_all();
+    writing.await.unwrap();
+    world.fs.fsync(handle, false).await.unwrap();
+    assert_eq!(world.host.content("f").len(), 40 << 20);
+}
+
+#[tokio::test]
+async fn an_fsync_waits_for_what_was_written_before_it_and_not_for_what_comes_after() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.write(opened.handle, 0, b"before").await.unwrap();
+    world.host.hold(|request, stage| {
+        stage == Stage::Arrived
+            && matches!(request, Request::Write(write) if write.at == WriteAt::Offset(100))
+    });
+    let syncing = world.fs.fsync(opened.handle, false);
+    let after = async {
+        world.write(opened.handle, 100, b"after").await.unwrap();
+    };
+    let (synced, ()) = tokio::join!(syncing, after);
+    synced.unwrap();
+    assert_eq!(world.fs.unsent_bytes(), 5);
+    world.host.release_all();
+    world.fs.all_sent().await;
+}
+
+#[tokio::test]
+async fn a_failure_behind_the_writers_back_is_told_once_to_each_handle() {
+    let world = world(MemoryHost::new());
+    let (entry, one) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    let other = world.fs.open(entry.inode, WRITE).await.unwrap();
+    world
+        .host
+        .set_errors(|request| matches!(request, Request::Write(_)).then(|| WireError::system(Errno::ENOSPC)));
+    world.write(one.handle, 0, b"lost").await.unwrap();
+    world.fs.all_sent().await;
+    world.host.set_errors(|_| None);
+    for handle in [one.handle, other.handle] {
+        assert_eq!(world.fs.fsync(handle, false).await.unwrap_err().errno(), Errno::ENOSPC);
+        world.fs.fsync(handle, false).await.unwrap();
+    }
+    let later = world.fs.open(entry.inode, WRITE).await.unwrap();
+    world.fs.flush(later.handle).await.unwrap();
 }

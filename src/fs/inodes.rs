@@ -242,6 +242,10 @@ impl InodeTable {
         self.records.get_mut(&inode)
     }
 
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
     pub(super) fn knows(&self, node: NodeId) -> bool {
         self.by_node.contains_key(&node)
     }

@@ -10,11 +10,22 @@
 use super::FsError;
 use crate::proto::BootId;
 
+/// What was accepted when a sync began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SyncBegun {
+    accepted: u64,
+    bytes: u64,
+}
+
 /// The writes of one file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Writes {
     /// Which kernel has what may not be on its disk.
     unsynced: Option<BootId>,
+    /// Bytes that were accepted so far.
+    accepted_bytes: u64,
+    /// Of those, brought to the disk by a sync.
+    synced_bytes: u64,
     /// Writes that were accepted so far.
     accepted: u64,
     /// Failures so far.
@@ -24,26 +35,33 @@ pub(super) struct Writes {
 
 impl Writes {
     /// The host has taken content in.
-    pub(super) fn accepted(&mut self, boot: BootId) {
+    pub(super) fn accepted(&mut self, boot: BootId, bytes: u64) {
         if self.unsynced.is_some_and(|before| before != boot) {
             self.failed(FsError::LostWrites);
         }
         self.accepted += 1;
+        self.accepted_bytes += bytes;
         self.unsynced = Some(boot);
     }
 
     /// A sync begins; what is returned is to be handed to [`Self::synced`].
-    pub(super) const fn sync_begins(&self) -> u64 {
-        self.accepted
+    pub(super) const fn sync_begins(&self) -> SyncBegun {
+        SyncBegun { accepted: self.accepted, bytes: self.accepted_bytes }
+    }
+
+    /// Bytes that may not be on the host's disk.
+    pub(super) const fn unsynced_bytes(&self) -> u64 {
+        self.accepted_bytes - self.synced_bytes
     }
 
     /// A sync that began at `begun` has ended well.
-    pub(super) fn synced(&mut self, begun: u64, boot: BootId) {
+    pub(super) fn synced(&mut self, begun: SyncBegun, boot: BootId) {
         if self.unsynced.is_some_and(|before| before != boot) {
             self.failed(FsError::LostWrites);
             self.unsynced = None;
         }
-        if begun == self.accepted {
+        self.synced_bytes = self.synced_bytes.max(begun.bytes);
+        if begun.accepted == self.accepted {
             self.unsynced = None;
         }
     }
@@ -76,7 +94,7 @@ mod tests {
     #[test]
     fn a_sync_by_another_kernel_than_the_one_that_accepted_is_a_loss_that_each_handle_hears_of_once() {
         let (mut writes, mut one, mut other) = (Writes::default(), 0, 0);
-        writes.accepted(FIRST);
+        writes.accepted(FIRST, 10);
         let begun = writes.sync_begins();
         writes.synced(begun, SECOND);
         assert_eq!(writes.unheard(&mut one), Some(FsError::LostWrites));
@@ -85,7 +103,7 @@ mod tests {
         let mut later = writes.failures();
         assert_eq!(writes.unheard(&mut later), None);
         // What comes after is another matter.
-        writes.accepted(SECOND);
+        writes.accepted(SECOND, 10);
         writes.synced(writes.sync_begins(), SECOND);
         assert_eq!(writes.unheard(&mut one), None);
     }
@@ -93,8 +111,8 @@ mod tests {
     #[test]
     fn a_write_after_a_loss_does_not_hide_it() {
         let (mut writes, mut heard) = (Writes::default(), 0);
-        writes.accepted(FIRST);
-        writes.accepted(SECOND);
+        writes.accepted(FIRST, 10);
+        writes.accepted(SECOND, 10);
         writes.synced(writes.sync_begins(), SECOND);
         assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
     }
@@ -102,14 +120,15 @@ mod tests {
     #[test]
     fn what_was_synced_is_safe_and_what_came_during_the_sync_is_not() {
         let (mut writes, mut heard) = (Writes::default(), 0);
-        writes.accepted(FIRST);
+        writes.accepted(FIRST, 10);
         writes.synced(writes.sync_begins(), FIRST);
-        writes.accepted(SECOND);
+        writes.accepted(SECOND, 10);
         assert_eq!(writes.unheard(&mut heard), None, "the first was on the disk");
         let begun = writes.sync_begins();
-        writes.accepted(SECOND);
+        writes.accepted(SECOND, 10);
         writes.synced(begun, SECOND);
-        writes.accepted(FIRST);
+        assert_eq!(writes.unsynced_bytes(), 10);
+        writes.accepted(FIRST, 10);
         assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
     }
 }

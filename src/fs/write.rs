@@ -115,6 +115,11 @@ impl FileSystem {
         self.unheard_failure(file)
     }
 
+    /// Bytes that the host has accepted and that no sync has brought to its disk, of the files that are known.
+    pub fn unsynced_bytes(&self) -> u64 {
+        lock(&self.inodes).records().map(|record| record.writes.unsynced_bytes()).sum()
+    }
+
     /// Takes note of what became of a write.
     pub(super) fn written(
         &self,
@@ -128,7 +133,7 @@ impl FileSystem {
                 self.learn_own([&written.attributes], begun, completed);
                 self.with_record(inode, |record| {
                     record.pages = None;
-                    record.writes.accepted(written.boot);
+                    record.writes.accepted(written.boot, written.len);
                 })?;
             }
             // Some of it may have been written.

@@ -128,11 +128,14 @@ impl Session {
             // Its answer was lost; the name may have been lost since.
             return handle.attributes();
         }
-        let held = self.held(node).map_or(OpenAccess { reads: false, writes: false }, |held| held.access);
-        let opened = if held.covers(access) {
-            self.tree.reach_file_by_path(node).map(|(_, found)| (None, found))
-        } else {
-            self.tree.open_by_path(node, held.and(access)).map(|(handle, found)| (Some(handle), found))
+        // Kept here until it is held once more: the last of the others may be closed meanwhile.
+        let held = self.held(node);
+        let opened = match held {
+            Some(held) if held.access.covers(access) => {
+                self.tree.reach_file_by_path(node).map(|(_, found)| (held, found))
+            }
+            Some(held) => self.tree.open_by_path(node, held.access.and(access)),
+            None => self.tree.open_by_path(node, access),
         };
         let (handle, found) = match opened {
             // Only content can outlive its name; of everything else there is nothing to hold.
@@ -145,21 +148,15 @@ impl Session {
         Ok(found)
     }
 
-    /// Holds a file for `open`; `handle` may be missing only where the file is held already.
-    pub(super) fn hold(
-        &self,
-        node: NodeId,
-        open: OpenId,
-        handle: Option<Arc<Handle>>,
-    ) -> Result<(), WireError> {
+    /// Holds a file for `open`, if need be by this handle.
+    pub(super) fn hold(&self, node: NodeId, open: OpenId, handle: Arc<Handle>) -> Result<(), WireError> {
         let mut opens = lock(&self.opens);
-        let first = handle.clone();
         let make = || {
             let descriptor = Arc::clone(&self.descriptors).try_acquire_owned().ok()?;
-            Some(Held { handle: first?, _descriptor: descriptor })
+            Some(Held { handle: Arc::clone(&handle), _descriptor: descriptor })
         };
         opens.open(node, open, make).map_err(|_| WireError::system(Errno::EMFILE))?;
-        if let (Some(handle), Some(held)) = (handle, opens.get_mut(node))
+        if let Some(held) = opens.get_mut(node)
             && !held.handle.access.covers(handle.access)
         {
             held.handle = handle;

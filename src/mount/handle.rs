@@ -12,6 +12,7 @@ use crate::cache::ChunkCache;
 use crate::client::quic::{ClientStatistics, QuicClient};
 use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport};
 use crate::fetch::Fetcher;
+use crate::fs::FileSystem;
 use crate::metrics::{Metric, Readings};
 
 /// What a mount is to do. What comes later counts for more.
@@ -32,6 +33,7 @@ pub struct MountHandle {
     cache_limit_bytes: Option<u64>,
     started: Instant,
     client: Arc<QuicClient>,
+    file_system: Arc<FileSystem>,
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
     wanted: watch::Sender<Wanted>,
@@ -42,7 +44,7 @@ impl MountHandle {
     pub(super) fn new(
         config: &MountConfig,
         client: Arc<QuicClient>,
-        fetcher: Arc<Fetcher>,
+        (file_system, fetcher): (Arc<FileSystem>, Arc<Fetcher>),
         cache: Arc<dyn ChunkCache>,
     ) -> Self {
         Self {
@@ -51,6 +53,7 @@ impl MountHandle {
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
             started: Instant::now(),
             client,
+            file_system,
             fetcher,
             cache,
             wanted: watch::Sender::new(Wanted::Run),
@@ -106,6 +109,8 @@ impl MountHandle {
         readings.set(Metric::HostChunks, fetch.host_chunks);
         readings.set(Metric::DiskChunks, fetch.hits_disk);
         readings.set(Metric::MemoryReads, fetch.hits_memory);
+        readings.set(Metric::UnsentBytes, self.file_system.unsent_bytes());
+        readings.set(Metric::UnsyncedBytes, self.file_system.unsynced_bytes());
         readings.set(Metric::MemoryUsedBytes, fetch.memory_bytes);
         readings.set(Metric::FetchInFlightBytes, fetch.inflight_bytes);
         readings.set(Metric::PrefetchInFlight, fetch.ahead_requests);

@@ -148,14 +148,19 @@ impl Mount {
         let client = QuicClient::connect(client_config(&config)?).await?;
         remember(&config);
         if client.read_only() && !config.fuse.read_only {
-            tracing::warn!("{}: the host lets this machine read only; mounted read-only", config.label);
+            tracing::info!("{}: the host lets this machine read only; mounted read-only", config.label);
             config.fuse.read_only = true;
         }
         let cache = open_cache(config.cache.clone()).await?;
         let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
         let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
-        let handle = Arc::new(MountHandle::new(&config, Arc::clone(&client), fetcher, Arc::clone(&cache)));
+        let handle = Arc::new(MountHandle::new(
+            &config,
+            Arc::clone(&client),
+            (Arc::clone(&file_system), fetcher),
+            Arc::clone(&cache),
+        ));
         let control =
             ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
         let control = control

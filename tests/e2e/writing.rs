@@ -161,3 +161,31 @@ fn writers_go_on_over_a_host_that_restarts_and_append_once() {
     log.sync_all().unwrap();
     assert_eq!(fs::read(world.source().join("log")).unwrap(), expected);
 }
+
+#[test]
+fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
+    let world = World::new();
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "");
+    let mut file = File::create(mount.path("file")).unwrap();
+    file.write_all(&noise(10_000, 1)).unwrap();
+    let reads = |metric: &str| mount.status()["readings"][metric].as_u64().unwrap();
+    crate::world::wait_until("the host has it", || reads("unsent_bytes") == 0);
+    assert_eq!(reads("unsynced_bytes"), 10_000);
+    file.sync_all().unwrap();
+    assert_eq!(reads("unsynced_bytes"), 0);
+    let process = nix::unistd::Pid::from_raw(host.child.id() as i32);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    file.write_all(&noise(3 << 20, 2)).unwrap();
+    assert_eq!(reads("unsent_bytes"), 3 << 20);
+    let shown = run(crate::world::WORMHOLE, &["status", mount.point.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("3.0 MiB not yet at the host"));
+    // The daemon is told to end while a program has the file open and the host is silent.
+    let daemon = nix::unistd::Pid::from_raw(mount.daemon().unwrap());
+    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGTERM).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).unwrap();
+    crate::world::wait_until("the daemon has ended", || mount.daemon().is_none());
+    let expected = [noise(10_000, 1), noise(3 << 20, 2)].concat();
+    assert!(fs::read(world.source().join("file")).unwrap() == expected);
+}

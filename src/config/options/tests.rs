@@ -50,6 +50,7 @@ fn kernel_options_reach_their_fields() {
     sets("nosuid,nodev", |_| {});
     sets("allow_other", |o| o.kernel.visibility = Visibility::Everyone);
     sets("allow-root", |o| o.kernel.visibility = Visibility::OwnerAndRoot);
+    sets("ro", |o| o.kernel.read_only = true);
     sets("default_permissions", |o| o.kernel.default_permissions = true);
 }
 

@@ -57,7 +57,7 @@ impl Changer<'_> {
         };
         let found = attributes::of_open(fd.as_fd())?;
         let handle = Handle::file(fd, found.node, access);
-        self.session.hold(found.node, create.open, Some(handle))?;
+        self.session.hold(found.node, create.open, handle)?;
         self.session.tree.record(parent, [(found.node, name)]);
         Ok(changed(Some(found), [folder_now(&folder)]))
     }

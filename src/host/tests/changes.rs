@@ -406,3 +406,18 @@ async fn a_host_that_runs_as_root_gives_nothing_away_unless_the_key_says_so() {
     let found = fs::metadata(world.path("file")).unwrap();
     assert_eq!((found.uid(), found.permissions().mode() & 0o7777), (4321, 0o4755));
 }
+
+#[tokio::test]
+async fn a_file_that_is_closed_while_it_is_opened_again_stays_open() {
+    let world = World::new(|path| fs::write(path.join("file"), "content").unwrap());
+    let guest = world.client().await;
+    let node = guest.walk("file").await.unwrap().node;
+    guest.ask(Request::OpenFor { node, open: OpenId(0), access: WRITE }).await.unwrap();
+    for round in 1..300 {
+        let close = guest.ask(Request::Close { node, open: OpenId(round - 1) });
+        let open = guest.ask(Request::Open { node, open: OpenId(round) });
+        let (closed, opened) = tokio::join!(close, open);
+        closed.unwrap();
+        opened.unwrap();
+    }
+}

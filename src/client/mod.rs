@@ -42,7 +42,7 @@ pub trait Client: Send + Sync + 'static {
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
     }
 
-    /// Has content written, as [`Self::change`]. At most
+    /// Has content written, as [`Self::change`], but without a deadline. At most
     /// [`crate::proto::WRITE_BYTES_MAX`] bytes.
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
         let _ = (node, at, bytes);

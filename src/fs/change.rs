@@ -101,7 +101,7 @@ impl FileSystem {
     /// Gives a file one more name.
     pub async fn link(&self, inode: Inode, parent: Inode, name: &[u8]) -> Result<Entry, FsError> {
         let name = checked(name)?;
-        self.sent(inode).await;
+        self.sent(inode).await?;
         let link = |[node, parent]: [NodeId; 2]| Change::Link { node, parent, name: name.to_vec() };
         let (changed, learned) = self.change([inode, parent], &[parent], link).await?;
         Ok(self.enter(parent, &name, made(&changed)?, learned))
@@ -138,7 +138,7 @@ impl FileSystem {
         let moving = lock(&self.inodes).child(from, &from_name);
         if let Some(inode) = moving {
             // Who looks under the new name finds what was written.
-            self.sent(inode).await;
+            self.sent(inode).await?;
         }
         let rename = |[from_parent, to_parent]: [NodeId; 2]| Change::Rename {
             from_parent,

@@ -88,7 +88,7 @@ impl FileSystem {
         if request.writes && self.config.read_only {
             return Err(FsError::ReadOnly);
         }
-        self.sent(inode).await;
+        self.sent(inode).await?;
         let handle = lock(&self.files).reserve();
         let first = if request.reads { self.read_first_ahead(inode, handle) } else { None };
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
@@ -141,8 +141,8 @@ impl FileSystem {
     pub async fn release(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
         self.fetcher.cancel_handle(handle);
-        // Its last pages may come without a flush.
-        self.sent(file.inode).await;
+        // Its last pages may come without a flush. While the host is away they stay on their way.
+        let _ = self.sent(file.inode).await;
         if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
             self.fetcher.remember(&self.content_of(&attributes));
         }

@@ -12,7 +12,7 @@ impl FileSystem {
     pub async fn setattr(&self, inode: Inode, set: SetAttributes) -> Result<(Attributes, Duration), FsError> {
         let set = self.config.ownership.unpresent(set)?;
         // What was written before must not come after.
-        self.sent(inode).await;
+        self.sent(inode).await?;
         if set == SetAttributes::default() {
             let (attributes, learned) = self.attributes_from_host(inode).await?;
             let ttl = self.config.freshness.attributes_left(learned, Instant::now());

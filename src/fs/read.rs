@@ -88,7 +88,7 @@ impl FileSystem {
     pub async fn read(self: &Arc<Self>, handle: u64, range: ByteRange) -> Result<Bytes, FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         let range = cut(range);
-        self.sent(file.inode).await;
+        self.sent(file.inode).await?;
         let (mut attributes, _) = self.attributes_of(file.inode, Age::Fresh).await?;
         let mut may_recover = true;
         for attempt in 0..VERSIONS_MAX + CURRENT_MAX {
@@ -122,7 +122,7 @@ impl FileSystem {
     /// The next data or hole from `offset` on. Everything before the end is data where the host cannot tell.
     pub async fn lseek(&self, handle: u64, offset: u64, target: SeekTarget) -> Result<u64, FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
-        self.sent(file.inode).await;
+        self.sent(file.inode).await?;
         self.ask(file.inode, |client, node| async move { client.seek(node, offset, target).await }).await
     }
 

@@ -11,11 +11,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 
 use super::behind::{Behind, ExtentId};
 use super::inodes::Inode;
 use super::{FileSystem, FsError, lock};
-use crate::client::Client;
+use crate::client::{CallError, Client};
 use crate::proto::{Attributes, FileKind, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
@@ -53,10 +54,18 @@ impl Default for Sending {
 
 impl FileSystem {
     /// Queues a write; waits while too much is queued.
-    pub(super) async fn send_behind(self: &Arc<Self>, inode: Inode, offset: u64, bytes: Bytes) {
-        // Fails only when the semaphore is closed, which nobody does.
-        if let Ok(room) = self.sending.budget.acquire_many(bytes.len() as u32).await {
-            room.forget();
+    pub(super) async fn send_behind(
+        self: &Arc<Self>,
+        inode: Inode,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), FsError> {
+        let room = self.sending.budget.acquire_many(bytes.len() as u32);
+        match timeout(self.config.patience, room).await {
+            Ok(Ok(room)) => room.forget(),
+            // Nobody closes the semaphore.
+            Ok(Err(_)) => {}
+            Err(_) => return Err(self.too_late()),
         }
         {
             let mut files = lock(&self.sending.files);
@@ -64,16 +73,24 @@ impl FileSystem {
             files.entry(inode).or_default().behind.push(number, offset, bytes);
         }
         self.send_next(inode);
+        Ok(())
     }
 
-    /// Returns when the host has, or will not have, all that was written to the file until now.
-    pub(super) async fn sent(&self, inode: Inode) {
+    /// Returns when the host has, or will not have, all that was written to the file until now. An error says that the host is
+    /// away; what was written stays on its way.
+    pub(super) async fn sent(&self, inode: Inode) -> Result<(), FsError> {
         let mut progress = self.sending.progress.subscribe();
         let until_now = self.sending.writes.load(Ordering::Relaxed);
         while self.oldest_unsent(inode).is_some_and(|oldest| oldest <= until_now) {
             // The sender lives as long as `self`.
-            let _ = progress.changed().await;
+            let accepted = timeout(self.config.patience, progress.changed()).await;
+            accepted.map_err(|_| self.too_late())?.map_err(|_| FsError::Invalid)?;
         }
+        Ok(())
+    }
+
+    const fn too_late(&self) -> FsError {
+        FsError::Call(CallError::TimedOut(self.config.patience))
     }
 
     /// Returns when the host has everything.

@@ -32,10 +32,10 @@ impl FileSystem {
         }
         self.unheard_failure(&file)?;
         if !bytes.is_empty() && !file.syncs && (!file.appends || from_page) {
-            self.send_behind(file.inode, offset, bytes).await;
+            self.send_behind(file.inode, offset, bytes).await?;
             return Ok(len);
         }
-        self.sent(file.inode).await;
+        self.sent(file.inode).await?;
         let at = if file.appends && !from_page {
             let believed = self.with_record(file.inode, |record| record.attributes.size)?;
             WriteAt::End { believed }
@@ -58,7 +58,7 @@ impl FileSystem {
     /// Reserves room, or makes holes and zeroes.
     pub async fn allocate(&self, handle: u64, range: ByteRange, how: AllocateHow) -> Result<(), FsError> {
         let file = self.file_to_write(handle)?;
-        self.sent(file.inode).await;
+        self.sent(file.inode).await?;
         self.change([file.inode], &[], |[node]| Change::Allocate { node, range, how }).await.map(drop)
     }
 
@@ -71,8 +71,8 @@ impl FileSystem {
     ) -> Result<u64, FsError> {
         let from = lock(&self.files).get(from).ok_or(FsError::BadHandle(from))?;
         let to = self.file_to_write(to)?;
-        self.sent(from.inode).await;
-        self.sent(to.inode).await;
+        self.sent(from.inode).await?;
+        self.sent(to.inode).await?;
         let call = |client: Arc<dyn Client>, [from, to]: [_; 2]| async move {
             client.copy(Change::CopyRange { from, range, to, offset }).await
         };
@@ -85,7 +85,7 @@ impl FileSystem {
     /// latest.
     pub async fn flush(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
-        self.sent(file.inode).await;
+        self.sent(file.inode).await?;
         self.unheard_failure(&file)
     }
 
@@ -105,7 +105,7 @@ impl FileSystem {
     }
 
     async fn sync_file(&self, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
-        self.sent(file.inode).await;
+        self.sent(file.inode).await?;
         if !self.config.read_only {
             let begun = self.with_record(file.inode, |record| record.writes.sync_begins())?;
             let call = |client: Arc<dyn Client>, node| async move { client.sync(node, data_only).await };

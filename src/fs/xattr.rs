@@ -90,7 +90,7 @@ impl FileSystem {
     /// The value of an extended attribute.
     pub async fn getxattr(self: &Arc<Self>, inode: Inode, name: &[u8]) -> Result<Vec<u8>, FsError> {
         if name == SUM_XATTR {
-            self.sent(inode).await;
+            self.sent(inode).await?;
             let (hash, _) = self.ask(inode, |client, node| async move { client.sum(node).await }).await?;
             return Ok(hash.to_string().into_bytes());
         }

@@ -321,6 +321,7 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         freshness: config.freshness,
         ownership: config.ownership,
         read_only: config.fuse.read_only,
+        patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,
         ..FsConfig::default()
     }

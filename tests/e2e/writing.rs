@@ -1,7 +1,7 @@
 //! Writing through a mount: what programs see, what the host gets, and who may not.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use crate::world::{World, noise, printed_by, run};
@@ -167,25 +167,44 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     let world = World::new();
     let host = world.host();
     let mount = world.mount(&host.ticket, "");
-    let mut file = File::create(mount.path("file")).unwrap();
-    file.write_all(&noise(10_000, 1)).unwrap();
-    let reads = |metric: &str| mount.status()["readings"][metric].as_u64().unwrap();
+    // Another process: one that starts programs closes a copy of its files with each, and waits for the host.
+    let script = "import os,sys\n\
+                  f = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n\
+                  for line in sys.stdin:\n \
+                  what, size = line.split()\n \
+                  os.write(f, b'x' * int(size)) if what == 'write' else os.fsync(f)\n \
+                  print('done', flush=True)\n";
+    let mut writer = std::process::Command::new("python3")
+        .args(["-c", script, mount.path("file").to_str().unwrap()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut orders, mut answers) =
+        (writer.stdin.take().unwrap(), BufReader::new(writer.stdout.take().unwrap()).lines());
+    let mut order = |words: &str| {
+        writeln!(orders, "{words}").unwrap();
+        answers.next().unwrap().unwrap();
+    };
+    let reads = |metric: &str| mount.status()[metric].as_u64().unwrap();
+    order("write 10000");
     crate::world::wait_until("the host has it", || reads("unsent_bytes") == 0);
     assert_eq!(reads("unsynced_bytes"), 10_000);
-    file.sync_all().unwrap();
+    order("sync 0");
     assert_eq!(reads("unsynced_bytes"), 0);
     let process = nix::unistd::Pid::from_raw(host.child.id() as i32);
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    file.write_all(&noise(3 << 20, 2)).unwrap();
-    assert_eq!(reads("unsent_bytes"), 3 << 20);
+    order("write 3000000");
+    assert_eq!(reads("unsent_bytes"), 3_000_000);
     let shown = run(crate::world::WORMHOLE, &["status", mount.point.to_str().unwrap()]);
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("3.0 MiB not yet at the host"));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("not yet at the host"));
     // The daemon is told to end while a program has the file open and the host is silent.
     let daemon = nix::unistd::Pid::from_raw(mount.daemon().unwrap());
     nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGTERM).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(500));
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).unwrap();
     crate::world::wait_until("the daemon has ended", || mount.daemon().is_none());
-    let expected = [noise(10_000, 1), noise(3 << 20, 2)].concat();
-    assert!(fs::read(world.source().join("file")).unwrap() == expected);
+    assert!(fs::read(world.source().join("file")).unwrap() == vec![b'x'; 3_010_000]);
+    writer.kill().unwrap();
+    writer.wait().unwrap();
 }

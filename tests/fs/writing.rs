@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{FsError, Inode, OpenRequest};
+use wormhole::fs::{FsConfig, FsError, Inode, OpenRequest};
 use wormhole::proto::{AllocateHow, Errno, Request, WireError, WriteAt};
 
 use super::World;
@@ -232,4 +232,21 @@ async fn a_failure_behind_the_writers_back_is_told_once_to_each_handle() {
     }
     let later = world.fs.open(entry.inode, WRITE).await.unwrap();
     world.fs.flush(later.handle).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_for_a_host_that_is_away_is_told_and_nothing_is_lost() {
+    let patience = std::time::Duration::from_millis(50);
+    let config = FsConfig { freshness: super::LASTING, read_only: false, patience, ..FsConfig::default() };
+    let world = World::with_config(MemoryHost::new(), config);
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.host.set_connected(false);
+    world.write(opened.handle, 0, b"kept").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(world.fs.flush(opened.handle).await.unwrap_err().errno(), Errno::ETIMEDOUT);
+    }
+    assert_eq!(world.read(opened.handle, 0, 4).await.unwrap_err().errno(), Errno::ETIMEDOUT);
+    world.host.set_connected(true);
+    world.fs.fsync(opened.handle, false).await.unwrap();
+    assert_eq!(world.host.content("f"), b"kept");
 }

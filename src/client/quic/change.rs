@@ -62,7 +62,8 @@ pub(super) async fn change(shared: &Shared, change: Change) -> Result<Reply, Cal
     if takes_long { patiently(shared, work).await } else { within(shared, shared.deadline, work).await }
 }
 
-/// Has content written.
+/// Has content written. However long the host is away: what a program was told is written is not given up, and under its number
+/// it cannot come after what is written later.
 pub(super) async fn write(
     shared: &Shared,
     node: NodeId,
@@ -72,7 +73,12 @@ pub(super) async fn write(
     let _count = CallCount::new(shared);
     let (len, hash) = (bytes.len() as u32, ChunkHash::of(&bytes));
     let request = |operation| Request::Write(WriteRequest { operation, node, at, len, hash });
-    match patiently(shared, answered(shared, Lane::Background, request, bytes)).await? {
+    let answer = tokio::select! {
+        biased;
+        () = shared.closed() => return Err(CallError::Closed),
+        answer = answered(shared, Lane::Background, request, bytes) => answer?,
+    };
+    match answer {
         Reply::Written(written) if written.len == u64::from(len) => Ok(written),
         _ => Err(CallError::BadAnswer("a reply of another kind or length than to a write".into())),
     }

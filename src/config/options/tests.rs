@@ -37,7 +37,8 @@ fn sets(list: &str, expect: impl FnOnce(&mut MountOptions)) {
 
 #[test]
 fn nothing_said_is_the_default() {
-    for list in ["", "ro", "defaults,ro", ",,", "_netdev,nofail,noauto,user,x-systemd.automount,comment=a b"]
+    for list in
+        ["", "rw", "defaults,rw", "ro,rw", ",,", "_netdev,nofail,noauto,user,x-systemd.automount,comment=a b"]
     {
         sets(list, |_| {});
     }
@@ -254,6 +255,7 @@ fn unknown_options_are_an_error_unless_told_to_be_sloppy() {
 fn the_fstab_line_of_the_manual() {
     let list = "ro,_netdev,nofail,noauto,x-systemd.automount,x-systemd.idle-timeout=10min,allow_other,cache_size=50G";
     sets(list, |o| {
+        o.kernel.read_only = true;
         o.kernel.visibility = Visibility::Everyone;
         o.cache.size = Some(Size::Bytes(50 << 30));
     });

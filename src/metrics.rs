@@ -66,6 +66,8 @@ metrics! {
     MovedBytes "moved_bytes" Counter "content put together from what earlier versions of files had elsewhere";
     DiskChunks "disk_chunks" Counter "chunks of content that came from the cache on disk";
     MemoryReads "memory_reads" Counter "reads that were answered from memory";
+    UnsentBytes "unsent_bytes" Gauge "what programs have written and the host has not accepted yet";
+    UnsyncedBytes "unsynced_bytes" Gauge "what the host has accepted and no fsync has brought to its disk";
     MemoryUsedBytes "memory_used_bytes" Gauge "content held in memory";
     FetchInFlightBytes "fetch_in_flight_bytes" Gauge "content on its way, from disk or host";
     PrefetchInFlight "prefetch_in_flight" Gauge "requests on their way ahead of their readers";

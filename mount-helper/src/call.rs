@@ -44,8 +44,6 @@ pub(crate) struct Call {
     pub(crate) sloppy: bool,
     /// Say more: `-v`.
     pub(crate) verbose: bool,
-    /// Nobody said `ro`. mount(8) itself adds `rw` then, so it is no error.
-    pub(crate) wants_writing: bool,
 }
 
 /// Why a call cannot be understood.
@@ -120,9 +118,8 @@ impl Call {
         if let Some(place) = places.next() {
             return Err(CallError::TooManyPlaces(place));
         }
-        let wants_writing = !options.read_only;
         let options = OsString::from_vec(options.kept);
-        Ok(Self { source, mountpoint: mountpoint.into(), options, fake, sloppy, verbose, wants_writing })
+        Ok(Self { source, mountpoint: mountpoint.into(), options, fake, sloppy, verbose })
     }
 
     /// What follows `wormhole` on its command line.
@@ -168,7 +165,6 @@ fn check_type(name: OsString) -> Result<(), CallError> {
 #[derive(Default)]
 struct Options {
     kept: Vec<u8>,
-    read_only: bool,
 }
 
 impl Options {
@@ -183,9 +179,6 @@ impl Options {
                 self.kept.push(b',');
             }
             self.kept.extend_from_slice(option);
-            if option == b"ro" {
-                self.read_only = true;
-            }
         }
     }
 }
@@ -245,10 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn only_ro_says_that_nothing_is_to_be_written() {
-        assert!(parse(&["s", "d", "-o", "rw"]).unwrap().wants_writing);
-        assert!(parse(&["s", "d"]).unwrap().wants_writing);
-        assert!(!parse(&["s", "d", "-o", "ro,port=1"]).unwrap().wants_writing);
+    fn ro_is_passed_on_and_rw_which_is_the_default_is_not() {
+        assert_eq!(parse(&["s", "d", "-o", "rw"]).unwrap().options, "");
+        assert_eq!(parse(&["s", "d", "-o", "ro,port=1"]).unwrap().options, "ro,port=1");
     }
 
     #[test]

@@ -39,12 +39,6 @@ fn main() -> ExitCode {
             EXIT_SYSTEM,
         );
     };
-    if call.wants_writing {
-        eprintln!(
-            "mount.wormhole: {}: mounted read-only, this version cannot write",
-            call.mountpoint.display()
-        );
-    }
     if call.fake {
         return fake(&call);
     }

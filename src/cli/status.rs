@@ -159,6 +159,12 @@ fn mount_lines(report: &StatusReport) -> String {
         number(Metric::RequestsInFlight),
         number(Metric::PrefetchInFlight),
     );
+    let (unsent, unsynced) = (number(Metric::UnsentBytes), number(Metric::UnsyncedBytes));
+    if unsent + unsynced > 0 {
+        let (unsent, unsynced) = (amount(unsent), amount(unsynced));
+        let _ =
+            writeln!(text, "  written  {unsent} not yet at the host; {unsynced} there, but not yet synced");
+    }
     add_buffers_line(&mut text, readings);
     if readings.get(Metric::CacheLimitBytes).is_some() {
         let _ = writeln!(

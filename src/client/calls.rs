@@ -3,7 +3,8 @@
 use super::{CallError, Client, Lane};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, FsStatistics, ManifestRequest, NodeId, OpenId, Reply, Request, SeekTarget, Version,
+    Attributes, BootId, Change, Changed, FsStatistics, ManifestRequest, NodeId, OpenAccess, OpenId, Reply,
+    Request, SeekTarget, Version, Written,
 };
 
 impl dyn Client {
@@ -31,8 +32,42 @@ impl dyn Client {
     }
 
     /// Opens a file on the host; what comes back is as fresh as one round trip allows.
-    pub async fn open(&self, node: NodeId, open: OpenId) -> Result<Attributes, CallError> {
-        self.attributes_of(Request::Open { node, open }).await
+    pub async fn open(
+        &self,
+        node: NodeId,
+        open: OpenId,
+        access: OpenAccess,
+    ) -> Result<Attributes, CallError> {
+        let request = if access == OpenAccess::READ {
+            Request::Open { node, open }
+        } else {
+            Request::OpenFor { node, open, access }
+        };
+        self.attributes_of(request).await
+    }
+
+    /// Has something changed that is answered by what became of it.
+    pub async fn changed(&self, change: Change) -> Result<Changed, CallError> {
+        match self.change(change).await? {
+            Reply::Changed(changed) => Ok(changed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has content copied within the host.
+    pub async fn copy(&self, change: Change) -> Result<Written, CallError> {
+        match self.change(change).await? {
+            Reply::Written(written) => Ok(written),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has what was written brought to the host's disk; tells which run of the host's kernel did so.
+    pub async fn sync(&self, node: NodeId, data_only: bool) -> Result<BootId, CallError> {
+        match self.call(Request::Sync { node, data_only }, Lane::Metadata).await? {
+            Reply::Synced { boot } => Ok(boot),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Takes back one `open`.

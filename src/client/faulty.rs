@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
 use crate::chunk::ByteRange;
-use crate::proto::{Attributes, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
+use crate::proto::{
+    Attributes, Change, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
+};
 use crate::transport::Lane;
 
 /// How often what goes wrong: per mille of the calls.
@@ -169,6 +171,14 @@ async fn relay<T>(
 impl Client for FaultyClient {
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
         self.fail(move |inner| inner.call(request, lane))
+    }
+
+    fn change(&self, change: Change) -> CallFuture<Reply> {
+        self.fail(move |inner| inner.change(change))
+    }
+
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+        self.fail(move |inner| inner.write(node, at, bytes))
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -19,7 +19,8 @@ use tokio::sync::mpsc;
 
 use crate::chunk::{ByteRange, ChunkIndex, VerifiedChunk};
 use crate::proto::{
-    Attributes, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, Timestamp, WireError,
+    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, Timestamp,
+    WireError, WriteAt, Written,
 };
 pub use crate::transport::Lane;
 
@@ -33,6 +34,20 @@ pub const PARTS_QUEUED_MAX: usize = 4;
 pub trait Client: Send + Sync + 'static {
     /// Asks for something that is answered by one message.
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply>;
+
+    /// Has something changed, exactly once however often the request has to be sent. Whether it was done is open after
+    /// [`CallError::TimedOut`]; it will not be done later. Clients that only read need not have this.
+    fn change(&self, change: Change) -> CallFuture<Reply> {
+        drop(change);
+        Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
+    }
+
+    /// Has content written, as [`Self::change`], but without a deadline. At most
+    /// [`crate::proto::WRITE_BYTES_MAX`] bytes.
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+        let _ = (node, at, bytes);
+        Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
+    }
 
     /// All entries of a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error;
     /// a channel that closes without either means that the mount is going away. Dropping the receiver cancels.

@@ -205,7 +205,7 @@ fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
             Visibility::OwnerAndRoot => Access::RootAndOwner,
             Visibility::Everyone => Access::All,
         },
-        read_only: true,
+        read_only: options.kernel.read_only,
         default_permissions: options.kernel.checks_permissions(),
         allows_devices: options.kernel.dev,
         allows_set_uid: options.kernel.suid,
@@ -362,10 +362,16 @@ mod tests {
     fn kernel_options_reach_the_kernel() {
         let fuse = |list| config(list).fuse;
         let usual = fuse("");
-        let expected =
-            FuseConfig { source: "nas:/m".to_owned(), default_permissions: false, ..FuseConfig::default() };
+        let expected = FuseConfig {
+            source: "nas:/m".to_owned(),
+            default_permissions: false,
+            read_only: false,
+            ..FuseConfig::default()
+        };
         assert_eq!(usual, expected);
-        assert!(usual.read_only && !usual.allows_devices && !usual.allows_set_uid);
+        assert!(!usual.allows_devices && !usual.allows_set_uid);
+        assert_eq!(fuse("ro"), FuseConfig { read_only: true, ..usual.clone() });
+        assert_eq!(fuse("ro,rw"), usual);
         assert_eq!(fuse("noexec"), FuseConfig { allows_exec: false, ..usual.clone() });
         assert_eq!(fuse("allow_root").access, Access::RootAndOwner);
         let open = fuse("allow_other");

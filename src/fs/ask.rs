@@ -14,7 +14,7 @@ use super::events::FsEvent;
 use super::inodes::{DEPTH_MAX, Inode, Step};
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client};
-use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, OpenId};
+use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, OpenAccess, OpenId};
 
 /// How often a waiting question looks whether the link is still there. A person notices a quarter of a second.
 const LINK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -100,9 +100,10 @@ impl FileSystem {
         };
         let is_open = attributes.kind == FileKind::Regular
             && lock(&self.inodes).get(inode).is_some_and(|record| record.opens > 0);
+        let access = lock(&self.inodes).get(inode).map_or(OpenAccess::READ, |record| record.access);
         let open = is_open.then(|| OpenId(lock(&self.files).reserve()));
         if let Some(open) = open {
-            self.client.open(attributes.node, open).await?;
+            self.client.open(attributes.node, open, access).await?;
         }
         lock(&self.inodes).recovered(inode, open);
         tracing::debug!(inode = inode.0, is_open, "the host knows the inode again");

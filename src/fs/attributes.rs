@@ -9,7 +9,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::proto::{Attributes, FileKind};
+use super::FsError;
+use crate::proto::{Attributes, FileKind, SetAttributes};
 
 /// When something was learned from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,12 @@ impl Learned {
     /// By a question that was sent at `asked`.
     pub const fn by_asking(asked: Instant) -> Self {
         Self { asked, seen: asked }
+    }
+
+    /// By nothing: it is only known that what was asked before `asked` says nothing any more.
+    pub fn outdated(asked: Instant) -> Self {
+        const LONG_AGO: Duration = Duration::from_secs(7 * 24 * 3600);
+        Self { asked, seen: asked.checked_sub(LONG_AGO).unwrap_or(asked) }
     }
 
     /// By a part of a stream that was asked for at `asked` and of which this part arrived at `arrived`, over a way of
@@ -111,6 +118,17 @@ pub struct Ownership {
 }
 
 impl Ownership {
+    /// What the host is to set, where users want to set what they see. Owners that are shown in place of the host's cannot be
+    /// changed.
+    pub(super) fn unpresent(&self, set: SetAttributes) -> Result<SetAttributes, FsError> {
+        let keep = |shown: Option<u32>, wanted: Option<u32>| match (shown, wanted) {
+            (Some(shown), Some(wanted)) if shown == wanted => Ok(None),
+            (Some(_), Some(_)) => Err(FsError::OwnerIsShown),
+            (_, wanted) => Ok(wanted),
+        };
+        Ok(SetAttributes { uid: keep(self.uid, set.uid)?, gid: keep(self.gid, set.gid)?, ..set })
+    }
+
     /// The attributes as users see them.
     pub fn present(&self, attributes: Attributes) -> Attributes {
         let mask = match attributes.kind {

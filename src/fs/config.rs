@@ -1,6 +1,7 @@
 //! What a mount can choose about its semantics.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::attributes::{Freshness, Ownership};
 
@@ -11,6 +12,11 @@ pub struct FsConfig {
     pub host_key: [u8; 32],
     /// What is mounted, for people: `HOST:/EXPORT/PATH`.
     pub source: String,
+    /// Whether the mount changes nothing.
+    pub read_only: bool,
+    /// How long who waits for the host to accept what was written waits without any of it being accepted. It is sent on after
+    /// that.
+    pub patience: Duration,
     /// How long attributes and names hold.
     pub freshness: Freshness,
     /// Shown in place of the host's owners and permissions.
@@ -27,6 +33,8 @@ impl Default for FsConfig {
         Self {
             host_key: [0; 32],
             source: String::new(),
+            read_only: true,
+            patience: Duration::from_secs(60),
             freshness: Freshness::default(),
             ownership: Ownership::default(),
             default_permissions: true,
@@ -39,6 +47,7 @@ impl fmt::Debug for FsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FsConfig")
             .field("source", &self.source)
+            .field("read_only", &self.read_only)
             .field("freshness", &self.freshness)
             .field("ownership", &self.ownership)
             .field("default_permissions", &self.default_permissions)

@@ -17,7 +17,7 @@ use super::snapshot::{DOTS, ENTRIES_MAX, Snapshot};
 use super::walks::WALK_ENTRIES_MAX;
 use super::{FileSystem, FsError, lock};
 use crate::client::ListPart;
-use crate::proto::{Attributes, FileKind, NodeId};
+use crate::proto::{Attributes, FileKind, NodeId, OpenAccess};
 
 /// One item of a directory, as it goes to the kernel.
 #[derive(Debug)]
@@ -96,8 +96,14 @@ impl FileSystem {
     /// Opens a directory. The host is asked when it is read.
     pub fn opendir(&self, inode: Inode) -> Result<u64, FsError> {
         self.node_of(inode)?;
-        lock(&self.inodes).opened(inode, None);
+        lock(&self.inodes).opened(inode, OpenAccess::READ, None);
         Ok(lock(&self.directories).insert(OpenDirectory { inode, listing: Mutex::new(None) }))
+    }
+
+    /// Which directory a handle is open on.
+    pub(super) fn directory_of(&self, handle: u64) -> Result<Inode, FsError> {
+        let directory = lock(&self.directories).get(handle).ok_or(FsError::BadHandle(handle))?;
+        Ok(directory.inode)
     }
 
     /// Closes a directory.
@@ -254,7 +260,10 @@ impl FileSystem {
                 Ok(ListPart::Entries(batch)) => self.take_batch(&listing, batch)?,
                 Ok(ListPart::End) => {
                     lock(&listing.snapshot).finish();
-                    lock(&self.recent).insert(node, Arc::clone(&listing));
+                    // What was changed here since it was begun may be missing in it.
+                    if !lock(&self.inodes).is_before_own_change(inode, listing.asked) {
+                        lock(&self.recent).insert(node, Arc::clone(&listing));
+                    }
                     return Ok(());
                 }
                 Err(error) if Remedy::of(&error) == Remedy::Resolve && lock(&listing.snapshot).len() == 0 => {

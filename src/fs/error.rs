@@ -28,6 +28,12 @@ pub enum FsError {
     /// The mount does not change anything on the host.
     #[error("the mount is read-only")]
     ReadOnly,
+    /// An owner is to be changed that is not the host's.
+    #[error("the mount shows another owner than the host has (uid=, gid=), which cannot be changed")]
+    OwnerIsShown,
+    /// The host's machine restarted before what it had accepted was on its disk.
+    #[error("the host restarted before what was written was on its disk")]
+    LostWrites,
     /// A file was written to all the time while one range of it was to be read.
     #[error("the file is written to without a pause, faster than the host can read it")]
     KeepsChanging,
@@ -61,7 +67,8 @@ impl FsError {
             Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
             Self::BadHandle(_) => Errno::EBADF,
             Self::ReadOnly => Errno::EROFS,
-            Self::KeepsChanging => Errno::EIO,
+            Self::OwnerIsShown => Errno::EPERM,
+            Self::LostWrites | Self::KeepsChanging => Errno::EIO,
             Self::TooManyEntries(_) => Errno::ENOMEM,
             Self::NameTooLong(_) => Errno::ENAMETOOLONG,
             Self::Invalid => Errno::EINVAL,
@@ -124,6 +131,8 @@ mod tests {
             (FsError::BadHandle(7), Errno::EBADF),
             (FsError::Stale, Errno::ESTALE),
             (FsError::ReadOnly, Errno::EROFS),
+            (FsError::OwnerIsShown, Errno::EPERM),
+            (FsError::LostWrites, Errno::EIO),
             (FsError::KeepsChanging, Errno::EIO),
             (FsError::TooManyEntries(1), Errno::ENOMEM),
             (FsError::NameTooLong(256), Errno::ENAMETOOLONG),

@@ -10,15 +10,36 @@ use super::open_mode::OpenMode;
 use super::read::ReadState;
 use super::{FileSystem, FsError, lock};
 use crate::fetch::FirstPiece;
-use crate::proto::{Attributes, Errno, NodeId, OpenId};
+use crate::proto::{Attributes, Errno, NodeId, OpenAccess, OpenId};
 
 /// How a program opens a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of open(2)")]
 pub struct OpenRequest {
+    /// For reading, or for reading and writing.
+    pub reads: bool,
     /// For writing, or for reading and writing.
     pub writes: bool,
     /// With `O_DIRECT`.
     pub is_direct: bool,
+    /// With `O_APPEND`.
+    pub appends: bool,
+    /// With `O_SYNC` or `O_DSYNC`: every write is a sync too.
+    pub syncs: bool,
+}
+
+impl Default for OpenRequest {
+    /// For reading.
+    fn default() -> Self {
+        Self { reads: true, writes: false, is_direct: false, appends: false, syncs: false }
+    }
+}
+
+impl OpenRequest {
+    /// What the host is asked for.
+    pub(super) const fn access(self) -> OpenAccess {
+        OpenAccess { reads: self.reads || !self.writes, writes: self.writes }
+    }
 }
 
 /// An opened file.
@@ -37,6 +58,12 @@ pub(super) struct OpenFile {
     pub reads: Mutex<ReadState>,
     /// The beginning of the file, until the first read takes it.
     pub first: Mutex<Option<FirstPiece>>,
+    /// Whether writes go to the end of the file.
+    pub appends: bool,
+    /// Whether every write is a sync too.
+    pub syncs: bool,
+    /// How many of the file's failures were told through this handle, or before it was opened.
+    pub failures_heard: Mutex<u64>,
 }
 
 /// A handle that is not open yet.
@@ -58,28 +85,55 @@ impl FileSystem {
     /// reach what is known will do. A name that leads elsewhere by now is [`FsError::Stale`], which makes the kernel
     /// walk the path again.
     pub async fn open(&self, inode: Inode, request: OpenRequest) -> Result<Opened, FsError> {
-        if request.writes {
+        if request.writes && self.config.read_only {
             return Err(FsError::ReadOnly);
         }
+        self.sent(inode).await?;
         let handle = lock(&self.files).reserve();
-        let first = self.read_first_ahead(inode, handle);
+        let first = if request.reads { self.read_first_ahead(inode, handle) } else { None };
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
         let mut unopened = Unopened { fs: self, handle: Some(handle) };
         let open = OpenId(handle);
-        let fresh = async { Ok((self.open_on_host(inode, open).await?, Some(open))) };
+        let access = request.access();
+        let fresh = async { Ok((self.open_on_host(inode, open, access).await?, Some(open))) };
         let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, None));
         let (attributes, on_host) = self.or_copy(fresh, copy).await?;
-        let mode = {
-            let mut inodes = lock(&self.inodes);
-            inodes.opened(inode, on_host);
-            let record = inodes.get_mut(inode).ok_or(FsError::UnknownInode(inode.0))?;
-            let (mode, pages) = OpenMode::choose(&attributes, request.is_direct, record.pages);
-            record.pages = pages;
-            mode
-        };
-        let reads = Mutex::new(ReadState::new(&attributes));
-        lock(&self.files).insert_as(handle, OpenFile { inode, reads, first: Mutex::new(first) });
+        let opened = self.opened(inode, handle, request, &attributes, on_host)?;
+        if let Some(file) = lock(&self.files).get(handle) {
+            *lock(&file.first) = first;
+        }
         unopened.handle = None;
+        Ok(opened)
+    }
+
+    /// A file is open under `handle`, on the host too if `on_host`.
+    pub(super) fn opened(
+        &self,
+        inode: Inode,
+        handle: u64,
+        request: OpenRequest,
+        attributes: &Attributes,
+        on_host: Option<OpenId>,
+    ) -> Result<Opened, FsError> {
+        let (mode, failures) = {
+            let mut inodes = lock(&self.inodes);
+            inodes.opened(inode, request.access(), on_host);
+            let record = inodes.get_mut(inode).ok_or(FsError::UnknownInode(inode.0))?;
+            // Who writes goes past the page cache: what it holds would be another version after the first write.
+            let wants_direct = request.is_direct || request.writes;
+            let (mode, pages) = OpenMode::choose(attributes, wants_direct, record.pages);
+            record.pages = pages;
+            (mode, record.writes.failures())
+        };
+        let file = OpenFile {
+            inode,
+            reads: Mutex::new(ReadState::new(attributes)),
+            first: Mutex::default(),
+            appends: request.appends,
+            syncs: request.syncs,
+            failures_heard: Mutex::new(failures),
+        };
+        lock(&self.files).insert_as(handle, file);
         Ok(Opened { handle, mode })
     }
 
@@ -87,6 +141,8 @@ impl FileSystem {
     pub async fn release(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
         self.fetcher.cancel_handle(handle);
+        // Its last pages may come without a flush. While the host is away they stay on their way.
+        let _ = self.sent(file.inode).await;
         if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
             self.fetcher.remember(&self.content_of(&attributes));
         }
@@ -117,9 +173,14 @@ impl FileSystem {
 
     /// Opens the file on the host and has its name checked on the way: within the time that a name holds here, another
     /// file may have taken it.
-    async fn open_on_host(&self, inode: Inode, open: OpenId) -> Result<Attributes, FsError> {
+    async fn open_on_host(
+        &self,
+        inode: Inode,
+        open: OpenId,
+        access: OpenAccess,
+    ) -> Result<Attributes, FsError> {
         let learned = Learned::by_asking(Instant::now());
-        let opening = self.ask(inode, |client, node| async move { client.open(node, open).await });
+        let opening = self.ask(inode, |client, node| async move { client.open(node, open, access).await });
         let (opened, name_holds) = tokio::join!(opening, self.name_holds(inode));
         let attributes = match opened {
             Err(error) if matches!(error.errno(), Errno::ESTALE | Errno::ENOENT) => {

@@ -19,7 +19,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::attributes::Learned;
-use crate::proto::{Attributes, NodeId, OpenId, Timestamp, Version};
+use super::unsynced::Writes;
+use crate::proto::{Attributes, NodeId, OpenAccess, OpenId, Timestamp, Version};
 
 /// Most names of one inode that are kept. More are needed only to find a file again when the newest eight are gone.
 const NAMES_MAX: usize = 8;
@@ -29,6 +30,9 @@ pub(super) const DEPTH_MAX: usize = 2048;
 
 /// The bit that marks numbers that are not the host's.
 const MADE_UP: u64 = 1 << 63;
+
+/// Of a file that nobody has open.
+const NO_ACCESS: OpenAccess = OpenAccess { reads: false, writes: false };
 
 /// The kernel's number of a file; also its `st_ino`, but for the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +61,12 @@ pub(super) struct Record {
     pub learned: Learned,
     /// Handles open on it here.
     pub opens: u32,
+    /// For what they are open, all together.
+    pub access: OpenAccess,
+    /// When the last change of this mount's own, of a name in this directory, was answered.
+    pub names_changed: Option<Instant>,
+    /// What was written to it and may not be on the host's disk.
+    pub writes: Writes,
     /// Opens that the host knows of this mount.
     pub host_opens: Vec<OpenId>,
     /// To which version the kernel's pages belong, where they can be told by it.
@@ -152,9 +162,54 @@ impl InodeTable {
         }
     }
 
-    /// A handle is opened; `on_host` if the host knows it too.
-    pub(super) fn opened(&mut self, inode: Inode, on_host: Option<OpenId>) {
+    /// Takes note of what a change of this mount's own has made of a file that is known. The change was asked for at
+    /// `begun` and answered at `completed`; whatever was asked before that says nothing any more.
+    pub(super) fn learn_own(&mut self, attributes: Attributes, begun: Instant, completed: Instant) {
+        let Some(record) = self.by_node.get(&attributes.node).and_then(|inode| self.records.get_mut(inode))
+        else {
+            return;
+        };
+        let age = |attributes: &Attributes| (attributes.ctime, attributes.observed);
+        if attributes.kind == record.attributes.kind && age(&attributes) >= age(&record.attributes) {
+            record.attributes = attributes;
+            record.learned = Learned { asked: completed, seen: begun };
+        } else {
+            // Two changes at once, of which the earlier is heard of later: the host is to be asked.
+            record.learned = Learned::outdated(completed);
+        }
+    }
+
+    /// What is known of an inode's attributes holds no longer.
+    pub(super) fn outdate(&mut self, inode: Inode, now: Instant) {
         if let Some(record) = self.records.get_mut(&inode) {
+            record.learned = Learned::outdated(now);
+        }
+    }
+
+    /// A name in this directory was changed, by a change that was answered at `completed`.
+    pub(super) fn names_changed(&mut self, directory: Inode, completed: Instant) {
+        if let Some(record) = self.records.get_mut(&directory) {
+            record.names_changed = record.names_changed.max(Some(completed));
+        }
+    }
+
+    /// Whether what was asked at `asked` about a name in this directory was asked before the last change here.
+    pub(super) fn is_before_own_change(&self, directory: Inode, asked: Instant) -> bool {
+        let changed = self.records.get(&directory).and_then(|record| record.names_changed);
+        changed.is_some_and(|changed| asked < changed)
+    }
+
+    /// `name` in `parent` names the inode from now on, and that was not told to the kernel by a lookup.
+    pub(super) fn rename(&mut self, inode: Inode, parent: Inode, name: &Name) {
+        if self.records.contains_key(&inode) {
+            self.set_name(parent, name, inode);
+        }
+    }
+
+    /// A handle is opened for `access`; `on_host` if the host knows it too.
+    pub(super) fn opened(&mut self, inode: Inode, access: OpenAccess, on_host: Option<OpenId>) {
+        if let Some(record) = self.records.get_mut(&inode) {
+            record.access = if record.opens == 0 { access } else { record.access.and(access) };
             record.opens += 1;
             record.host_opens.extend(on_host);
         }
@@ -185,6 +240,10 @@ impl InodeTable {
 
     pub(super) fn get_mut(&mut self, inode: Inode) -> Option<&mut Record> {
         self.records.get_mut(&inode)
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
     }
 
     pub(super) fn knows(&self, node: NodeId) -> bool {
@@ -300,6 +359,9 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
         attributes,
         learned,
         opens: 0,
+        access: NO_ACCESS,
+        names_changed: None,
+        writes: Writes::default(),
         host_opens: Vec::new(),
         pages: None,
         recoveries: 0,

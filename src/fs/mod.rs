@@ -8,6 +8,7 @@
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode` (pure), `files`, `read`: content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `unsynced` (pure), `sending`, `write`: changes of content
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
 //! # Freshness
@@ -16,15 +17,15 @@
 //! the host, for the file and for its name at once, so that what was closed elsewhere before is seen. While the host is
 //! out of reach everything that is known is served however old it is; the rest waits for the client's deadline.
 //!
-//! # Writing
+//! # Own changes
 //!
-//! Nothing writes yet. Changes of names will stand beside `nodes`, changes of content in `write` beside `read`, over a pure
-//! `dirty` with the extents that the host does not have yet. They belong to the inode, not to a handle, because all
-//! handles see them: a place for them is the record in `inodes`, and `read` will look there first. `flush` and
-//! `fsync` will stand in `files`, where a handle ends.
+//! A change of this mount's own is seen by it at once: its answer carries what it has made of files and directories, which goes into
+//! the table of inodes; listings of the directories are dropped, and answers to questions from before are not believed any more.
 
 mod ask;
 mod attributes;
+mod behind;
+mod change;
 mod config;
 mod directory;
 mod error;
@@ -32,17 +33,21 @@ mod events;
 mod files;
 mod handles;
 mod inodes;
+mod modify;
 mod nodes;
 mod open_mode;
 mod read;
 mod recent;
+mod sending;
 mod snapshot;
 mod statistics;
 mod strides;
 #[cfg(test)]
 mod tests;
+mod unsynced;
 mod walks;
 mod warm;
+mod write;
 mod xattr;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,6 +57,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 pub use attributes::{Freshness, Ownership};
+pub use change::{CreateRequest, Made};
 pub use config::FsConfig;
 pub use directory::DirectoryItem;
 pub use error::FsError;
@@ -72,6 +78,7 @@ use files::OpenFile;
 use handles::Handles;
 use inodes::InodeTable;
 use recent::Recent;
+use sending::Sending;
 use statistics::Statistics;
 use strides::Strides;
 use walks::Walks;
@@ -94,6 +101,7 @@ pub struct FileSystem {
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
     xattr_names: XattrNames,
+    sending: Sending,
     events: Events,
     events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
 }
@@ -135,6 +143,7 @@ impl FileSystem {
             walks: Mutex::default(),
             strides: Mutex::default(),
             xattr_names: XattrNames::default(),
+            sending: Sending::default(),
             events,
             events_to_take: Mutex::new(Some(receiver)),
         });

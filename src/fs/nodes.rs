@@ -74,6 +74,7 @@ impl FileSystem {
     pub async fn getattr(&self, inode: Inode) -> Result<(Attributes, Duration), FsError> {
         let (attributes, learned) = self.attributes_of(inode, Age::Fresh).await?;
         let ttl = self.config.freshness.attributes_left(learned, Instant::now());
+        let attributes = self.with_unsent(inode, attributes, learned.seen);
         Ok((self.config.ownership.present(attributes), ttl))
     }
 
@@ -97,7 +98,7 @@ impl FileSystem {
     /// check permissions itself.
     pub async fn access(&self, inode: Inode, mask: u8) -> Result<(), FsError> {
         const WRITE: u8 = 2;
-        if mask & WRITE != 0 {
+        if mask & WRITE != 0 && self.config.read_only {
             return Err(FsError::ReadOnly);
         }
         self.ask(inode, |client, node| async move { client.access(node, mask).await }).await
@@ -156,11 +157,17 @@ impl FileSystem {
         let inode = inodes.remember(parent, name, attributes, learned);
         let record = inodes.get(inode).expect("it was just remembered");
         let now = Instant::now();
+        let entry_ttl = if inodes.is_before_own_change(parent, learned.asked) {
+            Duration::ZERO
+        } else {
+            self.config.freshness.entry_left(learned, now)
+        };
+        let attributes = self.with_unsent(inode, record.attributes, record.learned.seen);
         Entry {
             inode,
-            attributes: self.config.ownership.present(record.attributes),
+            attributes: self.config.ownership.present(attributes),
             attributes_ttl: self.config.freshness.attributes_left(record.learned, now),
-            entry_ttl: self.config.freshness.entry_left(learned, now),
+            entry_ttl,
         }
     }
 
@@ -237,7 +244,11 @@ impl FileSystem {
         match self.ask(parent, call).await {
             Ok(attributes) => Ok(Lookup::Found(self.enter(parent, name, attributes, learned))),
             Err(error) if error.is_not_found() => {
-                lock(&self.inodes).remove_name(parent, name);
+                let mut inodes = lock(&self.inodes);
+                if inodes.is_before_own_change(parent, learned.asked) {
+                    return Ok(Lookup::Absent { ttl: Duration::ZERO });
+                }
+                inodes.remove_name(parent, name);
                 Ok(Lookup::Absent { ttl: self.config.freshness.absence_left(learned, Instant::now()) })
             }
             Err(error) => Err(error),

@@ -64,6 +64,9 @@ impl FileSystem {
     /// waits.
     pub fn read_now(self: &Arc<Self>, handle: u64, range: ByteRange) -> Option<Bytes> {
         let file = lock(&self.files).get(handle)?;
+        if self.is_behind(file.inode) {
+            return None;
+        }
         let age = if self.is_connected() { Age::Fresh } else { Age::Any };
         let (attributes, _) = self.attributes_copy(file.inode, age).ok()??;
         let range = cut(range).clamp_to(attributes.size);
@@ -85,6 +88,7 @@ impl FileSystem {
     pub async fn read(self: &Arc<Self>, handle: u64, range: ByteRange) -> Result<Bytes, FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         let range = cut(range);
+        self.sent(file.inode).await?;
         let (mut attributes, _) = self.attributes_of(file.inode, Age::Fresh).await?;
         let mut may_recover = true;
         for attempt in 0..VERSIONS_MAX + CURRENT_MAX {
@@ -118,6 +122,7 @@ impl FileSystem {
     /// The next data or hole from `offset` on. Everything before the end is data where the host cannot tell.
     pub async fn lseek(&self, handle: u64, offset: u64, target: SeekTarget) -> Result<u64, FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
+        self.sent(file.inode).await?;
         self.ask(file.inode, |client, node| async move { client.seek(node, offset, target).await }).await
     }
 

@@ -84,6 +84,11 @@ impl XattrNames {
         }
     }
 
+    /// They were changed here.
+    pub(super) fn forget(&self, node: NodeId) {
+        lock(&self.kept).pop(&node);
+    }
+
     /// Whether the file at `position` follows closely on the last one that was asked in this directory.
     fn follows(&self, directory: NodeId, position: usize) -> bool {
         const STRIDE_MAX: usize = 8;
@@ -118,6 +123,7 @@ impl FileSystem {
     /// host read all files, nor give the copy the version and the source of the original.
     async fn virtual_xattr(self: &Arc<Self>, inode: Inode, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
         if name == SUM_XATTR {
+            self.sent(inode).await?;
             let (hash, _) = self.ask(inode, |client, node| async move { client.sum(node).await }).await?;
             return Ok(Some(hash.to_string().into_bytes()));
         }
@@ -199,7 +205,7 @@ impl FileSystem {
     }
 }
 
-const fn refused(errno: Errno) -> FsError {
+pub(super) const fn refused(errno: Errno) -> FsError {
     FsError::Call(CallError::Host(WireError::system(errno)))
 }
 

@@ -4,10 +4,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, FopenFlags, INodeNo};
+use fuser::{FileAttr, FileType, FopenFlags, INodeNo, TimeOrNow};
 
-use crate::fs::{Entry, FsError, Inode, OpenMode};
-use crate::proto::{Attributes, Errno, FileKind, Timestamp};
+use crate::fs::{Entry, FsError, Inode, OpenMode, OpenRequest};
+use crate::proto::{AllocateHow, Attributes, Errno, FileKind, RenameHow, SetTime, Timestamp, XattrHow};
 
 /// What `st_blksize` says, in bytes. `cp` and many others read in blocks of this size; one block is one request.
 const BLOCK_BYTES: u32 = 1024 * 1024;
@@ -83,6 +83,88 @@ pub(super) fn open_flags(mode: OpenMode) -> FopenFlags {
     flags
 }
 
+/// How a file is opened, from the flags of `open(2)`.
+pub(super) const fn open_request(flags: i32) -> OpenRequest {
+    let mode = flags & libc::O_ACCMODE;
+    OpenRequest {
+        reads: mode != libc::O_WRONLY,
+        writes: mode != libc::O_RDONLY,
+        is_direct: flags & libc::O_DIRECT != 0,
+        appends: flags & libc::O_APPEND != 0,
+        // `O_SYNC` is `O_DSYNC` and one bit more.
+        syncs: flags & libc::O_DSYNC != 0,
+    }
+}
+
+/// The low 12 bits of a mode.
+pub(super) const fn permissions(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+/// What `mknod(2)` is to make; `None` for what it cannot.
+pub(super) const fn kind_of(mode: u32) -> Option<FileKind> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Some(FileKind::Regular),
+        libc::S_IFIFO => Some(FileKind::Fifo),
+        libc::S_IFSOCK => Some(FileKind::Socket),
+        libc::S_IFCHR => Some(FileKind::CharDevice),
+        libc::S_IFBLK => Some(FileKind::BlockDevice),
+        _ => None,
+    }
+}
+
+/// Flags of `renameat2(2)`; `None` for those that make no sense here.
+pub(super) const fn rename_how(flags: u32) -> Option<RenameHow> {
+    match flags {
+        0 => Some(RenameHow::Replace),
+        libc::RENAME_NOREPLACE => Some(RenameHow::NoReplace),
+        libc::RENAME_EXCHANGE => Some(RenameHow::Exchange),
+        _ => None,
+    }
+}
+
+/// Flags of `setxattr(2)`.
+pub(super) const fn xattr_how(flags: i32) -> Option<XattrHow> {
+    match flags {
+        0 => Some(XattrHow::Any),
+        libc::XATTR_CREATE => Some(XattrHow::Create),
+        libc::XATTR_REPLACE => Some(XattrHow::Replace),
+        _ => None,
+    }
+}
+
+/// Modes of `fallocate(2)`; `None` for those that are not known.
+pub(super) const fn allocate_how(mode: i32) -> Option<AllocateHow> {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    match mode {
+        0 => Some(AllocateHow::Grow),
+        libc::FALLOC_FL_KEEP_SIZE => Some(AllocateHow::KeepSize),
+        PUNCH => Some(AllocateHow::PunchHole),
+        libc::FALLOC_FL_ZERO_RANGE => Some(AllocateHow::Zero),
+        ZERO_KEEP => Some(AllocateHow::ZeroKeepSize),
+        libc::FALLOC_FL_COLLAPSE_RANGE => Some(AllocateHow::Collapse),
+        libc::FALLOC_FL_INSERT_RANGE => Some(AllocateHow::Insert),
+        _ => None,
+    }
+}
+
+/// A time that a program sets.
+pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let ns = |distance: Duration| i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX);
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => Timestamp(ns(after)),
+        Err(before) => Timestamp(-ns(before.duration())),
+    }
+}
+
 pub(super) fn errno(error: &FsError) -> fuser::Errno {
     number(error.errno())
 }
@@ -104,6 +186,13 @@ const fn encode_device(user: u64) -> u32 {
     ((minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)) as u32
 }
 
+/// The reverse: a device number of the kernel's messages as user space has it.
+pub(super) const fn decode_device(kernel: u32) -> u64 {
+    let major = ((kernel & 0x000f_ff00) >> 8) as u64;
+    let minor = ((kernel & 0xff) | ((kernel >> 12) & 0x000f_ff00)) as u64;
+    ((major & !0xfff) << 32) | ((major & 0xfff) << 8) | ((minor & !0xff) << 12) | (minor & 0xff)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
@@ -119,6 +208,7 @@ mod tests {
             // As the kernel takes it apart (`new_decode_dev`).
             let kernel = ((encoded & 0x000f_ff00) >> 8, (encoded & 0xff) | ((encoded >> 12) & 0x000f_ff00));
             prop_assert_eq!(kernel, (major, minor));
+            prop_assert_eq!(decode_device(encoded), nix::sys::stat::makedev(u64::from(major), u64::from(minor)));
         }
 
         #[test]
@@ -129,6 +219,7 @@ mod tests {
                 Err(before) => -(before.duration().as_nanos() as i128),
             };
             prop_assert_eq!(back, i128::from(ns));
+            prop_assert_eq!(set_time(TimeOrNow::SpecificTime(time)), SetTime::At(Timestamp(ns)));
         }
     }
 

@@ -10,42 +10,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert;
+use super::reply::{GENERATION, failed};
 use super::session::KernelLimits;
+use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
-use crate::fs::{DirectoryItem, FileSystem, FsError, Inode, Lookup, OpenRequest};
-use crate::proto::SeekTarget;
+use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made};
+use crate::proto::{Caller, SeekTarget, SetAttributes};
 
-/// Numbers of inodes are not used again for another file while the kernel refers to them, so generations say nothing.
-const GENERATION: Generation = Generation(0);
-
-/// What the kernel is offered, where it has it.
-const CAPABILITIES: [InitFlags; 10] = [
-    // An abort is told from an unmount: readers get ECONNABORTED and not a story about sockets.
-    InitFlags::FUSE_ABORT_ERROR,
-    // Reads of one file at once, in any order.
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_ASYNC_DIO,
-    // Lookups and listings of one directory at once.
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    // Attributes along with names when a program seems to want them.
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    // Pages are dropped when attributes show another time of change: an open file follows its host.
-    InitFlags::FUSE_AUTO_INVAL_DATA,
-    // Requests of up to 1 MiB.
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    // Shared mappings of files that are read past the page cache.
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-];
+/// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
+const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 
 /// What the FUSE library calls.
 pub(super) struct Glue {
@@ -58,22 +39,47 @@ impl Glue {
         Self { fs, limits }
     }
 
+    fn make(
+        &self,
+        call: &'static str,
+        reply: ReplyEntry,
+        (parent, name): (INodeNo, &OsStr),
+        what: Made,
+        (mode, caller): (u32, Caller),
+    ) {
+        tracing::trace!(call, %parent, ?name, mode);
+        let name = name.as_bytes().to_vec();
+        self.spawn(move |fs| async move {
+            let made = fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await;
+            reply::entry(call, reply, made);
+        });
+    }
+
+    fn remove(
+        &self,
+        call: &'static str,
+        reply: ReplyEmpty,
+        (parent, name): (INodeNo, &OsStr),
+        directory: bool,
+    ) {
+        tracing::trace!(call, %parent, ?name);
+        let name = name.as_bytes().to_vec();
+        self.spawn(move |fs| async move {
+            reply::empty(call, reply, fs.remove(inode(parent), &name, directory).await);
+        });
+    }
+
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, call: impl FnOnce(Arc<FileSystem>) -> F) {
         self.fs.runtime().spawn(call(Arc::clone(&self.fs)));
     }
 }
 
-/// The error, logged.
-fn failed(call: &str, error: &FsError) -> fuser::Errno {
-    tracing::debug!(call, %error, "fails");
-    convert::errno(error)
-}
-
-/// Calls that would change something, each with what it takes behind the request and with its reply: refused.
-macro_rules! refused {
-    ($($call:ident($($argument:ty,)*) $reply:ty;)*) => {$(
-        fn $call(&self, _: &Request, $(_: $argument,)* reply: $reply) {
-            reply.error(convert::errno(&FsError::ReadOnly));
+/// Calls that only ask and answer: what the kernel sends behind the request, the reply, how it is filled, and from what.
+macro_rules! answered {
+    ($($call:ident($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
+        fn $call(&self, _request: &Request, $($argument: $type,)* reply: $reply) {
+            tracing::trace!($(?$argument,)* stringify!($call));
+            self.spawn(move |$fs| async move { reply::$answer(stringify!($call), reply, $work.await) });
         }
     )*};
 }
@@ -82,14 +88,9 @@ fn inode(number: INodeNo) -> Inode {
     Inode(number.0)
 }
 
-/// A value of an extended attribute, or its size where that was asked (`size` 0).
-fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
-    match value {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(fuser::Errno::ERANGE),
-        Err(error) => reply.error(failed("xattr", &error)),
-    }
+/// Who makes a request.
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask: (umask & 0o777) as u16 }
 }
 
 impl Filesystem for Glue {
@@ -98,11 +99,7 @@ impl Filesystem for Glue {
     }
 
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not have it");
-            }
-        }
+        capabilities::offer(config);
         self.limits.apply(config);
         Ok(())
     }
@@ -111,15 +108,7 @@ impl Filesystem for Glue {
         tracing::trace!(%parent, ?name, "lookup");
         let name = name.as_bytes().to_vec();
         self.spawn(move |fs| async move {
-            match fs.lookup(inode(parent), &name).await {
-                Ok(Lookup::Found(entry)) => {
-                    let attr = convert::file_attr(entry.inode, &entry.attributes);
-                    reply.entry_with_ttls(&entry.attributes_ttl, &entry.entry_ttl, &attr, GENERATION);
-                }
-                Ok(Lookup::Absent { ttl }) if ttl.is_zero() => reply.error(fuser::Errno::ENOENT),
-                Ok(Lookup::Absent { ttl }) => reply.entry(&ttl, &convert::absent_attr(), GENERATION),
-                Err(error) => reply.error(failed("lookup", &error)),
-            }
+            reply::lookup(reply, fs.lookup(inode(parent), &name).await);
         });
     }
 
@@ -131,10 +120,7 @@ impl Filesystem for Glue {
     fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         tracing::trace!(%number, "getattr");
         self.spawn(move |fs| async move {
-            match fs.getattr(inode(number)).await {
-                Ok((attributes, ttl)) => reply.attr(&ttl, &convert::file_attr(inode(number), &attributes)),
-                Err(error) => reply.error(failed("getattr", &error)),
-            }
+            reply::attributes("getattr", reply, inode(number), fs.getattr(inode(number)).await);
         });
     }
 
@@ -148,22 +134,9 @@ impl Filesystem for Glue {
         });
     }
 
-    fn access(&self, _request: &Request, number: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        tracing::trace!(%number, ?mask, "access");
-        self.spawn(move |fs| async move {
-            match fs.access(inode(number), mask.bits() as u8).await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("access", &error)),
-            }
-        });
-    }
-
     fn open(&self, _request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         tracing::trace!(%number, ?flags, "open");
-        let request = OpenRequest {
-            writes: flags.acc_mode() != OpenAccMode::O_RDONLY,
-            is_direct: flags.0 & libc::O_DIRECT != 0,
-        };
+        let request = convert::open_request(flags.0);
         self.spawn(move |fs| async move {
             match fs.open(inode(number), request).await {
                 Ok(opened) => reply.opened(FileHandle(opened.handle), convert::open_flags(opened.mode)),
@@ -196,16 +169,20 @@ impl Filesystem for Glue {
         });
     }
 
-    /// Nothing is written, so there is nothing to flush; told so once, the kernel does not ask again.
+    /// On a mount that changes nothing there is nothing to flush; told so once, the kernel does not ask again.
     fn flush(
         &self,
         _request: &Request,
-        _number: INodeNo,
-        _handle: FileHandle,
+        number: INodeNo,
+        handle: FileHandle,
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.error(fuser::Errno::ENOSYS);
+        if self.fs.config().read_only {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        tracing::trace!(%number, "flush");
+        self.spawn(move |fs| async move { reply::empty("flush", reply, fs.flush(handle.0).await) });
     }
 
     fn release(
@@ -226,17 +203,6 @@ impl Filesystem for Glue {
                 failed("release", &error);
             }
         });
-    }
-
-    fn fsync(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _handle: FileHandle,
-        _data: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
     }
 
     fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -310,17 +276,6 @@ impl Filesystem for Glue {
         }
     }
 
-    fn fsyncdir(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _handle: FileHandle,
-        _data: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
-    }
-
     fn statfs(&self, _request: &Request, number: INodeNo, reply: ReplyStatfs) {
         tracing::trace!(%number, "statfs");
         self.spawn(move |fs| async move {
@@ -344,13 +299,13 @@ impl Filesystem for Glue {
         tracing::trace!(%number, ?name, "getxattr");
         let name = name.as_bytes().to_vec();
         self.spawn(
-            move |fs| async move { reply_xattr(reply, size, fs.getxattr(inode(number), &name).await) },
+            move |fs| async move { reply::xattr(reply, size, fs.getxattr(inode(number), &name).await) },
         );
     }
 
     fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         tracing::trace!(%number, "listxattr");
-        self.spawn(move |fs| async move { reply_xattr(reply, size, fs.listxattr(inode(number)).await) });
+        self.spawn(move |fs| async move { reply::xattr(reply, size, fs.listxattr(inode(number)).await) });
     }
 
     fn lseek(
@@ -377,27 +332,206 @@ impl Filesystem for Glue {
         });
     }
 
-    // What would change something. The kernel refuses most of it by itself on a read-only mount.
+    fn setattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _created: Option<SystemTime>,
+        _changed: Option<SystemTime>,
+        _backed_up: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let permissions = mode.map(convert::permissions);
+        let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let set = SetAttributes { permissions, uid, gid, size, atime, mtime };
+        tracing::trace!(%number, ?set, "setattr");
+        self.spawn(move |fs| async move {
+            reply::attributes("setattr", reply, inode(number), fs.setattr(inode(number), set).await);
+        });
+    }
 
-    refused! {
-        setattr(
-            INodeNo, Option<u32>, Option<u32>, Option<u32>, Option<u64>, Option<TimeOrNow>, Option<TimeOrNow>,
-            Option<SystemTime>, Option<FileHandle>, Option<SystemTime>, Option<SystemTime>, Option<SystemTime>,
-            Option<BsdFileFlags>,
-        ) ReplyAttr;
-        mknod(INodeNo, &OsStr, u32, u32, u32,) ReplyEntry;
-        mkdir(INodeNo, &OsStr, u32, u32,) ReplyEntry;
-        unlink(INodeNo, &OsStr,) ReplyEmpty;
-        rmdir(INodeNo, &OsStr,) ReplyEmpty;
-        symlink(INodeNo, &OsStr, &Path,) ReplyEntry;
-        rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags,) ReplyEmpty;
-        link(INodeNo, INodeNo, &OsStr,) ReplyEntry;
-        create(INodeNo, &OsStr, u32, u32, i32,) ReplyCreate;
-        write(INodeNo, FileHandle, u64, &[u8], WriteFlags, OpenFlags, Option<LockOwner>,) ReplyWrite;
-        setxattr(INodeNo, &OsStr, &[u8], i32, u32,) ReplyEmpty;
-        removexattr(INodeNo, &OsStr,) ReplyEmpty;
-        fallocate(INodeNo, FileHandle, u64, u64, i32,) ReplyEmpty;
-        copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, CopyFileRangeFlags,) ReplyWrite;
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        device: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::kind_of(mode) else { return reply.error(fuser::Errno::EINVAL) };
+        let what = Made::Node(kind, convert::decode_device(device));
+        self.make("mknod", reply, (parent, name), what, (mode, caller(request, umask)));
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make("mkdir", reply, (parent, name), Made::Directory, (mode, caller(request, umask)));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = Made::Symlink(target.as_os_str().as_bytes().to_vec());
+        self.make("symlink", reply, (parent, name), target, (0o777, caller(request, 0)));
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove("unlink", reply, (parent, name), false);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove("rmdir", reply, (parent, name), true);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        tracing::trace!(%parent, ?name, %new_parent, ?new_name, ?flags, "rename");
+        let Some(how) = convert::rename_how(flags.bits()) else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        self.spawn(move |fs| async move {
+            let done = fs.rename((inode(parent), &name), (inode(new_parent), &new_name), how).await;
+            reply::empty("rename", reply, done);
+        });
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        tracing::trace!(%number, %new_parent, ?new_name, "link");
+        let name = new_name.as_bytes().to_vec();
+        self.spawn(move |fs| async move {
+            reply::entry("link", reply, fs.link(inode(number), inode(new_parent), &name).await);
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        tracing::trace!(%parent, ?name, mode, flags, "create");
+        let create = CreateRequest {
+            permissions: convert::permissions(mode),
+            caller: caller(request, umask),
+            open: convert::open_request(flags),
+            exclusive: flags & libc::O_EXCL != 0,
+            truncate: flags & libc::O_TRUNC != 0,
+        };
+        let name = name.as_bytes().to_vec();
+        self.spawn(move |fs| async move {
+            reply::created(reply, fs.create(inode(parent), &name, create).await);
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        tracing::trace!(%number, offset, len = data.len(), "write");
+        let from_page = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let bytes = Bytes::copy_from_slice(data);
+        self.spawn(move |fs| async move {
+            reply::written("write", reply, fs.write(handle.0, offset, bytes, from_page).await);
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        tracing::trace!(%number, ?name, flags, "setxattr");
+        let Some(how) = convert::xattr_how(flags) else { return reply.error(fuser::Errno::EINVAL) };
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        self.spawn(move |fs| async move {
+            reply::empty("setxattr", reply, fs.setxattr(inode(number), &name, &value, how).await);
+        });
+    }
+
+    fn removexattr(&self, _request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        tracing::trace!(%number, ?name, "removexattr");
+        let name = name.as_bytes().to_vec();
+        self.spawn(move |fs| async move {
+            reply::empty("removexattr", reply, fs.removexattr(inode(number), &name).await);
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        tracing::trace!(%number, offset, len, mode, "fallocate");
+        let Some(how) = convert::allocate_how(mode) else {
+            return reply.error(fuser::Errno::EOPNOTSUPP);
+        };
+        self.spawn(move |fs| async move {
+            let done = fs.allocate(handle.0, ByteRange::new(offset, len), how).await;
+            reply::empty("fallocate", reply, done);
+        });
+    }
+
+    answered! {
+        access(number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
+        fsync(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
+        fsyncdir(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);
+        copy_file_range(_number: INodeNo, from: FileHandle, offset: u64, _to: INodeNo, to: FileHandle, to_offset: u64, len: u64,
+            _flags: CopyFileRangeFlags) ReplyWrite => copied, |fs|
+            fs.copy_range((from.0, ByteRange::new(offset, len.min(COPY_BYTES_MAX))), (to.0, to_offset));
     }
 
     fn ioctl(

@@ -15,9 +15,11 @@
 //! bound; a request that still lies in the kernel's queue is taken back at once. What nobody waits for any more ends at
 //! the file's release.
 
+mod capabilities;
 mod convert;
 mod filesystem;
 mod notify;
+mod reply;
 mod session;
 mod stub;
 pub mod table;

@@ -12,6 +12,8 @@ use crate::transport::PublicKey;
 pub(super) struct Admission {
     /// Whether it may only read.
     pub(super) read_only: bool,
+    /// Whether it may choose owners.
+    pub(super) owners: bool,
     /// The ticket by which it comes in for the first time: the key is to be written down.
     pub(super) enrol_by: Option<String>,
 }
@@ -56,7 +58,7 @@ pub(super) fn admit(
     let known = keys.find(key);
     let exists = exports.contains(&hello.export.as_str());
     if let Some(known) = known.filter(|known| exists && known.may_mount(&hello.export)) {
-        return Ok(Admission { read_only: known.read_only, enrol_by: None });
+        return Ok(Admission { read_only: known.read_only, owners: known.owners, enrol_by: None });
     }
     match (hello.ticket, known) {
         (Some(secret), _) => {
@@ -64,8 +66,8 @@ pub(super) fn admit(
             if !exists {
                 return Err(Refusal::UnknownExport { export: hello.export.clone(), allowed: Vec::new() });
             }
-            let read_only = known.is_some_and(|known| known.read_only);
-            Ok(Admission { read_only, enrol_by: Some(ticket.id.clone()) })
+            let (read_only, owners) = known.map_or((false, false), |known| (known.read_only, known.owners));
+            Ok(Admission { read_only, owners, enrol_by: Some(ticket.id.clone()) })
         }
         (None, Some(known)) => {
             let allowed = exports.iter().filter(|name| known.may_mount(name)).map(ToString::to_string);
@@ -115,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_known_key_needs_no_ticket_and_an_old_one_does_not_harm_it() {
-        let admission = Admission { read_only: true, enrol_by: None };
+        let admission = Admission { read_only: true, owners: false, enrol_by: None };
         assert_eq!(decide(&hello("media", None), 1).unwrap(), admission);
         assert_eq!(decide(&hello("media", Some(TicketSecret([9; 16]))), 1).unwrap(), admission);
     }

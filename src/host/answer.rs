@@ -1,7 +1,9 @@
 //! The two halves of a request's stream, as frames and content.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,15 +11,19 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::counters::{Counters, Sending};
-use crate::proto::{ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, encode_frame, frame_len};
+use crate::proto::{
+    ErrorCode, FRAME_HEADER_BYTES, Reply, WireError, XATTR_VALUE_BYTES_MAX, encode_frame, frame_len,
+};
 use crate::transport::{Lane, RecvStream, SendStream, StreamError};
 
 /// How long a request may take to arrive once its stream is open; it is one small frame.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most bytes of a request: far above the largest, a read that carries 64 hashes (2.2 KiB) or a hello with the longest
-/// path. Answers may be longer.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// How long a client that sends content may fall silent within it: a link that was cut comes back on another connection.
+const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Most bytes of a request: above the largest, the value of an extended attribute. Answers may be longer.
+const REQUEST_BYTES_MAX: usize = XATTR_VALUE_BYTES_MAX + 8 * 1024;
 
 /// The client no longer wants the answer, or is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +44,25 @@ pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Vec<u8>, Wi
     };
     let late = |_| Err(malformed(format!("no whole request within {} s", REQUEST_DEADLINE.as_secs())));
     timeout(REQUEST_DEADLINE, read).await.unwrap_or_else(late)
+}
+
+/// Reads the bytes that follow a request, at the client's pace as long as it has one.
+pub(super) async fn read_body(receive: &mut RecvStream, len: usize) -> Result<Bytes, WireError> {
+    let came = AtomicU64::new(0);
+    let mut read = pin!(receive.read_bytes(len, |bytes| {
+        came.fetch_add(bytes, Ordering::Relaxed);
+    }));
+    loop {
+        let before = came.load(Ordering::Relaxed);
+        match timeout(BODY_PAUSE_MAX, &mut read).await {
+            Ok(Ok(bytes)) => return Ok(bytes),
+            Ok(Err(error)) => return Err(malformed(format!("the content ends too soon: {error}"))),
+            Err(_) if came.load(Ordering::Relaxed) == before => {
+                return Err(malformed("the content does not come"));
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 fn cut_short(error: &StreamError) -> WireError {

@@ -10,6 +10,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
 use crate::io::sys;
+use crate::proto::OpenAccess;
 
 /// Longest path given to the kernel in one call, in bytes: below its `PATH_MAX` of 4096, with the NUL.
 const PATH_BYTES_MAX: usize = 4000;
@@ -60,6 +61,22 @@ pub(super) fn open_for_reading(fd: BorrowedFd<'_>, is_folder: bool) -> Result<Ow
         return openat(fd, ".", flags | OFlag::O_DIRECTORY, Mode::empty());
     }
     open(proc_path(fd).as_str(), flags, Mode::empty())
+}
+
+/// Opens the regular file behind any descriptor of it, for `access`; as [`open_for_reading`]. Who only wants to write gets a
+/// descriptor that reads, too, where the file's permissions allow that.
+pub(super) fn open_for(fd: BorrowedFd<'_>, access: OpenAccess) -> Result<(OwnedFd, OpenAccess), Errno> {
+    if !access.writes {
+        return open_for_reading(fd, false).map(|fd| (fd, OpenAccess::READ));
+    }
+    let flags = OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let path = proc_path(fd);
+    match open(path.as_str(), flags | OFlag::O_RDWR, Mode::empty()) {
+        Err(Errno::EACCES) if !access.reads => {
+            open(path.as_str(), flags | OFlag::O_WRONLY, Mode::empty()).map(|fd| (fd, access))
+        }
+        opened => opened.map(|fd| (fd, OpenAccess { reads: true, writes: true })),
+    }
 }
 
 /// The name that `/proc` has for a descriptor, for calls that take paths only.

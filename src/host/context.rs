@@ -1,6 +1,6 @@
 //! What the requests of one connection share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -10,7 +10,7 @@ use super::lending::Lending;
 use super::packing::{Packer, Packing};
 use super::session::Session;
 use crate::io::Engine;
-use crate::proto::{Errno, NodeId, WireError};
+use crate::proto::{BootId, Errno, NodeId, WireError};
 
 /// Reads that all requests of a connection may have ahead of what is being sent: 16 MiB, besides one a request.
 const READS_AHEAD_MAX: usize = 64;
@@ -21,6 +21,18 @@ const BLOCKING_MAX: usize = 64;
 
 /// Requests for blocks that a connection may have worked on at a time; each holds 1.2 MiB.
 const BLOCKS_MAX: usize = 8;
+/// Writes of a connection whose bytes are taken in or written at a time: 64 MiB.
+const RECEIVING_MAX: usize = 64;
+
+/// What the kernel calls its run, where it tells.
+fn boot_id() -> Option<BootId> {
+    static ANSWER: OnceLock<Option<BootId>> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let text = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+        let hash = blake3::hash(&text);
+        hash.as_bytes().first_chunk().copied().map(BootId)
+    })
+}
 
 /// One connection of one client, let in.
 #[derive(Debug)]
@@ -29,6 +41,8 @@ pub(super) struct ClientContext {
     pub(super) session: Arc<Session>,
     /// Whether every change is refused.
     pub(super) read_only: bool,
+    /// Whether the client may choose owners.
+    pub(super) owners: bool,
     /// Its share of the engine's buffers.
     pub(super) lending: Lending,
     packer: Packer,
@@ -39,13 +53,14 @@ pub(super) struct ClientContext {
     ahead: Arc<Semaphore>,
     blocking: Arc<Semaphore>,
     blocks: Semaphore,
+    receiving: Semaphore,
 }
 
 impl ClientContext {
     /// For a new connection; `lending` is its share.
     pub(super) fn new(
         session: Arc<Session>,
-        read_only: bool,
+        (read_only, owners): (bool, bool),
         lending: Lending,
         packer: Packer,
         index: Arc<HashIndex>,
@@ -56,6 +71,7 @@ impl ClientContext {
         Self {
             session,
             read_only,
+            owners,
             lending,
             packer,
             index,
@@ -64,6 +80,7 @@ impl ClientContext {
             ahead: Arc::new(ahead),
             blocking: Arc::new(blocking),
             blocks: Semaphore::new(BLOCKS_MAX),
+            receiving: Semaphore::new(RECEIVING_MAX),
         }
     }
 
@@ -80,6 +97,17 @@ impl ClientContext {
     /// What is counted.
     pub(super) fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// Which run of the kernel this is.
+    pub(super) fn boot(&self) -> BootId {
+        boot_id().unwrap_or(BootId(self.session.run.instance.0))
+    }
+
+    /// Leave to take in the content of one more write.
+    pub(super) async fn leave_to_receive(&self) -> Option<SemaphorePermit<'_>> {
+        // Fails only when the semaphore is closed, which nobody does.
+        self.receiving.acquire().await.ok()
     }
 
     /// Leave to read one more part before it is needed, where the connection has not too many already.

@@ -22,7 +22,7 @@ use super::sessions::Sessions;
 use super::state::StateDir;
 use super::tree::{Known, Tree};
 use crate::io::Engine;
-use crate::proto::{Errno, InstanceId, NodeId, SessionId, WireError};
+use crate::proto::{Errno, InstanceId, NodeId, SessionId, SessionRun, WireError};
 use crate::transport::{Connection, PublicKey};
 
 /// An export and the descriptor of its folder.
@@ -39,6 +39,7 @@ pub(super) struct LiveClient {
     pub(super) session: SessionId,
     pub(super) export: String,
     pub(super) sub_path: Vec<u8>,
+    pub(super) read_only: bool,
     pub(super) since: Instant,
     pub(super) connection: Connection,
 }
@@ -63,6 +64,7 @@ pub(super) struct Core {
     trees: Mutex<HashMap<(usize, NodeId), Weak<Tree>>>,
     clients: Mutex<HashMap<u64, LiveClient>>,
     clients_made: AtomicU64,
+    sessions_made: AtomicU64,
 }
 
 /// Takes a client off the list when its connection is served no more.
@@ -99,6 +101,7 @@ impl Core {
             trees: Mutex::default(),
             clients: Mutex::default(),
             clients_made: AtomicU64::new(0),
+            sessions_made: AtomicU64::new(0),
         })
     }
 
@@ -131,6 +134,12 @@ impl Core {
     /// The sessions, for a moment.
     pub(super) fn sessions(&self) -> MutexGuard<'_, Sessions<PublicKey, SessionId, Session>> {
         lock(&self.sessions)
+    }
+
+    /// Names a new session.
+    pub(super) fn session_run(&self) -> SessionRun {
+        let number = self.sessions_made.fetch_add(1, Ordering::Relaxed) + 1;
+        SessionRun { instance: self.instance, number }
     }
 
     /// Puts a client on the list.

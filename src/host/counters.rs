@@ -70,6 +70,10 @@ pub(super) struct Counters {
     pub(super) requests: Counter,
     /// Requests under way.
     pub(super) requests_inflight: Gauge,
+    /// Changes that were asked for again, and answered without being done again.
+    pub(super) changes_repeated: Counter,
+    /// Bytes of content that clients wrote.
+    pub(super) content_bytes_written: Counter,
     /// Clients that were refused at the door.
     pub(super) refused: Counter,
     /// Bytes of content handed to streams.

@@ -92,8 +92,8 @@ async fn let_in(
     let (decider, asked) = (Arc::clone(core), hello.clone());
     let decide = move || decide(&decider, key, &asked);
     let decided = tokio::task::spawn_blocking(decide).await;
-    let (read_only, tree) = decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
-    let guest = seat(core, connection, &hello, Arc::clone(&tree), read_only)?;
+    let (rights, tree) = decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
+    let guest = seat(core, connection, &hello, Arc::clone(&tree), rights)?;
     // A key that was revoked while it came in was not on the list yet when the list was gone through.
     let (decider, export) = (Arc::clone(core), hello.export.clone());
     let recheck = tokio::task::spawn_blocking(move || {
@@ -109,14 +109,22 @@ async fn let_in(
         features: Features::SUPPORTED.shared_with(hello.features),
         instance: core.instance,
         root,
-        read_only,
+        read_only: rights.read_only,
         session_keep_ms: SESSION_KEEP.as_millis() as u32,
+        session: guest.context.session.run,
     };
     Ok((welcome, guest))
 }
 
-/// Whether the client may come in, whether it may only read, and which folder it gets. Blocks.
-fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(bool, Arc<Tree>), WireError> {
+/// What a client that comes in may do.
+#[derive(Debug, Clone, Copy)]
+struct Rights {
+    read_only: bool,
+    owners: bool,
+}
+
+/// Whether the client may come in, what it may do, and which folder it gets. Blocks.
+fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Rights, Arc<Tree>), WireError> {
     let names: Vec<&str> = core.exports.iter().map(|open| open.export.name.as_str()).collect();
     let now = seconds_now();
     let keys = core.state.keys().map_err(|error| not_now(&error))?;
@@ -127,7 +135,8 @@ fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(bool, Arc<Tree>
     if admission.enrol_by.is_some() {
         enrol(core, key, hello, &names, now)?;
     }
-    Ok((admission.read_only || core.exports[export].export.read_only, tree))
+    let read_only = admission.read_only || core.exports[export].export.read_only;
+    Ok((Rights { read_only, owners: admission.owners }, tree))
 }
 
 /// Writes the key down. The ticket is looked at again, as another client may have used it up meanwhile.
@@ -164,11 +173,17 @@ fn seat(
     connection: &Connection,
     hello: &Hello,
     tree: Arc<Tree>,
-    read_only: bool,
+    rights: Rights,
 ) -> Result<Guest, WireError> {
     let key = connection.peer_key();
     let (export, sub_path) = (hello.export.clone(), hello.sub_path.clone());
-    let fresh = Session::new(tree, export.clone(), sub_path.clone(), Arc::clone(&core.descriptors));
+    let fresh = Session::new(
+        tree,
+        export.clone(),
+        sub_path.clone(),
+        core.session_run(),
+        Arc::clone(&core.descriptors),
+    );
     let session = core
         .sessions()
         .attach(key, hello.session, Arc::new(fresh))
@@ -179,6 +194,7 @@ fn seat(
         session: hello.session,
         export,
         sub_path,
+        read_only: rights.read_only,
         since: Instant::now(),
         connection: connection.clone(),
     });
@@ -187,7 +203,7 @@ fn seat(
     }
     let context = ClientContext::new(
         session,
-        read_only,
+        (rights.read_only, rights.owners),
         core.lending.for_connection(),
         Packer::new(Arc::clone(&core.codec), hello.compression, connection.clone()),
         Arc::clone(&core.index),

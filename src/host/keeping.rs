@@ -50,7 +50,10 @@ fn show_out(core: &Core, stamp: KeysStamp) -> KeysStamp {
         }
     };
     for client in core.clients() {
-        if keys.find(client.key).is_some_and(|known| known.may_mount(&client.export)) {
+        if let Some(known) = keys.find(client.key).filter(|known| known.may_mount(&client.export)) {
+            if known.read_only && !client.read_only {
+                client.connection.close(close::RIGHTS_CHANGED, "this key may only read from now on");
+            }
             continue;
         }
         tracing::warn!("{} was revoked", who(client.key, client.connection.remote_address()));

@@ -1,6 +1,6 @@
 //! Who may come in: the file of authorised keys.
 //!
-//! Pure: text in, text out. A line is `KEY [ro] [exports=NAME,NAME…] [# comment]`; what a person wrote is kept as it is.
+//! Pure: text in, text out. A line is `KEY [ro] [owners] [exports=NAME,NAME…] [# comment]`; what a person wrote is kept as it is.
 //!
 //! A line that cannot be understood lets nobody in, and is told to whoever reads the file.
 
@@ -15,6 +15,9 @@ pub struct AuthorizedKey {
     pub key: PublicKey,
     /// Whether it may only read.
     pub read_only: bool,
+    /// Whether it may choose owners on a host that runs as root: what it makes belongs to the asking user, by the client's
+    /// numbers, and it may change owners, set set-user-id bits and make devices. That is as much as being root there.
+    pub owners: bool,
     /// The exports it may mount; `None` for all.
     pub exports: Option<Vec<String>>,
     /// What stands behind the `#`; empty where there is none.
@@ -32,10 +35,12 @@ impl AuthorizedKey {
         let mut words = front.split_ascii_whitespace();
         let key = words.next().ok_or("there is no key")?;
         let key = key.parse().map_err(|error| format!("{error}"))?;
-        let mut parsed = Self { key, read_only: false, exports: None, comment: comment.trim().to_owned() };
+        let mut parsed =
+            Self { key, read_only: false, owners: false, exports: None, comment: comment.trim().to_owned() };
         for word in words {
             match word.split_once('=') {
                 None if word == "ro" => parsed.read_only = true,
+                None if word == "owners" => parsed.owners = true,
                 Some(("exports", names)) => {
                     let names = names.split(',').map(unescape).collect::<Option<Vec<_>>>();
                     let names = names.ok_or_else(|| format!("{word:?} holds a bad %XX"))?;
@@ -51,6 +56,9 @@ impl AuthorizedKey {
         let mut line = self.key.to_string();
         if self.read_only {
             line.push_str(" ro");
+        }
+        if self.owners {
+            line.push_str(" owners");
         }
         if let Some(exports) = &self.exports {
             let names: Vec<String> = exports.iter().map(|name| escape(name)).collect();
@@ -119,6 +127,7 @@ impl AuthorizedKeys {
             None => AuthorizedKey {
                 key,
                 read_only: false,
+                owners: false,
                 exports: Some(Vec::new()),
                 comment: comment.to_owned(),
             },
@@ -222,10 +231,11 @@ mod tests {
         fn what_is_written_is_read_again(
             byte in any::<u8>(),
             read_only in any::<bool>(),
+            owners in any::<bool>(),
             exports in proptest::option::of(proptest::collection::vec("[^/\\p{Cc}]{1,12}", 1..4)),
             comment in "[ -~]{0,20}",
         ) {
-            let entry = AuthorizedKey { key: key(byte), read_only, exports, comment: comment.trim().to_owned() };
+            let entry = AuthorizedKey { key: key(byte), read_only, owners, exports, comment: comment.trim().to_owned() };
             prop_assert_eq!(AuthorizedKey::parse(&entry.to_line()), Ok(entry));
         }
 

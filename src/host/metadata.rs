@@ -13,8 +13,8 @@ use super::confine::proc_path;
 use super::session::Session;
 use crate::io::sys::{self, XattrTarget};
 use crate::proto::{
-    Errno, ErrorCode, FileKind, FsStatistics, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NodeId, Reply, Request,
-    SeekTarget, WireError,
+    Errno, ErrorCode, FileKind, FsStatistics, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NodeId, OpenAccess, Reply,
+    Request, SeekTarget, WireError,
 };
 
 /// Longest name of an extended attribute, in bytes (the kernel's `XATTR_NAME_MAX`).
@@ -46,7 +46,9 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         Request::GetXattr { node, name } => get_xattr(session, node, name),
         Request::ListXattr { node } => list_xattr(session, node),
         Request::Access { node, mask } => access(session, read_only, node, mask),
-        Request::Open { node, open } => session.open(node, open).map(Reply::Attributes),
+        Request::Open { node, open } => session.open(node, open, OpenAccess::READ).map(Reply::Attributes),
+        Request::OpenFor { access, .. } if access.writes && read_only => Err(WireError::system(Errno::EROFS)),
+        Request::OpenFor { node, open, access } => session.open(node, open, access).map(Reply::Attributes),
         Request::Close { node, open } => {
             session.close(node, open);
             Ok(Reply::Done)
@@ -56,6 +58,9 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         Request::ReadDirectory { .. }
         | Request::Read(..)
         | Request::ReadCurrent { .. }
+        | Request::Change(_)
+        | Request::Write(_)
+        | Request::Sync { .. }
         | Request::Sum { .. }
         | Request::Blocks { .. }
         | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),

@@ -8,7 +8,7 @@
 //! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
 //! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `manifest`, `sum`: from the disk engine to the stream
-//! 7. `index`: hashes that outlive the daemon
+//! 7. `index`: hashes that outlive the daemon; `operations`, `once`, `change`, `write`: what clients change, each change once
 //! 8. `keeping`, `addresses`, `counters`, `status`: the daemon itself
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
@@ -19,6 +19,7 @@ mod ahead;
 mod answer;
 mod attributes;
 mod blocks;
+mod change;
 mod compress;
 mod confine;
 mod connection;
@@ -38,7 +39,9 @@ mod lending;
 mod manifest;
 mod metadata;
 mod nodes;
+mod once;
 mod opens;
+mod operations;
 mod packing;
 mod requests;
 mod session;
@@ -48,6 +51,7 @@ mod status;
 mod sum;
 mod tickets;
 mod tree;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -58,6 +62,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -200,6 +205,8 @@ impl Host {
         }
         let engine = Engine::start(&EngineConfig { kind: config.engine, ..EngineConfig::default() })?;
         let instance = InstanceId(random_bytes()?);
+        // What clients make gets the permissions that they mask themselves; the daemon's own files name theirs.
+        umask(Mode::empty());
         let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
         let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
         let names = core.exports.iter().map(|open| open.export.name.clone()).collect();

@@ -75,6 +75,11 @@ impl<T> OpenFiles<T> {
         self.files.get(&node).map(|(file, _)| file)
     }
 
+    /// The same, to put another in its place.
+    pub(super) fn get_mut(&mut self, node: NodeId) -> Option<&mut T> {
+        self.files.get_mut(&node).map(|(file, _)| file)
+    }
+
     /// Number of opens.
     pub(super) fn len(&self) -> u64 {
         self.opens

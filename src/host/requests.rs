@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::answer::{Answer, Gone, malformed, read_request};
+use super::change::{Certainty, Changer};
 use super::context::ClientContext;
-use super::{blocks, content, current, directory, manifest, metadata, sum};
-use crate::proto::{Reply, Request, WireError, decode_body};
+use super::once::once;
+use super::{blocks, content, current, directory, manifest, metadata, sum, write};
+use crate::proto::{Change, ChangeRequest, Operation, Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
 /// Serves one stream. Whatever the client sent, the stream alone suffers.
@@ -17,7 +19,7 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
     context.counters().requests.add(1);
     let _under_way = context.counters().requests_inflight.enter();
     let answered = match request {
-        Ok(request) => dispatch(&context, request, &mut answer).await,
+        Ok(request) => dispatch(&context, request, &mut receive, &mut answer).await,
         Err(error) => {
             tracing::debug!("a request that breaks the protocol: {error}");
             answer.reply(&Err(error)).await
@@ -30,7 +32,12 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
     }
 }
 
-async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut Answer) -> Result<(), Gone> {
+async fn dispatch(
+    context: &Arc<ClientContext>,
+    request: Request,
+    receive: &mut RecvStream,
+    answer: &mut Answer,
+) -> Result<(), Gone> {
     match request {
         Request::Read(request, lane) => content::serve(context, request, lane, answer).await,
         Request::ReadCurrent { node, range } => current::serve(context, node, range, answer).await,
@@ -48,6 +55,19 @@ async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut A
             let reply = unless_unwanted(answer, manifest::serve(context, request)).await?;
             answer.reply(&reply).await
         }
+        Request::Change(ChangeRequest { operation, change }) => {
+            let reply = change_once(context, &operation, change).await;
+            answer.reply(&reply).await
+        }
+        Request::Write(request) => {
+            let reply = write::serve(context, request, receive).await;
+            answer.reply(&reply).await
+        }
+        Request::Sync { node, data_only } => {
+            let boot = context.boot();
+            let calls = context.blocking(move |session| write::sync(session, boot, node, data_only));
+            answer.reply(&calls.await).await
+        }
         request => {
             if let Some(reply) = metadata::answer_at_hand(&context.session, &request) {
                 return answer.reply(&reply).await;
@@ -57,6 +77,21 @@ async fn dispatch(context: &Arc<ClientContext>, request: Request, answer: &mut A
             answer.reply(&calls.await).await
         }
     }
+}
+
+async fn change_once(
+    context: &Arc<ClientContext>,
+    operation: &Operation,
+    change: Change,
+) -> Result<Reply, WireError> {
+    let worker = Arc::clone(context);
+    let is_certain = context.session.run == operation.sent_first;
+    let certainty = if is_certain { Certainty::New } else { Certainty::Unknown };
+    once(context, operation, move || async move {
+        let (owners, boot) = (worker.owners, worker.boot());
+        worker.blocking(move |session| Changer { session, owners, certainty, boot }.apply(change)).await
+    })
+    .await
 }
 
 /// Works as long as somebody wants to know.

@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::attributes;
+use super::attributes::{self, system_error};
+use super::confine::open_for;
+use super::once::Outcomes;
 use super::opens::{OPENS_MAX, OpenFiles};
+use super::operations::Operations;
 use super::tree::{Handle, Reached, Tree};
-use crate::proto::{Attributes, Errno, ErrorCode, NodeId, OpenId, WireError};
+use crate::proto::{Attributes, Errno, ErrorCode, NodeId, OpenAccess, OpenId, SessionRun, WireError};
 
 /// A file held open, and the share of the daemon's descriptors that it takes.
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub(super) struct Session {
     pub(super) export: String,
     /// Which folder below it, as the client wrote it.
     pub(super) sub_path: Vec<u8>,
+    /// Which life of the session this is.
+    pub(super) run: SessionRun,
+    operations: Mutex<Outcomes>,
     opens: Mutex<OpenFiles<Held>>,
     /// Descriptors that may still be held open, over all sessions.
     descriptors: Arc<Semaphore>,
@@ -37,10 +43,16 @@ impl Session {
         tree: Arc<Tree>,
         export: String,
         sub_path: Vec<u8>,
+        run: SessionRun,
         descriptors: Arc<Semaphore>,
     ) -> Self {
-        let opens = Mutex::new(OpenFiles::new(OPENS_MAX));
-        Self { tree, export, sub_path, opens, descriptors }
+        let (operations, opens) = (Mutex::new(Operations::new()), Mutex::new(OpenFiles::new(OPENS_MAX)));
+        Self { tree, export, sub_path, run, operations, opens, descriptors }
+    }
+
+    /// The changes under way and done, for a moment.
+    pub(super) fn operations(&self) -> MutexGuard<'_, Outcomes> {
+        lock(&self.operations)
     }
 
     /// The attributes of a node, one without a name only where the session has it open. Blocks.
@@ -75,36 +87,81 @@ impl Session {
 
     /// A regular file, open for reading, if that takes no opening.
     pub(super) fn file_at_hand(&self, node: NodeId) -> Option<Arc<Handle>> {
-        self.held(node).or_else(|| self.tree.file_at_hand(node))
+        self.held(node).filter(|held| held.access.reads).or_else(|| self.tree.file_at_hand(node))
     }
 
     /// A regular file, open for reading. Blocks.
     pub(super) fn file(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
-        self.held(node).map_or_else(|| self.tree.file(node), Ok)
+        match self.held(node).filter(|held| held.access.reads) {
+            Some(held) => Ok(held),
+            None => self.tree.file(node),
+        }
+    }
+
+    /// A regular file, open for writing, if that takes no opening.
+    pub(super) fn file_to_write_at_hand(&self, node: NodeId) -> Option<Arc<Handle>> {
+        self.held(node).filter(|held| held.access.writes)
+    }
+
+    /// A regular file, open for writing. Blocks.
+    pub(super) fn file_to_write(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
+        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
+        match self.held(node) {
+            Some(held) if held.access.writes => Ok(held),
+            Some(held) => {
+                let (fd, access) = open_for(held.file.as_fd(), WRITE).map_err(system_error)?;
+                Ok(Handle::file(fd, node, access))
+            }
+            None => self.tree.open_by_path(node, WRITE).map(|(handle, _)| handle),
+        }
     }
 
     /// Opens a node; a regular file is held until [`Self::close`]. Blocks.
-    pub(super) fn open(&self, node: NodeId, open: OpenId) -> Result<Attributes, WireError> {
+    pub(super) fn open(
+        &self,
+        node: NodeId,
+        open: OpenId,
+        access: OpenAccess,
+    ) -> Result<Attributes, WireError> {
         let repeated = lock(&self.opens).opened(node, open).map(|held| Arc::clone(&held.handle));
         if let Some(handle) = repeated {
             // Its answer was lost; the name may have been lost since.
             return handle.attributes();
         }
-        let (handle, found) = match self.tree.open_by_path(node) {
+        // Kept here until it is held once more: the last of the others may be closed meanwhile.
+        let held = self.held(node);
+        let opened = match held {
+            Some(held) if held.access.covers(access) => {
+                self.tree.reach_file_by_path(node).map(|(_, found)| (held, found))
+            }
+            Some(held) => self.tree.open_by_path(node, held.access.and(access)),
+            None => self.tree.open_by_path(node, access),
+        };
+        let (handle, found) = match opened {
             // Only content can outlive its name; of everything else there is nothing to hold.
             Err(WireError { code: ErrorCode::System(Errno::EISDIR | Errno::EINVAL), .. }) => {
                 return self.tree.attributes(node);
             }
             opened => opened?,
         };
-        let hold = || {
+        self.hold(node, open, handle)?;
+        Ok(found)
+    }
+
+    /// Holds a file for `open`, if need be by this handle.
+    pub(super) fn hold(&self, node: NodeId, open: OpenId, handle: Arc<Handle>) -> Result<(), WireError> {
+        let mut opens = lock(&self.opens);
+        let make = || {
             let descriptor = Arc::clone(&self.descriptors).try_acquire_owned().ok()?;
-            Some(Held { handle, _descriptor: descriptor })
+            Some(Held { handle: Arc::clone(&handle), _descriptor: descriptor })
         };
-        match lock(&self.opens).open(node, open, hold) {
-            Ok(()) => Ok(found),
-            Err(_) => Err(WireError::system(Errno::EMFILE)),
+        opens.open(node, open, make).map_err(|_| WireError::system(Errno::EMFILE))?;
+        if let Some(held) = opens.get_mut(node)
+            && !held.handle.access.covers(handle.access)
+        {
+            held.handle = handle;
         }
+        Ok(())
     }
 
     /// Takes back one open. One that is not there was taken back before, by a request that was repeated.

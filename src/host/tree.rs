@@ -14,10 +14,10 @@ use nix::fcntl::OFlag;
 use nix::sys::statfs::{self, FsType, fstatfs};
 
 use super::attributes::{self, system_error, unknown_node};
-use super::confine::{open_beneath, open_for_reading, open_if_in_memory};
+use super::confine::{open_beneath, open_for, open_if_in_memory};
 use super::handles::HandleCache;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
-use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, Version, WireError};
+use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, OpenAccess, Version, WireError};
 
 /// File systems whose inodes lie in memory once a file is open, so that asking for its times never waits.
 const LOCAL_FILE_SYSTEMS: [FsType; 7] = [
@@ -41,12 +41,36 @@ pub(super) struct Handle {
     pub(super) is_folder: bool,
     /// Whether its attributes can be asked for without waiting.
     pub(super) is_local: bool,
+    /// For what it is open, where it is a file.
+    pub(super) access: OpenAccess,
+    appending: Mutex<()>,
 }
 
 impl Handle {
-    fn new(fd: OwnedFd, node: NodeId, is_folder: bool) -> Arc<Self> {
+    fn folder(fd: OwnedFd, node: NodeId) -> Arc<Self> {
+        Self::new(fd, node, true, OpenAccess { reads: false, writes: false })
+    }
+
+    /// A regular file that is open for `access`.
+    pub(super) fn file(fd: OwnedFd, node: NodeId, access: OpenAccess) -> Arc<Self> {
+        Self::new(fd, node, false, access)
+    }
+
+    fn new(fd: OwnedFd, node: NodeId, is_folder: bool, access: OpenAccess) -> Arc<Self> {
         let is_local = fstatfs(&fd).is_ok_and(|found| LOCAL_FILE_SYSTEMS.contains(&found.filesystem_type()));
-        Arc::new(Self { file: Arc::new(File::from(fd)), node, is_folder, is_local })
+        Arc::new(Self {
+            file: Arc::new(File::from(fd)),
+            node,
+            is_folder,
+            is_local,
+            access,
+            appending: Mutex::default(),
+        })
+    }
+
+    /// One at a time appends through a descriptor, whose own offset tells where to.
+    pub(super) fn append_turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.appending)
     }
 
     /// Its version now.
@@ -120,7 +144,7 @@ impl Tree {
     pub(super) fn new(root: OwnedFd, known: Arc<Known>) -> Result<Self, WireError> {
         let node = attributes::of_open(root.as_fd())?.node;
         let id = TreeId(known.trees.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { id, root: Handle::new(root, node, true), known })
+        Ok(Self { id, root: Handle::folder(root, node), known })
     }
 
     /// The root's attributes.
@@ -174,7 +198,7 @@ impl Tree {
         match self.kept(node) {
             Some(handle) if handle.is_folder => Err(system_error(Errno::EISDIR)),
             Some(handle) => Ok(handle),
-            None => self.open_by_path(node).map(|(handle, _)| handle),
+            None => self.open_by_path(node, OpenAccess::READ).map(|(handle, _)| handle),
         }
     }
 
@@ -184,16 +208,28 @@ impl Tree {
     }
 
     /// A regular file and its attributes, found by its path, so that a file which was replaced is noticed.
-    pub(super) fn open_by_path(&self, node: NodeId) -> Result<(Arc<Handle>, Attributes), WireError> {
-        let (reached, found) = self.reach_by_path(node)?;
-        let (Reached::Path(fd), FileKind::Regular) = (&reached, found.kind) else {
-            let is_folder = found.kind == FileKind::Directory;
-            return Err(system_error(if is_folder { Errno::EISDIR } else { Errno::EINVAL }));
-        };
-        let opened = open_for_reading(fd.as_fd(), false).map_err(system_error)?;
-        let handle = Handle::new(opened, node, false);
-        self.keep(&handle);
+    pub(super) fn open_by_path(
+        &self,
+        node: NodeId,
+        access: OpenAccess,
+    ) -> Result<(Arc<Handle>, Attributes), WireError> {
+        let (reached, found) = self.reach_file_by_path(node)?;
+        let (opened, access) = open_for(reached.as_fd(), access).map_err(system_error)?;
+        let handle = Handle::file(opened, node, access);
+        if !access.writes {
+            self.keep(&handle);
+        }
         Ok((handle, found))
+    }
+
+    /// A regular file, not opened, by its path.
+    pub(super) fn reach_file_by_path(&self, node: NodeId) -> Result<(Reached, Attributes), WireError> {
+        let (reached, found) = self.reach_by_path(node)?;
+        match (&reached, found.kind) {
+            (Reached::Path(_), FileKind::Regular) => Ok((reached, found)),
+            (_, FileKind::Directory) => Err(system_error(Errno::EISDIR)),
+            _ => Err(system_error(Errno::EINVAL)),
+        }
     }
 
     /// Any node, and what it looked like if it had to be looked at.
@@ -233,7 +269,7 @@ impl Tree {
         if found.kind != FileKind::Directory {
             return Ok((Reached::Path(fd), found));
         }
-        let handle = Handle::new(fd, node, true);
+        let handle = Handle::folder(fd, node);
         self.keep(&handle);
         Ok((Reached::Handle(handle), found))
     }

@@ -36,6 +36,7 @@ pub struct MountHandle {
     warm_jobs: WarmJobs,
     started: Instant,
     client: Arc<QuicClient>,
+    file_system: Arc<FileSystem>,
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
     wanted: watch::Sender<Wanted>,
@@ -46,18 +47,18 @@ impl MountHandle {
     pub(super) fn new(
         config: &MountConfig,
         client: Arc<QuicClient>,
-        fetcher: Arc<Fetcher>,
+        (file_system, fetcher): (Arc<FileSystem>, Arc<Fetcher>),
         cache: Arc<dyn ChunkCache>,
-        file_system: Arc<FileSystem>,
     ) -> Self {
         Self {
             label: config.label.clone(),
             mountpoint: config.mountpoint.clone(),
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
             cache_dir: config.cache.as_ref().map(|cache| cache.config.directory.clone()),
-            warm_jobs: WarmJobs::new(file_system),
+            warm_jobs: WarmJobs::new(Arc::clone(&file_system)),
             started: Instant::now(),
             client,
+            file_system,
             fetcher,
             cache,
             wanted: watch::Sender::new(Wanted::Run),
@@ -115,6 +116,8 @@ impl MountHandle {
         readings.set(Metric::MovedBytes, fetch.moved_bytes);
         readings.set(Metric::DiskChunks, fetch.hits_disk);
         readings.set(Metric::MemoryReads, fetch.hits_memory);
+        readings.set(Metric::UnsentBytes, self.file_system.unsent_bytes());
+        readings.set(Metric::UnsyncedBytes, self.file_system.unsynced_bytes());
         readings.set(Metric::MemoryUsedBytes, fetch.memory_bytes);
         readings.set(Metric::FetchInFlightBytes, fetch.inflight_bytes);
         readings.set(Metric::PrefetchInFlight, fetch.ahead_requests);

@@ -138,6 +138,7 @@ impl MountError {
 /// A mount that answers.
 pub struct Mount {
     session: Arc<Mounted>,
+    file_system: Arc<FileSystem>,
     cache: Arc<dyn ChunkCache>,
     client: Arc<QuicClient>,
     handle: Arc<MountHandle>,
@@ -146,21 +147,29 @@ pub struct Mount {
 
 impl Mount {
     /// Connects, and mounts. When this returns the mount answers.
-    pub async fn start(config: MountConfig) -> Result<Self, MountError> {
+    pub async fn start(mut config: MountConfig) -> Result<Self, MountError> {
         let client = QuicClient::connect(client_config(&config)?).await?;
         remember(&config);
+        if client.read_only() && !config.fuse.read_only {
+            tracing::info!("{}: the host lets this machine read only; mounted read-only", config.label);
+            config.fuse.read_only = true;
+        }
         let cache = open_cache(config.cache.clone()).await?;
         let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
         let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
-        let handle = MountHandle::new(&config, Arc::clone(&client), fetcher, Arc::clone(&cache), file_system);
-        let handle = Arc::new(handle);
+        let handle = Arc::new(MountHandle::new(
+            &config,
+            Arc::clone(&client),
+            (Arc::clone(&file_system), fetcher),
+            Arc::clone(&cache),
+        ));
         let control =
             ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
         let control = control
             .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this mount"))
             .ok();
-        Ok(Self { session, cache, client, handle, control })
+        Ok(Self { session, file_system, cache, client, handle, control })
     }
 
     /// What tells this mount to end.
@@ -200,8 +209,17 @@ impl Mount {
     /// Ends everything in its order, within some seconds.
     pub async fn shut_down(self) {
         self.handle.set_ended();
-        let waits = self.handle.wanted() != Wanted::Abort;
         drop(self.session);
+        // As long as it takes, as each write has its deadline; but not against a will.
+        tokio::select! {
+            () = self.file_system.all_sent() => {}
+            () = self.handle.until(Wanted::Abort) => {}
+        }
+        let lost_bytes = self.file_system.unsent_bytes();
+        if lost_bytes > 0 {
+            tracing::error!("{lost_bytes} bytes that were written were not sent to the host: they are lost");
+        }
+        let waits = self.handle.wanted() != Wanted::Abort;
         if waits {
             let cache = Arc::clone(&self.cache);
             let flushed = tokio::task::spawn_blocking(move || cache.flush());
@@ -307,6 +325,8 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         source: config.label.clone(),
         freshness: config.freshness,
         ownership: config.ownership,
+        read_only: config.fuse.read_only,
+        patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,
         ..FsConfig::default()
     }

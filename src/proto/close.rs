@@ -14,5 +14,8 @@ pub const REVOKED: u32 = 3;
 /// The client has unmounted: the host may forget the session and what it has open at once.
 pub const GOODBYE: u32 = 4;
 
+/// What the client may do has changed: it is to come in again.
+pub const RIGHTS_CHANGED: u32 = 6;
+
 /// The client does not need this connection; its session goes on.
 pub const REPLACED: u32 = 5;

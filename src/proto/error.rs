@@ -25,6 +25,10 @@ impl Errno {
     pub const ENOMEM: Self = Self(12);
     /// Permission denied.
     pub const EACCES: Self = Self(13);
+    /// There is such a name already.
+    pub const EEXIST: Self = Self(17);
+    /// Not on one file system.
+    pub const EXDEV: Self = Self(18);
     /// Not a directory.
     pub const ENOTDIR: Self = Self(20);
     /// Is a directory.
@@ -33,6 +37,10 @@ impl Errno {
     pub const EINVAL: Self = Self(22);
     /// Too many open files.
     pub const EMFILE: Self = Self(24);
+    /// File too large.
+    pub const EFBIG: Self = Self(27);
+    /// No room on the disk.
+    pub const ENOSPC: Self = Self(28);
     /// Read-only file system.
     pub const EROFS: Self = Self(30);
     /// Result too large: the buffer of a `getxattr` is too small.
@@ -41,6 +49,10 @@ impl Errno {
     pub const ENAMETOOLONG: Self = Self(36);
     /// Function not implemented.
     pub const ENOSYS: Self = Self(38);
+    /// Directory not empty.
+    pub const ENOTEMPTY: Self = Self(39);
+    /// Too many links on the way.
+    pub const ELOOP: Self = Self(40);
     /// No such attribute.
     pub const ENODATA: Self = Self(61);
     /// Operation not supported.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::change::{BootId, ChangeRequest, Changed, OpenAccess, SessionRun, WriteRequest, Written};
 use super::lane::Lane;
 use super::node::{Attributes, NodeId, Timestamp, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
@@ -89,6 +90,8 @@ pub struct Welcome {
     pub read_only: bool,
     /// How long the host keeps the session when the connection is gone, in milliseconds.
     pub session_keep_ms: u32,
+    /// Which life of the session this is.
+    pub session: SessionRun,
 }
 
 /// Everything a client may ask.
@@ -202,6 +205,27 @@ pub enum Request {
     /// The hashes of some chunks, so that content which the client holds under another name need not be sent.
     /// Answer: [`Reply::Manifest`].
     Manifest(ManifestRequest),
+    /// Opens a file as [`Self::Open`] does, for more than reading. Answer: [`Reply::Attributes`].
+    OpenFor {
+        /// Which file.
+        node: NodeId,
+        /// Which open of it.
+        open: OpenId,
+        /// For what.
+        access: OpenAccess,
+    },
+    /// Changes something, once.
+    Change(ChangeRequest),
+    /// Writes content, once.
+    Write(WriteRequest),
+    /// Brings what was written to the host's disk: a file's content and attributes, or a directory's entries. Answer:
+    /// [`Reply::Synced`].
+    Sync {
+        /// Of which file or directory.
+        node: NodeId,
+        /// Whether attributes that are not needed to find the content may wait (`fdatasync`).
+        data_only: bool,
+    },
 }
 
 /// Asks for the hashes of chunks of one version of a file.
@@ -296,6 +320,15 @@ pub enum Reply {
         hashes: Vec<ChunkHash>,
         /// How many of them the host did not know yet and had to read the file for.
         computed: u32,
+    },
+    /// To [`Request::Change`].
+    Changed(Changed),
+    /// To [`Request::Write`].
+    Written(Written),
+    /// To [`Request::Sync`].
+    Synced {
+        /// Which run of the host's kernel did it.
+        boot: BootId,
     },
 }
 

@@ -10,13 +10,15 @@
 //!
 //! # Shape
 //!
-//! One request is one bidirectional stream. The client sends one frame and finishes its half. The host answers with
+//! One request is one bidirectional stream. The client sends one frame, and finishes its half. The host answers with
 //! one frame, `Result<Reply, WireError>`; three replies are followed by more on the same stream:
 //!
 //! - [`Reply::Directory`]: frames of [`DirectoryBatch`], the last of which says so.
 //! - [`Reply::Content`]: for each piece of content a frame [`ContentHeader`] and then `len` raw bytes; the last header
 //!   is [`ContentHeader::End`].
 //! - [`Reply::Current`]: `len` raw bytes.
+//!
+//! One request is followed by more on its stream: [`Request::Write`], by `len` raw bytes.
 //!
 //! Then the host finishes its half. Dropping a stream (STOP\_SENDING, RESET\_STREAM) cancels the request; the host
 //! stops reading the disk for it.
@@ -42,6 +44,7 @@
 //! No request asks for a chunk by its bare hash: content is always asked of a node the client may read, so a peer
 //! cannot probe for what lies outside its export.
 
+mod change;
 pub mod close;
 mod error;
 mod frame;
@@ -49,6 +52,10 @@ mod lane;
 mod message;
 mod node;
 
+pub use change::{
+    AllocateHow, BootId, Caller, Change, ChangeRequest, Changed, OpenAccess, Operation, OperationId,
+    RenameHow, SessionRun, SetAttributes, SetTime, WriteAt, WriteRequest, Written, XattrHow,
+};
 pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
@@ -82,6 +89,11 @@ pub const CURRENT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most bytes of a file that a [`Request::Blocks`] may ask about: what a client asks for in one request, and some 5 kB of answer.
 pub const DELTA_BYTES_MAX: u64 = 1024 * 1024;
+/// Most bytes of one [`Request::Write`]: the longest write of a FUSE client.
+pub const WRITE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Largest value of an extended attribute, in bytes (the kernel's `XATTR_SIZE_MAX`).
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 * 1024;
 
 /// Most chunk hashes that a [`Request::Read`] may carry.
 pub const KNOWN_HASHES_MAX: usize = READ_CHUNKS_MAX as usize;

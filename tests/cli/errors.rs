@@ -36,7 +36,6 @@ fn wrong_mount_options_end_with_1_and_name_themselves() {
         ("ro,turbo", vec!["turbo", "unknown"]),
         ("port=0", vec!["port=0", "1 to 65535"]),
         ("cache=full", vec!["cache=full", "strict"]),
-        ("rw", vec!["rw", "read-only"]),
         ("transport=udp", vec!["transport=udp", "quic, tcp"]),
         ("idmap=user", vec!["idmap=user", "not available"]),
         ("cache_dir=here", vec!["cache_dir", "absolute"]),

@@ -25,7 +25,7 @@ fn the_kernel_is_told() {
         ),
         ("noexec,default_permissions", &["noexec", "default_permissions"], &["allow_other"]),
         ("allow_other", &["allow_other", "default_permissions"], &[]),
-        ("suid,dev,exec", &["ro,"], &["nosuid", "nodev", "noexec"]),
+        ("suid,dev,exec", &["rw,"], &["nosuid", "nodev", "noexec"]),
     ] {
         if options.contains("suid") && !nix::unistd::geteuid().is_root() {
             continue;

@@ -3,6 +3,7 @@
 //! These need `/dev/fuse`, and `fusermount3` where they do not run as root; without them they fail and say so.
 
 mod copies;
+mod differential;
 mod failing;
 mod lasting;
 mod programs;
@@ -10,3 +11,4 @@ mod reading;
 mod relay;
 mod store;
 mod trust;
+mod writing;

@@ -1,12 +1,14 @@
 //! File-system semantics over the model host, the real fetcher and no cache: no kernel, no network.
 
 mod changes;
+mod changing;
 mod directories;
 mod disconnected;
 mod names;
 mod reading;
 mod restart;
 mod warming;
+mod writing;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -148,7 +148,7 @@ async fn nothing_is_opened_for_writing_and_access_follows_the_host() {
     host.set_permissions("f", 0o044);
     let world = World::new(host, LASTING);
     let file = world.walk("f").await.unwrap();
-    let writes = OpenRequest { writes: true, is_direct: false };
+    let writes = OpenRequest { writes: true, ..OpenRequest::default() };
     assert_eq!(world.fs.open(file.inode, writes).await, Err(FsError::ReadOnly));
     assert_eq!(world.fs.access(file.inode, 4).await.unwrap_err().errno(), Errno::EACCES);
     assert_eq!(world.fs.access(file.inode, 2).await, Err(FsError::ReadOnly));

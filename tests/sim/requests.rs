@@ -7,7 +7,9 @@ use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
 use wormhole::client::memory::Stage;
 use wormhole::client::quic::QuicClient;
 use wormhole::client::{CallError, Client, ListPart};
-use wormhole::proto::{CURRENT_BYTES_MAX, Errno, ErrorCode, OpenId, ReadRequest, Request, SeekTarget, close};
+use wormhole::proto::{
+    CURRENT_BYTES_MAX, Errno, ErrorCode, OpenAccess, OpenId, ReadRequest, Request, SeekTarget, close,
+};
 use wormhole::transport::{CloseReason, Lane, TransportKind};
 
 use super::{LinkShape, World, api, chunks_of, read_all, until};
@@ -24,7 +26,7 @@ async fn every_request_is_answered_as_by_the_host_itself(kind: TransportKind) {
     let dir = client.lookup(client.root().node, b"dir").await.unwrap();
     let file = client.lookup(dir.node, b"file").await.unwrap();
     assert_eq!(client.attributes(file.node).await.unwrap(), file);
-    assert_eq!(client.open(file.node, OpenId(1)).await.unwrap().node, file.node);
+    assert_eq!(client.open(file.node, OpenId(1), OpenAccess::READ).await.unwrap().node, file.node);
     assert_eq!(world.host.opens(file.node), 1);
     client.close(file.node, OpenId(1)).await.unwrap();
     let link = client.lookup(dir.node, b"link").await.unwrap();

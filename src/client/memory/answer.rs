@@ -11,10 +11,10 @@ use crate::chunk::{
 };
 use crate::client::ContentPart;
 use crate::proto::{
-    Attributes, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind, FsStatistics,
-    InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, MANIFEST_CHUNKS_MAX, ManifestRequest,
-    NAME_BYTES_MAX, NodeId, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply, Request, SeekTarget, Version,
-    Welcome, WireError,
+    Attributes, BootId, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind,
+    FsStatistics, InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, MANIFEST_CHUNKS_MAX,
+    ManifestRequest, NAME_BYTES_MAX, NodeId, OpenAccess, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply,
+    Request, SeekTarget, SessionRun, Version, Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -39,7 +39,10 @@ impl Tree {
             Request::GetXattr { node, name } => self.get_xattr(*node, name),
             Request::ListXattr { node } => self.node(*node).map(list_xattr),
             Request::Access { node, mask } => self.permitted(*node, *mask).map(|()| Reply::Done),
-            Request::Open { node, open } => self.open(*node, *open),
+            Request::Open { node, open } => self.open(*node, *open, OpenAccess::READ),
+            Request::OpenFor { node, open, access } => self.open(*node, *open, *access),
+            Request::Change(request) => self.change(&request.change, boot_of(instance)),
+            Request::Sync { node, .. } => self.node(*node).map(|_| Reply::Synced { boot: boot_of(instance) }),
             Request::Close { node, open } => {
                 self.set_open(*node, *open, false);
                 Ok(Reply::Done)
@@ -48,7 +51,10 @@ impl Tree {
             Request::Sum { node } => self.sum(*node),
             Request::Blocks { node, version, range } => self.blocks(*node, *version, *range),
             Request::Manifest(request) => self.manifest(request),
-            Request::ReadDirectory { .. } | Request::Read(..) | Request::ReadCurrent { .. } => {
+            Request::ReadDirectory { .. }
+            | Request::Read(..)
+            | Request::ReadCurrent { .. }
+            | Request::Write(_) => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }
         }
@@ -147,8 +153,9 @@ impl Tree {
             features: Features::SUPPORTED,
             instance,
             root: self.get_attributes(self.root)?,
-            read_only: true,
+            read_only: false,
             session_keep_ms: 90_000,
+            session: SessionRun { instance, number: 1 },
         }))
     }
 
@@ -175,7 +182,7 @@ impl Tree {
         Ok(Reply::Entries(names.iter().map(|name| self.lookup(parent, name).ok()).collect()))
     }
 
-    fn get_attributes(&self, id: NodeId) -> Result<Attributes, WireError> {
+    pub(super) fn get_attributes(&self, id: NodeId) -> Result<Attributes, WireError> {
         self.node(id)?;
         self.attributes(id).ok_or(system(Errno::ESTALE))
     }
@@ -192,12 +199,12 @@ impl Tree {
         value.map(Reply::Bytes).ok_or(system(Errno::ENODATA))
     }
 
-    fn open(&mut self, id: NodeId, open: OpenId) -> Result<Reply, WireError> {
+    fn open(&mut self, id: NodeId, open: OpenId, access: OpenAccess) -> Result<Reply, WireError> {
         let directory = self.node(id)?.body.kind() == FileKind::Directory;
         if directory {
             return Err(system(Errno::EISDIR));
         }
-        self.permitted(id, 4)?;
+        self.permitted(id, u8::from(access.reads) * 4 + u8::from(access.writes) * 2)?;
         self.set_open(id, open, true);
         self.get_attributes(id).map(Reply::Attributes)
     }
@@ -239,12 +246,12 @@ impl Tree {
     }
 
     /// As the owner of everything would be let in.
-    fn permitted(&self, id: NodeId, mask: u8) -> Result<(), WireError> {
+    pub(super) fn permitted(&self, id: NodeId, mask: u8) -> Result<(), WireError> {
         let owner_bits = (self.node(id)?.permissions >> 6) & 7;
         if u16::from(mask) & !owner_bits == 0 { Ok(()) } else { Err(system(Errno::EACCES)) }
     }
 
-    fn node(&self, id: NodeId) -> Result<&Node, WireError> {
+    pub(super) fn node(&self, id: NodeId) -> Result<&Node, WireError> {
         if !self.known.contains(&id) {
             return Err(WireError::new(ErrorCode::UnknownNode, ""));
         }
@@ -267,7 +274,7 @@ fn list_xattr(node: &Node) -> Reply {
     Reply::Bytes(node.xattrs.keys().flat_map(|name| name.iter().copied().chain([0])).collect())
 }
 
-fn regular(node: &Node) -> Result<&super::content::Content, WireError> {
+pub(super) fn regular(node: &Node) -> Result<&super::content::Content, WireError> {
     match &node.body {
         Body::File(content) => Ok(content),
         Body::Directory(_) => Err(system(Errno::EISDIR)),
@@ -275,6 +282,11 @@ fn regular(node: &Node) -> Result<&super::content::Content, WireError> {
     }
 }
 
-const fn system(errno: Errno) -> WireError {
+/// The model's kernel restarts with its daemon.
+pub(super) const fn boot_of(instance: InstanceId) -> BootId {
+    BootId(instance.0)
+}
+
+pub(super) const fn system(errno: Errno) -> WireError {
     WireError::system(errno)
 }

@@ -39,6 +39,12 @@ pub struct Counters {
     pub blocks: u64,
     /// [`Request::Manifest`].
     pub manifests: u64,
+    /// [`Request::Change`].
+    pub changes: u64,
+    /// [`Request::Write`].
+    pub writes: u64,
+    /// [`Request::Sync`].
+    pub syncs: u64,
     /// Whole chunks sent.
     pub chunks: u64,
     /// Chunks that the client held already.
@@ -71,6 +77,9 @@ impl Counters {
             + self.sums
             + self.blocks
             + self.manifests
+            + self.changes
+            + self.writes
+            + self.syncs
     }
 
     pub(super) const fn count(&mut self, request: &Request) {
@@ -84,7 +93,10 @@ impl Counters {
             Request::StatFs { .. } => &mut self.fs_statistics,
             Request::GetXattr { .. } | Request::ListXattr { .. } => &mut self.xattrs,
             Request::Access { .. } => &mut self.accesses,
-            Request::Open { .. } => &mut self.opens,
+            Request::Open { .. } | Request::OpenFor { .. } => &mut self.opens,
+            Request::Change(_) => &mut self.changes,
+            Request::Write(_) => &mut self.writes,
+            Request::Sync { .. } => &mut self.syncs,
             Request::Close { .. } => &mut self.closes,
             Request::Seek { .. } => &mut self.seeks,
             Request::Read(..) => &mut self.reads,

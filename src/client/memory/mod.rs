@@ -9,6 +9,7 @@
 //! Methods that build or change panic where the path leads nowhere: a test's mistake.
 
 mod answer;
+mod change;
 mod content;
 mod counters;
 mod gate;
@@ -29,8 +30,11 @@ use self::gate::Gate;
 pub use self::gate::Stage;
 use self::tree::{Body, Node, Tree};
 use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
-use crate::chunk::ByteRange;
-use crate::proto::{Attributes, Errno, FileKind, InstanceId, NodeId, ReadRequest, Reply, Request, WireError};
+use crate::chunk::{ByteRange, ChunkHash};
+use crate::proto::{
+    Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, NodeId, Operation, OperationId,
+    ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
+};
 
 /// How long a call waits for a host that is cut off, unless told otherwise; as a real client's default.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
@@ -49,6 +53,7 @@ struct Shared {
     connected: watch::Sender<Connection>,
     changes: watch::Sender<()>,
     restarts: AtomicU64,
+    operations: AtomicU64,
 }
 
 type DelayOf = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
@@ -95,6 +100,7 @@ impl MemoryHost {
                 connected: watch::channel(Connection::Up).0,
                 changes: watch::channel(()).0,
                 restarts: AtomicU64::new(0),
+                operations: AtomicU64::new(0),
             }),
         }
     }
@@ -252,6 +258,12 @@ impl MemoryHost {
         InstanceId(id)
     }
 
+    fn operation(&self) -> Operation {
+        let id = OperationId(self.shared.operations.fetch_add(1, Ordering::Relaxed) + 1);
+        let sent_first = SessionRun { instance: self.instance(), number: 1 };
+        Operation { id, answered_below: OperationId(0), sent_first }
+    }
+
     /// Cuts the link or mends it. Meanwhile calls wait, those under way at their next part.
     pub fn set_connected(&self, connected: bool) {
         self.shared.connected.send_replace(if connected { Connection::Up } else { Connection::Cut });
@@ -352,6 +364,19 @@ impl Client for MemoryHost {
     fn call(&self, request: Request, _lane: Lane) -> CallFuture<Reply> {
         let host = self.clone();
         Box::pin(async move { host.serve_call(request).await })
+    }
+
+    fn change(&self, change: Change) -> CallFuture<Reply> {
+        let host = self.clone();
+        let request = Request::Change(ChangeRequest { operation: self.operation(), change });
+        Box::pin(async move { host.serve_call(request).await })
+    }
+
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+        let host = self.clone();
+        let (operation, hash) = (self.operation(), ChunkHash::of(&bytes));
+        let request = WriteRequest { operation, node, at, len: bytes.len() as u32, hash };
+        Box::pin(async move { host.serve_write(request, bytes).await })
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::answer::boot_of;
 use super::{Connection, MemoryHost, Stage};
 use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, ListPart};
-use crate::proto::{NodeId, ReadRequest, Reply, Request};
+use crate::proto::{NodeId, ReadRequest, Reply, Request, WriteRequest, Written};
 use crate::transport::Lane;
 
 /// Entries in a part of a listing: few, so that tests see several parts.
@@ -46,6 +47,13 @@ impl MemoryHost {
         result
     }
 
+    pub(super) async fn serve_write(self, request: WriteRequest, bytes: Bytes) -> Result<Written, CallError> {
+        let mut guard = Unfinished { host: &self, finished: false };
+        let result = self.write_inner(request, &bytes).await;
+        guard.finished = true;
+        result
+    }
+
     pub(super) async fn serve_list(self, node: NodeId, parts: Parts<ListPart>) {
         let work = async {
             let result = self.list_inner(node, &parts).await;
@@ -76,6 +84,14 @@ impl MemoryHost {
         self.pass(&request, Stage::Answered).await?;
         self.count(|counters| counters.content_bytes += bytes.len() as u64);
         Ok(bytes)
+    }
+
+    async fn write_inner(&self, write: WriteRequest, bytes: &[u8]) -> Result<Written, CallError> {
+        let request = Request::Write(write);
+        self.arrive(&request).await?;
+        let written = self.tree().write(&write, bytes, boot_of(self.instance()));
+        self.pass(&request, Stage::Answered).await?;
+        Ok(written?)
     }
 
     async fn list_inner(&self, node: NodeId, parts: &Parts<ListPart>) -> Result<(), CallError> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex};
-use crate::proto::{ErrorCode, OpenId, SeekTarget};
+use crate::proto::{ErrorCode, OpenAccess, OpenId, SeekTarget};
 
 fn read_of(attributes: &Attributes, offset: u64, len: u64) -> ReadRequest {
     ReadRequest::chunks_of(attributes, ByteRange::new(offset, len))
@@ -77,7 +77,7 @@ async fn after_a_restart_nodes_are_unknown_until_looked_up() {
     let client = host.client();
     assert_eq!(code(client.attributes(node).await), Some(ErrorCode::UnknownNode));
     client.lookup(host.root_node(), b"f").await.unwrap();
-    client.open(node, OpenId(1)).await.unwrap();
+    client.open(node, OpenId(1), OpenAccess::READ).await.unwrap();
     host.restart();
     assert_ne!(host.instance(), before);
     assert_eq!(host.opens(node), 0);
@@ -92,7 +92,7 @@ async fn an_open_file_outlives_its_name() {
     host.create_file("f", "text");
     let client = host.client();
     let node = client.lookup(host.root_node(), b"f").await.unwrap().node;
-    client.open(node, OpenId(1)).await.unwrap();
+    client.open(node, OpenId(1), OpenAccess::READ).await.unwrap();
     host.unlink("f");
     let open = client.attributes(node).await.unwrap();
     assert_eq!(open.links, 0);
@@ -197,7 +197,7 @@ async fn requests_are_refused_as_the_protocol_says() {
     assert_eq!(code(client.lookup(root, &[b'x'; 256]).await), system(Errno::ENAMETOOLONG));
     assert_eq!(code(client.lookup(root, b"none").await), system(Errno::ENOENT));
     let secret = client.lookup(root, b"secret").await.unwrap();
-    assert_eq!(code(client.open(secret.node, OpenId(1)).await), system(Errno::EACCES));
+    assert_eq!(code(client.open(secret.node, OpenId(1), OpenAccess::READ).await), system(Errno::EACCES));
     assert_eq!(code(client.lookup(secret.node, b"x").await), system(Errno::ENOTDIR));
     let link = client.lookup(root, b"link").await.unwrap();
     assert_eq!(client.read_link(link.node).await.unwrap(), b"secret");

@@ -31,6 +31,8 @@ pub(super) struct Node {
     pub(super) permissions: u16,
     pub(super) links: u32,
     pub(super) owner: (u32, u32),
+    /// Where it was set.
+    pub(super) atime: Option<Timestamp>,
     pub(super) mtime: Timestamp,
     pub(super) ctime: Timestamp,
     pub(super) btime: Timestamp,
@@ -135,7 +137,7 @@ impl Tree {
             device_number: 0,
             size: node.body.size(),
             blocks: node.body.blocks(),
-            atime: node.mtime,
+            atime: node.atime.unwrap_or(node.mtime),
             mtime: node.mtime,
             ctime: node.ctime,
             btime: Some(node.btime),
@@ -233,12 +235,12 @@ impl Tree {
         self.drop_if_gone(id);
     }
 
-    fn tick(&mut self) -> Timestamp {
+    pub(super) fn tick(&mut self) -> Timestamp {
         self.now.0 += STEP_NS;
         Timestamp(self.now.0 - self.now.0.rem_euclid(self.granularity_ns))
     }
 
-    fn add(&mut self, body: Body, age_ns: i64) -> NodeId {
+    pub(super) fn add(&mut self, body: Body, age_ns: i64) -> NodeId {
         let inode = self.next_inode;
         self.next_inode += 1;
         let stamp = Timestamp(self.tick().0 - age_ns);
@@ -249,6 +251,7 @@ impl Tree {
             permissions,
             links: u32::from(is_directory),
             owner: (1000, 1000),
+            atime: None,
             mtime: stamp,
             ctime: stamp,
             btime: stamp,
@@ -259,7 +262,7 @@ impl Tree {
         id
     }
 
-    fn name(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+    pub(super) fn name(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
         let replaced = self.entries_mut(parent).insert(name.to_vec(), id);
         let stamp = self.tick();
         let is_directory = self.entries(id).is_some();
@@ -279,7 +282,7 @@ impl Tree {
         }
     }
 
-    fn lost_a_name(&mut self, parent: NodeId, id: NodeId) {
+    pub(super) fn lost_a_name(&mut self, parent: NodeId, id: NodeId) {
         let stamp = self.tick();
         let is_directory = self.entries(id).is_some();
         if let Some(node) = self.nodes.get_mut(&parent) {
@@ -319,7 +322,7 @@ impl Tree {
         (parent, last)
     }
 
-    fn entries_mut(&mut self, id: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
+    pub(super) fn entries_mut(&mut self, id: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
         match self.nodes.get_mut(&id).map(|node| &mut node.body) {
             Some(Body::Directory(entries)) => entries,
             _ => panic!("the path leads through something that is no directory"),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use super::change;
 use super::live::Waiting;
 use super::shared::{CallCount, Shared, add};
 use super::stream::{Exchange, Fault};
@@ -26,8 +27,12 @@ pub(super) async fn call(shared: &Shared, request: Request, lane: Lane) -> Resul
         Request::Sum { .. } => shared.deadline * SUM_DEADLINES,
         _ => shared.deadline,
     };
+    let takes_long = matches!(request, Request::Sync { .. });
     let frame = encode_frame(&request);
     drop(request);
+    if takes_long {
+        return change::patiently(shared, answered(shared, &frame, lane)).await;
+    }
     tokio::select! {
         biased;
         () = shared.closed() => Err(CallError::Closed),

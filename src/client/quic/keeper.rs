@@ -175,7 +175,7 @@ impl Keeper {
             add(&self.shared.totals.reconnects, 1);
         }
         let wake = Arc::clone(&self.shared.slots[self.slot].wake);
-        self.live = Some(Arc::new(Live::new(endpoint, connection, wake)));
+        self.live = Some(Arc::new(Live::new(endpoint, connection, welcome.session, wake)));
         (self.refusal, self.changed) = (None, true);
     }
 

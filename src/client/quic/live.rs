@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit};
 
 use super::link::Sample;
+use crate::proto::SessionRun;
 use crate::transport::{Connection, Endpoint, Lane, TransportKind};
 
 /// Streams of metadata and demanded content open at once on a connection.
@@ -19,6 +20,8 @@ pub(super) struct Live {
     /// Keeps the socket open.
     pub(super) endpoint: Endpoint,
     pub(super) connection: Connection,
+    /// Which life of the session it belongs to.
+    pub(super) run: SessionRun,
     urgent: Semaphore,
     ahead: Semaphore,
     waiting: AtomicUsize,
@@ -28,10 +31,16 @@ pub(super) struct Live {
 
 impl Live {
     /// `wake` is told when the first call begins to wait.
-    pub(super) fn new(endpoint: Endpoint, connection: Connection, wake: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        connection: Connection,
+        run: SessionRun,
+        wake: Arc<Notify>,
+    ) -> Self {
         Self {
             endpoint,
             connection,
+            run,
             urgent: Semaphore::new(URGENT_STREAMS_MAX),
             ahead: Semaphore::new(AHEAD_STREAMS_MAX),
             waiting: AtomicUsize::new(0),

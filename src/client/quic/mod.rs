@@ -6,11 +6,13 @@
 //! 2. [`dial`]: from addresses to a welcome
 //! 3. [`stream`]: one request on one stream
 //! 4. [`call`], [`list`], [`read`], [`current`], [`patience`]: requests that go on from one connection to the next
-//! 5. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
+//! 5. [`operations`], [`change`]: the same for changes, each under one number
+//! 6. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
 //!
 //! A call that was made waits for its answer over any number of connections, at most until its deadline.
 
 mod call;
+mod change;
 mod config;
 mod current;
 mod dial;
@@ -19,6 +21,7 @@ mod link;
 mod list;
 mod live;
 mod meter;
+mod operations;
 mod patience;
 mod progress;
 mod read;
@@ -38,12 +41,11 @@ pub use self::config::{
 };
 use self::dial::Dialer;
 use self::keeper::Keeper;
-use self::link::Phase;
 use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
 use crate::chunk::ByteRange;
-use crate::proto::{Attributes, InstanceId, NodeId, ReadRequest, Reply, Request};
+use crate::proto::{Attributes, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written};
 use crate::transport::{Lane, PublicKey};
 
 /// A client of one export of one host.
@@ -118,6 +120,16 @@ impl Client for QuicClient {
         Box::pin(async move { call::call(&shared, request, lane).await })
     }
 
+    fn change(&self, change: Change) -> CallFuture<Reply> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { change::change(&shared, change).await })
+    }
+
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { change::write(&shared, node, at, bytes).await })
+    }
+
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
         let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
         tokio::spawn(list::list(Arc::clone(&self.shared), node, parts));
@@ -143,7 +155,7 @@ impl Client for QuicClient {
         let states: Vec<_> = self.shared.states().collect();
         let live = states.iter().find_map(|state| state.live.as_ref());
         LinkState {
-            connected: states.iter().any(|state| state.phase == Phase::Connected),
+            connected: self.shared.is_connected(),
             rtt: live.map_or(Duration::ZERO, |live| live.connection.rtt()),
             bytes_per_second: self.shared.meter().bytes_per_second(),
         }

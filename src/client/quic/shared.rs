@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::link::Phase;
 use super::live::Live;
 use super::meter::Meter;
+use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::CallError;
 use crate::proto::{Attributes, InstanceId, Welcome, WireError};
@@ -20,6 +21,7 @@ pub(super) struct Shared {
     pub(super) slots: Vec<Slot>,
     pub(super) totals: Totals,
     pub(super) instance_changes: watch::Sender<u64>,
+    pub(super) operations: Mutex<Operations>,
     closing: watch::Sender<bool>,
     changes: watch::Sender<()>,
     host: Mutex<Host>,
@@ -61,6 +63,7 @@ impl Shared {
             slots: (0..connections).map(slot).collect(),
             totals: Totals::default(),
             instance_changes: watch::channel(0).0,
+            operations: Mutex::default(),
             closing: watch::channel(false).0,
             changes: watch::channel(()).0,
             host: Mutex::new(Host { root: welcome.root, instance: welcome.instance }),
@@ -141,6 +144,11 @@ impl Shared {
 
     pub(super) fn meter(&self) -> MutexGuard<'_, Meter> {
         locked(&self.meter)
+    }
+
+    /// Whether the host answers on some connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.states().any(|state| state.phase == Phase::Connected)
     }
 
     /// How each connection stands.

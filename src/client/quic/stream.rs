@@ -29,9 +29,25 @@ pub(super) struct Exchange {
 impl Exchange {
     /// Sends `frame` on a new stream of `connection`.
     pub(super) async fn begin(connection: &Connection, frame: &[u8], lane: Lane) -> Result<Self, Fault> {
+        Self::begin_with(connection, frame, Bytes::new(), lane).await
+    }
+
+    /// Sends `frame`, and `content` behind it. A host that refuses before it has read everything says why.
+    pub(super) async fn begin_with(
+        connection: &Connection,
+        frame: &[u8],
+        content: Bytes,
+        lane: Lane,
+    ) -> Result<Self, Fault> {
         let (send, receive) = connection.open_stream(lane).await.map_err(|_| Fault::Lost)?;
         let mut exchange = Self { connection: connection.clone(), send, receive, complete: false };
-        let sent = exchange.send.write_all(frame).await;
+        let mut sent = exchange.send.write_all(frame).await;
+        if sent.is_ok() && !content.is_empty() {
+            sent = exchange.send.write_chunk(content).await;
+            if sent.is_err() && connection.close_reason().is_none() {
+                sent = Ok(());
+            }
+        }
         // Finishing fails only where writing failed.
         let _ = exchange.send.finish();
         match sent {

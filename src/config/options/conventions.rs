@@ -54,7 +54,6 @@ const INTERRUPTIBLE: &str = "every operation can be interrupted";
 
 /// What the contract promises for later, with the one value that is refused (any if empty) and what to do instead.
 const NOT_YET: &[(&str, &str, &str)] = &[
-    ("rw", "", "mounts are read-only for now, use `ro`"),
     ("remount", "", "unmount and mount again"),
     ("idmap", "user", IDMAP),
     ("idmap", "file", IDMAP),

@@ -45,6 +45,8 @@ pub struct MountOptions {
 #[allow(clippy::struct_excessive_bools, reason = "each is a word of its own that people type")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelOptions {
+    /// Nothing is changed through the mount: `ro`.
+    pub read_only: bool,
     /// Programs on the mount cannot be run: `noexec`.
     pub no_exec: bool,
     /// Set-user-id bits count: `suid`. For root only.

@@ -39,8 +39,7 @@ impl MountOptions {
     fn read_kernel(&mut self, word: &Word, environment: &Environment) -> Result<bool, OptionError> {
         let kernel = &mut self.kernel;
         match word.name.as_str() {
-            // Mounts are read-only anyway.
-            "ro" => {}
+            "ro" | "rw" => kernel.read_only = word.name == "ro",
             "exec" | "noexec" => kernel.no_exec = word.name == "noexec",
             "nosuid" => kernel.suid = false,
             "nodev" => kernel.dev = false,

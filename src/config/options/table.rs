@@ -46,7 +46,8 @@ pub const OPTION_FAMILIES: &[OptionFamily] = &[
 ];
 
 const KERNEL: &[OptionEntry] = &[
-    option("ro", "", "mount read-only, as all mounts are for now"),
+    option("ro", "", "mount read-only"),
+    option("rw", "", "mount for writing, where the host allows it (default)"),
     option("exec", "", "programs on the mount can be run (default)"),
     option("noexec", "", "they cannot"),
     option("nosuid", "", "set-user-id bits do not count (default)"),

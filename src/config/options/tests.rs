@@ -38,7 +38,8 @@ fn sets(list: &str, expect: impl FnOnce(&mut MountOptions)) {
 
 #[test]
 fn nothing_said_is_the_default() {
-    for list in ["", "ro", "defaults,ro", ",,", "_netdev,nofail,noauto,user,x-systemd.automount,comment=a b"]
+    for list in
+        ["", "rw", "defaults,rw", "ro,rw", ",,", "_netdev,nofail,noauto,user,x-systemd.automount,comment=a b"]
     {
         sets(list, |_| {});
     }
@@ -51,6 +52,7 @@ fn kernel_options_reach_their_fields() {
     sets("nosuid,nodev", |_| {});
     sets("allow_other", |o| o.kernel.visibility = Visibility::Everyone);
     sets("allow-root", |o| o.kernel.visibility = Visibility::OwnerAndRoot);
+    sets("ro", |o| o.kernel.read_only = true);
     sets("default_permissions", |o| o.kernel.default_permissions = true);
 }
 
@@ -180,7 +182,6 @@ fn what_has_no_effect_is_accepted_and_said() {
 #[test]
 fn what_is_not_built_yet_is_refused_in_words() {
     for list in [
-        "rw",
         "remount",
         "idmap=user",
         "idmap=file",
@@ -255,6 +256,7 @@ fn unknown_options_are_an_error_unless_told_to_be_sloppy() {
 fn the_fstab_line_of_the_manual() {
     let list = "ro,_netdev,nofail,noauto,x-systemd.automount,x-systemd.idle-timeout=10min,allow_other,cache_size=50G";
     sets(list, |o| {
+        o.kernel.read_only = true;
         o.kernel.visibility = Visibility::Everyone;
         o.cache.size = Some(Size::Bytes(50 << 30));
     });
@@ -269,7 +271,7 @@ fn lists_add_up_and_the_last_word_counts() {
 }
 
 /// Every name of the contract in product.md, with a value that is allowed.
-const CONTRACT: &str = "ro noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
+const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
     dmask=0 idmap=none port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval timeo=1 retrans=1 actimeo=1 \
     acregmin=1 acregmax=1 acdirmin=1 acdirmax=1 noac attr_timeout=1 entry_timeout=1 negative_timeout=1 cache=none \
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \

@@ -67,9 +67,9 @@ fn an_open_inode_stays_and_the_host_is_told_of_each_close() {
     let (mut table, now) = table();
     let file = attributes(7, FileKind::Regular);
     let inode = table.remember(Inode::ROOT, &name("a"), file, Learned::by_asking(now));
-    table.opened(inode, Some(OpenId(1)));
-    table.opened(inode, Some(OpenId(2)));
-    table.opened(inode, None);
+    table.opened(inode, OpenAccess::READ, Some(OpenId(1)));
+    table.opened(inode, OpenAccess::READ, Some(OpenId(2)));
+    table.opened(inode, OpenAccess::READ, None);
     table.forget(inode, 1);
     assert_eq!(table.closed(inode), None);
     assert_eq!(table.closed(inode), Some((file.node, OpenId(2))));
@@ -82,8 +82,8 @@ fn after_a_recovery_the_host_counts_one_open() {
     let (mut table, now) = table();
     let file = attributes(7, FileKind::Regular);
     let inode = table.remember(Inode::ROOT, &name("a"), file, Learned::by_asking(now));
-    table.opened(inode, Some(OpenId(1)));
-    table.opened(inode, Some(OpenId(2)));
+    table.opened(inode, OpenAccess::READ, Some(OpenId(1)));
+    table.opened(inode, OpenAccess::READ, Some(OpenId(2)));
     table.recovered(inode, Some(OpenId(3)));
     assert_eq!(table.closed(inode), None);
     assert_eq!(table.closed(inode), Some((file.node, OpenId(3))));
@@ -184,7 +184,7 @@ proptest! {
                 Step_::Open { inode, device, birth } => {
                     let node = node(inode, device, birth);
                     if twin.is_alive(node) {
-                        table.opened(table.number_of(node), Some(OpenId(1)));
+                        table.opened(table.number_of(node), OpenAccess::READ, Some(OpenId(1)));
                         *twin.opens.entry(node).or_default() += 1;
                     }
                 }

@@ -4,6 +4,7 @@
 //! `fallocate` and their like are called from there. All functions here block for as long as the file system does:
 //! call them from a thread that may block.
 
+mod append;
 mod limits;
 mod open;
 mod priority;
@@ -13,6 +14,7 @@ mod stat;
 mod tcp;
 mod xattr;
 
+pub use append::append;
 pub use limits::raise_memlock;
 pub use open::open_beneath;
 pub use priority::idle_thread;

@@ -1,0 +1,67 @@
+//! Changes of attributes: `setattr`, `setxattr`, `removexattr`.
+
+use std::time::{Duration, Instant};
+
+use super::inodes::Inode;
+use super::xattr::SUM_XATTR;
+use super::{FileSystem, FsError, lock};
+use crate::proto::{Attributes, Change, Errno, NodeId, SetAttributes, XattrHow};
+
+impl FileSystem {
+    /// Changes attributes. What they are then, as users see them, and how long that holds.
+    pub async fn setattr(&self, inode: Inode, set: SetAttributes) -> Result<(Attributes, Duration), FsError> {
+        let set = self.config.ownership.unpresent(set)?;
+        // What was written before must not come after.
+        self.sent(inode).await?;
+        if set == SetAttributes::default() {
+            let (attributes, learned) = self.attributes_from_host(inode).await?;
+            let ttl = self.config.freshness.attributes_left(learned, Instant::now());
+            return Ok((self.config.ownership.present(attributes), ttl));
+        }
+        let (changed, learned) =
+            self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await?;
+        let attributes = changed.node.ok_or(FsError::Invalid)?;
+        let ttl = self.config.freshness.attributes_left(learned, Instant::now());
+        Ok((self.config.ownership.present(attributes), ttl))
+    }
+
+    /// Sets an extended attribute.
+    pub async fn setxattr(
+        &self,
+        inode: Inode,
+        name: &[u8],
+        value: &[u8],
+        how: XattrHow,
+    ) -> Result<(), FsError> {
+        self.may_change_xattr(name)?;
+        let set =
+            |[node]: [NodeId; 1]| Change::SetXattr { node, name: name.to_vec(), value: value.to_vec(), how };
+        let done = self.change([inode], &[], set).await;
+        self.forget_xattr_names(inode);
+        done.map(drop)
+    }
+
+    /// Takes an extended attribute away.
+    pub async fn removexattr(&self, inode: Inode, name: &[u8]) -> Result<(), FsError> {
+        self.may_change_xattr(name)?;
+        let remove = |[node]: [NodeId; 1]| Change::RemoveXattr { node, name: name.to_vec() };
+        let done = self.change([inode], &[], remove).await;
+        self.forget_xattr_names(inode);
+        done.map(drop)
+    }
+
+    fn may_change_xattr(&self, name: &[u8]) -> Result<(), FsError> {
+        if self.config.xattrs && name != SUM_XATTR {
+            Ok(())
+        } else {
+            Err(super::xattr::refused(Errno::EOPNOTSUPP))
+        }
+    }
+
+    fn forget_xattr_names(&self, inode: Inode) {
+        let node = lock(&self.inodes).get(inode).map(super::inodes::Record::node);
+        if let Some(node) = node {
+            self.xattr_names.forget(node);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! From a result to the kernel: each kind of reply, and the log of what fails.
+
+use std::time::Duration;
+
+use fuser::{FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
+
+use super::convert;
+use crate::fs::{Entry, FsError, Inode, Lookup, Opened};
+use crate::proto::Attributes;
+
+/// Numbers of inodes are not used again for another file while the kernel refers to them, so generations say nothing.
+pub(super) const GENERATION: Generation = Generation(0);
+
+/// The error, logged.
+pub(super) fn failed(call: &str, error: &FsError) -> fuser::Errno {
+    tracing::debug!(call, %error, "fails");
+    convert::errno(error)
+}
+
+pub(super) fn lookup(reply: ReplyEntry, found: Result<Lookup, FsError>) {
+    match found {
+        Ok(Lookup::Found(found)) => entry("lookup", reply, Ok(found)),
+        Ok(Lookup::Absent { ttl }) if ttl.is_zero() => reply.error(fuser::Errno::ENOENT),
+        Ok(Lookup::Absent { ttl }) => reply.entry(&ttl, &convert::absent_attr(), GENERATION),
+        Err(error) => reply.error(failed("lookup", &error)),
+    }
+}
+
+pub(super) fn entry(call: &str, reply: ReplyEntry, entry: Result<Entry, FsError>) {
+    match entry {
+        Ok(entry) => {
+            let attr = convert::file_attr(entry.inode, &entry.attributes);
+            reply.entry_with_ttls(&entry.attributes_ttl, &entry.entry_ttl, &attr, GENERATION);
+        }
+        Err(error) => reply.error(failed(call, &error)),
+    }
+}
+
+pub(super) fn attributes(
+    call: &str,
+    reply: ReplyAttr,
+    inode: Inode,
+    answer: Result<(Attributes, Duration), FsError>,
+) {
+    match answer {
+        Ok((attributes, ttl)) => reply.attr(&ttl, &convert::file_attr(inode, &attributes)),
+        Err(error) => reply.error(failed(call, &error)),
+    }
+}
+
+pub(super) fn created(reply: ReplyCreate, created: Result<(Entry, Opened), FsError>) {
+    match created {
+        Ok((entry, opened)) => {
+            let attr = convert::file_attr(entry.inode, &entry.attributes);
+            let flags = convert::open_flags(opened.mode);
+            reply.created(&convert::entry_ttl(&entry), &attr, GENERATION, FileHandle(opened.handle), flags);
+        }
+        Err(error) => reply.error(failed("create", &error)),
+    }
+}
+
+pub(super) fn empty(call: &str, reply: ReplyEmpty, done: Result<(), FsError>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(failed(call, &error)),
+    }
+}
+
+pub(super) fn written(call: &str, reply: ReplyWrite, written: Result<u32, FsError>) {
+    match written {
+        Ok(count) => reply.written(count),
+        Err(error) => reply.error(failed(call, &error)),
+    }
+}
+
+pub(super) fn copied(call: &str, reply: ReplyWrite, copied: Result<u64, FsError>) {
+    written(call, reply, copied.map(|count| count as u32));
+}
+
+/// A value of an extended attribute, or its size where that was asked (`size` 0).
+pub(super) fn xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
+    match value {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(fuser::Errno::ERANGE),
+        Err(error) => reply.error(failed("xattr", &error)),
+    }
+}

@@ -1,0 +1,65 @@
+//! Changes, each done once however often it is asked for.
+//!
+//! The work runs in a task of its own: a stream that breaks off leaves it alone, and the request that comes again on the next
+//! connection waits for the same answer.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::answer::malformed;
+use super::context::ClientContext;
+use super::operations::{Begun, Operations};
+use crate::proto::{Errno, ErrorCode, Operation, Reply, WireError};
+
+/// The answer, once there is one.
+pub(super) type Outcome = watch::Receiver<Option<Result<Reply, WireError>>>;
+
+/// What a session keeps of its changes.
+pub(super) type Outcomes = Operations<Outcome>;
+
+/// The answer to a change: from `work`, if it is new.
+pub(super) async fn once<F>(
+    context: &Arc<ClientContext>,
+    operation: &Operation,
+    work: impl FnOnce() -> F,
+) -> Result<Reply, WireError>
+where
+    F: Future<Output = Result<Reply, WireError>> + Send + 'static,
+{
+    if context.read_only {
+        return Err(WireError::new(ErrorCode::System(Errno::EROFS), "the host lets this client read only"));
+    }
+    let (sender, receiver) = watch::channel(None);
+    let begun =
+        context.session.operations().begin(operation.id, operation.answered_below, || receiver.clone());
+    let outcome = match begun {
+        Begun::New => {
+            let work = work();
+            tokio::spawn(async move {
+                let answer = work.await;
+                sender.send_replace(Some(answer));
+            });
+            receiver
+        }
+        Begun::Known(outcome) => {
+            context.counters().changes_repeated.add(1);
+            outcome
+        }
+        Begun::Over => return Err(malformed("a change that was answered before")),
+        Begun::Full => return Err(WireError::new(ErrorCode::Busy, "too many changes at once")),
+    };
+    wait(outcome).await
+}
+
+async fn wait(mut outcome: Outcome) -> Result<Reply, WireError> {
+    match outcome.wait_for(Option::is_some).await {
+        Ok(answer) => answer.clone().unwrap_or_else(|| Err(lost())),
+        // The task panicked, or the daemon ends.
+        Err(_) => Err(lost()),
+    }
+}
+
+fn lost() -> WireError {
+    WireError::new(ErrorCode::System(Errno::EIO), "the host cannot tell whether it was done; see its log")
+}

@@ -1,0 +1,53 @@
+//! Writing at the end of a file, wherever that is by then.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek64};
+
+/// Writes all of `bytes` at the end of `file`, and tells where they begin.
+///
+/// Each part goes to the end as with `O_APPEND`, so nothing that others append at the same time is overwritten. Nobody else may
+/// use the descriptor's own offset meanwhile. Parts are more than one only where the disk is full or a signal came in between.
+pub fn append(file: BorrowedFd<'_>, bytes: &[u8]) -> Result<u64, Errno> {
+    let (mut rest, mut begin) = (bytes, None);
+    while !rest.is_empty() {
+        let part = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+        // SAFETY: `part` describes `rest`, which is only read and outlives the call; the kernel keeps no pointer.
+        let written = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const part, 1, -1, libc::RWF_APPEND) };
+        match Errno::result(written) {
+            Ok(count) => {
+                let count = count as usize;
+                // With -1 for the offset the descriptor's own has moved behind what was written.
+                let end = lseek64(file, 0, Whence::SeekCur)? as u64;
+                begin.get_or_insert(end - count as u64);
+                rest = &rest[count..];
+            }
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(begin.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn it_goes_to_the_end_and_says_where_that_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        fs::write(&path, "one").unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        assert_eq!(append(file.as_fd(), b"two").unwrap(), 3);
+        fs::write(&path, "longer than before").unwrap();
+        assert_eq!(append(file.as_fd(), b"!").unwrap(), 18);
+        assert_eq!(fs::read(&path).unwrap(), b"longer than before!");
+        let reader = fs::File::open(&path).unwrap();
+        assert_eq!(append(reader.as_fd(), b"x"), Err(Errno::EBADF));
+    }
+}

@@ -1,0 +1,252 @@
+//! Own changes of content.
+
+use bytes::Bytes;
+use wormhole::chunk::{ByteRange, CHUNK_BYTES};
+use wormhole::client::memory::{MemoryHost, Stage};
+use wormhole::fs::{FsConfig, FsError, Inode, OpenRequest};
+use wormhole::proto::{AllocateHow, Errno, Request, WireError, WriteAt};
+
+use super::World;
+use super::changing::{WRITE, create, world};
+
+impl World {
+    pub(crate) async fn write(&self, handle: u64, offset: u64, bytes: &[u8]) -> Result<u32, FsError> {
+        self.fs.write(handle, offset, Bytes::copy_from_slice(bytes), false).await
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_at_once_through_every_handle() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 3 * CHUNK_BYTES, 1);
+    let world = world(host);
+    let file = world.walk("f").await.unwrap();
+    let reader = world.open("f").await.handle;
+    let writer = world.fs.open(file.inode, WRITE).await.unwrap().handle;
+    let mut expected = world.host.content("f");
+    assert_eq!(world.read(reader, 0, 3 * CHUNK_BYTES).await.unwrap(), expected);
+    for (number, offset) in
+        [0, 5, CHUNK_BYTES - 2, 3 * CHUNK_BYTES - 1, 3 * CHUNK_BYTES + 99].into_iter().enumerate()
+    {
+        let bytes = [number as u8; 7];
+        assert_eq!(world.write(writer, offset, &bytes).await.unwrap(), 7);
+        let end = offset as usize + 7;
+        expected.resize(expected.len().max(end), 0);
+        expected[offset as usize..end].copy_from_slice(&bytes);
+        assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, expected.len() as u64);
+        for handle in [reader, writer] {
+            // A version that lies still is read as such, with all that is kept of it.
+            world.host.advance(std::time::Duration::from_secs(5));
+            for _ in 0..2 {
+                let read = world.read(handle, 0, expected.len() as u64 + 10).await.unwrap();
+                assert!(read == expected, "write {number} through handle {handle}");
+            }
+        }
+    }
+    assert!(world.host.content("f") == expected);
+    world.fs.release(writer).await.unwrap();
+    world.fs.release(reader).await.unwrap();
+}
+
+#[tokio::test]
+async fn appending_goes_to_the_end_wherever_that_is_by_then() {
+    let host = MemoryHost::new();
+    host.create_file("log", "one\n");
+    let world = world(host);
+    let file = world.walk("log").await.unwrap();
+    let append = OpenRequest { appends: true, ..WRITE };
+    let handle = world.fs.open(file.inode, append).await.unwrap().handle;
+    world.host.append("log", "somebody else\n");
+    world.write(handle, 4, b"two\n").await.unwrap();
+    assert_eq!(world.host.content("log"), b"one\nsomebody else\ntwo\n");
+    assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 22);
+    // A page that was changed in memory has its place.
+    world.fs.write(handle, 0, Bytes::from_static(b"ONE"), true).await.unwrap();
+    world.fs.flush(handle).await.unwrap();
+    assert_eq!(world.host.content("log"), b"ONE\nsomebody else\ntwo\n");
+}
+
+#[tokio::test]
+async fn room_holes_and_copies_are_made_on_the_host() {
+    let host = MemoryHost::new();
+    host.create_file("f", "0123456789");
+    let world = world(host);
+    let file = world.walk("f").await.unwrap();
+    let handle = world.fs.open(file.inode, WRITE).await.unwrap().handle;
+    world.fs.allocate(handle, ByteRange::new(2, 3), AllocateHow::PunchHole).await.unwrap();
+    assert_eq!(world.read(handle, 0, 100).await.unwrap(), b"01\0\0\x0056789");
+    world.fs.allocate(handle, ByteRange::new(0, 12), AllocateHow::Grow).await.unwrap();
+    assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 12);
+    let (_, other) = world.fs.create(Inode::ROOT, b"copy", create(true)).await.unwrap();
+    let sent = world.host.counters().content_bytes;
+    let copied = world.fs.copy_range((handle, ByteRange::new(5, 5)), (other.handle, 1)).await.unwrap();
+    assert_eq!(copied, 5);
+    assert_eq!(world.host.counters().content_bytes, sent);
+    assert_eq!(world.read(other.handle, 0, 100).await.unwrap(), b"\x0056789");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_to_the_writer() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world
+        .host
+        .set_errors(|request| matches!(request, Request::Write(_)).then(|| WireError::system(Errno::ENOSPC)));
+    let mut told = world.write(opened.handle, 0, b"x").await;
+    if told.is_ok() {
+        told = world.fs.flush(opened.handle).await.map(|()| 0);
+    }
+    assert_eq!(told.unwrap_err().errno(), Errno::ENOSPC);
+}
+
+#[tokio::test]
+async fn a_machine_that_restarts_between_write_and_fsync_is_noticed() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.write(opened.handle, 0, b"safe").await.unwrap();
+    world.fs.fsync(opened.handle, false).await.unwrap();
+    world.host.restart();
+    world.fs.fsync(opened.handle, false).await.unwrap();
+    world.write(opened.handle, 0, b"lost?").await.unwrap();
+    world.fs.flush(opened.handle).await.unwrap();
+    world.host.restart();
+    assert_eq!(world.fs.fsync(opened.handle, true).await, Err(FsError::LostWrites));
+    world.fs.fsync(opened.handle, true).await.unwrap();
+    // At the close, where nobody asked before; and a write that goes well does not hide it.
+    world.write(opened.handle, 0, b"lost?").await.unwrap();
+    world.fs.flush(opened.handle).await.unwrap();
+    world.host.restart();
+    world.write(opened.handle, 9, b"later").await.unwrap();
+    assert_eq!(world.fs.flush(opened.handle).await, Err(FsError::LostWrites));
+    world.fs.flush(opened.handle).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_synchronous_write_is_on_the_disk_when_it_returns() {
+    let world = world(MemoryHost::new());
+    let (entry, _) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    let synchronous = OpenRequest { syncs: true, ..WRITE };
+    let handle = world.fs.open(entry.inode, synchronous).await.unwrap().handle;
+    assert_eq!(world.host.counters().syncs, 0);
+    world.write(handle, 0, b"safe").await.unwrap();
+    assert_eq!(world.host.counters().syncs, 1);
+    let directory = world.fs.opendir(Inode::ROOT).unwrap();
+    world.fs.fsyncdir(directory, false).await.unwrap();
+    assert_eq!(world.host.counters().syncs, 2);
+}
+
+#[tokio::test]
+async fn an_open_file_is_written_on_after_the_daemon_restarted() {
+    let host = MemoryHost::new();
+    host.create_file("f", "0123");
+    let world = world(host);
+    let file = world.walk("f").await.unwrap();
+    let handle = world.fs.open(file.inode, WRITE).await.unwrap().handle;
+    world.host.restart();
+    world.write(handle, 1, b"abc").await.unwrap();
+    world.fs.flush(handle).await.unwrap();
+    assert_eq!(world.host.opens(file.attributes.node), 1);
+    assert_eq!(world.host.content("f"), b"0abc");
+}
+
+#[tokio::test]
+async fn small_writes_cost_no_round_trip_each_and_close_waits_for_all() {
+    let world = world(MemoryHost::new());
+    let (entry, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
+    let expected: Vec<u8> = (0..1000u32).flat_map(|number| [number as u8; 100]).collect();
+    for (number, bytes) in expected.chunks(100).enumerate() {
+        world.write(opened.handle, number as u64 * 100, bytes).await.unwrap();
+    }
+    let (attributes, _) = world.fs.getattr(entry.inode).await.unwrap();
+    assert_eq!(attributes.size, 100_000, "what is not sent counts");
+    assert!(attributes.mtime > entry.attributes.mtime);
+    assert_eq!(world.fs.unsent_bytes(), 100_000);
+    let (fs, handle) = (std::sync::Arc::clone(&world.fs), opened.handle);
+    let closing = tokio::spawn(async move { fs.flush(handle).await });
+    world.host.until(|host| host.held().len() == 16).await;
+    assert!(!closing.is_finished());
+    world.host.release_all();
+    closing.await.unwrap().unwrap();
+    assert_eq!(world.fs.unsent_bytes(), 0);
+    assert!(world.host.content("f") == expected);
+    assert!(world.host.counters().writes < 30, "{} writes", world.host.counters().writes);
+}
+
+#[tokio::test]
+async fn a_writer_who_is_ahead_of_the_link_waits() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
+    let (fs, handle) = (std::sync::Arc::clone(&world.fs), opened.handle);
+    let bytes = Bytes::from(vec![7; 1 << 20]);
+    let writing = tokio::spawn(async move {
+        for number in 0..40 {
+            fs.write(handle, number << 20, bytes.clone(), false).await.unwrap();
+        }
+    });
+    world.host.until(|host| host.held().len() == 16).await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(!writing.is_finished());
+    assert_eq!(world.fs.unsent_bytes(), 32 << 20, "the budget, and no more");
+    world.host.release_all();
+    writing.await.unwrap();
+    world.fs.fsync(handle, false).await.unwrap();
+    assert_eq!(world.host.content("f").len(), 40 << 20);
+}
+
+#[tokio::test]
+async fn an_fsync_waits_for_what_was_written_before_it_and_not_for_what_comes_after() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.write(opened.handle, 0, b"before").await.unwrap();
+    world.host.hold(|request, stage| {
+        stage == Stage::Arrived
+            && matches!(request, Request::Write(write) if write.at == WriteAt::Offset(100))
+    });
+    let syncing = world.fs.fsync(opened.handle, false);
+    let after = async {
+        world.write(opened.handle, 100, b"after").await.unwrap();
+    };
+    let (synced, ()) = tokio::join!(syncing, after);
+    synced.unwrap();
+    assert_eq!(world.fs.unsent_bytes(), 5);
+    world.host.release_all();
+    world.fs.all_sent().await;
+}
+
+#[tokio::test]
+async fn a_failure_behind_the_writers_back_is_told_once_to_each_handle() {
+    let world = world(MemoryHost::new());
+    let (entry, one) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    let other = world.fs.open(entry.inode, WRITE).await.unwrap();
+    world
+        .host
+        .set_errors(|request| matches!(request, Request::Write(_)).then(|| WireError::system(Errno::ENOSPC)));
+    world.write(one.handle, 0, b"lost").await.unwrap();
+    world.fs.all_sent().await;
+    world.host.set_errors(|_| None);
+    for handle in [one.handle, other.handle] {
+        assert_eq!(world.fs.fsync(handle, false).await.unwrap_err().errno(), Errno::ENOSPC);
+        world.fs.fsync(handle, false).await.unwrap();
+    }
+    let later = world.fs.open(entry.inode, WRITE).await.unwrap();
+    world.fs.flush(later.handle).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_for_a_host_that_is_away_is_told_and_nothing_is_lost() {
+    let patience = std::time::Duration::from_millis(50);
+    let config = FsConfig { freshness: super::LASTING, read_only: false, patience, ..FsConfig::default() };
+    let world = World::with_config(MemoryHost::new(), config);
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    world.host.set_connected(false);
+    world.write(opened.handle, 0, b"kept").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(world.fs.flush(opened.handle).await.unwrap_err().errno(), Errno::ETIMEDOUT);
+    }
+    assert_eq!(world.read(opened.handle, 0, 4).await.unwrap_err().errno(), Errno::ETIMEDOUT);
+    world.host.set_connected(true);
+    world.fs.fsync(opened.handle, false).await.unwrap();
+    assert_eq!(world.host.content("f"), b"kept");
+}

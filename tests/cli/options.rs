@@ -119,6 +119,7 @@ fn content_is_compressed_as_told() {
     let stage = Stage::new();
     let text = "All work and no play makes a dull link. ".repeat(50_000);
     fs::write(stage.path("export/text"), &text).unwrap();
+    stage.settle();
     let received = |options: &str| {
         let mountpoint = stage.mount("mnt", &format!("cache=none,{options}"));
         assert_eq!(fs::read_to_string(mountpoint.join("text")).unwrap(), text, "{options}");

@@ -195,7 +195,7 @@ impl DeliveryRate {
             self.stranded_bytes = in_flight_bytes;
         }
         self.round.add_rtt(sample.rtt);
-        self.count_late_acks(sample.rtt);
+        self.count_late_acks(sample.rtt, sample.app_limited);
         // Over less than a round trip the rate says more about bunched acknowledgements than about the link.
         let shortest = self.rtt_min.map_or(Duration::ZERO, |rtt| rtt.value);
         if sample.interval >= shortest.max(SAMPLE_INTERVAL_MIN) {
@@ -246,10 +246,12 @@ impl DeliveryRate {
         self.round = Round { began: self.round.began, ..Round::default() };
     }
 
-    fn count_late_acks(&mut self, sample: Duration) {
+    /// Who sends little has not filled the queue that makes round trips longer: it may stand in the other direction.
+    fn count_late_acks(&mut self, sample: Duration, app_limited: bool) {
         let known = self.rtt_min.map_or(sample, |rtt| rtt.value);
         let growth = known.mul_f64(STARTUP_RTT_GROWTH).max(STARTUP_RTT_GROWTH_MIN) + self.acks.delay_max;
-        self.late_acks = if sample > known + growth { self.late_acks + 1 } else { 0 };
+        let is_late = !app_limited && sample > known + growth;
+        self.late_acks = if is_late { self.late_acks + 1 } else { 0 };
     }
 
     fn learn_rtt(&mut self, now: Duration, round: &Round) {
@@ -530,6 +532,28 @@ mod tests {
             one_round(&mut controller, &mut now, 30, false);
         }
         assert!(controller.bandwidth_bytes_per_second() < before / 10.0);
+    }
+
+    /// As a host that is written to: small answers go out while the other direction's queue grows.
+    #[test]
+    fn a_queue_in_the_other_direction_does_not_end_start_up() {
+        let mut controller = DeliveryRate::new(PACKET as u16, ACKS);
+        let mut now = Duration::from_secs(1);
+        for round in 0..100u32 {
+            let sent = now;
+            (0..3).for_each(|_| controller.on_sent(sent, PACKET));
+            now += if round < 10 { RTT } else { RTT * 3 / 2 };
+            for _ in 0..3 {
+                controller.on_ack(sent, PACKET);
+                controller.on_end_acks(now, 0, true);
+            }
+        }
+        assert!(
+            controller.window_bytes() >= INITIAL_WINDOW_PACKETS * PACKET,
+            "{}",
+            controller.window_bytes()
+        );
+        assert!(matches!(controller.mode, Mode::Startup { .. }), "{:?}", controller.mode);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct FsConfig {
     pub source: String,
     /// How long attributes and names hold.
     pub freshness: Freshness,
+    /// Whether what is known is served while the host is out of reach; otherwise calls wait for it.
+    pub serves_stale: bool,
     /// Shown in place of the host's owners and permissions.
     pub ownership: Ownership,
     /// Whether the kernel checks permissions by owner, group and mode. Otherwise the host is asked.
@@ -28,6 +30,7 @@ impl Default for FsConfig {
             host_key: [0; 32],
             source: String::new(),
             freshness: Freshness::default(),
+            serves_stale: true,
             ownership: Ownership::default(),
             default_permissions: true,
             xattrs: true,
@@ -40,6 +43,7 @@ impl fmt::Debug for FsConfig {
         f.debug_struct("FsConfig")
             .field("source", &self.source)
             .field("freshness", &self.freshness)
+            .field("serves_stale", &self.serves_stale)
             .field("ownership", &self.ownership)
             .field("default_permissions", &self.default_permissions)
             .field("xattrs", &self.xattrs)

@@ -45,6 +45,7 @@ mod walks;
 mod warm;
 mod xattr;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -91,6 +92,7 @@ pub struct FileSystem {
     directories: Mutex<Handles<OpenDirectory>>,
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
+    stale_answers: AtomicU64,
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
     xattr_names: XattrNames,
@@ -132,6 +134,7 @@ impl FileSystem {
             directories: Mutex::default(),
             recoveries: Mutex::default(),
             statistics: Statistics::default(),
+            stale_answers: AtomicU64::new(0),
             walks: Mutex::default(),
             strides: Mutex::default(),
             xattr_names: XattrNames::default(),
@@ -155,6 +158,11 @@ impl FileSystem {
     /// Where its tasks run.
     pub const fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// How often a copy was given because the host was out of reach.
+    pub fn stale_answers(&self) -> u64 {
+        self.stale_answers.load(Ordering::Relaxed)
     }
 
     /// What is held now.

@@ -5,6 +5,7 @@
 mod copies;
 mod failing;
 mod lasting;
+mod offline;
 mod programs;
 mod reading;
 mod relay;

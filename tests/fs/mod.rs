@@ -5,6 +5,7 @@ mod directories;
 mod disconnected;
 mod names;
 mod reading;
+mod recalled;
 mod restart;
 mod warming;
 

@@ -149,7 +149,10 @@ fn a_million_hashes_are_opened_at_once() {
     let table = Table::open(&path, [4; 32]).unwrap();
     let opened = began.elapsed();
     let found = (0..STRETCHES).filter(|number| table.read(&id(*number)).is_some()).count() as u64;
-    eprintln!("opened in {opened:?}, {found} of {STRETCHES} stretches in {:?}", began.elapsed().saturating_sub(opened));
+    eprintln!(
+        "opened in {opened:?}, {found} of {STRETCHES} stretches in {:?}",
+        began.elapsed().saturating_sub(opened)
+    );
     assert!(opened < Duration::from_millis(200), "{opened:?}");
     assert!(found * 1000 >= STRETCHES * 999, "{found} of {STRETCHES}");
 }

@@ -31,4 +31,5 @@ pub mod metrics;
 pub mod mount;
 pub mod prefetch;
 pub mod proto;
+pub mod recall;
 pub mod transport;

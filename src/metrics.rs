@@ -57,6 +57,8 @@ metrics! {
     UdpBufferBytes "udp_buffer_bytes" Gauge "the smaller of the UDP socket's buffers, as the kernel granted it";
     Connections "connections" Gauge "connections that are open";
     Reconnects "reconnects" Counter "times a connection was made after the first ones";
+    LastContactSeconds "last_contact_s" Gauge "time since the host last answered something, in seconds; 0 while it is connected";
+    StaleAnswers "stale_answers" Counter "answers from what was known, because the host was out of reach";
     HostRestarts "host_restarts" Counter "times the host was found to be another run of itself";
     BadAnswers "bad_answers" Counter "answers of the host that could not be used";
     Requests "requests" Counter "requests made to the host, or answered by it";

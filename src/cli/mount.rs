@@ -63,6 +63,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<String>,
 
+    /// Ask no host: show what the cache knows of it, and let the rest fail at once
+    #[arg(long)]
+    offline: bool,
+
     /// Where this machine's key and the known hosts are [default: /var/lib/wormhole/client, or ~/.local/state/wormhole/client]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -164,6 +168,9 @@ fn job(arguments: &Arguments, source: String) -> Result<Job, CliError> {
     }
     if let Some(size) = &arguments.cache_size {
         options.push(format!("cache_size=\"{size}\""));
+    }
+    if arguments.offline {
+        options.push("offline".to_owned());
     }
     Ok(Job { source, options, sloppy: arguments.sloppy, state_dir: absolute(&arguments.state_dir)? })
 }

@@ -135,7 +135,10 @@ fn mount_lines(report: &StatusReport) -> String {
             return text;
         }
         LinkWord::Ending => "unmounted; writes what it holds, and ends".to_owned(),
-        LinkWord::Disconnected => "the host does not answer: what is known still does".to_owned(),
+        LinkWord::Disconnected => {
+            format!("the host does not answer: what is known still does; {}", staleness(readings))
+        }
+        LinkWord::Offline => format!("offline: what is known is shown; {}", staleness(readings)),
         LinkWord::Connected | LinkWord::Serving => {
             format!("connected to {address} by {}, round trip {} ms", report.transport, rtt(readings))
         }
@@ -179,6 +182,15 @@ fn mount_lines(report: &StatusReport) -> String {
         );
     }
     text
+}
+
+/// How old what is shown may be, and how much of it was.
+fn staleness(readings: &Readings) -> String {
+    format!(
+        "last heard of {} ago, {} stale answers",
+        duration(readings.count(Metric::LastContactSeconds) * 1000),
+        count(readings.count(Metric::StaleAnswers)),
+    )
 }
 
 fn host_lines(report: &StatusReport) -> String {
@@ -330,7 +342,14 @@ mod tests {
     fn a_lost_host_is_told() {
         let mut lost = report(DaemonKind::Mount);
         lost.state = LinkWord::Disconnected;
-        assert!(table_of(&[lost]).contains("the host does not answer"));
+        lost.readings.set(Metric::LastContactSeconds, 90_u64);
+        lost.readings.set(Metric::StaleAnswers, 7_u64);
+        let text = table_of(&[lost.clone()]);
+        assert!(text.contains("the host does not answer") && text.contains("7 stale answers"), "{text}");
+        assert!(text.contains(&format!("last heard of {} ago", duration(90_000))), "{text}");
+        lost.state = LinkWord::Offline;
+        let text = table_of(&[lost]);
+        assert!(text.contains("offline: ") && text.contains("7 stale answers"), "{text}");
     }
 
     #[test]

@@ -125,6 +125,9 @@ pub enum CallError {
     /// No answer before the deadline.
     #[error("the host did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
+    /// Not known here, and the host is not asked.
+    #[error("this is not known here, and the mount is offline")]
+    Offline,
     /// What came breaks the protocol or does not match its hash, time and again.
     #[error("the host's answer cannot be used: {0}")]
     BadAnswer(String),
@@ -139,6 +142,7 @@ impl CallError {
         match self {
             Self::Host(error) => error.errno(),
             Self::TimedOut(_) => Errno::ETIMEDOUT,
+            Self::Offline => Errno::ENETUNREACH,
             Self::BadAnswer(_) => Errno::EIO,
             Self::Closed => Errno::ENOTCONN,
         }

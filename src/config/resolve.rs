@@ -76,6 +76,9 @@ pub enum ConfigError {
         /// The host.
         host: HostAddress,
     },
+    /// `offline` beside something that leaves nothing to show.
+    #[error("`offline` shows what the disk cache knows, and `{0}` allows none of it")]
+    NothingOffline(&'static str),
     /// The known-hosts file cannot be used.
     #[error(transparent)]
     KnownHosts(#[from] crate::transport::known_hosts::KnownHostsError),
@@ -109,8 +112,16 @@ pub fn mount_config(
         None => state("identity")?,
     };
     let memory_bytes = memory_bytes(options.cache.memory);
+    let offline = options.start.offline;
+    match (options.cache.mode, options.patience.never_stale) {
+        (CacheMode::None, _) if offline => return Err(ConfigError::NothingOffline("cache=none")),
+        (_, true) if offline => return Err(ConfigError::NothingOffline("nosoftreval")),
+        _ => {}
+    }
     Ok(MountConfig {
         remote: remote(&places.source, host, &known_hosts)?,
+        offline,
+        serves_stale: !options.patience.never_stale,
         known_hosts,
         identity_file,
         mountpoint: places.mountpoint,
@@ -338,6 +349,10 @@ mod tests {
     fn every_option_reaches_what_it_sets() {
         assert_eq!(config("timeo=50,retrans=3").link.deadline, Duration::from_secs(15));
         assert_eq!(config("hard").link.deadline, FOREVER);
+        let usual = config("");
+        assert!(usual.serves_stale && !usual.offline);
+        assert!(!config("nosoftreval").serves_stale);
+        assert!(config("offline").offline);
         assert_eq!(config("nconnect=4").link.connections, 4);
         assert_eq!(config("compress=on").link.compression, CompressionWish::Always);
         assert_eq!(config("compress=off").link.compression, CompressionWish::Never);
@@ -388,6 +403,14 @@ mod tests {
         assert!(cache.asked_for);
         assert_eq!((cache.config.directory.as_path(), cache.config.size_bytes), (Path::new("/"), 1 << 30));
         assert!((cache.config.min_free_ratio - 0.2).abs() < 0.001);
+    }
+
+    #[test]
+    fn offline_needs_something_to_show() {
+        for list in ["offline,cache=none", "offline,nosoftreval"] {
+            let error = config_of(Source::Ticket(ticket()), list).unwrap_err().to_string();
+            assert!(error.contains(list.trim_start_matches("offline,")), "{error}");
+        }
     }
 
     #[test]

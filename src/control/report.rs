@@ -24,6 +24,8 @@ pub enum LinkWord {
     Connected,
     /// A mount whose host does not answer: what is cached still does.
     Disconnected,
+    /// A mount that asks no host: what is known is shown.
+    Offline,
     /// A host that takes connections.
     Serving,
     /// A mount that is gone from its place; its daemon finishes and is gone soon.

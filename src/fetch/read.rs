@@ -188,7 +188,11 @@ impl Fetcher {
 /// that would take it far beyond the deadline.
 fn may_ask_anew(error: &CallError, waited: Duration) -> bool {
     const OF_DEADLINE: u32 = 10;
-    !matches!(error, CallError::TimedOut(deadline) if waited >= *deadline / OF_DEADLINE)
+    match error {
+        CallError::TimedOut(deadline) => waited < *deadline / OF_DEADLINE,
+        CallError::Offline => false,
+        _ => true,
+    }
 }
 
 impl Failed {

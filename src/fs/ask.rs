@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -49,6 +50,10 @@ impl FileSystem {
         answer: impl Future<Output = Result<T, FsError>>,
         copy: impl Fn() -> Option<T>,
     ) -> Result<T, FsError> {
+        if !self.config.serves_stale {
+            return answer.await;
+        }
+        let copy = || copy().inspect(|_| self.count_stale());
         if !self.is_connected()
             && let Some(copy) = copy()
         {
@@ -69,6 +74,11 @@ impl FileSystem {
                 }
             }
         }
+    }
+
+    /// A copy was given because the host is out of reach.
+    pub(super) fn count_stale(&self) {
+        self.stale_answers.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether the host answers, as far as is known.

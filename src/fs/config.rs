@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::attributes::{Freshness, Ownership};
 
 /// The choices.
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 #[derive(Clone)]
 pub struct FsConfig {
     /// The host's public key: keeps apart what the cache knows of files of different hosts.
@@ -19,6 +20,8 @@ pub struct FsConfig {
     pub patience: Duration,
     /// How long attributes and names hold.
     pub freshness: Freshness,
+    /// Whether what is known is served while the host is out of reach; otherwise calls wait for it.
+    pub serves_stale: bool,
     /// Shown in place of the host's owners and permissions.
     pub ownership: Ownership,
     /// Whether the kernel checks permissions by owner, group and mode. Otherwise the host is asked.
@@ -36,6 +39,7 @@ impl Default for FsConfig {
             read_only: true,
             patience: Duration::from_secs(60),
             freshness: Freshness::default(),
+            serves_stale: true,
             ownership: Ownership::default(),
             default_permissions: true,
             xattrs: true,
@@ -49,6 +53,7 @@ impl fmt::Debug for FsConfig {
             .field("source", &self.source)
             .field("read_only", &self.read_only)
             .field("freshness", &self.freshness)
+            .field("serves_stale", &self.serves_stale)
             .field("ownership", &self.ownership)
             .field("default_permissions", &self.default_permissions)
             .field("xattrs", &self.xattrs)

@@ -202,8 +202,10 @@ impl FileSystem {
             }
         }
         if !self.is_connected()
+            && self.config.serves_stale
             && let Some(kept) = kept
         {
+            self.count_stale();
             return Ok(kept);
         }
         let listing = Listing::begin(ENTRIES_MAX);

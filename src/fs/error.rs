@@ -100,7 +100,7 @@ pub(super) enum Remedy {
 impl Remedy {
     pub(super) const fn of(error: &CallError) -> Self {
         match error {
-            CallError::TimedOut(_) => Self::UseCopy,
+            CallError::TimedOut(_) | CallError::Offline => Self::UseCopy,
             CallError::Host(refusal) => match refusal.code {
                 ErrorCode::UnknownNode => Self::Resolve,
                 _ => Self::None,
@@ -123,6 +123,7 @@ mod tests {
         let cases = [
             (FsError::Call(system(Errno::EACCES)), Errno::EACCES),
             (FsError::Call(CallError::TimedOut(Duration::from_secs(1))), Errno::ETIMEDOUT),
+            (FsError::Call(CallError::Offline), Errno::ENETUNREACH),
             (FsError::Call(CallError::Closed), Errno::ENOTCONN),
             (FsError::from(FetchError::VersionChanged), Errno::EIO),
             (FsError::from(FetchError::UnknownNode), Errno::ESTALE),

@@ -50,6 +50,7 @@ mod warm;
 mod write;
 mod xattr;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -98,6 +99,7 @@ pub struct FileSystem {
     directories: Mutex<Handles<OpenDirectory>>,
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
+    stale_answers: AtomicU64,
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
     xattr_names: XattrNames,
@@ -140,6 +142,7 @@ impl FileSystem {
             directories: Mutex::default(),
             recoveries: Mutex::default(),
             statistics: Statistics::default(),
+            stale_answers: AtomicU64::new(0),
             walks: Mutex::default(),
             strides: Mutex::default(),
             xattr_names: XattrNames::default(),
@@ -164,6 +167,11 @@ impl FileSystem {
     /// Where its tasks run.
     pub const fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// How often a copy was given because the host was out of reach.
+    pub fn stale_answers(&self) -> u64 {
+        self.stale_answers.load(Ordering::Relaxed)
     }
 
     /// What is held now.

@@ -42,9 +42,13 @@ impl FileSystem {
         let asking = self.runtime.spawn(async move { fs.ask_statistics().await });
         let copy = || self.statistics.get(Duration::MAX, Instant::now());
         let answer = async { asking.await.unwrap_or(Err(FsError::Call(crate::client::CallError::Closed))) };
-        match copy() {
+        match copy().filter(|_| self.config.serves_stale) {
             Some(copy) => {
-                tokio::time::timeout(PATIENCE, answer).await.map_or(Ok(copy), |answer| answer.or(Ok(copy)))
+                let answer = tokio::time::timeout(PATIENCE, answer).await.ok().and_then(Result::ok);
+                Ok(answer.unwrap_or_else(|| {
+                    self.count_stale();
+                    copy
+                }))
             }
             None => self.or_copy(answer, copy).await,
         }

@@ -397,7 +397,9 @@ impl Walk {
             FetchError::Call(CallError::Host(error)) if error.code == ErrorCode::Refused => {
                 return Err(format!("{source}: {error}"));
             }
-            FetchError::Call(CallError::TimedOut(_) | CallError::Closed | CallError::BadAnswer(_)) => {
+            FetchError::Call(
+                CallError::TimedOut(_) | CallError::Offline | CallError::Closed | CallError::BadAnswer(_),
+            ) => {
                 return Err(format!("{source}: {why}"));
             }
             _ => {}

@@ -1,8 +1,8 @@
 //! What is known of a running mount from outside, and what it can be told.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport, WarmOrder, 
 use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
 use crate::metrics::{Metric, Readings};
+use crate::recall::RecallClient;
 
 /// What a mount is to do. What comes later counts for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +28,13 @@ pub(super) enum Wanted {
     Abort,
 }
 
+/// The way to the host.
+pub(super) struct Link {
+    /// `None`: the mount is offline.
+    pub client: Option<Arc<QuicClient>>,
+    pub recall: Arc<RecallClient>,
+}
+
 /// A running mount, for `status` and for whoever ends it.
 pub struct MountHandle {
     label: String,
@@ -35,8 +43,9 @@ pub struct MountHandle {
     cache_dir: Option<PathBuf>,
     warm_jobs: WarmJobs,
     started: Instant,
-    client: Arc<QuicClient>,
-    file_system: Arc<FileSystem>,
+    link: Link,
+    /// Not kept: it ends with the mount, and the control socket later.
+    file_system: Weak<FileSystem>,
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
     wanted: watch::Sender<Wanted>,
@@ -46,19 +55,20 @@ pub struct MountHandle {
 impl MountHandle {
     pub(super) fn new(
         config: &MountConfig,
-        client: Arc<QuicClient>,
-        (file_system, fetcher): (Arc<FileSystem>, Arc<Fetcher>),
+        link: Link,
+        fetcher: Arc<Fetcher>,
         cache: Arc<dyn ChunkCache>,
+        file_system: &Arc<FileSystem>,
     ) -> Self {
         Self {
             label: config.label.clone(),
             mountpoint: config.mountpoint.clone(),
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
             cache_dir: config.cache.as_ref().map(|cache| cache.config.directory.clone()),
-            warm_jobs: WarmJobs::new(Arc::clone(&file_system)),
+            warm_jobs: WarmJobs::new(Arc::clone(file_system)),
             started: Instant::now(),
-            client,
-            file_system,
+            link,
+            file_system: Arc::downgrade(file_system),
             fetcher,
             cache,
             wanted: watch::Sender::new(Wanted::Run),
@@ -91,33 +101,26 @@ impl MountHandle {
         });
     }
 
-    fn readings(&self, client: &ClientStatistics) -> Readings {
+    fn readings(&self, client: Option<&ClientStatistics>) -> Readings {
         let (fetch, cache) = (self.fetcher.statistics(), self.cache.stats());
         let mut readings = Readings::default();
         readings.set(Metric::UptimeSeconds, self.started.elapsed().as_secs());
-        readings.set(Metric::RttMs, client.rtt_ms);
-        readings.set(Metric::LinkBytesPerSecond, client.bytes_per_second);
-        readings.set(Metric::WireSentBytes, client.bytes_sent);
-        readings.set(Metric::WireReceivedBytes, client.bytes_received);
-        readings.set(Metric::PacketsSent, client.packets_sent);
-        readings.set(Metric::PacketsLost, client.packets_lost);
-        readings.set(Metric::PacketBytes, u64::from(client.mtu_bytes));
-        if let Some(bytes) = client.udp_buffer_bytes {
-            readings.set(Metric::UdpBufferBytes, bytes);
+        let mut stale = self.link.recall.stale_answers();
+        if let Some(file_system) = self.file_system.upgrade() {
+            stale += file_system.stale_answers();
+            readings.set(Metric::UnsentBytes, file_system.unsent_bytes());
+            readings.set(Metric::UnsyncedBytes, file_system.unsynced_bytes());
         }
-        readings.set(Metric::Connections, client.connections);
-        readings.set(Metric::Reconnects, client.reconnects);
-        readings.set(Metric::HostRestarts, client.instance_changes);
-        readings.set(Metric::BadAnswers, client.bad_answers);
-        readings.set(Metric::Requests, client.requests);
-        readings.set(Metric::RequestsInFlight, client.requests_in_flight);
+        readings.set(Metric::StaleAnswers, stale);
+        readings.set(Metric::LastContactSeconds, self.link.recall.silence().as_secs());
+        if let Some(client) = client {
+            add_link(&mut readings, client);
+        }
         readings.set(Metric::HostBytes, fetch.host_bytes);
         readings.set(Metric::HostChunks, fetch.host_chunks);
         readings.set(Metric::MovedBytes, fetch.moved_bytes);
         readings.set(Metric::DiskChunks, fetch.hits_disk);
         readings.set(Metric::MemoryReads, fetch.hits_memory);
-        readings.set(Metric::UnsentBytes, self.file_system.unsent_bytes());
-        readings.set(Metric::UnsyncedBytes, self.file_system.unsynced_bytes());
         readings.set(Metric::MemoryUsedBytes, fetch.memory_bytes);
         readings.set(Metric::FetchInFlightBytes, fetch.inflight_bytes);
         readings.set(Metric::PrefetchInFlight, fetch.ahead_requests);
@@ -139,18 +142,39 @@ impl MountHandle {
     }
 }
 
+fn add_link(readings: &mut Readings, client: &ClientStatistics) {
+    readings.set(Metric::RttMs, client.rtt_ms);
+    readings.set(Metric::LinkBytesPerSecond, client.bytes_per_second);
+    readings.set(Metric::WireSentBytes, client.bytes_sent);
+    readings.set(Metric::WireReceivedBytes, client.bytes_received);
+    readings.set(Metric::PacketsSent, client.packets_sent);
+    readings.set(Metric::PacketsLost, client.packets_lost);
+    readings.set(Metric::PacketBytes, u64::from(client.mtu_bytes));
+    if let Some(bytes) = client.udp_buffer_bytes {
+        readings.set(Metric::UdpBufferBytes, bytes);
+    }
+    readings.set(Metric::Connections, client.connections);
+    readings.set(Metric::Reconnects, client.reconnects);
+    readings.set(Metric::HostRestarts, client.instance_changes);
+    readings.set(Metric::BadAnswers, client.bad_answers);
+    readings.set(Metric::Requests, client.requests);
+    readings.set(Metric::RequestsInFlight, client.requests_in_flight);
+}
+
 /// What to tell of a link. A silent one is no longer believed in: known things are served while it lasts.
-fn link_word(state: &str) -> LinkWord {
+fn link_word(state: Option<&str>) -> LinkWord {
     match state {
-        "connected" => LinkWord::Connected,
-        _ => LinkWord::Disconnected,
+        Some("connected") => LinkWord::Connected,
+        Some(_) => LinkWord::Disconnected,
+        None => LinkWord::Offline,
     }
 }
 
 /// Behind the control socket.
 impl Controlled for MountHandle {
     fn status(&self) -> StatusReport {
-        let client = self.client.statistics();
+        let client = self.link.client.as_ref().map(|client| client.statistics());
+        let client = client.as_ref();
         StatusReport {
             kind: DaemonKind::Mount,
             pid: std::process::id(),
@@ -160,13 +184,13 @@ impl Controlled for MountHandle {
             state: if self.ended.load(Ordering::Relaxed) {
                 LinkWord::Ending
             } else {
-                link_word(client.state)
+                link_word(client.map(|client| client.state))
             },
-            address: client.address.clone(),
-            transport: client.transport.to_owned(),
+            address: client.and_then(|client| client.address.clone()),
+            transport: client.map_or("none", |client| client.transport).to_owned(),
             engine: None,
             cache_dir: self.cache_dir.clone(),
-            readings: self.readings(&client),
+            readings: self.readings(client),
         }
     }
 

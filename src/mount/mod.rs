@@ -1,9 +1,11 @@
 //! The mount side wired on one screen, with its shutdown order.
 //!
 //! ```text
-//! kernel -> fuse session -> FileSystem -> Fetcher -> QuicClient -> host
-//!                                            |-----> DiskCache
+//! kernel -> fuse session -> FileSystem -> Fetcher -> RecallClient -> QuicClient -> host
+//!                                            |-----------'--> DiskCache
 //! ```
+//!
+//! Offline there is no `QuicClient`.
 //!
 //! A [`Mount`] is started from the right to the left, so that nothing is asked before it can be answered, and shut down from the
 //! left to the right: no more questions from the kernel, then no more requests, then what was learned goes to the disk, then the
@@ -19,7 +21,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub use handle::MountHandle;
-use handle::Wanted;
+use handle::{Link, Wanted};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
@@ -28,6 +30,7 @@ use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{FileSystem, Freshness, FsConfig, Ownership};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
+use crate::recall::{RecallClient, Scope};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
     DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
@@ -47,6 +50,10 @@ const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 pub struct MountConfig {
     /// Which folder of which host.
     pub remote: Remote,
+    /// Whether the host is never asked, and only what the cache knows is shown.
+    pub offline: bool,
+    /// Whether what is known is served while the host is out of reach.
+    pub serves_stale: bool,
     /// Where the host's key is kept for the next time.
     pub known_hosts: KnownHosts,
     /// Where this machine's key is; made if it does not exist.
@@ -120,6 +127,17 @@ pub enum MountError {
     /// The cache.
     #[error("cache: {0}; name another directory with --cache-dir, or do without by -o cache=none")]
     Cache(#[from] CacheError),
+    /// The cache does not even know the root.
+    #[error("the cache in {} knows nothing of {label}: mount it once while the host is there", directory.display())]
+    NothingKnown {
+        /// What was to be mounted.
+        label: String,
+        /// Where the cache is.
+        directory: PathBuf,
+    },
+    /// A thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// The kernel.
     #[error(transparent)]
     Fuse(#[from] FuseError),
@@ -140,36 +158,35 @@ pub struct Mount {
     session: Arc<Mounted>,
     file_system: Arc<FileSystem>,
     cache: Arc<dyn ChunkCache>,
-    client: Arc<QuicClient>,
+    recall: Arc<RecallClient>,
+    client: Option<Arc<QuicClient>>,
     handle: Arc<MountHandle>,
     control: Option<ControlSocket>,
 }
 
 impl Mount {
-    /// Connects, and mounts. When this returns the mount answers.
+    /// Connects, unless it is to be offline, and mounts. When this returns the mount answers.
     pub async fn start(mut config: MountConfig) -> Result<Self, MountError> {
-        let client = QuicClient::connect(client_config(&config)?).await?;
-        remember(&config);
-        if client.read_only() && !config.fuse.read_only {
-            tracing::info!("{}: the host lets this machine read only; mounted read-only", config.label);
+        let client = connect(&config).await?;
+        let may_write = client.as_ref().is_some_and(|client| !client.read_only());
+        if !may_write && !config.fuse.read_only {
+            tracing::info!("{}: nothing can be changed from here; mounted read-only", config.label);
             config.fuse.read_only = true;
         }
         let cache = open_cache(config.cache.clone()).await?;
-        let fetcher = Fetcher::new(Arc::clone(&client) as _, Arc::clone(&cache), config.fetch);
-        let file_system = FileSystem::new(Arc::clone(&client) as _, Arc::clone(&fetcher), fs_config(&config));
+        let recall = recall(&config, client.clone(), Arc::clone(&cache)).await?;
+        let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache), config.fetch);
+        let file_system = FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config));
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
-        let handle = Arc::new(MountHandle::new(
-            &config,
-            Arc::clone(&client),
-            (Arc::clone(&file_system), fetcher),
-            Arc::clone(&cache),
-        ));
+        let link = Link { client: client.clone(), recall: Arc::clone(&recall) };
+        let handle = MountHandle::new(&config, link, fetcher, Arc::clone(&cache), &file_system);
+        let handle = Arc::new(handle);
         let control =
             ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
         let control = control
             .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this mount"))
             .ok();
-        Ok(Self { session, file_system, cache, client, handle, control })
+        Ok(Self { session, file_system, cache, recall, client, handle, control })
     }
 
     /// What tells this mount to end.
@@ -221,13 +238,15 @@ impl Mount {
         }
         let waits = self.handle.wanted() != Wanted::Abort;
         if waits {
-            let cache = Arc::clone(&self.cache);
-            let flushed = tokio::task::spawn_blocking(move || cache.flush());
+            let (recall, cache) = (Arc::clone(&self.recall), Arc::clone(&self.cache));
+            let flushed = tokio::task::spawn_blocking(move || recall.flush() & cache.flush());
             if !matches!(timeout(CACHE_FLUSH_WAIT, flushed).await, Ok(Ok(true))) {
                 tracing::warn!("the cache could not write all it held: it will be fetched again");
             }
             // Who does not hear it keeps our session for a while, nothing more.
-            let _ = timeout(GOODBYE_WAIT, self.client.shutdown()).await;
+            if let Some(client) = self.client {
+                let _ = timeout(GOODBYE_WAIT, client.shutdown()).await;
+            }
         }
         drop(self.control);
     }
@@ -263,6 +282,37 @@ pub fn label(source: &Source, port_option: Option<u16>) -> String {
         format!("wormhole://{host}:{port}/{path}")
     };
     label.replace(char::is_control, "_")
+}
+
+/// The first connection, unless the host is not to be asked.
+async fn connect(config: &MountConfig) -> Result<Option<Arc<QuicClient>>, MountError> {
+    if config.offline {
+        return Ok(None);
+    }
+    let client = QuicClient::connect(client_config(config)?).await?;
+    remember(config);
+    Ok(Some(client))
+}
+
+/// What remembers for the host, or instead of it.
+async fn recall(
+    config: &MountConfig,
+    client: Option<Arc<QuicClient>>,
+    cache: Arc<dyn ChunkCache>,
+) -> Result<Arc<RecallClient>, MountError> {
+    let scope = Scope::new(config.remote.key.as_bytes(), &config.remote.export);
+    let sub_path = config.remote.sub_path.clone();
+    if let Some(client) = client {
+        // Where things are changed from here an earlier mount's notes may be older than what was done since.
+        let answers = config.serves_stale && config.fuse.read_only;
+        let recall = RecallClient::new(client, cache, scope, &sub_path, answers);
+        return recall.map(Arc::new).map_err(MountError::Thread);
+    }
+    let recall = tokio::task::spawn_blocking(move || RecallClient::offline(cache, scope, &sub_path)).await;
+    recall.map_err(|_| MountError::Interrupted)?.map(Arc::new).ok_or_else(|| MountError::NothingKnown {
+        label: config.label.clone(),
+        directory: config.cache.as_ref().map(|cache| cache.config.directory.clone()).unwrap_or_default(),
+    })
 }
 
 fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
@@ -324,6 +374,7 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         host_key: *config.remote.key.as_bytes(),
         source: config.label.clone(),
         freshness: config.freshness,
+        serves_stale: config.serves_stale,
         ownership: config.ownership,
         read_only: config.fuse.read_only,
         patience: config.link.deadline,

@@ -57,6 +57,8 @@ impl Errno {
     pub const ENODATA: Self = Self(61);
     /// Operation not supported.
     pub const EOPNOTSUPP: Self = Self(95);
+    /// The network cannot be reached: the mount is one that does not ask.
+    pub const ENETUNREACH: Self = Self(101);
     /// Not connected: the mount is going away.
     pub const ENOTCONN: Self = Self(107);
     /// The host did not answer in time.

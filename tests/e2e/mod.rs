@@ -7,6 +7,7 @@ mod crashing;
 mod differential;
 mod failing;
 mod lasting;
+mod offline;
 mod programs;
 mod reading;
 mod relay;

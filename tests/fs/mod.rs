@@ -6,6 +6,7 @@ mod directories;
 mod disconnected;
 mod names;
 mod reading;
+mod recalled;
 mod restart;
 mod warming;
 mod writing;

@@ -63,7 +63,6 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ("lock", "", LOCAL),
     ("brl", "", LOCAL),
     ("local_lock", "none", "use local_lock=all"),
-    ("nosoftreval", "", "what is known is served while the host is away"),
 ];
 
 const IDMAP: &str = "use idmap=none, with uid= and gid= to show another owner";

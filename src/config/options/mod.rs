@@ -116,12 +116,14 @@ pub struct Patience {
     pub timeo: Duration,
     /// `retrans=`.
     pub retrans: u32,
+    /// What is known is not served while the host is away: `nosoftreval`.
+    pub never_stale: bool,
 }
 
 impl Default for Patience {
     /// 30 s, twice: the 60 s after which NFS's own `timeo=600` would first repeat a request.
     fn default() -> Self {
-        Self { hard: false, timeo: Duration::from_secs(30), retrans: 2 }
+        Self { hard: false, timeo: Duration::from_secs(30), retrans: 2, never_stale: false }
     }
 }
 
@@ -208,6 +210,8 @@ pub struct Start {
     pub background: bool,
     /// For how long it is tried: `retry=`, in minutes.
     pub retry: Option<Duration>,
+    /// The host is never asked: what the cache knows is shown: `offline`.
+    pub offline: bool,
 }
 
 impl Start {

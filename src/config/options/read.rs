@@ -107,8 +107,7 @@ impl MountOptions {
             }
             "hard" => patience.hard = true,
             "soft" | "softerr" => patience.hard = false,
-            // What is known always answers while the host does not.
-            "softreval" => {}
+            "softreval" | "nosoftreval" => patience.never_stale = word.name == "nosoftreval",
             _ => return Ok(false),
         }
         word.flag().map(|()| true)
@@ -194,6 +193,10 @@ impl MountOptions {
             "bg" | "fg" => {
                 word.flag()?;
                 self.start.background = word.name == "bg";
+            }
+            "offline" => {
+                word.flag()?;
+                self.start.offline = true;
             }
             "retry" => {
                 self.start.retry =

@@ -81,7 +81,8 @@ const PATIENCE: &[OptionEntry] = &[
     option("hard", "", "operations wait until the host is back"),
     option("timeo", "TENTHS", "tenths of a second (300)"),
     option("retrans", "N", "how many times timeo (2)"),
-    option("softreval", "", "what is known is served while the host is away (always so)"),
+    option("softreval", "", "what is known is served while the host is away (default)"),
+    option("nosoftreval", "", "it is not: operations wait for the host"),
 ];
 
 const ATTRIBUTES: &[OptionEntry] = &[
@@ -127,6 +128,7 @@ const TRANSFER: &[OptionEntry] = &[
 const START: &[OptionEntry] = &[
     option("fg", "", "wait for it (default)"),
     option("bg", "", "return, and go on trying in the background"),
+    option("offline", "", "ask no host: show what the cache knows; the rest fails at once"),
     option("retry", "MINUTES", "for how long to try (0; with bg a week)"),
 ];
 

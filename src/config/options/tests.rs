@@ -114,6 +114,8 @@ fn the_deadline_is_timeo_times_retrans() {
         assert_eq!(parse(list).unwrap().patience.deadline(), seconds.map(Duration::from_secs), "{list}");
     }
     sets("softreval", |_| {});
+    sets("nosoftreval,softreval", |_| {});
+    sets("nosoftreval", |o| o.patience.never_stale = true);
 }
 
 #[test]
@@ -190,7 +192,6 @@ fn what_is_not_built_yet_is_refused_in_words() {
         "bwlimit=1M:2M",
         "lock",
         "local_lock=none",
-        "nosoftreval",
     ] {
         let error = parse(list).unwrap_err();
         assert!(matches!(error, OptionError::NotAvailable { .. }), "{list}: {error}");
@@ -272,13 +273,13 @@ fn lists_add_up_and_the_last_word_counts() {
 
 /// Every name of the contract in product.md, with a value that is allowed.
 const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
-    dmask=0 idmap=none port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval timeo=1 retrans=1 actimeo=1 \
+    dmask=0 idmap=none port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval nosoftreval timeo=1 retrans=1 actimeo=1 \
     acregmin=1 acregmax=1 acdirmin=1 acdirmax=1 noac attr_timeout=1 entry_timeout=1 negative_timeout=1 cache=none \
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \
     transport=auto cc=bbr compress=auto bg fg retry=1 _netdev nofail noauto user x-y";
 
 /// What is accepted beyond the contract, because people bring it.
-const BEYOND: &str = "exec suid dev identityfile=/a softerr";
+const BEYOND: &str = "exec suid dev identityfile=/a softerr offline";
 
 #[test]
 fn the_table_holds_what_is_read_and_nothing_else() {

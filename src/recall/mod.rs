@@ -1,0 +1,441 @@
+//! What the host said of names and attributes, kept in the disk cache, for times when it does not answer.
+//!
+//! [`RecallClient`] stands between the file system and the client that reaches the host. What the host says passes through and is
+//! noted behind, off all paths that a program waits on. While the host is out of reach, and in a mount that never asks one
+//! (`offline`), the notes answer instead; what they do not know fails: at the deadline of the call, or at once offline.
+//!
+//! Notes are chunks of the disk cache like any others, so its bounds, eviction, sharing and checks hold for them. Each is found by a key
+//! that names its subject ([`record`]); what was noted last holds.
+
+mod record;
+mod store;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::cache::ChunkCache;
+use crate::chunk::ByteRange;
+use crate::client::{
+    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
+};
+use crate::proto::{
+    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError,
+    WriteAt, Written,
+};
+pub use record::Scope;
+use store::{Note, Notebook, Records, entry_bytes};
+
+/// How often a waiting call looks whether the link is still there.
+const LINK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Longest listing that is kept, in bytes of memory: some 80,000 entries.
+const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Entries of a remembered listing that are handed on together.
+const BATCH_ENTRIES: usize = 1024;
+
+/// How long notes may take to reach the cache when a mount ends.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
+
+/// A client that remembers.
+pub struct RecallClient {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// `None`: never asked.
+    host: Option<Arc<dyn Client>>,
+    records: Records,
+    notebook: Option<Notebook>,
+    sub_path: Vec<u8>,
+    root: Attributes,
+    /// Whether notes answer for a host that is out of reach.
+    answers: bool,
+    stale_answers: AtomicU64,
+    /// When the host last answered, or when this began.
+    heard: Mutex<Instant>,
+    /// How long before `heard` the host was last heard: in an earlier mount.
+    silent_before: Duration,
+}
+
+impl RecallClient {
+    /// Passes everything on to `host` and notes what it says. `sub_path` is what is mounted below the export. With `answers` the
+    /// notes answer for a host that is out of reach.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn new(
+        host: Arc<dyn Client>,
+        cache: Arc<dyn ChunkCache>,
+        scope: Scope,
+        sub_path: &[u8],
+        answers: bool,
+    ) -> std::io::Result<Self> {
+        let is_writable = cache.is_writable();
+        let records = Records::new(cache, scope);
+        // What cannot be kept need not be noted.
+        let notebook = is_writable.then(|| Notebook::new(records.clone())).transpose()?;
+        let root = host.root();
+        let shared = Shared {
+            host: Some(host),
+            records,
+            notebook,
+            sub_path: sub_path.to_vec(),
+            root,
+            answers,
+            stale_answers: AtomicU64::new(0),
+            heard: Mutex::new(Instant::now()),
+            silent_before: Duration::ZERO,
+        };
+        shared.note(|| Note::Root(sub_path.to_vec(), root));
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Answers from notes alone; `None` if they do not even know what is mounted. Blocks on the disk.
+    pub fn offline(cache: Arc<dyn ChunkCache>, scope: Scope, sub_path: &[u8]) -> Option<Self> {
+        let records = Records::new(cache, scope);
+        let root = records.root(sub_path)?;
+        let silent_ns = u64::try_from(store::now().0.saturating_sub(root.at.0)).unwrap_or(0);
+        let shared = Shared {
+            host: None,
+            records,
+            notebook: None,
+            sub_path: sub_path.to_vec(),
+            root: root.what,
+            answers: true,
+            stale_answers: AtomicU64::new(0),
+            heard: Mutex::new(Instant::now()),
+            silent_before: Duration::from_nanos(silent_ns),
+        };
+        Some(Self { shared: Arc::new(shared) })
+    }
+
+    /// How often notes answered for the host.
+    pub fn stale_answers(&self) -> u64 {
+        self.shared.stale_answers.load(Ordering::Relaxed)
+    }
+
+    /// Time since the host last said something; zero while it is connected.
+    pub fn silence(&self) -> Duration {
+        if self.link().connected {
+            return Duration::ZERO;
+        }
+        let heard = *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.silent_before + heard.elapsed()
+    }
+
+    /// Waits until what was noted is with the cache, some seconds at most. Whether it is. Blocks.
+    pub fn flush(&self) -> bool {
+        let connected = self.link().connected;
+        // So that a later mount knows when the host was last there.
+        self.shared.note_if(connected, || Note::Root(self.shared.sub_path.clone(), self.root()));
+        self.shared.notebook.as_ref().is_none_or(|notebook| notebook.flush(FLUSH_WAIT))
+    }
+}
+
+impl Client for RecallClient {
+    fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = shared.host.clone() else {
+            return Box::pin(async move { shared.answer_offline(request).await });
+        };
+        if !is_noted(&request) {
+            return host.call(request, lane);
+        }
+        Box::pin(async move { shared.ask(host, request, lane).await })
+    }
+
+    fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
+        let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            // Whoever drops the receiver cancels.
+            tokio::select! {
+                () = parts.closed() => {}
+                () = shared.list(node, &parts) => {}
+            }
+        });
+        receiver
+    }
+
+    fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
+        match &self.shared.host {
+            Some(host) => host.read(request, lane),
+            None => failed(CallError::Offline),
+        }
+    }
+
+    fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
+        match &self.shared.host {
+            Some(host) => host.read_current(node, range),
+            None => Box::pin(async { Err(CallError::Offline) }),
+        }
+    }
+
+    fn change(&self, change: Change) -> CallFuture<Reply> {
+        match &self.shared.host {
+            Some(host) => host.change(change),
+            None => Box::pin(async { Err(CallError::Offline) }),
+        }
+    }
+
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+        match &self.shared.host {
+            Some(host) => host.write(node, at, bytes),
+            None => Box::pin(async { Err(CallError::Offline) }),
+        }
+    }
+
+    fn root(&self) -> Attributes {
+        self.shared.host.as_ref().map_or(self.shared.root, |host| host.root())
+    }
+
+    fn link(&self) -> LinkState {
+        const NONE: LinkState = LinkState { connected: false, rtt: Duration::ZERO, bytes_per_second: 0 };
+        self.shared.host.as_ref().map_or(NONE, |host| host.link())
+    }
+}
+
+/// A channel on which one error comes.
+fn failed<T>(error: CallError) -> mpsc::Receiver<Result<T, CallError>> {
+    let (sender, receiver) = mpsc::channel(1);
+    // There is room for one.
+    let _ = sender.try_send(Err(error));
+    receiver
+}
+
+/// Whether what the host says to this is worth a note, or notes may answer it.
+const fn is_noted(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Lookup { .. }
+            | Request::LookupMany { .. }
+            | Request::GetAttributes { .. }
+            | Request::Open { .. }
+            | Request::ReadLink { .. }
+            | Request::StatFs { .. }
+            | Request::Access { .. }
+    )
+}
+
+/// Whether to answer from notes if there are any: nobody else does.
+const fn is_out_of_reach(error: &CallError) -> bool {
+    matches!(error, CallError::TimedOut(_) | CallError::Offline)
+}
+
+impl Shared {
+    fn note(&self, note: impl FnOnce() -> Note) {
+        self.note_if(true, note);
+    }
+
+    fn note_if(&self, condition: bool, note: impl FnOnce() -> Note) {
+        if let Some(notebook) = self.notebook.as_ref().filter(|_| condition) {
+            notebook.take(note());
+        }
+    }
+
+    fn heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Asks the host; notes answer as soon as it is known to be out of reach.
+    async fn ask(
+        self: Arc<Self>,
+        host: Arc<dyn Client>,
+        request: Request,
+        lane: Lane,
+    ) -> Result<Reply, CallError> {
+        let mut answer = host.call(request.clone(), lane);
+        let mut may_recall = self.answers;
+        loop {
+            if may_recall && !host.link().connected {
+                may_recall = false;
+                if let Some(known) = self.recall(&request).await {
+                    return known;
+                }
+            }
+            tokio::select! {
+                biased;
+                answer = &mut answer => {
+                    return match answer {
+                        Err(error) if is_out_of_reach(&error) && self.answers =>
+                            self.recall(&request).await.unwrap_or(Err(error)),
+                        answer => {
+                            self.learn(request, &answer);
+                            answer
+                        }
+                    };
+                }
+                () = tokio::time::sleep(LINK_LOOK_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Notes what the host said.
+    fn learn(&self, request: Request, answer: &Result<Reply, CallError>) {
+        match answer {
+            Ok(_) | Err(CallError::Host(_)) => self.heard(),
+            Err(_) => return,
+        }
+        match (request, answer) {
+            (Request::Lookup { parent, name }, Ok(Reply::Attributes(found))) => {
+                self.note(|| Note::Name(parent, name, Some(*found)));
+            }
+            (Request::Lookup { parent, name }, Err(error)) if is_not_found(error) => {
+                self.note(|| Note::Name(parent, name, None));
+            }
+            (Request::LookupMany { parent, names }, Ok(Reply::Entries(found))) => {
+                for (name, found) in names.into_iter().zip(found) {
+                    // What cannot be looked at need not be gone.
+                    self.note_if(found.is_some(), || Note::Name(parent, name, *found));
+                }
+            }
+            (Request::GetAttributes { .. } | Request::Open { .. }, Ok(Reply::Attributes(found))) => {
+                self.note(|| Note::Node(*found));
+            }
+            (Request::ReadLink { node }, Ok(Reply::Bytes(target))) => {
+                self.note(|| Note::Link(node, target.clone()));
+            }
+            (Request::StatFs { .. }, Ok(Reply::FsStatistics(statistics))) => {
+                self.note(|| Note::Statistics(*statistics));
+            }
+            _ => {}
+        }
+    }
+
+    /// What the notes say to a request; `None` if nothing.
+    async fn recall(&self, request: &Request) -> Option<Result<Reply, CallError>> {
+        let (records, request) = (self.records.clone(), request.clone());
+        // The disk is read; the task fails only while the runtime shuts down.
+        let known = tokio::task::spawn_blocking(move || recall(&records, &request)).await.ok().flatten();
+        self.count(known.is_some());
+        known
+    }
+
+    async fn answer_offline(&self, request: Request) -> Result<Reply, CallError> {
+        match request {
+            Request::Close { .. } => Ok(Reply::Done),
+            // Programs then read the whole file instead of looking for holes.
+            Request::Seek { .. } => Err(WireError::system(Errno::EOPNOTSUPP).into()),
+            request => self.recall(&request).await.unwrap_or(Err(CallError::Offline)),
+        }
+    }
+
+    fn count(&self, answered: bool) {
+        self.stale_answers.fetch_add(u64::from(answered), Ordering::Relaxed);
+    }
+
+    /// Carries a listing over, from the host or from the notes.
+    async fn list(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) {
+        let Some(host) = &self.host else {
+            if !self.list_from_notes(node, to).await {
+                // Who dropped the receiver does not want to know.
+                let _ = to.send(Err(CallError::Offline)).await;
+            }
+            return;
+        };
+        let mut parts = host.list(node);
+        let mut kept = Some((Vec::new(), 0));
+        let mut may_recall = self.answers;
+        loop {
+            if may_recall && !host.link().connected {
+                may_recall = false;
+                if self.list_from_notes(node, to).await {
+                    return;
+                }
+            }
+            let part = tokio::select! {
+                biased;
+                part = parts.recv() => part.unwrap_or(Err(CallError::Closed)),
+                () = tokio::time::sleep(LINK_LOOK_INTERVAL) => continue,
+            };
+            if let Err(error) = &part
+                && is_out_of_reach(error)
+                && may_recall
+                && self.list_from_notes(node, to).await
+            {
+                return;
+            }
+            // Notes do not go on where the host stopped: its listing may be another by now.
+            may_recall = false;
+            let goes_on = matches!(part, Ok(ListPart::Entries(_)));
+            self.keep(node, &part, &mut kept);
+            if to.send(part).await.is_err() || !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Collects a listing as it passes, and notes it when it is complete.
+    fn keep(
+        &self,
+        node: NodeId,
+        part: &Result<ListPart, CallError>,
+        kept: &mut Option<(Vec<DirectoryEntry>, usize)>,
+    ) {
+        let Some((entries, bytes)) = kept.as_mut().filter(|_| self.notebook.is_some()) else { return };
+        match part {
+            Ok(ListPart::Entries(batch)) => {
+                self.heard();
+                *bytes += batch.iter().map(entry_bytes).sum::<usize>();
+                entries.extend_from_slice(batch);
+                if *bytes > LISTING_BYTES_MAX {
+                    *kept = None;
+                }
+            }
+            Ok(ListPart::End) => {
+                let entries = std::mem::take(entries);
+                self.note(|| Note::Listing(node, entries));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Whether the notes had a complete listing; then it was sent.
+    async fn list_from_notes(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) -> bool {
+        let records = self.records.clone();
+        let known = tokio::task::spawn_blocking(move || records.listing(node)).await.ok().flatten();
+        let Some(mut entries) = known else { return false };
+        self.count(true);
+        while !entries.is_empty() {
+            let rest = entries.split_off(entries.len().min(BATCH_ENTRIES));
+            if to.send(Ok(ListPart::Entries(std::mem::replace(&mut entries, rest)))).await.is_err() {
+                return true;
+            }
+        }
+        let _ = to.send(Ok(ListPart::End)).await;
+        true
+    }
+}
+
+fn is_not_found(error: &CallError) -> bool {
+    error.code() == Some(ErrorCode::System(Errno::ENOENT))
+}
+
+/// Blocks on the disk.
+fn recall(records: &Records, request: &Request) -> Option<Result<Reply, CallError>> {
+    let reply = match request {
+        Request::Lookup { parent, name } => match records.name(*parent, name)?.what {
+            Some(attributes) => Reply::Attributes(attributes),
+            None => return Some(Err(WireError::system(Errno::ENOENT).into())),
+        },
+        Request::GetAttributes { node } => Reply::Attributes(records.node(*node)?),
+        Request::ReadLink { node } => Reply::Bytes(records.link(*node)?),
+        Request::StatFs { .. } => Reply::FsStatistics(records.statistics()?),
+        // Who may not read it finds nothing that was read. Without this nobody could change into a directory.
+        Request::Access { .. } => Reply::Done,
+        _ => return None,
+    };
+    Some(Ok(reply))
+}
+
+impl std::fmt::Debug for RecallClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let is_offline = self.shared.host.is_none();
+        f.debug_struct("RecallClient").field("is_offline", &is_offline).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,399 @@
+//! Records in the disk cache: read on demand, written behind by one thread.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use lru::LruCache;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::record::{
+    self, Body, Scope, Seen, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
+};
+use crate::cache::{ChunkCache, FileKey};
+use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::proto::{Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
+
+/// What may wait to be written, in bytes of memory. What comes while so much waits is not remembered.
+const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Of how many names and nodes it is known that the cache has them as they are; some 100 bytes each.
+const WRITTEN_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
+
+/// Something that the host said.
+#[derive(Debug)]
+pub(super) enum Note {
+    Root(Vec<u8>, Attributes),
+    Node(Attributes),
+    Name(NodeId, Vec<u8>, Option<Attributes>),
+    Listing(NodeId, Vec<DirectoryEntry>),
+    Link(NodeId, Vec<u8>),
+    Statistics(FsStatistics),
+}
+
+impl Note {
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Root(bytes, _) | Self::Name(_, bytes, _) | Self::Link(_, bytes) => bytes.len(),
+                Self::Listing(_, entries) => entries.iter().map(entry_bytes).sum(),
+                Self::Node(_) | Self::Statistics(_) => 0,
+            }
+    }
+}
+
+/// What an entry takes in memory, about.
+pub(super) const fn entry_bytes(entry: &DirectoryEntry) -> usize {
+    size_of::<DirectoryEntry>() + entry.name.len()
+}
+
+/// Reads records.
+#[derive(Clone)]
+pub(super) struct Records {
+    cache: Arc<dyn ChunkCache>,
+    scope: Scope,
+    /// The listing in which a name was last looked for, with its head: names of one directory are looked for in a row.
+    last_listing: Arc<Mutex<Option<LastListing>>>,
+}
+
+/// A decoded listing, and the hash of its record's head.
+type LastListing = (ChunkHash, Arc<SeenListing>);
+
+impl Records {
+    pub(super) fn new(cache: Arc<dyn ChunkCache>, scope: Scope) -> Self {
+        Self { cache, scope, last_listing: Arc::default() }
+    }
+
+    /// Blocks on the disk, as all that follows.
+    fn get<T: DeserializeOwned>(&self, subject: &Subject<'_>) -> Option<Seen<T>> {
+        self.read(subject, self.head(subject)?)
+    }
+
+    fn read<T: DeserializeOwned>(&self, subject: &Subject<'_>, head: ChunkHash) -> Option<Seen<T>> {
+        match self.body(subject, head)? {
+            Body::Here(body) => record::decode_body(&body),
+            Body::Parts(hashes) => {
+                let mut body = Vec::new();
+                for part in self.cache.load_run(&hashes) {
+                    body.extend_from_slice(part?.bytes());
+                }
+                record::decode_body(&body)
+            }
+        }
+    }
+
+    fn head(&self, subject: &Subject<'_>) -> Option<ChunkHash> {
+        self.cache.known_hash(&subject.key(self.scope), ChunkIndex(0))
+    }
+
+    fn body(&self, subject: &Subject<'_>, head: ChunkHash) -> Option<Body> {
+        record::decode_head(&subject.key(self.scope), self.cache.load(head)?.bytes())
+    }
+
+    fn listing_to_search(&self, directory: NodeId) -> Option<Arc<SeenListing>> {
+        let subject = Subject::Listing(directory);
+        let head = self.head(&subject)?;
+        let last = self.last_listing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, listing)) = last.filter(|(of, _)| *of == head) {
+            return Some(listing);
+        }
+        let listing = Arc::new(self.read(&subject, head)?);
+        *self.last_listing.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((head, Arc::clone(&listing)));
+        Some(listing)
+    }
+
+    pub(super) fn root(&self, sub_path: &[u8]) -> Option<SeenNode> {
+        self.get(&Subject::Root(sub_path))
+    }
+
+    /// The attributes of a node, if they were seen later than `than`.
+    fn node_newer(&self, node: NodeId, than: Timestamp) -> Option<SeenNode> {
+        self.get::<Attributes>(&Subject::Node(node)).filter(|seen| seen.at > than && seen.what.node == node)
+    }
+
+    pub(super) fn node(&self, node: NodeId) -> Option<Attributes> {
+        Some(self.node_newer(node, Timestamp(i64::MIN))?.what)
+    }
+
+    /// What a name leads to, as far as is known.
+    pub(super) fn name(&self, parent: NodeId, name: &[u8]) -> Option<SeenName> {
+        let alone: Option<SeenName> = self.get(&Subject::Name(parent, name));
+        let listed = self.listing_to_search(parent).map(|listing| {
+            let found = listing.what.iter().find(|entry| entry.name == name);
+            Seen { at: listing.at, what: found.map(|entry| entry.attributes) }
+        });
+        let newest = alone.into_iter().chain(listed).max_by_key(|seen| seen.at)?;
+        let what = newest.what.map(|attributes| self.newest(attributes, newest.at));
+        Some(Seen { at: newest.at, what })
+    }
+
+    /// All entries of a directory, if it was listed to its end.
+    pub(super) fn listing(&self, node: NodeId) -> Option<Vec<DirectoryEntry>> {
+        let listing: SeenListing = self.get(&Subject::Listing(node))?;
+        let as_seen_last = |mut entry: DirectoryEntry| {
+            let later: Option<SeenName> = self.get(&Subject::Name(node, &entry.name));
+            let (at, found) = match later.filter(|later| later.at > listing.at) {
+                Some(later) => (later.at, later.what?),
+                None => (listing.at, entry.attributes),
+            };
+            entry.attributes = self.newest(found, at);
+            Some(entry)
+        };
+        Some(listing.what.into_iter().filter_map(as_seen_last).collect())
+    }
+
+    pub(super) fn link(&self, node: NodeId) -> Option<Vec<u8>> {
+        self.get(&Subject::Link(node)).map(|seen: SeenLink| seen.what)
+    }
+
+    pub(super) fn statistics(&self) -> Option<FsStatistics> {
+        self.get(&Subject::Statistics).map(|seen: SeenStatistics| seen.what)
+    }
+
+    /// A file that was opened after its directory was listed has the attributes from then, as its content is that from then.
+    fn newest(&self, attributes: Attributes, at: Timestamp) -> Attributes {
+        self.node_newer(attributes.node, at).map_or(attributes, |seen| seen.what)
+    }
+}
+
+/// Takes notes and writes them behind.
+pub(super) struct Notebook {
+    queue: Arc<Queue>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    notes: VecDeque<(Timestamp, Note)>,
+    bytes: usize,
+    is_writing: bool,
+    ends: bool,
+}
+
+impl Notebook {
+    /// Starts the thread that writes.
+    pub(super) fn new(records: Records) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let for_writer = Arc::clone(&queue);
+        let mut writer = Writer { records, written: LruCache::new(WRITTEN_MAX), hasher: RandomState::new() };
+        let thread = std::thread::Builder::new().name("recall".to_owned()).spawn(move || {
+            while let Some((at, note)) = for_writer.next() {
+                writer.write(at, &note);
+            }
+        })?;
+        Ok(Self { queue, writer: Mutex::new(Some(thread)) })
+    }
+
+    /// Takes a note; never waits, and forgets it where too much waits already.
+    pub(super) fn take(&self, note: Note) {
+        let bytes = note.bytes();
+        let mut waiting = self.queue.lock();
+        if waiting.bytes + bytes <= QUEUED_BYTES_MAX {
+            waiting.bytes += bytes;
+            waiting.notes.push_back((now(), note));
+            self.queue.changed.notify_all();
+        }
+    }
+
+    /// Waits until all notes are with the cache, up to a time. Whether they are. Blocks.
+    pub(super) fn flush(&self, wait: Duration) -> bool {
+        let deadline = Instant::now() + wait;
+        let mut waiting = self.queue.lock();
+        while waiting.is_writing || !waiting.notes.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            waiting =
+                self.queue.changed.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+impl Drop for Notebook {
+    fn drop(&mut self) {
+        self.queue.lock().ends = true;
+        self.queue.changed.notify_all();
+        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            // Between two notes it looks whether it is to end, and a note is only memory: the cache has its own thread for the disk.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next note, once there is one; `None` to end.
+    fn next(&self) -> Option<(Timestamp, Note)> {
+        let mut waiting = self.lock();
+        waiting.is_writing = false;
+        self.changed.notify_all();
+        loop {
+            if waiting.ends {
+                return None;
+            }
+            if let Some((at, note)) = waiting.notes.pop_front() {
+                waiting.bytes -= note.bytes();
+                waiting.is_writing = true;
+                return Some((at, note));
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What the cache has of a subject: a digest of what it says, and the head of the record that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Written {
+    digest: u64,
+    head: ChunkHash,
+}
+
+struct Writer {
+    records: Records,
+    /// By the key of a subject. What a listing says of its names and their nodes counts for them, too.
+    written: LruCache<FileKey, Written>,
+    hasher: RandomState,
+}
+
+impl Writer {
+    fn write(&mut self, at: Timestamp, note: &Note) {
+        match note {
+            Note::Root(path, attributes) => {
+                self.put(at, &Subject::Root(path), attributes, at.0);
+            }
+            Note::Node(attributes) => self.write_node(at, *attributes),
+            Note::Name(parent, name, attributes) => self.write_name(at, *parent, name, *attributes),
+            Note::Listing(node, entries) => self.write_listing(at, *node, entries),
+            Note::Link(node, target) => {
+                self.put(at, &Subject::Link(*node), target, target);
+            }
+            Note::Statistics(statistics) => {
+                self.put(at, &Subject::Statistics, statistics, *statistics);
+            }
+        }
+    }
+
+    fn write_node(&mut self, at: Timestamp, attributes: Attributes) {
+        self.put(at, &Subject::Node(attributes.node), &attributes, record::lasting(attributes));
+    }
+
+    fn write_name(&mut self, at: Timestamp, parent: NodeId, name: &[u8], found: Option<Attributes>) {
+        let leads_to = found.map(|attributes| attributes.node);
+        let is_news = self.put(at, &Subject::Name(parent, name), &found, leads_to);
+        if let Some(attributes) = found {
+            if is_news {
+                self.add_to_listing(parent, name, attributes);
+            }
+            self.write_node(at, attributes);
+        }
+    }
+
+    /// A name that was met after its directory was listed belongs into the listing. Longer ones than fit into their head are left
+    /// as they are: writing them anew for each name would cost too much.
+    fn add_to_listing(&mut self, parent: NodeId, name: &[u8], attributes: Attributes) {
+        let subject = Subject::Listing(parent);
+        let head = self.records.head(&subject);
+        let body = head.and_then(|head| self.records.body(&subject, head));
+        let Some(Body::Here(body)) = body else { return };
+        let Some(mut listing) = record::decode_body::<SeenListing>(&body) else { return };
+        if !listing.what.iter().any(|entry| entry.name == name) {
+            listing.what.push(DirectoryEntry { name: name.to_vec(), attributes });
+            self.store(listing.at, &subject, &listing.what);
+            // The next listing of the host is to be written, whatever it says.
+            self.written.pop(&subject.key(self.records.scope));
+        }
+    }
+
+    fn write_listing(&mut self, at: Timestamp, directory: NodeId, entries: &[DirectoryEntry]) {
+        let lasting: Vec<_> =
+            entries.iter().map(|entry| (&entry.name, record::lasting(entry.attributes))).collect();
+        let digest = self.digest(&lasting);
+        let key = Subject::Listing(directory).key(self.records.scope);
+        if self.has(&key, digest) {
+            return;
+        }
+        let Some(head) = self.store(at, &Subject::Listing(directory), &entries) else { return };
+        for entry in entries {
+            let leads_to = self.digest(&Some(entry.attributes.node));
+            let name = Subject::Name(directory, &entry.name).key(self.records.scope);
+            self.written.put(name, Written { digest: leads_to, head });
+            let (node, digest) = self.node_digest(&entry.attributes);
+            self.written.put(node, Written { digest, head });
+        }
+        self.written.put(key, Written { digest, head });
+    }
+
+    fn node_digest(&self, attributes: &Attributes) -> (FileKey, u64) {
+        let key = Subject::Node(attributes.node).key(self.records.scope);
+        (key, self.digest(&record::lasting(*attributes)))
+    }
+
+    /// Keeps a record unless the cache has one that says the same. Whether it was kept.
+    fn put<T: Serialize>(
+        &mut self,
+        at: Timestamp,
+        subject: &Subject<'_>,
+        what: &T,
+        lasting: impl Serialize,
+    ) -> bool {
+        let (key, digest) = (subject.key(self.records.scope), self.digest(&lasting));
+        if self.has(&key, digest) {
+            return false;
+        }
+        let head = self.store(at, subject, what);
+        if let Some(head) = head {
+            self.written.put(key, Written { digest, head });
+        }
+        head.is_some()
+    }
+
+    fn has(&mut self, key: &FileKey, digest: u64) -> bool {
+        let same = self.written.get(key).filter(|written| written.digest == digest).copied();
+        // It may have been evicted since, or dropped on its way to the disk.
+        same.is_some_and(|written| self.records.cache.contains(written.head))
+    }
+
+    fn store<T: Serialize>(&self, at: Timestamp, subject: &Subject<'_>, what: &T) -> Option<ChunkHash> {
+        let (cache, key) = (&self.records.cache, subject.key(self.records.scope));
+        let chunks = record::encode(&key, &Seen { at, what })?;
+        let mut chunks: Vec<VerifiedChunk> = chunks.into_iter().map(VerifiedChunk::compute).collect();
+        let head = chunks.remove(0);
+        let hash = head.hash();
+        for part in chunks {
+            cache.insert(part);
+        }
+        cache.insert(head);
+        cache.record_hash(&key, ChunkIndex(0), hash);
+        cache.flush_file(&key);
+        Some(hash)
+    }
+
+    fn digest(&self, value: &impl Serialize) -> u64 {
+        // Serializing to memory does not fail; if it did, two failures would be taken for the same.
+        self.hasher.hash_one(postcard::to_stdvec(value).unwrap_or_default())
+    }
+}
+
+/// This machine's clock.
+pub(super) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}

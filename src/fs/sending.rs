@@ -151,7 +151,7 @@ impl FileSystem {
 
     async fn send(self: Arc<Self>, inode: Inode, (id, offset, bytes): (ExtentId, u64, Bytes)) {
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
-        let ended = Ended { fs: Arc::clone(&self), inode, id, len: bytes.len() };
+        let mut ended = Ended { fs: Arc::clone(&self), inode, id, len: bytes.len(), is_decided: false };
         let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
             let bytes = bytes.clone();
             async move { client.write(node, WriteAt::Offset(offset), bytes).await }
@@ -162,7 +162,7 @@ impl FileSystem {
             tracing::warn!(inode = inode.0, offset, %error, "what was written could not be sent");
             self.write_failed(inode, error);
         }
-        drop(ended);
+        ended.is_decided = true;
     }
 
     fn write_failed(&self, inode: Inode, error: FsError) {
@@ -178,10 +178,17 @@ struct Ended {
     inode: Inode,
     id: ExtentId,
     len: usize,
+    /// Whether the host has it, or its writers are told that it has not.
+    is_decided: bool,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
+        if !self.is_decided {
+            // The task panicked, or the mount ends: what was written is not where it should be.
+            let lost = CallError::BadAnswer("what was written was lost on its way".to_owned());
+            self.fs.write_failed(self.inode, FsError::Call(lost));
+        }
         {
             let mut files = lock(&self.fs.sending.files);
             if let Some(file) = files.get_mut(&self.inode) {

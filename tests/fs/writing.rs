@@ -1,10 +1,18 @@
 //! Own changes of content.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use tokio::sync::mpsc;
+use wormhole::cache::NoCache;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{FsConfig, FsError, Inode, OpenRequest};
-use wormhole::proto::{AllocateHow, Errno, Request, WireError, WriteAt};
+use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart};
+use wormhole::fetch::{FetchConfig, Fetcher};
+use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, OpenRequest};
+use wormhole::proto::{
+    AllocateHow, Attributes, Change, Errno, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
+};
 
 use super::World;
 use super::changing::{WRITE, create, world};
@@ -249,4 +257,56 @@ async fn who_waits_for_a_host_that_is_away_is_told_and_nothing_is_lost() {
     world.host.set_connected(true);
     world.fs.fsync(opened.handle, false).await.unwrap();
     assert_eq!(world.host.content("f"), b"kept");
+}
+
+/// A client in which writes panic, as by a mistake of ours.
+struct Broken(Arc<dyn Client>);
+
+impl Client for Broken {
+    fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
+        self.0.call(request, lane)
+    }
+
+    fn change(&self, change: Change) -> CallFuture<Reply> {
+        self.0.change(change)
+    }
+
+    fn write(&self, _: NodeId, _: WriteAt, _: Bytes) -> CallFuture<Written> {
+        Box::pin(async { panic!("on purpose") })
+    }
+
+    fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
+        self.0.list(node)
+    }
+
+    fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
+        self.0.read(request, lane)
+    }
+
+    fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
+        self.0.read_current(node, range)
+    }
+
+    fn root(&self) -> Attributes {
+        self.0.root()
+    }
+
+    fn link(&self) -> LinkState {
+        self.0.link()
+    }
+}
+
+#[tokio::test]
+async fn what_is_lost_by_a_mistake_of_ours_is_told() {
+    let host = MemoryHost::new();
+    host.create_file("f", "");
+    let client: Arc<dyn Client> = Arc::new(Broken(host.client()));
+    let fetcher = Fetcher::new(Arc::clone(&client), Arc::new(NoCache), FetchConfig::default());
+    let config = FsConfig { read_only: false, ..FsConfig::default() };
+    let fs = FileSystem::new(client, Arc::clone(&fetcher), config);
+    let world = World { host, fs, fetcher };
+    let file = world.walk("f").await.unwrap();
+    let handle = world.fs.open(file.inode, WRITE).await.unwrap().handle;
+    assert_eq!(world.write(handle, 0, b"gone").await.unwrap(), 4);
+    assert_eq!(world.fs.fsync(handle, false).await.unwrap_err().errno(), Errno::EIO);
 }

@@ -220,6 +220,7 @@ impl Mux {
         self.closed = Some(reason);
         for stream in self.streams.values_mut() {
             stream.send.queue.clear();
+            stream.send.queued_bytes = 0;
             stream.send.wake(&mut self.wakes);
             stream.receive.wake(&mut self.wakes);
         }

@@ -386,3 +386,12 @@ fn a_peer_that_has_enough_takes_an_end_not_amiss() {
     let written = world.ends[0].mux.poll_write(id, &mut Bytes::from_static(b"more"), &context());
     assert_eq!(written, Poll::Ready(Err(StreamError::Stopped(1))));
 }
+
+#[test]
+fn a_stream_can_be_given_up_after_the_connection_is_over() {
+    let mut mux = Mux::new(Side::Client, LIMITS);
+    let id = open(&mut mux, Lane::Demand, 50_000);
+    mux.fail(CloseReason::TimedOut);
+    mux.reset(id, 0);
+    assert_eq!(mux.queued_bytes, 0);
+}

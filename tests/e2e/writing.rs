@@ -199,7 +199,8 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     // The daemon is told to end while a program has the file open and the host is silent.
     let daemon = nix::unistd::Pid::from_raw(mount.daemon().unwrap());
     nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGTERM).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    // So long that connections are given up and made anew, with what was under way on them.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).unwrap();
     crate::world::wait_until("the daemon has ended", || mount.daemon().is_none());
     assert!(fs::read(world.source().join("file")).unwrap() == vec![b'x'; 3_010_000]);

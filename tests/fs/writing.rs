@@ -170,7 +170,7 @@ async fn small_writes_cost_no_round_trip_each_and_close_waits_for_all() {
     assert_eq!(attributes.size, 100_000, "what is not sent counts");
     assert!(attributes.mtime > entry.attributes.mtime);
     assert_eq!(world.fs.unsent_bytes(), 100_000);
-    let (fs, handle) = (std::sync::Arc::clone(&world.fs), opened.handle);
+    let (fs, handle) = (Arc::clone(&world.fs), opened.handle);
     let closing = tokio::spawn(async move { fs.flush(handle).await });
     world.host.until(|host| host.held().len() == 16).await;
     assert!(!closing.is_finished());
@@ -186,7 +186,7 @@ async fn a_writer_who_is_ahead_of_the_link_waits() {
     let world = world(MemoryHost::new());
     let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
     world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
-    let (fs, handle) = (std::sync::Arc::clone(&world.fs), opened.handle);
+    let (fs, handle) = (Arc::clone(&world.fs), opened.handle);
     let bytes = Bytes::from(vec![7; 1 << 20]);
     let writing = tokio::spawn(async move {
         for number in 0..40 {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Writes its arguments, one a line, and two variables, and ends as it is told to.
 const RECORDER: &str = "#!/bin/sh\n\
@@ -16,13 +17,18 @@ const RECORDER: &str = "#!/bin/sh\n\
 /// A folder with the helper, perhaps with a `wormhole` beside it.
 struct Bench {
     folder: tempfile::TempDir,
+    /// A program started by one test inherits for a moment what another one is writing, and that cannot be run meanwhile
+    /// (ETXTBSY): one test at a time.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Bench {
     fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().unwrap();
         fs::copy(env!("CARGO_BIN_EXE_mount-wormhole"), folder.path().join("mount.wormhole")).unwrap();
-        let bench = Self { folder };
+        let bench = Self { folder, _alone: alone };
         Self::put_recorder(&bench.path("wormhole"));
         fs::create_dir(bench.path("mnt")).unwrap();
         bench

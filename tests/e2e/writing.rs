@@ -160,6 +160,35 @@ fn writers_go_on_over_a_host_that_restarts_and_append_once() {
     assert_eq!(fs::read(world.source().join("log")).unwrap(), expected);
 }
 
+/// What is under way on a connection when the host dies is sent again on the next one, over both transports.
+#[test]
+fn a_large_file_is_whole_although_the_host_is_killed_under_it() {
+    for transport in ["tcp", "quic"] {
+        let world = World::new();
+        let mut host = world.host();
+        let listen = host.listening.to_string();
+        let mount = world.mount(&host.ticket, &format!("transport={transport}"));
+        let content = noise(150_000_000, 3);
+        fs::write(world.path("content"), &content).unwrap();
+        // Another process: this one starts a host, which closes a copy of its files and so waits for a host.
+        let mut writer = std::process::Command::new("dd")
+            .arg(format!("if={}", world.path("content").display()))
+            .arg(format!("of={}", mount.path("large").display()))
+            .args(["bs=1M", "conv=fsync", "status=none"])
+            .spawn()
+            .unwrap();
+        let has_begun =
+            || fs::metadata(world.source().join("large")).is_ok_and(|file| file.len() > 20_000_000);
+        crate::world::wait_until("some of it has arrived", has_begun);
+        host.kill();
+        host = world.host_on(&listen, &[]);
+        assert!(writer.wait().unwrap().success());
+        assert!(fs::read(world.source().join("large")).unwrap() == content, "{transport}");
+        mount.umount();
+        drop(host);
+    }
+}
+
 #[test]
 fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     let world = World::new();

@@ -177,9 +177,20 @@ pub(in crate::transport) async fn connect(
     let words = |error: io::Error| error.to_string();
     let connected = timeout(tuning.idle_timeout, TcpStream::connect(address)).await;
     let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(words)?;
+    if is_its_own_peer(&stream) {
+        // Closed with a reset: a host that starts now shall find its port free.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        return Err(words(io::ErrorKind::ConnectionRefused.into()));
+    }
     prepare(&stream, tuning).map_err(words)?;
     let rtt = tcp_info(&stream).map_or(Duration::MAX, |info| info.rtt);
     Ok(Connected { stream, address, rtt })
+}
+
+/// Whether a socket was connected to itself: who dials a port of this machine on which nobody listens may be given that very
+/// port to dial from (RFC 9293, section 3.5, simultaneous open), and would keep the host from listening there.
+fn is_its_own_peer(stream: &TcpStream) -> bool {
+    stream.local_addr().is_ok_and(|local| stream.peer_addr().is_ok_and(|peer| local == peer))
 }
 
 /// Does the handshake on a connection.
@@ -280,5 +291,17 @@ mod tests {
                 assert_eq!(used.to_string_lossy().trim_end_matches('\0'), "reno");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_itself_is_told_from_one_to_a_host() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to_host = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(!is_its_own_peer(&to_host));
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let to_itself = socket.connect(address).await.unwrap();
+        assert!(is_its_own_peer(&to_itself));
     }
 }

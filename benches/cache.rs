@@ -7,12 +7,15 @@
 
 use std::fs::{self, File};
 use std::hint::black_box;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use tempfile::TempDir;
@@ -73,6 +76,36 @@ fn read_plain(directory: &Path, hash: bool) {
                 black_box(blake3::hash(&buffer));
             }
             black_box(buffer);
+        }
+    }
+}
+
+/// One pass over all segments as a reply from the store goes: proved, and handed to the kernel, which a file in memory stands for.
+/// `mapped`: from pages of the segment in our address space; otherwise from a buffer that they are read into.
+fn reply(directory: &Path, sink: &File, mapped: bool) {
+    for path in segments(directory) {
+        let file = File::open(path).expect("open a segment");
+        let len = file.metadata().expect("look at a segment").len() / CHUNK_BYTES * CHUNK_BYTES;
+        let answer = |bytes: &[u8]| {
+            black_box(blake3::hash(bytes));
+            sink.write_all_at(bytes, 0).expect("hand over");
+        };
+        let Some(bytes) = NonZeroUsize::new(len as usize) else { continue };
+        if mapped {
+            // SAFETY: nobody writes to or shortens the files of this benchmark while they are mapped.
+            let pages = unsafe {
+                let pages = mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0);
+                std::slice::from_raw_parts(pages.expect("map a segment").cast::<u8>().as_ptr(), bytes.get())
+            };
+            pages.chunks(CHUNK_BYTES as usize).for_each(answer);
+            // SAFETY: the slice is not used any more.
+            unsafe { munmap(NonNull::from(pages).cast(), bytes.get()) }.expect("give the mapping back");
+        } else {
+            let mut buffer = vec![0; CHUNK_BYTES as usize];
+            for at in (0..len).step_by(CHUNK_BYTES as usize) {
+                file.read_exact_at(&mut buffer, at).expect("read a segment");
+                answer(&buffer);
+            }
         }
     }
 }
@@ -145,6 +178,11 @@ fn load(c: &mut Criterion) {
     group.bench_function("plain pread and hash", |bencher| {
         bencher.iter(|| read_plain(directory.path(), true));
     });
+    let sink = tempfile::tempfile_in("/dev/shm").expect("make a file in memory");
+    for (name, mapped) in [("pread, proof and reply", false), ("mmap, proof and reply", true)] {
+        metered(&format!("{name} of 1 GiB"), || reply(directory.path(), &sink, mapped));
+        group.bench_function(name, |bencher| bencher.iter(|| reply(directory.path(), &sink, mapped)));
+    }
 }
 
 /// All of a cache proved, as `wormhole cache verify` does, beside BLAKE3 alone over as many bytes in memory.

@@ -47,15 +47,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
-        let mut state = seed;
-        let next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        };
-        std::iter::repeat_with(next).take(len).collect()
-    }
+    use crate::chunk::testing::noise;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]

@@ -9,6 +9,8 @@
 mod blocks;
 mod hash;
 mod layout;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use blocks::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_LEAD_BYTES, Block, cut_blocks};
 pub use hash::{ChunkHash, FileHasher, HashMismatch, VerifiedChunk};

@@ -21,6 +21,20 @@ pub struct FileContent {
 }
 
 impl FileContent {
+    /// A settled file of so many whole chunks: another one for each number.
+    #[cfg(test)]
+    pub(super) fn sample(file: u8, chunks: u64) -> Self {
+        use crate::chunk::CHUNK_BYTES;
+        use crate::proto::Timestamp;
+        Self {
+            node: NodeId { device: 1, inode: u64::from(file), birth_ns: 0 },
+            version: Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) },
+            key: FileKey::from_bytes([file; 32]),
+            history: FileKey::from_bytes([!file; 32]),
+            settled: true,
+        }
+    }
+
     pub(super) const fn chunk(&self, index: ChunkIndex) -> ChunkKey {
         ChunkKey { file: self.key, settled: self.settled, index }
     }

@@ -243,21 +243,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::FileKey;
     use crate::chunk::{CHUNK_BYTES, ChunkIndex};
-    use crate::proto::{NodeId, Timestamp, Version};
 
     const CHUNK_COST: u64 = CHUNK_BYTES + ENTRY_BYTES;
-
-    fn content(file: u8, chunks: u64) -> FileContent {
-        FileContent {
-            node: NodeId { device: 1, inode: u64::from(file), birth_ns: 0 },
-            version: Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) },
-            key: FileKey::from_bytes([file; 32]),
-            history: FileKey::from_bytes([!file; 32]),
-            settled: true,
-        }
-    }
 
     const fn owner(handle: u64) -> OwnerId {
         OwnerId { handle, cursor: 0 }
@@ -293,7 +281,7 @@ mod tests {
     #[test]
     fn two_readers_of_one_chunk_share_a_request() {
         let mut ledger: Ledger<u32> = Ledger::new(budget(16));
-        let file = content(0, 8);
+        let file = FileContent::sample(0, 8);
         let (_, starts) = ledger.demand(&file, range(0, 1), || 1);
         assert_eq!(starts.len(), 1);
         let (parts, more) = ledger.demand(&file, range(0, 2), || 2);
@@ -305,14 +293,14 @@ mod tests {
     #[test]
     fn nothing_is_read_ahead_where_no_request_may_be_made_for_it() {
         let mut ledger: Ledger<u32> = Ledger::new(Budget { ahead_requests_max: 0, ..budget(16) });
-        ledger.ahead(&content(0, 100), range(0, 40), owner(1));
+        ledger.ahead(&FileContent::sample(0, 100), range(0, 40), owner(1));
         assert_eq!((ledger.queued_runs(), ledger.admit().len()), (0, 0));
     }
 
     #[test]
     fn reading_ahead_stops_where_it_would_push_out_what_waits_for_its_reader() {
         let mut ledger: Ledger<u32> = Ledger::new(budget(16));
-        let file = content(0, 100);
+        let file = FileContent::sample(0, 100);
         ledger.ahead(&file, range(0, 40), owner(1));
         let starts = ledger.admit();
         assert_eq!(starts.iter().map(|start| start.chunks.count).sum::<u64>(), 12, "three quarters of 16");
@@ -325,10 +313,10 @@ mod tests {
     #[test]
     fn a_newcomer_gets_its_share_from_one_who_stopped_reading() {
         let mut ledger: Ledger<u32> = Ledger::new(budget(16));
-        ledger.ahead(&content(0, 100), range(0, 12), owner(1));
+        ledger.ahead(&FileContent::sample(0, 100), range(0, 12), owner(1));
         let starts = ledger.admit();
         deliver_all(&mut ledger, &starts);
-        ledger.ahead(&content(1, 100), range(0, 12), owner(2));
+        ledger.ahead(&FileContent::sample(1, 100), range(0, 12), owner(2));
         let starts = ledger.admit();
         let chunks: u64 = starts.iter().map(|start| start.chunks.count).sum();
         assert_eq!(chunks, 4, "half of 12, in whole requests");
@@ -339,11 +327,11 @@ mod tests {
     #[test]
     fn what_is_given_up_makes_room() {
         let mut ledger: Ledger<u32> = Ledger::new(budget(16));
-        ledger.ahead(&content(0, 100), range(0, 40), owner(1));
+        ledger.ahead(&FileContent::sample(0, 100), range(0, 40), owner(1));
         let starts = ledger.admit();
         assert_eq!(ledger.cancel(|other| other == owner(1)).len(), starts.len());
         assert_eq!((ledger.queued_runs(), ledger.inflight().bytes()), (0, 0));
-        ledger.ahead(&content(1, 100), range(0, 12), owner(2));
+        ledger.ahead(&FileContent::sample(1, 100), range(0, 12), owner(2));
         assert_eq!(ledger.admit().len(), 3);
     }
 
@@ -403,10 +391,11 @@ mod tests {
             match *op {
                 Op::Demand { file, first, count } => {
                     let mut waiters = 0;
-                    let (parts, starts) = self.ledger.demand(&content(file, 60), range(first, count), || {
-                        waiters += 1;
-                        0
-                    });
+                    let (parts, starts) =
+                        self.ledger.demand(&FileContent::sample(file, 60), range(first, count), || {
+                            waiters += 1;
+                            0
+                        });
                     self.waiting += waiters;
                     self.waits.extend(parts.into_iter().filter_map(|part| match part {
                         Part::Waits(key, id) => Some((key, id)),
@@ -415,9 +404,11 @@ mod tests {
                     self.start(starts);
                 }
                 Op::Ahead { file, first, count, owner: handle } => {
-                    self.ledger.ahead(&content(file, 60), range(first, count), owner(handle));
+                    self.ledger.ahead(&FileContent::sample(file, 60), range(first, count), owner(handle));
                 }
-                Op::Get { file, index } => drop(self.ledger.get(&content(file, 60).chunk(ChunkIndex(index)))),
+                Op::Get { file, index } => {
+                    drop(self.ledger.get(&FileContent::sample(file, 60).chunk(ChunkIndex(index))))
+                }
                 Op::Deliver(pick) if !self.running.is_empty() => {
                     let at = pick % self.running.len();
                     let (start, left) = &mut self.running[at];

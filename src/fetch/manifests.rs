@@ -345,19 +345,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::proto::{NodeId, Timestamp, Version};
 
     const RTT: Duration = Duration::from_millis(40);
-
-    fn content(file: u8, chunks: u64) -> FileContent {
-        FileContent {
-            node: NodeId { device: 1, inode: u64::from(file), birth_ns: 0 },
-            version: Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) },
-            key: FileKey::from_bytes([file; 32]),
-            history: FileKey::from_bytes([!file; 32]),
-            settled: true,
-        }
-    }
 
     fn at(start: Instant) -> Moment {
         Moment { now: start, rtt: RTT }
@@ -377,7 +366,8 @@ mod tests {
 
     /// Reads a file from end to end; the answer to each question comes when the window moves on next.
     fn read_through(chunks: u64, is_held: impl Fn(u64) -> bool) -> BTreeSet<u64> {
-        let (mut manifests, content, start) = (Manifests::new(), content(1, chunks), Instant::now());
+        let (mut manifests, content, start) =
+            (Manifests::new(), FileContent::sample(1, chunks), Instant::now());
         let mut questions: Vec<ChunkRange> = manifests.opened(&content, at(start));
         let mut asked = BTreeSet::new();
         for window in (0..chunks).step_by(4) {
@@ -418,7 +408,8 @@ mod tests {
 
     #[test]
     fn the_opening_asks_for_the_beginning_and_a_useful_answer_for_more() {
-        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        let (mut manifests, content, start) =
+            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
         let first: Vec<_> = manifests.opened(&content, at(start)).into_iter().map(pair).collect();
         assert_eq!(first, [(0, 4), (4, 16)]);
         assert_eq!(manifests.opened(&content, at(start)), [], "it is under way");
@@ -439,7 +430,8 @@ mod tests {
 
     #[test]
     fn reads_ahead_wait_for_what_is_under_way_and_not_for_long() {
-        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        let (mut manifests, content, start) =
+            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
         assert_eq!(manifests.opened(&content, at(start)).len(), 2);
         let until = manifests.patience(&content.key, range(15, 4), true, start).unwrap();
         assert!(until - start <= RTT * 5 / 4 + PROBE_PATIENCE);
@@ -460,7 +452,8 @@ mod tests {
 
     #[test]
     fn after_an_answer_that_came_late_nobody_waits() {
-        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        let (mut manifests, content, start) =
+            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
         assert_eq!(manifests.opened(&content, at(start)).len(), 2);
         let late = start + Duration::from_secs(1);
         answer_opening(&mut manifests, &content, held(12), late);
@@ -479,7 +472,8 @@ mod tests {
 
     #[test]
     fn a_probe_further_on_keeps_nobody_waiting() {
-        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        let (mut manifests, content, start) =
+            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
         assert_eq!(manifests.opened(&content, at(start)).len(), 2);
         answer_opening(&mut manifests, &content, held(0), start);
         manifests.reached(&content, range(70, 9));
@@ -492,8 +486,8 @@ mod tests {
     #[test]
     fn small_young_and_refused_files_are_not_asked_about() {
         let (mut manifests, start) = (Manifests::new(), Instant::now());
-        let young = FileContent { settled: false, ..content(2, 100) };
-        for content in [content(1, FILE_CHUNKS_MIN - 1), young] {
+        let young = FileContent { settled: false, ..FileContent::sample(2, 100) };
+        for content in [FileContent::sample(1, FILE_CHUNKS_MIN - 1), young] {
             manifests.reached(&content, range(0, 3));
             assert_eq!(
                 (manifests.opened(&content, at(start)), manifests.next(&content, at(start))),
@@ -501,12 +495,13 @@ mod tests {
             );
         }
         manifests.turn_off();
-        assert_eq!(manifests.opened(&content(3, 100), at(start)), []);
+        assert_eq!(manifests.opened(&FileContent::sample(3, 100), at(start)), []);
     }
 
     #[test]
     fn a_file_whose_hashes_do_not_come_is_left_alone() {
-        let (mut manifests, content, start) = (Manifests::new(), content(1, 4096), Instant::now());
+        let (mut manifests, content, start) =
+            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
         assert_eq!(manifests.opened(&content, at(start)).len(), 2);
         answer_opening(&mut manifests, &content, Answer::None, start);
         manifests.reached(&content, range(2000, 10));
@@ -517,7 +512,7 @@ mod tests {
     fn where_nothing_is_ever_held_few_openings_ask() {
         let (mut manifests, start) = (Manifests::new(), Instant::now());
         let mut open = |file, found| {
-            let content = content(file, 100);
+            let content = FileContent::sample(file, 100);
             let questions = manifests.opened(&content, at(start));
             for question in &questions {
                 manifests.answered(&content.key, *question, held(found), start);
@@ -556,22 +551,22 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Open(file) => {
-                        let questions = manifests.opened(&content(file, 2000), at(start));
+                        let questions = manifests.opened(&FileContent::sample(file, 2000), at(start));
                         running.extend(questions.into_iter().map(|range| (file, range)));
                     }
                     Step::Reach(file, end) => {
-                        let content = content(file, 2000);
+                        let content = FileContent::sample(file, 2000);
                         manifests.reached(&content, range(end.saturating_sub(8), 8.min(end)));
                         let more = std::iter::from_fn(|| manifests.next(&content, at(start)));
                         running.extend(more.map(|range| (file, range)));
                     }
                     Step::Answer(pick, found) if !running.is_empty() => {
                         let (file, range) = running.swap_remove(pick % running.len());
-                        manifests.answered(&content(file, 2000).key, range, held(found.min(range.count)), start);
+                        manifests.answered(&FileContent::sample(file, 2000).key, range, held(found.min(range.count)), start);
                     }
                     Step::Fail(pick) if !running.is_empty() => {
                         let (file, range) = running.swap_remove(pick % running.len());
-                        manifests.answered(&content(file, 2000).key, range, Answer::None, start);
+                        manifests.answered(&FileContent::sample(file, 2000).key, range, Answer::None, start);
                     }
                     _ => {}
                 }

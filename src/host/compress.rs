@@ -113,6 +113,7 @@ impl Speeds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::testing::noise;
 
     #[test]
     fn names_tell_what_is_compressed_already() {
@@ -127,24 +128,15 @@ mod tests {
         assert!(PACKED_EXTENSIONS.is_sorted());
     }
 
-    fn noise(len: usize) -> Vec<u8> {
-        let mut state = 1u64;
-        let next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        };
-        std::iter::repeat_with(next).take(len).collect()
-    }
-
     #[test]
     fn a_sample_tells_noise_from_text() {
         let text: Vec<u8> =
             b"The quick brown fox jumps over the lazy dog. ".repeat(6000)[..256 * 1024].to_vec();
         assert!(looks_compressible(&text));
-        assert!(!looks_compressible(&noise(256 * 1024)));
+        assert!(!looks_compressible(&noise(1, 256 * 1024)));
         assert!(looks_compressible(&vec![0; 256 * 1024]));
         // The head alone says nothing.
-        let mixed = [&text[..4096], &noise(252 * 1024)].concat();
+        let mixed = [&text[..4096], &noise(1, 252 * 1024)].concat();
         assert!(!looks_compressible(&mixed));
     }
 

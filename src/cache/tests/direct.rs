@@ -211,3 +211,15 @@ fn what_the_page_cache_takes_cheaply_is_read_again_from_memory() {
     }
     assert_eq!(is_cached_after_write(DirectIo::Auto), Ok(true));
 }
+
+#[test]
+fn more_records_than_the_kernel_takes_at_once_are_written_all_the_same() {
+    for way in [DirectIo::Always, DirectIo::Never] {
+        let directory = tempfile::tempdir().unwrap();
+        let chunks: Vec<VerifiedChunk> = (0..3000).map(|number| chunk(number, 33)).collect();
+        let cache = open_as(directory.path(), way);
+        chunks.iter().for_each(|chunk| cache.insert(chunk.clone()));
+        assert!(cache.flush());
+        assert_eq!((found(&cache, &chunks), cache.stats().dropped), (3000, 0), "{way:?}");
+    }
+}

@@ -160,15 +160,7 @@ impl Tree {
     }
 
     fn lookup(&mut self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
-        self.node(parent)?;
-        let entries = self.entries(parent).ok_or(system(Errno::ENOTDIR))?;
-        if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
-            return Err(WireError::new(ErrorCode::Malformed, "not one name of a directory entry"));
-        }
-        if name.len() > NAME_BYTES_MAX {
-            return Err(system(Errno::ENAMETOOLONG));
-        }
-        let id = *entries.get(name).ok_or(system(Errno::ENOENT))?;
+        let id = self.child(parent, name)?.ok_or(system(Errno::ENOENT))?;
         self.known.insert(id);
         self.get_attributes(id)
     }

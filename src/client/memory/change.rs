@@ -272,7 +272,7 @@ impl Tree {
         Ok(change(node))
     }
 
-    fn child(&self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>, WireError> {
+    pub(super) fn child(&self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>, WireError> {
         self.node(parent)?;
         let entries = self.entries(parent).ok_or(system(Errno::ENOTDIR))?;
         if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {

@@ -2,17 +2,12 @@
 
 use super::*;
 use crate::cache::{CacheConfig, DiskCache};
+use crate::chunk::testing::noise;
 use crate::client::memory::MemoryHost;
 use crate::fetch::FetchConfig;
 use crate::prefetch::Demand;
 
 const MIB: u64 = 1024 * 1024;
-
-fn noise(seed: u64, len: u64) -> Vec<u8> {
-    let words = (0..len.div_ceil(32)).map(|word| (seed, word));
-    let bytes = words.flat_map(|(seed, word)| *blake3::hash(format!("{seed} {word}").as_bytes()).as_bytes());
-    bytes.take(len as usize).collect()
-}
 
 struct World {
     host: MemoryHost,
@@ -57,7 +52,7 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_put_in_and_taken_out_cost_little_and_nothing_is_mixed_up() {
     let world = World::new();
-    let first = noise(1, 12 * MIB + 777);
+    let first = noise(1, (12 * MIB + 777) as usize);
     world.host.create_file("file", &first);
     world.read(1, &first).await;
     let second = [b"x".as_slice(), &first].concat();
@@ -82,10 +77,10 @@ async fn bytes_put_in_and_taken_out_cost_little_and_nothing_is_mixed_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_content_altogether_is_looked_through_for_a_while_only() {
     let world = World::new();
-    let first = noise(1, 16 * MIB);
+    let first = noise(1, (16 * MIB) as usize);
     world.host.create_file("file", &first);
     world.read(1, &first).await;
-    let second = noise(2, 16 * MIB);
+    let second = noise(2, (16 * MIB) as usize);
     world.host.write("file", 0, &second);
     world.read(2, &second).await;
     let asked = world.host.counters().blocks;
@@ -96,7 +91,7 @@ async fn another_content_altogether_is_looked_through_for_a_while_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_in_place_needs_no_blocks() {
     let world = World::new();
-    let first = noise(1, 8 * MIB);
+    let first = noise(1, (8 * MIB) as usize);
     world.host.create_file("file", &first);
     world.read(1, &first).await;
     let mut second = first;

@@ -122,18 +122,10 @@ mod tests {
 
     use super::*;
     use crate::chunk::cut_blocks;
+    use crate::chunk::testing::noise;
 
     fn found_bytes(plan: &Plan, wanted: ByteRange) -> u64 {
         plan.found.iter().filter_map(|(block, _)| block.range.intersect(wanted)).map(|part| part.len).sum()
-    }
-
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
-        let mut state = seed;
-        let next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        };
-        std::iter::repeat_with(next).take(len).collect()
     }
 
     proptest! {

@@ -407,7 +407,7 @@ mod tests {
                     self.ledger.ahead(&FileContent::sample(file, 60), range(first, count), owner(handle));
                 }
                 Op::Get { file, index } => {
-                    drop(self.ledger.get(&FileContent::sample(file, 60).chunk(ChunkIndex(index))))
+                    drop(self.ledger.get(&FileContent::sample(file, 60).chunk(ChunkIndex(index))));
                 }
                 Op::Deliver(pick) if !self.running.is_empty() => {
                     let at = pick % self.running.len();

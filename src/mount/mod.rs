@@ -303,9 +303,7 @@ async fn recall(
     let scope = Scope::new(config.remote.key.as_bytes(), &config.remote.export);
     let sub_path = config.remote.sub_path.clone();
     if let Some(client) = client {
-        // Where things are changed from here an earlier mount's notes may be older than what was done since.
-        let answers = config.serves_stale && config.fuse.read_only;
-        let recall = RecallClient::new(client, cache, scope, &sub_path, answers);
+        let recall = RecallClient::new(client, cache, scope, &sub_path, config.serves_stale);
         return recall.map(Arc::new).map_err(MountError::Thread);
     }
     let recall = tokio::task::spawn_blocking(move || RecallClient::offline(cache, scope, &sub_path)).await;

@@ -51,6 +51,8 @@ mod frame;
 mod lane;
 mod message;
 mod node;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use change::{
     AllocateHow, BootId, Caller, Change, ChangeRequest, Changed, OpenAccess, Operation, OperationId,

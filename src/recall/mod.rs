@@ -7,11 +7,13 @@
 //! Notes are chunks of the disk cache like any others, so its bounds, eviction, sharing and checks hold for them. Each is found by a key
 //! that names its subject ([`record`]); what was noted last holds.
 
+mod own;
 mod record;
 mod store;
+mod waiting;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +28,7 @@ use crate::proto::{
     Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError,
     WriteAt, Written,
 };
+use own::{Asked, OwnChanges};
 pub use record::Scope;
 use store::{Note, Notebook, Records, entry_bytes};
 
@@ -56,6 +59,7 @@ struct Shared {
     /// Whether notes answer for a host that is out of reach.
     answers: bool,
     stale_answers: AtomicU64,
+    own: Mutex<OwnChanges>,
     /// When the host last answered, or when this began.
     heard: Mutex<Instant>,
     /// How long before `heard` the host was last heard: in an earlier mount.
@@ -88,6 +92,7 @@ impl RecallClient {
             root,
             answers,
             stale_answers: AtomicU64::new(0),
+            own: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             silent_before: Duration::ZERO,
         };
@@ -108,6 +113,7 @@ impl RecallClient {
             root: root.what,
             answers: true,
             stale_answers: AtomicU64::new(0),
+            own: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             silent_before: Duration::from_nanos(silent_ns),
         };
@@ -177,15 +183,21 @@ impl Client for RecallClient {
     }
 
     fn change(&self, change: Change) -> CallFuture<Reply> {
-        match &self.shared.host {
-            Some(host) => host.change(change),
+        let shared = Arc::clone(&self.shared);
+        match shared.host.clone() {
+            Some(host) => Box::pin(async move { shared.change(host, change).await }),
             None => Box::pin(async { Err(CallError::Offline) }),
         }
     }
 
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
-        match &self.shared.host {
-            Some(host) => host.write(node, at, bytes),
+        let shared = Arc::clone(&self.shared);
+        match shared.host.clone() {
+            Some(host) => Box::pin(async move {
+                let written = host.write(node, at, bytes).await;
+                shared.note_changed(written.iter().map(|written| written.attributes));
+                written
+            }),
             None => Box::pin(async { Err(CallError::Offline) }),
         }
     }
@@ -238,6 +250,34 @@ impl Shared {
         }
     }
 
+    fn note_changed(&self, files: impl IntoIterator<Item = Attributes>) {
+        if let Some(notebook) = &self.notebook {
+            notebook.take_changed(files);
+        }
+    }
+
+    fn own(&self) -> MutexGuard<'_, OwnChanges> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the host change something, and notes what became of it.
+    async fn change(self: Arc<Self>, host: Arc<dyn Client>, change: Change) -> Result<Reply, CallError> {
+        let _under_way = UnderWay::begin(&self);
+        let asked = self.notebook.is_some().then(|| change.clone());
+        let answer = host.change(change).await;
+        match (&answer, asked) {
+            (Ok(Reply::Changed(changed)), Some(change)) => {
+                for note in own::notes(change, changed) {
+                    self.note(|| note);
+                }
+                self.note_changed(changed.node.iter().chain(&changed.others).copied());
+            }
+            (Ok(Reply::Written(written)), _) => self.note_changed([written.attributes]),
+            _ => {}
+        }
+        answer
+    }
+
     fn heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -249,6 +289,7 @@ impl Shared {
         request: Request,
         lane: Lane,
     ) -> Result<Reply, CallError> {
+        let asked = self.own().ask();
         let mut answer = host.call(request.clone(), lane);
         let mut may_recall = self.answers;
         loop {
@@ -265,7 +306,7 @@ impl Shared {
                         Err(error) if is_out_of_reach(&error) && self.answers =>
                             self.recall(&request).await.unwrap_or(Err(error)),
                         answer => {
-                            self.learn(request, &answer);
+                            self.learn(request, &answer, asked);
                             answer
                         }
                     };
@@ -276,10 +317,13 @@ impl Shared {
     }
 
     /// Notes what the host said.
-    fn learn(&self, request: Request, answer: &Result<Reply, CallError>) {
+    fn learn(&self, request: Request, answer: &Result<Reply, CallError>, asked: Asked) {
         match answer {
             Ok(_) | Err(CallError::Host(_)) => self.heard(),
             Err(_) => return,
+        }
+        if !self.own().is_sound(asked) {
+            return;
         }
         match (request, answer) {
             (Request::Lookup { parent, name }, Ok(Reply::Attributes(found))) => {
@@ -338,6 +382,7 @@ impl Shared {
             }
             return;
         };
+        let asked = self.own().ask();
         let mut parts = host.list(node);
         let mut kept = Some((Vec::new(), 0));
         let mut may_recall = self.answers;
@@ -363,7 +408,7 @@ impl Shared {
             // Notes do not go on where the host stopped: its listing may be another by now.
             may_recall = false;
             let goes_on = matches!(part, Ok(ListPart::Entries(_)));
-            self.keep(node, &part, &mut kept);
+            self.keep(node, &part, &mut kept, asked);
             if to.send(part).await.is_err() || !goes_on {
                 return;
             }
@@ -376,6 +421,7 @@ impl Shared {
         node: NodeId,
         part: &Result<ListPart, CallError>,
         kept: &mut Option<(Vec<DirectoryEntry>, usize)>,
+        asked: Asked,
     ) {
         let Some((entries, bytes)) = kept.as_mut().filter(|_| self.notebook.is_some()) else { return };
         match part {
@@ -389,7 +435,7 @@ impl Shared {
             }
             Ok(ListPart::End) => {
                 let entries = std::mem::take(entries);
-                self.note(|| Note::Listing(node, entries));
+                self.note_if(self.own().is_sound(asked), || Note::Listing(node, entries));
             }
             Err(_) => {}
         }
@@ -409,6 +455,22 @@ impl Shared {
         }
         let _ = to.send(Ok(ListPart::End)).await;
         true
+    }
+}
+
+/// A change that is under way, also when the call is dropped before its end.
+struct UnderWay<'a>(&'a Shared);
+
+impl<'a> UnderWay<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.own().begin();
+        Self(shared)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.own().end();
     }
 }
 

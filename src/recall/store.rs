@@ -1,6 +1,5 @@
 //! Records in the disk cache: read on demand, written behind by one thread.
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,12 +13,10 @@ use serde::de::DeserializeOwned;
 use super::record::{
     self, Body, Scope, Seen, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
 };
+use super::waiting::{Next, Waiting};
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
-
-/// What may wait to be written, in bytes of memory. What comes while so much waits is not remembered.
-const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Of how many names and nodes it is known that the cache has them as they are; some 100 bytes each.
 const WRITTEN_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
@@ -37,7 +34,7 @@ pub(super) enum Note {
 
 impl Note {
     /// What it takes in memory, about.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
                 Self::Root(bytes, _) | Self::Name(_, bytes, _) | Self::Link(_, bytes) => bytes.len(),
@@ -170,15 +167,16 @@ pub(super) struct Notebook {
 
 #[derive(Default)]
 struct Queue {
-    waiting: Mutex<Waiting>,
+    desk: Mutex<Desk>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
-    notes: VecDeque<(Timestamp, Note)>,
-    bytes: usize,
+struct Desk {
+    waiting: Waiting,
     is_writing: bool,
+    /// Whether somebody waits until all is written.
+    hurry: bool,
     ends: bool,
 }
 
@@ -198,28 +196,34 @@ impl Notebook {
 
     /// Takes a note; never waits, and forgets it where too much waits already.
     pub(super) fn take(&self, note: Note) {
-        let bytes = note.bytes();
-        let mut waiting = self.queue.lock();
-        if waiting.bytes + bytes <= QUEUED_BYTES_MAX {
-            waiting.bytes += bytes;
-            waiting.notes.push_back((now(), note));
-            self.queue.changed.notify_all();
+        self.queue.lock().waiting.take(now(), note);
+        self.queue.changed.notify_all();
+    }
+
+    /// Takes what own changes have made of files.
+    pub(super) fn take_changed(&self, files: impl IntoIterator<Item = Attributes>) {
+        let mut desk = self.queue.lock();
+        for attributes in files {
+            desk.waiting.take_changed(Instant::now(), attributes);
         }
+        self.queue.changed.notify_all();
     }
 
     /// Waits until all notes are with the cache, up to a time. Whether they are. Blocks.
     pub(super) fn flush(&self, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
-        let mut waiting = self.queue.lock();
-        while waiting.is_writing || !waiting.notes.is_empty() {
+        let mut desk = self.queue.lock();
+        desk.hurry = true;
+        self.queue.changed.notify_all();
+        while desk.is_writing || !desk.waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                break;
             }
-            waiting =
-                self.queue.changed.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+            desk = self.queue.changed.wait_timeout(desk, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
+        desk.hurry = false;
+        !desk.is_writing && desk.waiting.is_empty()
     }
 }
 
@@ -236,26 +240,30 @@ impl Drop for Notebook {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next note, once there is one; `None` to end.
     fn next(&self) -> Option<(Timestamp, Note)> {
-        let mut waiting = self.lock();
-        waiting.is_writing = false;
+        let mut desk = self.lock();
+        desk.is_writing = false;
         self.changed.notify_all();
-        loop {
-            if waiting.ends {
-                return None;
-            }
-            if let Some((at, note)) = waiting.notes.pop_front() {
-                waiting.bytes -= note.bytes();
-                waiting.is_writing = true;
-                return Some((at, note));
-            }
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        while !desk.ends {
+            let hurry = desk.hurry;
+            desk = match desk.waiting.next(Instant::now(), now(), hurry) {
+                Next::Write(at, note) => {
+                    desk.is_writing = true;
+                    return Some((at, note));
+                }
+                Next::Wait(None) => self.changed.wait(desk).unwrap_or_else(PoisonError::into_inner),
+                Next::Wait(Some(until)) => {
+                    let wait = until.saturating_duration_since(Instant::now());
+                    self.changed.wait_timeout(desk, wait).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
+        None
     }
 }
 

@@ -108,7 +108,7 @@ fn a_mount_whose_host_went_away_says_that_it_shows_old_things() {
     look(&world, &mount);
     mount.umount();
     // Of this mount nothing was looked at when the host goes.
-    let mount = world.mount(&host.ticket, "ro");
+    let mount = world.mount(&host.ticket, "");
     host.kill();
     wait_until("the loss is noticed", || mount.status()["state"] == "disconnected");
     let started = Instant::now();

@@ -10,10 +10,11 @@ use wormhole::cache::{CacheConfig, ChunkCache, DiskCache};
 use wormhole::client::Client;
 use wormhole::client::memory::MemoryHost;
 use wormhole::fetch::{FetchConfig, Fetcher};
-use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, Lookup, OpenRequest};
-use wormhole::proto::Errno;
+use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, Lookup, Made, OpenRequest};
+use wormhole::proto::{Caller, Errno, RenameHow};
 use wormhole::recall::{RecallClient, Scope};
 
+use super::changing::{WRITE, create};
 use super::{FLEETING, World};
 
 const KEY: [u8; 32] = [7; 32];
@@ -52,7 +53,7 @@ impl Place {
         let cache = self.cache();
         let recall = Arc::new(make(Arc::clone(&cache))?);
         let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache) as _, FetchConfig::default());
-        let config = FsConfig { freshness: FLEETING, ..FsConfig::default() };
+        let config = FsConfig { freshness: FLEETING, read_only: false, ..FsConfig::default() };
         let fs = FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), config);
         Some(Mounted { world: World { host: self.host.clone(), fs, fetcher }, recall, cache })
     }
@@ -215,6 +216,37 @@ async fn a_mount_that_loses_its_host_shows_what_an_earlier_one_saw() {
 }
 
 #[tokio::test]
+async fn a_mount_that_loses_its_host_shows_what_it_did_itself() {
+    let place = looked_at(host()).await;
+    let mount = place.online();
+    let fs = &mount.world.fs;
+    let folder = mount.world.walk("d").await.unwrap().inode;
+    fs.remove(folder, b"listed", false).await.unwrap();
+    let made = Made::Directory;
+    let new = fs.make(folder, b"new", &made, 0o755, Caller::default()).await.unwrap().inode;
+    fs.rename((folder, b"read"), (new, b"moved"), RenameHow::NoReplace).await.unwrap();
+    fs.make(new, b"link", &Made::Symlink(b"moved".to_vec()), 0o777, Caller::default()).await.unwrap();
+    place.host.advance(Duration::from_secs(10));
+    assert_eq!(mount.content("d/new/moved").await.unwrap(), b"was read");
+    place.host.set_connected(false);
+    shows_own_changes(&mount).await;
+    mount.end();
+    let mount = place.online();
+    shows_own_changes(&mount).await;
+}
+
+async fn shows_own_changes(mount: &Mounted) {
+    assert_eq!(mount.names("d").await.unwrap(), [&b"link"[..], b"new"]);
+    let mut names = mount.names("d/new").await.unwrap();
+    names.sort();
+    assert_eq!(names, [&b"link"[..], b"moved"]);
+    assert_eq!(mount.world.walk("d/listed").await.map_err(errno), Err(Errno::ENOENT));
+    assert_eq!(mount.content("d/new/moved").await.unwrap(), b"was read");
+    let link = mount.world.walk("d/new/link").await.unwrap().inode;
+    assert_eq!(&*mount.world.fs.readlink(link).await.unwrap(), b"moved");
+}
+
+#[tokio::test]
 async fn with_nosoftreval_calls_wait_for_the_host() {
     let place = looked_at(host()).await;
     let cache = place.cache();
@@ -279,6 +311,12 @@ enum Step {
     Create(u8),
     Write(u8, u8),
     Remove(u8),
+    OwnCreate(u8),
+    OwnWrite(u8, u8),
+    OwnRemove(u8),
+    OwnRename(u8, u8),
+    OwnExchange(u8, u8),
+    OwnLink(u8, u8),
     List,
     LookUp(u8),
     Read(u8),
@@ -290,6 +328,12 @@ fn step() -> impl Strategy<Value = Step> {
         (0..5_u8).prop_map(Step::Create),
         (0..5_u8, any::<u8>()).prop_map(|(name, length)| Step::Write(name, length)),
         (0..5_u8).prop_map(Step::Remove),
+        (0..5_u8).prop_map(Step::OwnCreate),
+        (0..5_u8, any::<u8>()).prop_map(|(name, length)| Step::OwnWrite(name, length)),
+        (0..5_u8).prop_map(Step::OwnRemove),
+        (0..5_u8, 0..5_u8).prop_map(|(from, to)| Step::OwnRename(from, to)),
+        (0..5_u8, 0..5_u8).prop_map(|(from, to)| Step::OwnExchange(from, to)),
+        (0..5_u8, 0..5_u8).prop_map(|(from, to)| Step::OwnLink(from, to)),
         Just(Step::List),
         (0..5_u8).prop_map(Step::LookUp),
         (0..5_u8).prop_map(Step::Read),
@@ -298,7 +342,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Whatever a mount saw last of a name is what is shown without the host.
     #[test]
@@ -308,45 +352,184 @@ proptest! {
     }
 }
 
+/// What is in a directory of files: which file each name names, and their sizes.
+#[derive(Default, Clone)]
+struct Folder {
+    names: BTreeMap<u8, u64>,
+    sizes: BTreeMap<u64, u64>,
+}
+
+impl Folder {
+    fn add(&mut self, name: u8, size: u64) {
+        let file = self.sizes.len() as u64;
+        self.names.insert(name, file);
+        self.sizes.insert(file, size);
+    }
+}
+
+/// A folder, and what was seen of it.
+#[derive(Default)]
+struct Sight {
+    there: Folder,
+    names: BTreeMap<u8, Option<u64>>,
+    sizes: BTreeMap<u64, u64>,
+}
+
+impl Sight {
+    fn see(&mut self, name: u8) {
+        let file = self.there.names.get(&name).copied();
+        self.names.insert(name, file);
+        if let Some(file) = file {
+            self.see_file(file);
+        }
+    }
+
+    fn see_file(&mut self, file: u64) {
+        self.sizes.insert(file, self.there.sizes[&file]);
+    }
+
+    /// The size that a name is shown with, or why it is not.
+    fn shown(&self, name: u8) -> Result<u64, Errno> {
+        let seen = self.names.get(&name).ok_or(Errno::ENETUNREACH)?;
+        seen.map(|file| self.sizes[&file]).ok_or(Errno::ENOENT)
+    }
+
+    /// The file that a name names has another size now.
+    fn resize(&mut self, name: u8, size: u64) {
+        self.there.sizes.insert(self.there.names[&name], size);
+    }
+}
+
+fn path(name: u8) -> String {
+    format!("d/{name}")
+}
+
+fn bytes(name: u8) -> Vec<u8> {
+    name.to_string().into_bytes()
+}
+
+/// Does on the host what a step says.
+fn step_on_host(host: &MemoryHost, step: &Step, there: &mut Folder) {
+    match *step {
+        Step::Create(name) if !there.names.contains_key(&name) => {
+            host.create_file(path(name), "");
+            there.add(name, 0);
+        }
+        Step::Write(name, length) if there.names.contains_key(&name) => {
+            host.replace(path(name), vec![b'x'; usize::from(length)]);
+            there.add(name, u64::from(length));
+        }
+        Step::Remove(name) if there.names.remove(&name).is_some() => host.unlink(path(name)),
+        _ => {}
+    }
+}
+
+/// Does through the mount what a step says.
+async fn step_on_mount(mount: &Mounted, folder: Inode, step: &Step, sight: &mut Sight) {
+    let fs = &mount.world.fs;
+    // The kernel looks a name up before it changes it.
+    if let Step::OwnRemove(from) | Step::OwnRename(from, _) | Step::OwnExchange(from, _) = *step {
+        let _ = mount.world.walk(&path(from)).await;
+        sight.see(from);
+    }
+    if let Step::OwnRename(_, to) | Step::OwnExchange(_, to) | Step::OwnLink(_, to) = *step {
+        let _ = mount.world.walk(&path(to)).await;
+        sight.see(to);
+    }
+    let is_there = |name: &u8| sight.there.names.contains_key(name);
+    match *step {
+        Step::OwnCreate(name) if !is_there(&name) => {
+            let (_, opened) = fs.create(folder, &bytes(name), create(true)).await.unwrap();
+            fs.release(opened.handle).await.unwrap();
+            sight.there.add(name, 0);
+            sight.see(name);
+        }
+        Step::OwnWrite(name, length) if is_there(&name) => {
+            let file = mount.world.walk(&path(name)).await.unwrap();
+            let opened = fs.open(file.inode, WRITE).await.unwrap();
+            mount.world.write(opened.handle, 0, &vec![b'y'; usize::from(length)]).await.unwrap();
+            fs.flush(opened.handle).await.unwrap();
+            fs.release(opened.handle).await.unwrap();
+            sight.resize(name, file.attributes.size.max(u64::from(length)));
+            sight.see(name);
+        }
+        Step::OwnRemove(name) if is_there(&name) => {
+            fs.remove(folder, &bytes(name), false).await.unwrap();
+            let file = sight.there.names.remove(&name).unwrap();
+            sight.names.insert(name, None);
+            sight.see_file(file);
+        }
+        Step::OwnLink(from, to) if is_there(&from) && !is_there(&to) => {
+            let file = mount.world.walk(&path(from)).await.unwrap();
+            fs.link(file.inode, folder, &bytes(to)).await.unwrap();
+            sight.there.names.insert(to, sight.there.names[&from]);
+            sight.see(from);
+            sight.see(to);
+        }
+        Step::OwnRename(..) | Step::OwnExchange(..) => rename(fs, folder, step, sight).await,
+        Step::List => {
+            mount.names("d").await.unwrap();
+            (0..5).for_each(|name| sight.see(name));
+        }
+        Step::LookUp(name) => {
+            let _ = mount.world.walk(&path(name)).await;
+            sight.see(name);
+        }
+        Step::Read(name) => {
+            let _ = mount.content(&path(name)).await;
+            sight.see(name);
+        }
+        _ => {}
+    }
+}
+
+/// Moves a name, or two.
+async fn rename(fs: &FileSystem, folder: Inode, step: &Step, sight: &mut Sight) {
+    let is_there = |name: &u8| sight.there.names.contains_key(name);
+    match *step {
+        Step::OwnRename(from, to) if is_there(&from) => {
+            let (from_name, to_name) = (bytes(from), bytes(to));
+            fs.rename((folder, &from_name), (folder, &to_name), RenameHow::Replace).await.unwrap();
+            let (moved, replaced) = (sight.there.names[&from], sight.there.names.get(&to).copied());
+            if replaced != Some(moved) {
+                sight.there.names.remove(&from);
+                sight.there.names.insert(to, moved);
+                sight.see(from);
+                sight.see(to);
+            }
+            [Some(moved), replaced].into_iter().flatten().for_each(|file| sight.see_file(file));
+        }
+        Step::OwnExchange(from, to) if is_there(&from) && is_there(&to) => {
+            let (from_name, to_name) = (bytes(from), bytes(to));
+            fs.rename((folder, &from_name), (folder, &to_name), RenameHow::Exchange).await.unwrap();
+            let (one, other) = (sight.there.names[&from], sight.there.names[&to]);
+            if one != other {
+                sight.there.names.extend([(from, other), (to, one)]);
+                sight.see(from);
+                sight.see(to);
+            }
+            sight.see_file(one);
+            sight.see_file(other);
+        }
+        _ => {}
+    }
+}
+
 async fn history(steps: Vec<Step>, lists_first: bool) {
     let host = MemoryHost::new();
     host.create_dir("d");
     let place = Place::new(host);
     let mut mount = place.online();
-    mount.world.walk("d").await.unwrap();
-    let mut there: BTreeMap<u8, u64> = BTreeMap::new();
-    // What was last seen of each name: its size, or that it is not there.
-    let mut seen: BTreeMap<u8, Option<u64>> = BTreeMap::new();
-    let path = |name: u8| format!("d/{name}");
+    let mut folder = mount.world.walk("d").await.unwrap().inode;
+    let mut sight = Sight::default();
     for step in steps {
-        match step {
-            Step::Create(name) if !there.contains_key(&name) => {
-                place.host.create_file(path(name), "");
-                there.insert(name, 0);
-            }
-            Step::Write(name, length) if there.contains_key(&name) => {
-                place.host.replace(path(name), vec![b'x'; usize::from(length)]);
-                there.insert(name, u64::from(length));
-            }
-            Step::Remove(name) if there.remove(&name).is_some() => place.host.unlink(path(name)),
-            Step::List => {
-                mount.names("d").await.unwrap();
-                seen = (0..5).map(|name| (name, there.get(&name).copied())).collect();
-            }
-            Step::LookUp(name) => {
-                let _ = mount.world.walk(&path(name)).await;
-                seen.insert(name, there.get(&name).copied());
-            }
-            Step::Read(name) => {
-                let _ = mount.content(&path(name)).await;
-                seen.insert(name, there.get(&name).copied());
-            }
-            Step::Remount => {
-                mount.end();
-                mount = place.online();
-            }
-            _ => {}
+        if matches!(step, Step::Remount) {
+            mount.end();
+            mount = place.online();
+            folder = mount.world.walk("d").await.unwrap().inode;
         }
+        step_on_host(&place.host, &step, &mut sight.there);
+        step_on_mount(&mount, folder, &step, &mut sight).await;
         place.host.advance(Duration::from_secs(3));
     }
     mount.end();
@@ -355,14 +538,7 @@ async fn history(steps: Vec<Step>, lists_first: bool) {
         let _ = mount.names("d").await;
     }
     for name in 0..5 {
-        let shown = match mount.world.walk(&path(name)).await.map_err(errno) {
-            Ok(entry) => Some(Some(entry.attributes.size)),
-            Err(Errno::ENOENT) => Some(None),
-            Err(errno) => {
-                assert_eq!(errno, Errno::ENETUNREACH);
-                None
-            }
-        };
-        assert_eq!(shown, seen.get(&name).copied(), "{name}");
+        let shown = mount.world.walk(&path(name)).await.map_err(errno).map(|entry| entry.attributes.size);
+        assert_eq!(shown, sight.shown(name), "{name}");
     }
 }

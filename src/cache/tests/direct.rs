@@ -218,7 +218,9 @@ fn more_records_than_the_kernel_takes_at_once_are_written_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
         let chunks: Vec<VerifiedChunk> = (0..3000).map(|number| chunk(number, 33)).collect();
         let cache = open_as(directory.path(), way);
-        chunks.iter().for_each(|chunk| cache.insert(chunk.clone()));
+        for chunk in &chunks {
+            cache.insert(chunk.clone());
+        }
         assert!(cache.flush());
         assert_eq!((found(&cache, &chunks), cache.stats().dropped), (3000, 0), "{way:?}");
     }

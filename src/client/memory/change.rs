@@ -169,7 +169,7 @@ impl Tree {
         match (how, there) {
             (RenameHow::NoReplace, Some(_)) => return Err(system(Errno::EEXIST)),
             (RenameHow::Exchange, None) => return Err(system(Errno::ENOENT)),
-            (RenameHow::Replace, Some(there)) if there == id => return self.result(id, [from, to]),
+            (RenameHow::Replace, Some(there)) if there == id => return self.result(id, [from, to, there]),
             (RenameHow::Replace, Some(there)) => match (is_directory, self.entries(there)) {
                 (true, None) => return Err(system(Errno::ENOTDIR)),
                 (false, Some(_)) => return Err(system(Errno::EISDIR)),

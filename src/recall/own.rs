@@ -1,0 +1,100 @@
+//! (P) What an own change says of names, for the notes.
+//!
+//! An earlier note must never be shown instead of what was done from here: what the host answers to a change is noted, and what it
+//! said to a question that was under way at the same time is not, as it may be of the time before.
+
+use super::store::Note;
+use crate::proto::{Attributes, Change, Changed, NodeId, RenameHow};
+
+/// Which questions were asked when nothing was being changed.
+#[derive(Debug, Default)]
+pub(super) struct OwnChanges {
+    under_way: u64,
+    ended: u64,
+}
+
+/// When something was asked, counted in changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    ended: u64,
+}
+
+impl OwnChanges {
+    pub(super) const fn begin(&mut self) {
+        self.under_way += 1;
+    }
+
+    pub(super) const fn end(&mut self) {
+        self.under_way -= 1;
+        self.ended += 1;
+    }
+
+    pub(super) const fn ask(&self) -> Asked {
+        Asked { ended: self.ended }
+    }
+
+    /// Whether the answer to what was asked then, which is here now, is of one time.
+    pub(super) const fn is_sound(&self, asked: Asked) -> bool {
+        self.under_way == 0 && self.ended == asked.ended
+    }
+}
+
+/// What is to be noted of names after `change` was answered. What it says of attributes besides is in `changed`.
+pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
+    let node = changed.node;
+    match change {
+        Change::MakeDirectory { parent, name, .. } => {
+            let empty = node.map(|made| Note::Listing(made.node, Vec::new()));
+            empty.into_iter().chain(named(parent, name, node)).collect()
+        }
+        Change::MakeSymlink { parent, name, target, .. } => {
+            let link = node.map(|made| Note::Link(made.node, target));
+            link.into_iter().chain(named(parent, name, node)).collect()
+        }
+        Change::Create { parent, name, .. }
+        | Change::MakeNode { parent, name, .. }
+        | Change::Link { parent, name, .. } => named(parent, name, node).collect(),
+        Change::Remove { parent, name, .. } => vec![Note::Name(parent, name, None)],
+        Change::Rename { from_parent, from_name, to_parent, to_name, how, .. } => {
+            let is_folder = |other: &&Attributes| other.node == from_parent || other.node == to_parent;
+            let replaced = changed.others.iter().find(|other| !is_folder(other)).copied();
+            if replaced.is_some() && replaced.map(|other| other.node) == node.map(|moved| moved.node) {
+                // Two names of one file: nothing has happened.
+                return Vec::new();
+            }
+            let left = replaced.filter(|_| how == RenameHow::Exchange);
+            let from = Note::Name(from_parent, from_name, left);
+            named(to_parent, to_name, node).chain([from]).collect()
+        }
+        Change::SetAttributes { .. }
+        | Change::SetXattr { .. }
+        | Change::RemoveXattr { .. }
+        | Change::Allocate { .. }
+        | Change::CopyRange { .. } => Vec::new(),
+    }
+}
+
+fn named(parent: NodeId, name: Vec<u8>, node: Option<Attributes>) -> impl Iterator<Item = Note> {
+    node.map(|found| Note::Name(parent, name, Some(found))).into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_sound_only_if_nothing_changed_since_the_question() {
+        let mut own = OwnChanges::default();
+        let asked = own.ask();
+        assert!(own.is_sound(asked));
+        own.begin();
+        let meanwhile = own.ask();
+        assert!(!own.is_sound(asked));
+        own.begin();
+        own.end();
+        assert!(!own.is_sound(meanwhile));
+        own.end();
+        assert!(!own.is_sound(asked) && !own.is_sound(meanwhile));
+        assert!(own.is_sound(own.ask()));
+    }
+}

@@ -1,0 +1,186 @@
+//! (P) Notes that wait to be written, within a bound; and what own changes made of files, which waits to be joined.
+//!
+//! A program that writes changes the attributes of its file a thousand times a second, and the last ones are all that is worth a note.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::store::Note;
+use crate::proto::{Attributes, NodeId, Timestamp};
+
+/// What may wait to be written, in bytes of memory. What comes while so much waits is not remembered.
+const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How long what own changes made of a file waits for the next of them.
+const JOIN_WAIT: Duration = Duration::from_secs(1);
+
+/// Of so many files at a time; more are written at once.
+const JOINED_MAX: usize = 1024;
+
+/// What is to be done next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Write(Timestamp, Note),
+    /// Nothing before this time; `None`: nothing at all.
+    Wait(Option<Instant>),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    notes: VecDeque<(Timestamp, Note)>,
+    bytes: usize,
+    changed: HashMap<NodeId, Attributes>,
+    /// When the first of `changed` is to be written.
+    due: Option<Instant>,
+}
+
+impl Waiting {
+    /// Whether there is nothing to be written, now or later.
+    pub(super) fn is_empty(&self) -> bool {
+        self.notes.is_empty() && self.changed.is_empty()
+    }
+
+    /// Takes a note, made at `at`; forgets it where too much waits already.
+    pub(super) fn take(&mut self, at: Timestamp, mut note: Note) {
+        match &mut note {
+            Note::Node(attributes) | Note::Name(_, _, Some(attributes)) => self.settle(attributes),
+            // What is older than an own change is corrected by the note of that, which comes later.
+            Note::Listing(_, entries) => {
+                for entry in entries {
+                    self.settle(&mut entry.attributes.clone());
+                }
+            }
+            _ => {}
+        }
+        let bytes = note.bytes();
+        if self.bytes + bytes <= QUEUED_BYTES_MAX {
+            self.bytes += bytes;
+            self.notes.push_back((at, note));
+        }
+    }
+
+    /// Takes what an own change has made of a file.
+    pub(super) fn take_changed(&mut self, now: Instant, attributes: Attributes) {
+        let known = self.changed.entry(attributes.node).or_insert(attributes);
+        // Answers to changes that are under way at once come in any order.
+        if known.ctime <= attributes.ctime {
+            *known = attributes;
+        }
+        let due = if self.changed.len() > JOINED_MAX { now } else { now + JOIN_WAIT };
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+    }
+
+    /// What to write next; `hurry`: also what could wait. `at` is the time of what was joined.
+    pub(super) fn next(&mut self, now: Instant, at: Timestamp, hurry: bool) -> Next {
+        if self.notes.is_empty() && self.due.is_some_and(|due| hurry || due <= now) {
+            self.due = None;
+            for (_, attributes) in self.changed.drain() {
+                let note = Note::Node(attributes);
+                self.bytes += note.bytes();
+                self.notes.push_back((at, note));
+            }
+        }
+        match self.notes.pop_front() {
+            Some((at, note)) => {
+                self.bytes -= note.bytes();
+                Next::Write(at, note)
+            }
+            None => Next::Wait(self.due),
+        }
+    }
+
+    /// Of two sights of a file the later one holds, by the host's clock.
+    fn settle(&mut self, seen: &mut Attributes) {
+        match self.changed.get(&seen.node) {
+            Some(changed) if changed.ctime > seen.ctime => *seen = *changed,
+            Some(_) => {
+                self.changed.remove(&seen.node);
+            }
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::testing::attributes;
+    use crate::proto::{DirectoryEntry, FileKind};
+
+    fn file(inode: u64, ctime: i64) -> Attributes {
+        let ctime = Timestamp(ctime);
+        Attributes { ctime, size: inode, ..attributes(inode, FileKind::Regular) }
+    }
+
+    /// The changed time of each node that is written by now.
+    fn written(waiting: &mut Waiting, now: Instant, hurry: bool) -> Vec<(u64, i64)> {
+        std::iter::from_fn(|| match waiting.next(now, Timestamp(0), hurry) {
+            Next::Write(_, Note::Node(attributes) | Note::Name(_, _, Some(attributes))) => {
+                Some((attributes.node.inode, attributes.ctime.0))
+            }
+            Next::Write(..) => Some((0, 0)),
+            Next::Wait(_) => None,
+        })
+        .collect()
+    }
+
+    #[test]
+    fn changes_of_one_file_are_joined_and_the_last_one_is_written() {
+        let (mut waiting, start) = (Waiting::default(), Instant::now());
+        for (after_ms, ctime) in [(0, 10), (300, 30), (600, 20)] {
+            waiting.take_changed(start + Duration::from_millis(after_ms), file(1, ctime));
+            assert_eq!(written(&mut waiting, start + Duration::from_millis(after_ms), false), []);
+        }
+        assert!(
+            matches!(waiting.next(start, Timestamp(0), false), Next::Wait(Some(due)) if due == start + JOIN_WAIT)
+        );
+        assert_eq!(written(&mut waiting, start + JOIN_WAIT, false), [(1, 30)]);
+        assert!(waiting.is_empty());
+        waiting.take_changed(start, file(2, 1));
+        assert_eq!(written(&mut waiting, start, true), [(2, 1)], "in a hurry");
+    }
+
+    #[test]
+    fn too_many_files_do_not_wait() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        for inode in 0..=JOINED_MAX as u64 {
+            assert_eq!(written(&mut waiting, now, false), []);
+            waiting.take_changed(now, file(inode, 1));
+        }
+        assert_eq!(written(&mut waiting, now, false).len(), JOINED_MAX + 1);
+    }
+
+    #[test]
+    fn what_the_host_says_holds_unless_it_is_older_than_an_own_change() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        let listing = |inode, ctime| {
+            let entry = DirectoryEntry { name: b"n".to_vec(), attributes: file(inode, ctime) };
+            Note::Listing(file(9, 0).node, vec![entry])
+        };
+        for inode in 1..=5 {
+            waiting.take_changed(now, file(inode, 5));
+        }
+        waiting.take(Timestamp(0), Note::Node(file(1, 4)));
+        waiting.take(Timestamp(0), Note::Node(file(2, 6)));
+        waiting.take(Timestamp(0), Note::Name(file(9, 0).node, b"n".to_vec(), Some(file(3, 4))));
+        waiting.take(Timestamp(0), listing(4, 4));
+        waiting.take(Timestamp(0), listing(5, 5));
+        let mut all = written(&mut waiting, now, true);
+        assert_eq!(all[..5], [(1, 5), (2, 6), (3, 5), (0, 0), (0, 0)]);
+        all[5..].sort_unstable();
+        assert_eq!(all[5..], [(1, 5), (3, 5), (4, 5)]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut waiting = Waiting::default();
+        let long = || Note::Link(file(1, 0).node, vec![0; 1 << 20]);
+        (0..100).for_each(|_| waiting.take(Timestamp(0), long()));
+        let count = std::iter::from_fn(|| match waiting.next(Instant::now(), Timestamp(0), false) {
+            Next::Write(..) => Some(()),
+            Next::Wait(_) => None,
+        });
+        assert_eq!(count.count(), 31);
+        assert_eq!(waiting.bytes, 0);
+    }
+}

@@ -20,11 +20,11 @@ use tokio::sync::mpsc;
 use crate::cache::ChunkCache;
 use crate::chunk::ByteRange;
 use crate::client::{
-    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
+    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
 };
 use crate::proto::{
-    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError,
-    WriteAt, Written,
+    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request,
+    WireError, WriteAt, Written,
 };
 pub use record::Scope;
 use store::{Note, Notebook, Records, entry_bytes};
@@ -176,18 +176,29 @@ impl Client for RecallClient {
         }
     }
 
-    fn change(&self, change: Change) -> CallFuture<Reply> {
+    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
         match &self.shared.host {
-            Some(host) => host.change(change),
+            Some(host) => host.change(change, first),
             None => Box::pin(async { Err(CallError::Offline) }),
         }
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
         match &self.shared.host {
-            Some(host) => host.write(node, at, bytes),
+            Some(host) => host.write(node, at, bytes, first),
             None => Box::pin(async { Err(CallError::Offline) }),
         }
+    }
+
+    fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
+        match &self.shared.host {
+            Some(host) => host.sync(node, data_only),
+            None => Box::pin(async { Err(CallError::Offline) }),
+        }
+    }
+
+    fn boot(&self) -> Option<BootId> {
+        self.shared.host.as_ref().and_then(|host| host.boot())
     }
 
     fn root(&self) -> Attributes {

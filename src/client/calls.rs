@@ -1,10 +1,10 @@
 //! One method a request, so that nobody above matches on replies.
 
-use super::{CallError, Client, Lane};
+use super::{CallError, Client, Lane, SentFirst};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, BootId, Change, Changed, FsStatistics, ManifestRequest, NodeId, OpenAccess, OpenId, Reply,
-    Request, SeekTarget, Version, Written,
+    Attributes, Change, Changed, FsStatistics, ManifestRequest, NodeId, OpenAccess, OpenId, Reply, Request,
+    SeekTarget, Version, Written,
 };
 
 impl dyn Client {
@@ -47,25 +47,17 @@ impl dyn Client {
     }
 
     /// Has something changed that is answered by what became of it.
-    pub async fn changed(&self, change: Change) -> Result<Changed, CallError> {
-        match self.change(change).await? {
+    pub async fn changed(&self, change: Change, first: &SentFirst) -> Result<Changed, CallError> {
+        match self.change(change, first).await? {
             Reply::Changed(changed) => Ok(changed),
             other => Err(unexpected(&other)),
         }
     }
 
     /// Has content copied within the host.
-    pub async fn copy(&self, change: Change) -> Result<Written, CallError> {
-        match self.change(change).await? {
+    pub async fn copy(&self, change: Change, first: &SentFirst) -> Result<Written, CallError> {
+        match self.change(change, first).await? {
             Reply::Written(written) => Ok(written),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Has what was written brought to the host's disk; tells which run of the host's kernel did so.
-    pub async fn sync(&self, node: NodeId, data_only: bool) -> Result<BootId, CallError> {
-        match self.call(Request::Sync { node, data_only }, Lane::Metadata).await? {
-            Reply::Synced { boot } => Ok(boot),
             other => Err(unexpected(&other)),
         }
     }
@@ -157,7 +149,7 @@ impl dyn Client {
     }
 }
 
-fn unexpected(reply: &Reply) -> CallError {
+pub(super) fn unexpected(reply: &Reply) -> CallError {
     let what = format!("{reply:?}");
     let kind = what.split([' ', '(', '{']).next().unwrap_or_default();
     CallError::BadAnswer(format!("a reply of another kind than asked for ({kind})"))

@@ -9,10 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
+use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
 use crate::chunk::ByteRange;
 use crate::proto::{
-    Attributes, Change, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
+    Attributes, BootId, Change, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError, WriteAt,
+    Written,
 };
 use crate::transport::Lane;
 
@@ -173,12 +174,24 @@ impl Client for FaultyClient {
         self.fail(move |inner| inner.call(request, lane))
     }
 
-    fn change(&self, change: Change) -> CallFuture<Reply> {
-        self.fail(move |inner| inner.change(change))
+    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+        let first = first.clone();
+        self.fail(move |inner| inner.change(change, &first))
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
-        self.fail(move |inner| inner.write(node, at, bytes))
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+        // Begun at once, so that a sync knows of it.
+        let written = self.inner.write(node, at, bytes, first);
+        self.fail(move |_| written)
+    }
+
+    fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
+        let synced = self.inner.sync(node, data_only);
+        self.fail(move |_| synced)
+    }
+
+    fn boot(&self) -> Option<BootId> {
+        self.inner.boot()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

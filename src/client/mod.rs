@@ -12,6 +12,7 @@ pub mod quic;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,8 +20,8 @@ use tokio::sync::mpsc;
 
 use crate::chunk::{ByteRange, ChunkIndex, VerifiedChunk};
 use crate::proto::{
-    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, Timestamp,
-    WireError, WriteAt, Written,
+    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request,
+    SessionRun, Timestamp, WireError, WriteAt, Written,
 };
 pub use crate::transport::Lane;
 
@@ -37,16 +38,28 @@ pub trait Client: Send + Sync + 'static {
 
     /// Has something changed, exactly once however often the request has to be sent. Whether it was done is open after
     /// [`CallError::TimedOut`]; it will not be done later. Clients that only read need not have this.
-    fn change(&self, change: Change) -> CallFuture<Reply> {
-        drop(change);
+    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+        let _ = (change, first);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
     }
 
     /// Has content written, as [`Self::change`], but without a deadline. At most
-    /// [`crate::proto::WRITE_BYTES_MAX`] bytes.
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
-        let _ = (node, at, bytes);
+    /// [`crate::proto::WriteRequest::bytes_max`] bytes. From this call on, before the future is polled, it counts for [`Self::sync`].
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+        let _ = (node, at, bytes, first);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
+    }
+
+    /// Has what was written to a file brought to the host's disk, also what is still under way: the host waits for it, not we. A
+    /// directory's entries likewise. Tells which run of the host's kernel did it.
+    fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
+        let asked = self.call(Request::Sync { node, data_only, after: Vec::new() }, Lane::Metadata);
+        Box::pin(async move { synced(&asked.await?) })
+    }
+
+    /// Which run of the host's kernel answered last, where that is known.
+    fn boot(&self) -> Option<BootId> {
+        None
     }
 
     /// All entries of a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error;
@@ -65,6 +78,26 @@ pub trait Client: Send + Sync + 'static {
 
     /// What is known of the way to the host now.
     fn link(&self) -> LinkState;
+}
+
+/// To which life of the session a change was sent first, over all attempts to have it done: only so the host can see that an
+/// earlier life of it may have done it already. One for each change.
+#[derive(Debug, Clone, Default)]
+pub struct SentFirst(Arc<OnceLock<SessionRun>>);
+
+impl SentFirst {
+    /// It is about to be sent to `run`.
+    pub fn or(&self, run: SessionRun) -> SessionRun {
+        *self.0.get_or_init(|| run)
+    }
+}
+
+/// What the answer to [`Request::Sync`] tells.
+pub(crate) fn synced(reply: &Reply) -> Result<BootId, CallError> {
+    match reply {
+        Reply::Synced { boot } => Ok(*boot),
+        other => Err(calls::unexpected(other)),
+    }
 }
 
 /// A part of a listing.

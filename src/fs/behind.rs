@@ -4,38 +4,50 @@
 //!
 //! Writes queue in their order; one that goes on where the last one ends joins it, as long as that is not being sent. Extents are sent
 //! many at once, but never one that overlaps another before it: which of two comes last is what a file is.
+//!
+//! What goes to the end of the file, wherever that is, is sent alone, and joins while it waits: the next follows when the host has the one
+//! before it. After one that failed those that waited behind it are given up, so that a log never has a gap.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use crate::chunk::ByteRange;
-use crate::proto::WRITE_BYTES_MAX;
+use crate::proto::{APPEND_BYTES_MAX, WRITE_BYTES_MAX};
 
 /// Names an extent that is being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ExtentId(u64);
 
-#[derive(Debug)]
-struct Extent {
-    offset: u64,
-    len: u64,
-    parts: Vec<Bytes>,
-    /// The first write in it.
-    first: u64,
+/// Where a write goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// To this offset.
+    Offset(u64),
+    /// To the end of the file, which is thought to have this size without what is queued.
+    End(u64),
 }
 
-impl Extent {
-    const fn range(&self) -> ByteRange {
-        ByteRange::new(self.offset, self.len)
-    }
+/// What is to be sent.
+#[derive(Debug)]
+pub(super) struct Extent {
+    /// Whether it goes to the end of the file.
+    pub appends: bool,
+    /// Where it goes, or is thought to go.
+    pub range: ByteRange,
+    /// Its bytes, in their order.
+    pub parts: Vec<Bytes>,
+    /// The first write in it.
+    first: u64,
 }
 
 #[derive(Debug)]
 struct UnderWay {
     id: ExtentId,
+    appends: bool,
     range: ByteRange,
     first: u64,
+    is_begun: bool,
 }
 
 /// The unaccepted writes of one file.
@@ -48,39 +60,66 @@ pub(super) struct Behind {
 
 impl Behind {
     /// A program has written; `number` counts the writes.
-    pub(super) fn push(&mut self, number: u64, offset: u64, bytes: Bytes) {
+    pub(super) fn push(&mut self, number: u64, place: Place, bytes: Bytes) {
         let len = bytes.len() as u64;
+        let (appends, offset, bytes_max) = match place {
+            Place::Offset(offset) => (false, offset, WRITE_BYTES_MAX),
+            Place::End(size) => (true, size.max(self.end()), APPEND_BYTES_MAX),
+        };
         match self.queue.back_mut() {
-            Some(last) if last.range().end() == offset && last.len + len <= WRITE_BYTES_MAX => {
-                last.len += len;
+            Some(last)
+                if last.appends == appends
+                    && last.range.end() == offset
+                    && last.range.len + len <= bytes_max =>
+            {
+                last.range.len += len;
                 last.parts.push(bytes);
             }
-            _ => self.queue.push_back(Extent { offset, len, parts: vec![bytes], first: number }),
+            _ => {
+                let range = ByteRange::new(offset, len);
+                self.queue.push_back(Extent { appends, range, parts: vec![bytes], first: number });
+            }
         }
     }
 
     /// The next extent to be sent, if one may be: it is being sent from then on.
-    pub(super) fn next(&mut self) -> Option<(ExtentId, u64, Bytes)> {
-        let is_free = |at: usize| {
-            let range = self.queue[at].range();
-            let before = self.queue.iter().take(at).map(Extent::range);
-            !before.chain(self.sending.iter().map(|sent| sent.range)).any(|other| overlap(other, range))
-        };
-        let at = (0..self.queue.len().min(LOOK_AHEAD)).find(|at| is_free(*at))?;
+    pub(super) fn next(&mut self) -> Option<(ExtentId, Extent)> {
+        let at = (0..self.queue.len().min(LOOK_AHEAD)).find(|at| self.may_go(*at))?;
         let extent = self.queue.remove(at)?;
         self.given += 1;
         let id = ExtentId(self.given);
-        self.sending.push(UnderWay { id, range: extent.range(), first: extent.first });
-        let bytes = match <[Bytes; 1]>::try_from(extent.parts) {
-            Ok([one]) => one,
-            Err(parts) => parts.concat().into(),
-        };
-        Some((id, extent.offset, bytes))
+        let Extent { appends, range, first, .. } = extent;
+        self.sending.push(UnderWay { id, appends, range, first, is_begun: false });
+        Some((id, extent))
+    }
+
+    fn may_go(&self, at: usize) -> bool {
+        let extent = &self.queue[at];
+        if extent.appends {
+            return at == 0 && self.sending.is_empty();
+        }
+        let queued = self.queue.iter().take(at).map(|before| (before.appends, before.range));
+        let mut before = queued.chain(self.sending.iter().map(|sent| (sent.appends, sent.range)));
+        !before.any(|(appends, range)| appends || overlap(range, extent.range))
+    }
+
+    /// An extent is with the client: a sync waits for it from now on.
+    pub(super) fn begun(&mut self, id: ExtentId) {
+        if let Some(sent) = self.sending.iter_mut().find(|sent| sent.id == id) {
+            sent.is_begun = true;
+        }
     }
 
     /// The host has accepted an extent, or will not.
     pub(super) fn done(&mut self, id: ExtentId) {
         self.sending.retain(|sent| sent.id != id);
+    }
+
+    /// Gives up what waits to be appended; how many bytes that was.
+    pub(super) fn drop_appends(&mut self) -> u64 {
+        let before = self.bytes();
+        self.queue.retain(|extent| !extent.appends);
+        before - self.bytes()
     }
 
     /// Whether the host has everything.
@@ -94,16 +133,22 @@ impl Behind {
         self.queue.iter().map(|extent| extent.first).chain(sending).min()
     }
 
+    /// The first write of which something is not with the client.
+    pub(super) fn oldest_unbegun(&self) -> Option<u64> {
+        let sending = self.sending.iter().filter(|sent| !sent.is_begun).map(|sent| sent.first);
+        self.queue.iter().map(|extent| extent.first).chain(sending).min()
+    }
+
     /// Bytes that the host does not have.
     pub(super) fn bytes(&self) -> u64 {
         let sending = self.sending.iter().map(|sent| sent.range.len);
-        self.queue.iter().map(|extent| extent.len).chain(sending).sum()
+        self.queue.iter().map(|extent| extent.range.len).chain(sending).sum()
     }
 
     /// Where the last of it ends.
     pub(super) fn end(&self) -> u64 {
         let sending = self.sending.iter().map(|sent| sent.range.end());
-        self.queue.iter().map(|extent| extent.range().end()).chain(sending).max().unwrap_or(0)
+        self.queue.iter().map(|extent| extent.range.end()).chain(sending).max().unwrap_or(0)
     }
 }
 
@@ -120,16 +165,25 @@ mod tests {
 
     use super::*;
 
+    fn at(offset: u64) -> Place {
+        Place::Offset(offset)
+    }
+
+    fn next(behind: &mut Behind) -> (ExtentId, bool, u64, Vec<u8>) {
+        let (id, extent) = behind.next().unwrap();
+        (id, extent.appends, extent.range.offset, extent.parts.concat())
+    }
+
     #[test]
     fn small_writes_join_while_they_wait_and_not_while_they_are_sent() {
         let mut behind = Behind::default();
-        behind.push(1, 0, Bytes::from_static(b"ab"));
-        let (first, offset, bytes) = behind.next().unwrap();
+        behind.push(1, at(0), Bytes::from_static(b"ab"));
+        let (first, _, offset, bytes) = next(&mut behind);
         assert_eq!((offset, &bytes[..]), (0, &b"ab"[..]));
-        behind.push(2, 2, Bytes::from_static(b"cd"));
-        behind.push(3, 4, Bytes::from_static(b"ef"));
+        behind.push(2, at(2), Bytes::from_static(b"cd"));
+        behind.push(3, at(4), Bytes::from_static(b"ef"));
         assert_eq!((behind.bytes(), behind.end()), (6, 6));
-        let (second, offset, bytes) = behind.next().unwrap();
+        let (second, _, offset, bytes) = next(&mut behind);
         assert_eq!((offset, &bytes[..]), (2, &b"cdef"[..]));
         assert_eq!(behind.oldest(), Some(1));
         behind.done(first);
@@ -141,29 +195,72 @@ mod tests {
     #[test]
     fn what_overlaps_waits_and_what_does_not_goes_past_it() {
         let mut behind = Behind::default();
-        behind.push(4, 0, Bytes::from_static(b"first"));
+        behind.push(4, at(0), Bytes::from_static(b"first"));
         let (first, ..) = behind.next().unwrap();
-        behind.push(5, 3, Bytes::from_static(b"over"));
-        behind.push(6, 100, Bytes::from_static(b"far"));
-        behind.push(7, 4, Bytes::from_static(b"!"));
-        assert_eq!(behind.next().unwrap().1, 100);
+        behind.push(5, at(3), Bytes::from_static(b"over"));
+        behind.push(6, at(100), Bytes::from_static(b"far"));
+        behind.push(7, at(4), Bytes::from_static(b"!"));
+        assert_eq!(next(&mut behind).2, 100);
         assert!(behind.next().is_none());
         behind.done(first);
-        assert_eq!(behind.next().unwrap().1, 3);
+        assert_eq!(next(&mut behind).2, 3);
         assert!(behind.next().is_none(), "the last byte waits for the one below it");
+    }
+
+    #[test]
+    fn appends_join_and_go_one_at_a_time_and_no_other_write_passes_them() {
+        let mut behind = Behind::default();
+        behind.push(1, Place::End(5), Bytes::from_static(b"one,"));
+        let (first, appends, offset, bytes) = next(&mut behind);
+        assert_eq!((appends, offset, &bytes[..]), (true, 5, &b"one,"[..]));
+        behind.push(2, Place::End(5), Bytes::from_static(b"two,"));
+        // What is known of the size may be newer than what is under way.
+        behind.push(3, Place::End(9), Bytes::from_static(b"three,"));
+        behind.push(4, at(0), Bytes::from_static(b"page"));
+        assert_eq!(behind.end(), 19);
+        assert!(behind.next().is_none());
+        behind.done(first);
+        let (second, appends, offset, bytes) = next(&mut behind);
+        assert_eq!((appends, offset, &bytes[..]), (true, 9, &b"two,three,"[..]));
+        assert!(behind.next().is_none(), "the page waits");
+        behind.push(5, Place::End(19), Bytes::from_static(b"four"));
+        behind.done(second);
+        let (page, appends, ..) = next(&mut behind);
+        assert!(!appends && behind.next().is_none(), "and is waited for");
+        assert_eq!(behind.drop_appends(), 4);
+        behind.done(page);
+        assert!(behind.is_empty());
+    }
+
+    #[test]
+    fn what_is_with_the_client_is_known() {
+        let mut behind = Behind::default();
+        behind.push(1, at(0), Bytes::from_static(b"ab"));
+        behind.push(2, at(9), Bytes::from_static(b"cd"));
+        let ((first, _), (second, _)) = (behind.next().unwrap(), behind.next().unwrap());
+        assert_eq!(behind.oldest_unbegun(), Some(1));
+        behind.begun(first);
+        assert_eq!(behind.oldest_unbegun(), Some(2));
+        behind.begun(second);
+        assert_eq!((behind.oldest_unbegun(), behind.oldest()), (None, Some(1)));
     }
 
     proptest! {
         /// Whatever is accepted in whichever order: the file is as if it had been written in the order of the program.
         #[test]
         fn the_host_ends_with_what_the_program_wrote(
-            steps in proptest::collection::vec((0u64..60, 1usize..20, 0usize..4, any::<u8>()), 1..60),
+            steps in proptest::collection::vec((0u64..60, 1usize..20, 0usize..5, any::<u8>()), 1..60),
         ) {
             let (mut behind, mut under_way) = (Behind::default(), Vec::new());
             let mut number = 0;
-            let (mut expected, mut host) = (vec![0u8; 100], vec![0u8; 100]);
-            let mut accept = |(id, offset, bytes): (ExtentId, u64, Bytes), behind: &mut Behind| {
-                host[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+            let (mut expected, mut host) = (Vec::new(), Vec::new());
+            let put = |file: &mut Vec<u8>, offset: usize, bytes: &[u8]| {
+                file.resize(file.len().max(offset + bytes.len()), 0);
+                file[offset..offset + bytes.len()].copy_from_slice(bytes);
+            };
+            let accept = |(id, extent): (ExtentId, Extent), host: &mut Vec<u8>, behind: &mut Behind| {
+                let offset = if extent.appends { host.len() } else { extent.range.offset as usize };
+                put(host, offset, &extent.parts.concat());
                 behind.done(id);
             };
             for (offset, len, what, fill) in steps {
@@ -171,19 +268,23 @@ mod tests {
                     0 => under_way.extend(behind.next()),
                     1 if !under_way.is_empty() => {
                         let at = fill as usize % under_way.len();
-                        accept(under_way.remove(at), &mut behind);
+                        accept(under_way.remove(at), &mut host, &mut behind);
                     }
                     _ => {
-                        expected[offset as usize..offset as usize + len].fill(fill);
+                        let bytes = vec![fill; len];
                         number += 1;
-                        behind.push(number, offset, vec![fill; len].into());
+                        let place = if what == 4 { Place::End(host.len() as u64) } else { Place::Offset(offset) };
+                        let offset = if what == 4 { expected.len() } else { offset as usize };
+                        put(&mut expected, offset, &bytes);
+                        behind.push(number, place, bytes.into());
+                        prop_assert_eq!(behind.end().max(host.len() as u64), expected.len() as u64);
                     }
                 }
             }
             while !behind.is_empty() {
                 under_way.extend(behind.next());
                 if let Some(extent) = under_way.pop() {
-                    accept(extent, &mut behind);
+                    accept(extent, &mut host, &mut behind);
                 }
             }
             prop_assert_eq!(behind.bytes(), 0);

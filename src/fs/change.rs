@@ -13,7 +13,7 @@ use super::files::{OpenRequest, Opened};
 use super::inodes::{Inode, Name};
 use super::nodes::Entry;
 use super::{FileSystem, FsError, lock};
-use crate::client::{CallError, Client};
+use crate::client::{CallError, Client, SentFirst};
 use crate::proto::{
     Attributes, Caller, Change, Changed, FileKind, NAME_BYTES_MAX, NodeId, OpenId, RenameHow,
 };
@@ -187,9 +187,10 @@ impl FileSystem {
         directories: &[Inode],
         change: impl Fn([NodeId; N]) -> Change,
     ) -> Result<(Changed, Learned), FsError> {
+        let first = SentFirst::default();
         let call = |client: Arc<dyn Client>, nodes| {
-            let change = change(nodes);
-            async move { client.changed(change).await }
+            let (change, first) = (change(nodes), first.clone());
+            async move { client.changed(change, &first).await }
         };
         let begun = Instant::now();
         let answer = self.ask_to_change(inodes, call).await;

@@ -141,8 +141,8 @@ impl FileSystem {
     pub async fn release(&self, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
         self.fetcher.cancel_handle(handle);
-        // Its last pages may come without a flush. While the host is away they stay on their way.
-        let _ = self.sent(file.inode).await;
+        // Its last pages may come without a flush. While the host is away they stay on their way, and the file is known until then.
+        while self.sent(file.inode).await.is_err() {}
         if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
             self.fetcher.remember(&self.content_of(&attributes));
         }

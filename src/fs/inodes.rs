@@ -274,6 +274,13 @@ impl InodeTable {
         Some((*self.by_node.get(parent)?, Arc::clone(name)))
     }
 
+    /// The newest path of an inode below the root, for people.
+    pub(super) fn path(&self, inode: Inode) -> Vec<u8> {
+        let Some(way) = self.way_up(inode) else { return format!("(inode {})", inode.0).into_bytes() };
+        let names: Vec<&[u8]> = way.iter().rev().map(|step| &*step.name).collect();
+        names.join(&b'/')
+    }
+
     /// The way from the inode up to the root, the inode's own step first; empty for the root. `None` if it is not known.
     pub(super) fn way_up(&self, inode: Inode) -> Option<Vec<Step>> {
         let mut steps = Vec::new();

@@ -1,22 +1,23 @@
 //! What programs have written, on its way to the host behind their backs.
 //!
 //! A write is answered when its bytes are queued; a writer who is ahead of the link by the budget waits. Everything that looks at
-//! a file's content or times, or changes them, first waits until the host has what was written before; `close` and `fsync` do, too, and
-//! tell what went wrong.
+//! a file's content or times, or changes them, first waits until the host has what was written before; `close` does, too, and tells
+//! what went wrong. `fsync` only waits until everything is with the client: the host waits for the rest, so both are one round trip.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use super::behind::{Behind, ExtentId};
+use super::behind::{Behind, Extent, ExtentId, Place};
 use super::inodes::Inode;
+use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
-use crate::client::{CallError, Client};
+use crate::client::{CallError, Client, SentFirst};
 use crate::proto::{Attributes, FileKind, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
@@ -25,13 +26,16 @@ const BUDGET_BYTES: usize = 32 * 1024 * 1024;
 /// Extents of one file under way at once: what joins in the queue meanwhile makes larger ones of small writes.
 const UNDER_WAY_MAX: usize = 16;
 
+/// The same while somebody waits for them: nothing more will join.
+const UNDER_WAY_HURRIED_MAX: usize = 64;
+
 /// The unaccepted writes of all files.
 pub(super) struct Sending {
-    files: std::sync::Mutex<HashMap<Inode, File>>,
+    files: Mutex<HashMap<Inode, File>>,
     /// Writes so far.
     writes: AtomicU64,
     budget: Semaphore,
-    /// Changes whenever something was accepted.
+    /// Changes whenever something was accepted, or went to the client.
     progress: watch::Sender<()>,
 }
 
@@ -39,15 +43,38 @@ pub(super) struct Sending {
 struct File {
     behind: Behind,
     under_way: usize,
+    /// How many wait for it.
+    hurries: usize,
+}
+
+impl File {
+    const fn may_send(&self) -> bool {
+        self.under_way < if self.hurries > 0 { UNDER_WAY_HURRIED_MAX } else { UNDER_WAY_MAX }
+    }
 }
 
 impl Default for Sending {
     fn default() -> Self {
         Self {
-            files: std::sync::Mutex::default(),
+            files: Mutex::default(),
             writes: AtomicU64::new(0),
             budget: Semaphore::new(BUDGET_BYTES),
             progress: watch::channel(()).0,
+        }
+    }
+}
+
+/// Somebody waits for a file's writes, until dropped.
+pub(super) struct Hurry<'a> {
+    fs: &'a FileSystem,
+    inode: Inode,
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = lock(&self.fs.sending.files).get_mut(&self.inode) {
+            // It may be another one since.
+            file.hurries = file.hurries.saturating_sub(1);
         }
     }
 }
@@ -57,7 +84,7 @@ impl FileSystem {
     pub(super) async fn send_behind(
         self: &Arc<Self>,
         inode: Inode,
-        offset: u64,
+        place: Place,
         bytes: Bytes,
     ) -> Result<(), FsError> {
         let room = self.sending.budget.acquire_many(bytes.len() as u32);
@@ -70,21 +97,48 @@ impl FileSystem {
         {
             let mut files = lock(&self.sending.files);
             let number = self.sending.writes.fetch_add(1, Ordering::Relaxed) + 1;
-            files.entry(inode).or_default().behind.push(number, offset, bytes);
+            files.entry(inode).or_default().behind.push(number, place, bytes);
         }
         self.send_next(inode);
         Ok(())
     }
 
+    /// Has more of a file sent at once as long as somebody waits.
+    pub(super) fn hurry(self: &Arc<Self>, inode: Inode) -> Hurry<'_> {
+        if let Some(file) = lock(&self.sending.files).get_mut(&inode) {
+            file.hurries += 1;
+        }
+        self.send_next(inode);
+        Hurry { fs: self, inode }
+    }
+
+    /// Counts the writes so far.
+    pub(super) fn writes_so_far(&self) -> u64 {
+        self.sending.writes.load(Ordering::Relaxed)
+    }
+
     /// Returns when the host has, or will not have, all that was written to the file until now. An error says that the host is
     /// away; what was written stays on its way.
     pub(super) async fn sent(&self, inode: Inode) -> Result<(), FsError> {
+        self.sent_until(inode, self.writes_so_far()).await
+    }
+
+    /// The same for the first `writes`.
+    pub(super) async fn sent_until(&self, inode: Inode, writes: u64) -> Result<(), FsError> {
+        self.wait_while(inode, |behind| behind.oldest().is_some_and(|oldest| oldest <= writes)).await
+    }
+
+    /// Returns when the client has the first `writes`, so that a sync waits for them.
+    pub(super) async fn begun_until(&self, inode: Inode, writes: u64) -> Result<(), FsError> {
+        self.wait_while(inode, |behind| behind.oldest_unbegun().is_some_and(|oldest| oldest <= writes)).await
+    }
+
+    async fn wait_while(&self, inode: Inode, is_so: impl Fn(&Behind) -> bool) -> Result<(), FsError> {
         let mut progress = self.sending.progress.subscribe();
-        let until_now = self.sending.writes.load(Ordering::Relaxed);
-        while self.oldest_unsent(inode).is_some_and(|oldest| oldest <= until_now) {
+        while lock(&self.sending.files).get(&inode).is_some_and(|file| is_so(&file.behind)) {
             // The sender lives as long as `self`.
-            let accepted = timeout(self.config.patience, progress.changed()).await;
-            accepted.map_err(|_| self.too_late())?.map_err(|_| FsError::Invalid)?;
+            let went_on = timeout(self.config.patience, progress.changed()).await;
+            went_on.map_err(|_| self.too_late())?.map_err(|_| FsError::Invalid)?;
         }
         Ok(())
     }
@@ -106,8 +160,15 @@ impl FileSystem {
         lock(&self.sending.files).values().map(|file| file.behind.bytes()).sum()
     }
 
-    fn oldest_unsent(&self, inode: Inode) -> Option<u64> {
-        lock(&self.sending.files).get(&inode).and_then(|file| file.behind.oldest())
+    /// The files of which the host lacks something, by their paths below the root, and how many bytes of each.
+    pub fn unsent_files(&self) -> Vec<(Vec<u8>, u64)> {
+        let unsent: Vec<_> =
+            lock(&self.sending.files).iter().map(|(inode, file)| (*inode, file.behind.bytes())).collect();
+        let inodes = lock(&self.inodes);
+        let named = unsent.into_iter().map(|(inode, bytes)| (inodes.path(inode), bytes));
+        let mut files: Vec<_> = named.collect();
+        files.sort();
+        files
     }
 
     /// Whether the host lacks something that was written to the file.
@@ -135,34 +196,74 @@ impl FileSystem {
     /// Sends what may be sent.
     fn send_next(self: &Arc<Self>, inode: Inode) {
         loop {
-            let next = {
+            let (id, extent) = {
                 let mut files = lock(&self.sending.files);
-                let Some(file) = files.get_mut(&inode).filter(|file| file.under_way < UNDER_WAY_MAX) else {
-                    return;
-                };
+                let Some(file) = files.get_mut(&inode).filter(|file| file.may_send()) else { return };
                 let Some(next) = file.behind.next() else { return };
                 file.under_way += 1;
                 next
             };
             let fs = Arc::clone(self);
-            self.runtime.spawn(async move { fs.send(inode, next).await });
+            self.runtime.spawn(async move { fs.send(inode, id, extent).await });
         }
     }
 
-    async fn send(self: Arc<Self>, inode: Inode, (id, offset, bytes): (ExtentId, u64, Bytes)) {
+    async fn send(self: Arc<Self>, inode: Inode, id: ExtentId, extent: Extent) {
+        let Extent { appends, range, parts, .. } = extent;
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
-        let mut ended = Ended { fs: Arc::clone(&self), inode, id, len: bytes.len(), is_decided: false };
-        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
-            let bytes = bytes.clone();
-            async move { client.write(node, WriteAt::Offset(offset), bytes).await }
+        let mut ended =
+            Ended { fs: Arc::clone(&self), inode, id, len: range.len as usize, is_decided: false };
+        let at = if appends {
+            // Nothing else of the file is under way: what is known of it has all that went before.
+            let believed = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes.size);
+            WriteAt::End { believed }
+        } else {
+            WriteAt::Offset(range.offset)
         };
-        let begun = Instant::now();
+        let bytes = match <[Bytes; 1]>::try_from(parts) {
+            Ok([one]) => one,
+            Err(parts) => parts.concat().into(),
+        };
+        let (first, attempt) = (SentFirst::default(), Mutex::new(None));
+        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
+            // In this order: a sync that knows of the attempt waits for it.
+            let written = client.write(node, at, bytes.clone(), &first);
+            self.begun(inode, id, range.len, &attempt);
+            written
+        };
+        let asked = Instant::now();
         let answer = self.ask_to_change([inode], call).await;
-        if let Err(error) = self.written(inode, begun, answer) {
-            tracing::warn!(inode = inode.0, offset, %error, "what was written could not be sent");
+        let attempt = *lock(&attempt);
+        if let Err(error) = self.written(inode, asked, (attempt, range.len), answer) {
+            tracing::warn!(inode = inode.0, ?at, %error, "what was written could not be sent");
             self.write_failed(inode, error);
+            if appends {
+                self.drop_appends(inode);
+            }
         }
         ended.is_decided = true;
+    }
+
+    /// An extent is with the client.
+    fn begun(&self, inode: Inode, id: ExtentId, len: u64, attempt: &Mutex<Option<Attempt>>) {
+        if let Some(record) = lock(&self.inodes).get_mut(inode) {
+            let mut attempt = lock(attempt);
+            *attempt = Some(record.writes.begins(len, attempt.is_some()));
+        }
+        if let Some(file) = lock(&self.sending.files).get_mut(&inode) {
+            file.behind.begun(id);
+        }
+        self.sending.progress.send_replace(());
+    }
+
+    /// Gives up what waits behind an append that failed.
+    fn drop_appends(&self, inode: Inode) {
+        let file_bytes = lock(&self.sending.files).get_mut(&inode).map(|file| file.behind.drop_appends());
+        let bytes = file_bytes.unwrap_or(0);
+        if bytes > 0 {
+            tracing::warn!(inode = inode.0, bytes, "what was to be appended behind it is not sent either");
+            self.sending.budget.add_permits(bytes as usize);
+        }
     }
 
     fn write_failed(&self, inode: Inode, error: FsError) {

@@ -10,10 +10,14 @@
 use super::FsError;
 use crate::proto::BootId;
 
-/// What was accepted when a sync began.
+/// One attempt to have content written: later ones have larger numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Attempt(u64);
+
+/// What was under way or accepted when a sync began: the host brings all of it to its disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SyncBegun {
-    accepted: u64,
+    last: Attempt,
     bytes: u64,
 }
 
@@ -22,46 +26,81 @@ pub(super) struct SyncBegun {
 pub(super) struct Writes {
     /// Which kernel has what may not be on its disk.
     unsynced: Option<BootId>,
-    /// Bytes that were accepted so far.
-    accepted_bytes: u64,
-    /// Of those, brought to the disk by a sync.
+    begun: Attempt,
+    begun_bytes: u64,
+    /// The last attempt that was accepted.
+    accepted: Attempt,
+    /// Bytes of attempts that are over.
+    over_bytes: u64,
+    /// Bytes of the attempts that a sync has covered.
     synced_bytes: u64,
-    /// Writes that were accepted so far.
-    accepted: u64,
+    /// Attempts that had to be made anew.
+    repeated: u64,
     /// Failures so far.
     failures: u64,
     failure: Option<FsError>,
 }
 
 impl Writes {
-    /// The host has taken content in.
-    pub(super) fn accepted(&mut self, boot: BootId, bytes: u64) {
-        if self.unsynced.is_some_and(|before| before != boot) {
-            self.failed(FsError::LostWrites);
+    /// Content is under way, where a sync that begins later will wait for it. `is_repeated`: an earlier attempt had no effect.
+    pub(super) const fn begins(&mut self, bytes: u64, is_repeated: bool) -> Attempt {
+        if is_repeated {
+            // Its bytes count already.
+            self.repeated += 1;
+        } else {
+            self.begun_bytes += bytes;
         }
-        self.accepted += 1;
-        self.accepted_bytes += bytes;
+        self.begun.0 += 1;
+        self.begun
+    }
+
+    /// The host has taken in what was under way.
+    pub(super) fn accepted(&mut self, attempt: Attempt, boot: BootId, bytes: u64) {
+        self.heard_of(boot);
+        self.accepted = self.accepted.max(attempt);
+        self.over_bytes += bytes;
         self.unsynced = Some(boot);
     }
 
-    /// A sync begins; what is returned is to be handed to [`Self::synced`].
-    pub(super) const fn sync_begins(&self) -> SyncBegun {
-        SyncBegun { accepted: self.accepted, bytes: self.accepted_bytes }
+    /// The host has changed content without any that came from here.
+    pub(super) fn changed(&mut self, boot: BootId, bytes: u64) {
+        let attempt = self.begins(bytes, false);
+        self.accepted(attempt, boot, bytes);
     }
 
-    /// Bytes that may not be on the host's disk.
-    pub(super) const fn unsynced_bytes(&self) -> u64 {
-        self.accepted_bytes - self.synced_bytes
+    /// What was under way is over without the host's consent. Some of it may have been written, so it counts until the next sync.
+    pub(super) const fn not_accepted(&mut self, bytes: u64) {
+        self.over_bytes += bytes;
     }
 
-    /// A sync that began at `begun` has ended well.
-    pub(super) fn synced(&mut self, begun: SyncBegun, boot: BootId) {
+    /// The host is this run of its kernel: what another has not brought to its disk may be lost.
+    pub(super) fn heard_of(&mut self, boot: BootId) {
         if self.unsynced.is_some_and(|before| before != boot) {
             self.failed(FsError::LostWrites);
             self.unsynced = None;
         }
+    }
+
+    /// A sync begins, which the host does when all is over that has begun; what is returned is to be handed to [`Self::synced`].
+    pub(super) const fn sync_begins(&self) -> SyncBegun {
+        SyncBegun { last: self.begun, bytes: self.begun_bytes }
+    }
+
+    /// How often something had to be sent anew, which a sync that began before may not have waited for.
+    pub(super) const fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    /// Bytes that may not be on the host's disk.
+    pub(super) const fn unsynced_bytes(&self) -> u64 {
+        self.over_bytes.saturating_sub(self.synced_bytes)
+    }
+
+    /// A sync that began at `begun` has ended well, and so has everything that was under way then.
+    pub(super) fn synced(&mut self, begun: SyncBegun, boot: BootId) {
+        self.heard_of(boot);
         self.synced_bytes = self.synced_bytes.max(begun.bytes);
-        if begun.accepted == self.accepted {
+        if self.accepted <= begun.last {
             self.unsynced = None;
         }
     }
@@ -91,10 +130,15 @@ mod tests {
     const FIRST: BootId = BootId([1; 16]);
     const SECOND: BootId = BootId([2; 16]);
 
+    fn write(writes: &mut Writes, boot: BootId) {
+        let attempt = writes.begins(10, false);
+        writes.accepted(attempt, boot, 10);
+    }
+
     #[test]
     fn a_sync_by_another_kernel_than_the_one_that_accepted_is_a_loss_that_each_handle_hears_of_once() {
         let (mut writes, mut one, mut other) = (Writes::default(), 0, 0);
-        writes.accepted(FIRST, 10);
+        write(&mut writes, FIRST);
         let begun = writes.sync_begins();
         writes.synced(begun, SECOND);
         assert_eq!(writes.unheard(&mut one), Some(FsError::LostWrites));
@@ -103,7 +147,7 @@ mod tests {
         let mut later = writes.failures();
         assert_eq!(writes.unheard(&mut later), None);
         // What comes after is another matter.
-        writes.accepted(SECOND, 10);
+        write(&mut writes, SECOND);
         writes.synced(writes.sync_begins(), SECOND);
         assert_eq!(writes.unheard(&mut one), None);
     }
@@ -111,24 +155,44 @@ mod tests {
     #[test]
     fn a_write_after_a_loss_does_not_hide_it() {
         let (mut writes, mut heard) = (Writes::default(), 0);
-        writes.accepted(FIRST, 10);
-        writes.accepted(SECOND, 10);
+        write(&mut writes, FIRST);
+        write(&mut writes, SECOND);
         writes.synced(writes.sync_begins(), SECOND);
         assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
+        assert_eq!(writes.unheard(&mut heard), None);
     }
 
     #[test]
     fn what_was_synced_is_safe_and_what_came_during_the_sync_is_not() {
         let (mut writes, mut heard) = (Writes::default(), 0);
-        writes.accepted(FIRST, 10);
+        write(&mut writes, FIRST);
         writes.synced(writes.sync_begins(), FIRST);
-        writes.accepted(SECOND, 10);
+        write(&mut writes, SECOND);
         assert_eq!(writes.unheard(&mut heard), None, "the first was on the disk");
         let begun = writes.sync_begins();
-        writes.accepted(SECOND, 10);
+        write(&mut writes, SECOND);
         writes.synced(begun, SECOND);
         assert_eq!(writes.unsynced_bytes(), 10);
-        writes.accepted(FIRST, 10);
+        write(&mut writes, FIRST);
+        assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_under_way_as_it_began_and_not_what_was_sent_anew() {
+        let (mut writes, mut heard) = (Writes::default(), 0);
+        let (under_way, refused) = (writes.begins(10, false), writes.begins(5, false));
+        let begun = writes.sync_begins();
+        writes.accepted(under_way, FIRST, 10);
+        writes.synced(begun, FIRST);
+        assert_eq!((writes.unsynced_bytes(), writes.repeated()), (0, 0));
+        writes.heard_of(SECOND);
+        assert_eq!(writes.unheard(&mut heard), None, "all that was accepted is on the disk");
+        let again = writes.begins(5, true);
+        assert!(again > refused);
+        writes.accepted(again, FIRST, 5);
+        writes.synced(begun, FIRST);
+        assert_eq!(writes.repeated(), 1, "the sync has to be done once more");
+        writes.heard_of(SECOND);
         assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
     }
 }

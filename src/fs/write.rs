@@ -1,19 +1,21 @@
 //! Writing: `write`, `fallocate`, `copy_file_range`, `flush`, `fsync`.
 //!
-//! A write is answered when it is queued (`sending`); one that appends, or is synchronous, when the host has accepted it. `close` returns
-//! when the host has everything, `fsync` when its disk has.
+//! A write is answered when it is queued (`sending`); one that is synchronous, when the host's disk has it. `close` returns when the host
+//! has everything, `fsync` when its disk has.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::behind::Place;
 use super::files::OpenFile;
 use super::inodes::{Inode, Record};
+use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
 use crate::chunk::ByteRange;
-use crate::client::Client;
-use crate::proto::{AllocateHow, Change, WRITE_BYTES_MAX, WriteAt, Written};
+use crate::client::{Client, SentFirst};
+use crate::proto::{AllocateHow, Change, WRITE_BYTES_MAX, Written};
 
 impl FileSystem {
     /// Writes `bytes` at `offset`, or, if the handle appends and this is not a page that was changed in memory (`from_page`), at the end of
@@ -31,24 +33,15 @@ impl FileSystem {
             return Err(FsError::Invalid);
         }
         self.unheard_failure(&file)?;
-        if !bytes.is_empty() && !file.syncs && (!file.appends || from_page) {
-            self.send_behind(file.inode, offset, bytes).await?;
-            return Ok(len);
+        if bytes.is_empty() {
+            return Ok(0);
         }
-        self.sent(file.inode).await?;
-        let at = if file.appends && !from_page {
-            let believed = self.with_record(file.inode, |record| record.attributes.size)?;
-            WriteAt::End { believed }
+        let place = if file.appends && !from_page {
+            Place::End(self.with_record(file.inode, |record| record.attributes.size)?)
         } else {
-            WriteAt::Offset(offset)
+            Place::Offset(offset)
         };
-        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
-            let bytes = bytes.clone();
-            async move { client.write(node, at, bytes).await }
-        };
-        let begun = Instant::now();
-        let answer = self.ask_to_change([file.inode], call).await;
-        self.written(file.inode, begun, answer)?;
+        self.send_behind(file.inode, place, bytes).await?;
         if file.syncs {
             self.sync_file(&file, false).await?;
         }
@@ -73,24 +66,33 @@ impl FileSystem {
         let to = self.file_to_write(to)?;
         self.sent(from.inode).await?;
         self.sent(to.inode).await?;
-        let call = |client: Arc<dyn Client>, [from, to]: [_; 2]| async move {
-            client.copy(Change::CopyRange { from, range, to, offset }).await
+        let first = SentFirst::default();
+        let call = |client: Arc<dyn Client>, [from, to]: [_; 2]| {
+            let first = first.clone();
+            async move { client.copy(Change::CopyRange { from, range, to, offset }, &first).await }
         };
-        let begun = Instant::now();
+        let asked = Instant::now();
         let answer = self.ask_to_change([from.inode, to.inode], call).await;
-        self.written(to.inode, begun, answer).map(|written| written.len)
+        self.written(to.inode, asked, (None, 0), answer).map(|written| written.len)
     }
 
     /// A descriptor of the handle is closed: the host has everything when this returns, and what failed is told here at the
     /// latest.
-    pub async fn flush(&self, handle: u64) -> Result<(), FsError> {
+    pub async fn flush(self: &Arc<Self>, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
+        let _hurry = self.hurry(file.inode);
         self.sent(file.inode).await?;
+        // What the host has accepted may be lost already; asked for under the table's lock, as the answer to a write may be newer.
+        self.with_record(file.inode, |record| {
+            if let Some(boot) = self.client.boot() {
+                record.writes.heard_of(boot);
+            }
+        })?;
         self.unheard_failure(&file)
     }
 
     /// Returns when the host's disk has everything that was written to the file.
-    pub async fn fsync(&self, handle: u64, data_only: bool) -> Result<(), FsError> {
+    pub async fn fsync(self: &Arc<Self>, handle: u64, data_only: bool) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         self.sync_file(&file, data_only).await
     }
@@ -104,15 +106,28 @@ impl FileSystem {
         self.ask(inode, |client, node| async move { client.sync(node, data_only).await }).await.map(drop)
     }
 
-    async fn sync_file(&self, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
-        self.sent(file.inode).await?;
+    /// Has the host sync as soon as it has what is under way: one round trip for both.
+    async fn sync_file(self: &Arc<Self>, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
+        let (inode, writes) = (file.inode, self.writes_so_far());
         if !self.config.read_only {
-            let begun = self.with_record(file.inode, |record| record.writes.sync_begins())?;
-            let call = |client: Arc<dyn Client>, node| async move { client.sync(node, data_only).await };
-            let boot = self.ask(file.inode, call).await?;
-            self.with_record(file.inode, |record| record.writes.synced(begun, boot))?;
+            let _hurry = self.hurry(inode);
+            let repeated = self.with_record(inode, |record| record.writes.repeated())?;
+            self.begun_until(inode, writes).await?;
+            self.sync_until(inode, writes, data_only).await?;
+            if self.with_record(inode, |record| record.writes.repeated())? != repeated {
+                // What had to be sent anew may have come behind the sync.
+                self.sync_until(inode, writes, data_only).await?;
+            }
         }
         self.unheard_failure(file)
+    }
+
+    /// A sync of what is under way, of which the first `writes` are over then.
+    async fn sync_until(&self, inode: Inode, writes: u64, data_only: bool) -> Result<(), FsError> {
+        let begun = self.with_record(inode, |record| record.writes.sync_begins())?;
+        let boot = self.ask(inode, |client, node| async move { client.sync(node, data_only).await }).await?;
+        self.sent_until(inode, writes).await?;
+        self.with_record(inode, |record| record.writes.synced(begun, boot))
     }
 
     /// Bytes that the host has accepted and that no sync has brought to its disk, of the files that are known.
@@ -120,24 +135,33 @@ impl FileSystem {
         lock(&self.inodes).records().map(|record| record.writes.unsynced_bytes()).sum()
     }
 
-    /// Takes note of what became of a write.
+    /// Takes note of what became of a write, of which `len` bytes were sent in an attempt, or of a copy within the host.
     pub(super) fn written(
         &self,
         inode: Inode,
-        begun: Instant,
+        asked: Instant,
+        (attempt, len): (Option<Attempt>, u64),
         answer: Result<Written, FsError>,
     ) -> Result<Written, FsError> {
         let completed = Instant::now();
         match &answer {
             Ok(written) => {
-                self.learn_own([&written.attributes], begun, completed);
+                self.learn_own([&written.attributes], asked, completed);
                 self.with_record(inode, |record| {
                     record.pages = None;
-                    record.writes.accepted(written.boot, written.len);
+                    match attempt {
+                        Some(attempt) => record.writes.accepted(attempt, written.boot, len),
+                        None => record.writes.changed(written.boot, written.len),
+                    }
                 })?;
             }
-            // Some of it may have been written.
-            Err(_) => lock(&self.inodes).outdate(inode, completed),
+            Err(_) => {
+                // Some of it may have been written.
+                lock(&self.inodes).outdate(inode, completed);
+                if attempt.is_some() {
+                    let _ = self.with_record(inode, |record| record.writes.not_accepted(len));
+                }
+            }
         }
         answer
     }

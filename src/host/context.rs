@@ -10,7 +10,7 @@ use super::lending::Lending;
 use super::packing::{Packer, Packing};
 use super::session::Session;
 use crate::io::Engine;
-use crate::proto::{BootId, Errno, NodeId, WireError};
+use crate::proto::{BootId, Errno, NodeId, WRITE_BYTES_MAX, WireError};
 
 /// Reads that all requests of a connection may have ahead of what is being sent: 16 MiB, besides one a request.
 const READS_AHEAD_MAX: usize = 64;
@@ -21,7 +21,8 @@ const BLOCKING_MAX: usize = 64;
 
 /// Requests for blocks that a connection may have worked on at a time; each holds 1.2 MiB.
 const BLOCKS_MAX: usize = 8;
-/// Writes of a connection whose bytes are taken in or written at a time: 64 MiB.
+
+/// Content of a connection's writes that is taken in or written at a time, in units of the largest ordinary write: 64 MiB.
 const RECEIVING_MAX: usize = 64;
 
 /// What the kernel calls its run, where it tells.
@@ -104,10 +105,11 @@ impl ClientContext {
         boot_id().unwrap_or(BootId(self.session.run.instance.0))
     }
 
-    /// Leave to take in the content of one more write.
-    pub(super) async fn leave_to_receive(&self) -> Option<SemaphorePermit<'_>> {
+    /// Leave to take in the content of one more write, `len` bytes.
+    pub(super) async fn leave_to_receive(&self, len: u32) -> Option<SemaphorePermit<'_>> {
+        let places = u64::from(len).div_ceil(WRITE_BYTES_MAX).max(1) as u32;
         // Fails only when the semaphore is closed, which nobody does.
-        self.receiving.acquire().await.ok()
+        self.receiving.acquire_many(places).await.ok()
     }
 
     /// Leave to read one more part before it is needed, where the connection has not too many already.

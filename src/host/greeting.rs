@@ -112,6 +112,7 @@ async fn let_in(
         read_only: rights.read_only,
         session_keep_ms: SESSION_KEEP.as_millis() as u32,
         session: guest.context.session.run,
+        boot: guest.context.boot(),
     };
     Ok((welcome, guest))
 }

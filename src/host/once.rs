@@ -4,13 +4,18 @@
 //! connection waits for the same answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::answer::malformed;
 use super::context::ClientContext;
 use super::operations::{Begun, Operations};
-use crate::proto::{Errno, ErrorCode, Operation, Reply, WireError};
+use crate::proto::{Errno, ErrorCode, Operation, OperationId, Reply, WireError};
+
+/// How long a change may be on its way that something else waits for. A client that still has it under way asks again.
+const COMING_MAX: Duration = Duration::from_secs(10);
 
 /// The answer, once there is one.
 pub(super) type Outcome = watch::Receiver<Option<Result<Reply, WireError>>>;
@@ -35,6 +40,7 @@ where
         context.session.operations().begin(operation.id, operation.answered_below, || receiver.clone());
     let outcome = match begun {
         Begun::New => {
+            context.session.has_begun();
             let work = work();
             tokio::spawn(async move {
                 let answer = work.await;
@@ -50,6 +56,32 @@ where
         Begun::Full => return Err(WireError::new(ErrorCode::Busy, "too many changes at once")),
     };
     wait(outcome).await
+}
+
+/// Returns when a change is over, whatever came of it. It may not have come yet; where it does not, the client asks again.
+pub(super) async fn over(context: &ClientContext, id: OperationId) -> Result<(), WireError> {
+    let mut begun = context.session.begun();
+    let came = async {
+        loop {
+            match context.session.operations().look(id) {
+                Begun::Over | Begun::Full => return None,
+                Begun::Known(outcome) => return Some(outcome),
+                Begun::New => {}
+            }
+            if begun.changed().await.is_err() {
+                return None;
+            }
+        }
+    };
+    match timeout(COMING_MAX, came).await {
+        Ok(Some(outcome)) => {
+            // What failed is told to who asked for it.
+            let _ = wait(outcome).await;
+            Ok(())
+        }
+        Ok(None) => Ok(()),
+        Err(_) => Err(WireError::new(ErrorCode::Busy, "a change that is to be waited for does not come")),
+    }
 }
 
 async fn wait(mut outcome: Outcome) -> Result<Reply, WireError> {

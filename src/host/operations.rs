@@ -59,6 +59,15 @@ impl<T: Clone> Operations<T> {
         self.kept.insert(id, fresh());
         Begun::New
     }
+
+    /// What [`Self::begin`] would say of a change, which stays as it is.
+    pub(super) fn look(&self, id: OperationId) -> Begun<T> {
+        match self.kept.get(&id) {
+            _ if id < self.answered_below => Begun::Over,
+            Some(known) => Begun::Known(known.clone()),
+            None => Begun::New,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +109,9 @@ mod tests {
                     Begun::Known(id)
                 };
                 prop_assert_eq!(answer, expected);
+                let known = if id < floor { Begun::Over } else { Begun::Known(id) };
+                prop_assert_eq!(operations.look(OperationId(id)), known);
+                prop_assert_eq!(operations.look(OperationId(12)), Begun::New);
                 prop_assert!(operations.kept.keys().all(|kept| kept.0 >= floor));
             }
         }

@@ -63,10 +63,9 @@ async fn dispatch(
             let reply = write::serve(context, request, receive).await;
             answer.reply(&reply).await
         }
-        Request::Sync { node, data_only } => {
-            let boot = context.boot();
-            let calls = context.blocking(move |session| write::sync(session, boot, node, data_only));
-            answer.reply(&calls.await).await
+        Request::Sync { node, data_only, after } => {
+            let reply = unless_unwanted(answer, write::sync_after(context, node, data_only, &after)).await?;
+            answer.reply(&reply).await
         }
         request => {
             if let Some(reply) = metadata::answer_at_hand(&context.session, &request) {

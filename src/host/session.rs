@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::attributes::{self, system_error};
 use super::confine::open_for;
@@ -32,6 +32,8 @@ pub(super) struct Session {
     /// Which life of the session this is.
     pub(super) run: SessionRun,
     operations: Mutex<Outcomes>,
+    /// Changes whenever a change begins.
+    begun: watch::Sender<()>,
     opens: Mutex<OpenFiles<Held>>,
     /// Descriptors that may still be held open, over all sessions.
     descriptors: Arc<Semaphore>,
@@ -47,12 +49,23 @@ impl Session {
         descriptors: Arc<Semaphore>,
     ) -> Self {
         let (operations, opens) = (Mutex::new(Operations::new()), Mutex::new(OpenFiles::new(OPENS_MAX)));
-        Self { tree, export, sub_path, run, operations, opens, descriptors }
+        let begun = watch::channel(()).0;
+        Self { tree, export, sub_path, run, operations, begun, opens, descriptors }
     }
 
     /// The changes under way and done, for a moment.
     pub(super) fn operations(&self) -> MutexGuard<'_, Outcomes> {
         lock(&self.operations)
+    }
+
+    /// A change has begun: who waits for it looks.
+    pub(super) fn has_begun(&self) {
+        self.begun.send_replace(());
+    }
+
+    /// Tells when changes begin.
+    pub(super) fn begun(&self) -> watch::Receiver<()> {
+        self.begun.subscribe()
     }
 
     /// The attributes of a node, one without a name only where the session has it open. Blocks.

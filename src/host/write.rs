@@ -1,5 +1,6 @@
 //! Content that clients send, and its way to the disk.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -12,14 +13,16 @@ use nix::unistd::{fdatasync, fsync};
 
 use super::answer::{malformed, read_body};
 use super::attributes::system_error;
+use super::confine::open_for;
 use super::context::ClientContext;
-use super::once::once;
+use super::once::{once, over};
 use super::session::Session;
 use super::tree::{Handle, Reached};
 use crate::chunk::VerifiedChunk;
 use crate::io::sys;
 use crate::proto::{
-    BootId, Errno, ErrorCode, NodeId, Reply, WRITE_BYTES_MAX, WireError, WriteAt, WriteRequest, Written,
+    BootId, Errno, ErrorCode, NodeId, OpenAccess, OperationId, Reply, SYNC_AFTER_MAX, WireError, WriteAt,
+    WriteRequest, Written,
 };
 use crate::transport::RecvStream;
 
@@ -29,10 +32,11 @@ pub(super) async fn serve(
     request: WriteRequest,
     receive: &mut RecvStream,
 ) -> Result<Reply, WireError> {
-    if u64::from(request.len) > WRITE_BYTES_MAX {
-        return Err(malformed(format!("a write of more than {WRITE_BYTES_MAX} bytes")));
+    let bytes_max = WriteRequest::bytes_max(request.at);
+    if u64::from(request.len) > bytes_max {
+        return Err(malformed(format!("a write of more than {bytes_max} bytes")));
     }
-    let _room = context.leave_to_receive().await;
+    let _room = context.leave_to_receive(request.len).await;
     let bytes = read_body(receive, request.len as usize).await?;
     let bytes = VerifiedChunk::verify(request.hash, bytes).map_err(malformed)?.into_bytes();
     let worker = Arc::clone(context);
@@ -66,28 +70,57 @@ async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) ->
 /// Where the bytes went. `unsure`: they may have been appended before, when the end was there.
 fn append(handle: &Handle, bytes: &[u8], unsure: Option<u64>) -> Result<u64, WireError> {
     let _turn = handle.append_turn();
-    if let Some(believed) = unsure {
-        let size = handle.version()?.size;
-        let mut there = vec![0; bytes.len()];
-        if handle.file.read_exact_at(&mut there, believed).is_ok() && there == bytes {
-            return Ok(believed);
-        }
-        if size != believed {
+    let done = unsure.map_or(Ok(0), |believed| appended_before(handle, bytes, believed))?;
+    if done == bytes.len() {
+        return Ok(unsure.unwrap_or_default());
+    }
+    let offset = sys::append(handle.file.as_fd(), &bytes[done..]).map_err(system_error)?;
+    Ok(offset.saturating_sub(done as u64))
+}
+
+/// How many of the bytes an earlier run of the host has appended: one that is killed may have come half way.
+fn appended_before(handle: &Handle, bytes: &[u8], believed: u64) -> Result<usize, WireError> {
+    let behind = handle.version()?.size.checked_sub(believed);
+    let len = behind.map(|behind| bytes.len().min(usize::try_from(behind).unwrap_or(usize::MAX)));
+    if len == Some(0) {
+        return Ok(0);
+    }
+    // The file may be open for writing alone.
+    let there = len.and_then(|len| {
+        let mut there = vec![0; len];
+        let (fd, _) = open_for(handle.file.as_fd(), OpenAccess::READ).ok()?;
+        File::from(fd).read_exact_at(&mut there, believed).ok()?;
+        Some(there)
+    });
+    match there {
+        Some(there) if bytes.starts_with(&there) => Ok(there.len()),
+        _ => {
             let text = "the host restarted while this was appended, and the file has changed since; \
                         whether it was done cannot be told";
-            return Err(WireError::new(ErrorCode::System(Errno::EIO), text));
+            Err(WireError::new(ErrorCode::System(Errno::EIO), text))
         }
     }
-    sys::append(handle.file.as_fd(), bytes).map_err(system_error)
+}
+
+/// Brings a file, or a folder's entries, to the disk, once the changes `after` are over.
+pub(super) async fn sync_after(
+    context: &Arc<ClientContext>,
+    node: NodeId,
+    data_only: bool,
+    after: &[OperationId],
+) -> Result<Reply, WireError> {
+    if after.len() > SYNC_AFTER_MAX {
+        return Err(malformed(format!("a sync after more than {SYNC_AFTER_MAX} changes")));
+    }
+    for id in after {
+        over(context, *id).await?;
+    }
+    let boot = context.boot();
+    context.blocking(move |session| sync(session, boot, node, data_only)).await
 }
 
 /// Brings a file, or a folder's entries, to the disk. Blocks.
-pub(super) fn sync(
-    session: &Session,
-    boot: BootId,
-    node: NodeId,
-    data_only: bool,
-) -> Result<Reply, WireError> {
+fn sync(session: &Session, boot: BootId, node: NodeId, data_only: bool) -> Result<Reply, WireError> {
     let (reached, _) = session.reach(node)?;
     let synced = match &reached {
         Reached::Handle(handle) if !handle.is_folder => sync_open(handle.file.as_fd(), data_only),

@@ -318,10 +318,20 @@ pub struct WriteRequest {
     pub node: NodeId,
     /// Where to.
     pub at: WriteAt,
-    /// How many bytes; at most [`super::WRITE_BYTES_MAX`].
+    /// How many bytes; at most [`Self::bytes_max`].
     pub len: u32,
     /// BLAKE3 of the bytes; what does not match is not written.
     pub hash: ChunkHash,
+}
+
+impl WriteRequest {
+    /// Most bytes that may go there at once.
+    pub const fn bytes_max(at: WriteAt) -> u64 {
+        match at {
+            WriteAt::Offset(_) => super::WRITE_BYTES_MAX,
+            WriteAt::End { .. } => super::APPEND_BYTES_MAX,
+        }
+    }
 }
 
 /// What became of a change.

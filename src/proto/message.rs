@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::change::{BootId, ChangeRequest, Changed, OpenAccess, SessionRun, WriteRequest, Written};
+use super::change::{
+    BootId, ChangeRequest, Changed, OpenAccess, OperationId, SessionRun, WriteRequest, Written,
+};
 use super::lane::Lane;
 use super::node::{Attributes, NodeId, Timestamp, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
@@ -92,6 +94,8 @@ pub struct Welcome {
     pub session_keep_ms: u32,
     /// Which life of the session this is.
     pub session: SessionRun,
+    /// Which run of the host's kernel this is.
+    pub boot: BootId,
 }
 
 /// Everything a client may ask.
@@ -225,6 +229,9 @@ pub enum Request {
         node: NodeId,
         /// Whether attributes that are not needed to find the content may wait (`fdatasync`).
         data_only: bool,
+        /// Changes of this session that are to be over first, whether they came before this request or come after it; at most
+        /// [`super::SYNC_AFTER_MAX`]. [`super::ErrorCode::Busy`] where one does not come.
+        after: Vec<OperationId>,
     },
 }
 

@@ -91,8 +91,16 @@ pub const CURRENT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most bytes of a file that a [`Request::Blocks`] may ask about: what a client asks for in one request, and some 5 kB of answer.
 pub const DELTA_BYTES_MAX: u64 = 1024 * 1024;
-/// Most bytes of one [`Request::Write`]: the longest write of a FUSE client.
+
+/// Most bytes of one [`Request::Write`] to a place in a file: the longest write of a FUSE client.
 pub const WRITE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Most bytes of one that goes to the end of a file. Appends come one after the other, so they must be long to fill a long way: 8 MiB
+/// every 50 ms is 1.3 Gbit/s.
+pub const APPEND_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Most changes that a [`Request::Sync`] may wait for: far more than a client has under way on one file.
+pub const SYNC_AFTER_MAX: usize = 1024;
 
 /// Largest value of an extended attribute, in bytes (the kernel's `XATTR_SIZE_MAX`).
 pub const XATTR_VALUE_BYTES_MAX: usize = 64 * 1024;

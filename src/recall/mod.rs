@@ -22,11 +22,11 @@ use tokio::sync::mpsc;
 use crate::cache::ChunkCache;
 use crate::chunk::ByteRange;
 use crate::client::{
-    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
+    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
 };
 use crate::proto::{
-    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError,
-    WriteAt, Written,
+    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request,
+    WireError, WriteAt, Written,
 };
 use own::{Asked, OwnChanges};
 pub use record::Scope;
@@ -182,24 +182,40 @@ impl Client for RecallClient {
         }
     }
 
-    fn change(&self, change: Change) -> CallFuture<Reply> {
+    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
         let shared = Arc::clone(&self.shared);
-        match shared.host.clone() {
-            Some(host) => Box::pin(async move { shared.change(host, change).await }),
+        let Some(host) = &self.shared.host else { return Box::pin(async { Err(CallError::Offline) }) };
+        let under_way = UnderWay::begin(Arc::clone(&shared));
+        let noted = shared.notebook.is_some().then(|| change.clone());
+        let answer = host.change(change, first);
+        Box::pin(async move {
+            let answer = answer.await;
+            shared.learn_own(noted, &answer);
+            drop(under_way);
+            answer
+        })
+    }
+
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = &self.shared.host else { return Box::pin(async { Err(CallError::Offline) }) };
+        let written = host.write(node, at, bytes, first);
+        Box::pin(async move {
+            let written = written.await;
+            shared.note_changed(written.iter().map(|written| written.attributes));
+            written
+        })
+    }
+
+    fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
+        match &self.shared.host {
+            Some(host) => host.sync(node, data_only),
             None => Box::pin(async { Err(CallError::Offline) }),
         }
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
-        let shared = Arc::clone(&self.shared);
-        match shared.host.clone() {
-            Some(host) => Box::pin(async move {
-                let written = host.write(node, at, bytes).await;
-                shared.note_changed(written.iter().map(|written| written.attributes));
-                written
-            }),
-            None => Box::pin(async { Err(CallError::Offline) }),
-        }
+    fn boot(&self) -> Option<BootId> {
+        self.shared.host.as_ref().and_then(|host| host.boot())
     }
 
     fn root(&self) -> Attributes {
@@ -260,12 +276,9 @@ impl Shared {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the host change something, and notes what became of it.
-    async fn change(self: Arc<Self>, host: Arc<dyn Client>, change: Change) -> Result<Reply, CallError> {
-        let _under_way = UnderWay::begin(&self);
-        let asked = self.notebook.is_some().then(|| change.clone());
-        let answer = host.change(change).await;
-        match (&answer, asked) {
+    /// Notes what became of an own change.
+    fn learn_own(&self, change: Option<Change>, answer: &Result<Reply, CallError>) {
+        match (answer, change) {
             (Ok(Reply::Changed(changed)), Some(change)) => {
                 for note in own::notes(change, changed) {
                     self.note(|| note);
@@ -275,7 +288,6 @@ impl Shared {
             (Ok(Reply::Written(written)), _) => self.note_changed([written.attributes]),
             _ => {}
         }
-        answer
     }
 
     fn heard(&self) {
@@ -459,16 +471,16 @@ impl Shared {
 }
 
 /// A change that is under way, also when the call is dropped before its end.
-struct UnderWay<'a>(&'a Shared);
+struct UnderWay(Arc<Shared>);
 
-impl<'a> UnderWay<'a> {
-    fn begin(shared: &'a Shared) -> Self {
+impl UnderWay {
+    fn begin(shared: Arc<Shared>) -> Self {
         shared.own().begin();
         Self(shared)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.own().end();
     }

@@ -4,6 +4,7 @@ mod changes;
 mod changing;
 mod directories;
 mod disconnected;
+mod durability;
 mod names;
 mod reading;
 mod recalled;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use wormhole::cache::NoCache;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart};
+use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, SentFirst};
 use wormhole::fetch::{FetchConfig, Fetcher};
 use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, OpenRequest};
 use wormhole::proto::{
@@ -66,6 +66,7 @@ async fn appending_goes_to_the_end_wherever_that_is_by_then() {
     let handle = world.fs.open(file.inode, append).await.unwrap().handle;
     world.host.append("log", "somebody else\n");
     world.write(handle, 4, b"two\n").await.unwrap();
+    world.fs.all_sent().await;
     assert_eq!(world.host.content("log"), b"one\nsomebody else\ntwo\n");
     assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 22);
     // A page that was changed in memory has its place.
@@ -105,42 +106,6 @@ async fn a_full_disk_is_told_to_the_writer() {
         told = world.fs.flush(opened.handle).await.map(|()| 0);
     }
     assert_eq!(told.unwrap_err().errno(), Errno::ENOSPC);
-}
-
-#[tokio::test]
-async fn a_machine_that_restarts_between_write_and_fsync_is_noticed() {
-    let world = world(MemoryHost::new());
-    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
-    world.write(opened.handle, 0, b"safe").await.unwrap();
-    world.fs.fsync(opened.handle, false).await.unwrap();
-    world.host.restart();
-    world.fs.fsync(opened.handle, false).await.unwrap();
-    world.write(opened.handle, 0, b"lost?").await.unwrap();
-    world.fs.flush(opened.handle).await.unwrap();
-    world.host.restart();
-    assert_eq!(world.fs.fsync(opened.handle, true).await, Err(FsError::LostWrites));
-    world.fs.fsync(opened.handle, true).await.unwrap();
-    // At the close, where nobody asked before; and a write that goes well does not hide it.
-    world.write(opened.handle, 0, b"lost?").await.unwrap();
-    world.fs.flush(opened.handle).await.unwrap();
-    world.host.restart();
-    world.write(opened.handle, 9, b"later").await.unwrap();
-    assert_eq!(world.fs.flush(opened.handle).await, Err(FsError::LostWrites));
-    world.fs.flush(opened.handle).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_synchronous_write_is_on_the_disk_when_it_returns() {
-    let world = world(MemoryHost::new());
-    let (entry, _) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
-    let synchronous = OpenRequest { syncs: true, ..WRITE };
-    let handle = world.fs.open(entry.inode, synchronous).await.unwrap().handle;
-    assert_eq!(world.host.counters().syncs, 0);
-    world.write(handle, 0, b"safe").await.unwrap();
-    assert_eq!(world.host.counters().syncs, 1);
-    let directory = world.fs.opendir(Inode::ROOT).unwrap();
-    world.fs.fsyncdir(directory, false).await.unwrap();
-    assert_eq!(world.host.counters().syncs, 2);
 }
 
 #[tokio::test]
@@ -204,26 +169,6 @@ async fn a_writer_who_is_ahead_of_the_link_waits() {
 }
 
 #[tokio::test]
-async fn an_fsync_waits_for_what_was_written_before_it_and_not_for_what_comes_after() {
-    let world = world(MemoryHost::new());
-    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
-    world.write(opened.handle, 0, b"before").await.unwrap();
-    world.host.hold(|request, stage| {
-        stage == Stage::Arrived
-            && matches!(request, Request::Write(write) if write.at == WriteAt::Offset(100))
-    });
-    let syncing = world.fs.fsync(opened.handle, false);
-    let after = async {
-        world.write(opened.handle, 100, b"after").await.unwrap();
-    };
-    let (synced, ()) = tokio::join!(syncing, after);
-    synced.unwrap();
-    assert_eq!(world.fs.unsent_bytes(), 5);
-    world.host.release_all();
-    world.fs.all_sent().await;
-}
-
-#[tokio::test]
 async fn a_failure_behind_the_writers_back_is_told_once_to_each_handle() {
     let world = world(MemoryHost::new());
     let (entry, one) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
@@ -267,11 +212,11 @@ impl Client for Broken {
         self.0.call(request, lane)
     }
 
-    fn change(&self, change: Change) -> CallFuture<Reply> {
-        self.0.change(change)
+    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+        self.0.change(change, first)
     }
 
-    fn write(&self, _: NodeId, _: WriteAt, _: Bytes) -> CallFuture<Written> {
+    fn write(&self, _: NodeId, _: WriteAt, _: Bytes, _: &SentFirst) -> CallFuture<Written> {
         Box::pin(async { panic!("on purpose") })
     }
 

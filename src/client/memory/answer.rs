@@ -156,6 +156,7 @@ impl Tree {
             read_only: false,
             session_keep_ms: 90_000,
             session: SessionRun { instance, number: 1 },
+            boot: boot_of(instance),
         }))
     }
 

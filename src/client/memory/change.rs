@@ -8,8 +8,8 @@ use super::tree::{Body, Node, Tree};
 use crate::chunk::{ByteRange, ChunkHash};
 use crate::proto::{
     AllocateHow, Attributes, BootId, Change, Changed, Errno, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId,
-    OpenAccess, OpenId, RenameHow, Reply, SetAttributes, SetTime, WRITE_BYTES_MAX, WireError, WriteAt,
-    WriteRequest, Written, XattrHow,
+    OpenAccess, OpenId, RenameHow, Reply, SetAttributes, SetTime, WireError, WriteAt, WriteRequest, Written,
+    XattrHow,
 };
 
 impl Tree {
@@ -74,7 +74,7 @@ impl Tree {
         bytes: &[u8],
         boot: BootId,
     ) -> Result<Written, WireError> {
-        let is_sound = bytes.len() as u64 <= WRITE_BYTES_MAX
+        let is_sound = bytes.len() as u64 <= WriteRequest::bytes_max(request.at)
             && bytes.len() == request.len as usize
             && ChunkHash::of(bytes) == request.hash;
         if !is_sound {

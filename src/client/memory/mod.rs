@@ -24,15 +24,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
+use self::answer::boot_of;
 use self::content::Content;
 pub use self::counters::Counters;
 use self::gate::Gate;
 pub use self::gate::Stage;
+use self::serve::Writing;
 use self::tree::{Body, Node, Tree};
-use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
+use super::{
+    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
+    synced,
+};
 use crate::chunk::{ByteRange, ChunkHash};
 use crate::proto::{
-    Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, NodeId, Operation, OperationId,
+    Attributes, BootId, Change, ChangeRequest, Errno, FileKind, InstanceId, NodeId, Operation, OperationId,
     ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
 };
 
@@ -54,6 +59,8 @@ struct Shared {
     changes: watch::Sender<()>,
     restarts: AtomicU64,
     operations: AtomicU64,
+    /// Writes that were begun and are not done, with their files.
+    writing: Mutex<BTreeMap<OperationId, NodeId>>,
 }
 
 type DelayOf = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
@@ -101,6 +108,7 @@ impl MemoryHost {
                 changes: watch::channel(()).0,
                 restarts: AtomicU64::new(0),
                 operations: AtomicU64::new(0),
+                writing: Mutex::default(),
             }),
         }
     }
@@ -355,6 +363,10 @@ impl MemoryHost {
         self.shared.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn writing(&self) -> MutexGuard<'_, BTreeMap<OperationId, NodeId>> {
+        self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn settings(&self) -> MutexGuard<'_, Settings> {
         self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -366,17 +378,30 @@ impl Client for MemoryHost {
         Box::pin(async move { host.serve_call(request).await })
     }
 
-    fn change(&self, change: Change) -> CallFuture<Reply> {
+    fn change(&self, change: Change, _first: &SentFirst) -> CallFuture<Reply> {
         let host = self.clone();
         let request = Request::Change(ChangeRequest { operation: self.operation(), change });
         Box::pin(async move { host.serve_call(request).await })
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, _first: &SentFirst) -> CallFuture<Written> {
         let host = self.clone();
         let (operation, hash) = (self.operation(), ChunkHash::of(&bytes));
+        let writing = Writing::begin(self, operation.id, node);
         let request = WriteRequest { operation, node, at, len: bytes.len() as u32, hash };
-        Box::pin(async move { host.serve_write(request, bytes).await })
+        Box::pin(async move { host.serve_write(request, bytes, writing).await })
+    }
+
+    fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
+        let host = self.clone();
+        let writing =
+            self.writing().iter().filter(|(_, written)| **written == node).map(|(id, _)| *id).collect();
+        let request = Request::Sync { node, data_only, after: writing };
+        Box::pin(async move { synced(&host.serve_call(request).await?) })
+    }
+
+    fn boot(&self) -> Option<BootId> {
+        Some(boot_of(self.instance()))
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -10,7 +10,7 @@ use super::answer::boot_of;
 use super::{Connection, MemoryHost, Stage};
 use crate::chunk::ByteRange;
 use crate::client::{CallError, ContentPart, ListPart};
-use crate::proto::{NodeId, ReadRequest, Reply, Request, WriteRequest, Written};
+use crate::proto::{NodeId, OperationId, ReadRequest, Reply, Request, WriteRequest, Written};
 use crate::transport::Lane;
 
 /// Entries in a part of a listing: few, so that tests see several parts.
@@ -32,6 +32,26 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+/// A write that is not done yet, until dropped: a sync waits for it.
+pub(super) struct Writing {
+    host: MemoryHost,
+    id: OperationId,
+}
+
+impl Writing {
+    pub(super) fn begin(host: &MemoryHost, id: OperationId, node: NodeId) -> Self {
+        host.writing().insert(id, node);
+        Self { host: host.clone(), id }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.host.writing().remove(&self.id);
+        self.host.shared.changes.send_replace(());
+    }
+}
+
 impl MemoryHost {
     pub(super) async fn serve_call(self, request: Request) -> Result<Reply, CallError> {
         let mut guard = Unfinished { host: &self, finished: false };
@@ -47,9 +67,14 @@ impl MemoryHost {
         result
     }
 
-    pub(super) async fn serve_write(self, request: WriteRequest, bytes: Bytes) -> Result<Written, CallError> {
+    pub(super) async fn serve_write(
+        self,
+        request: WriteRequest,
+        bytes: Bytes,
+        writing: Writing,
+    ) -> Result<Written, CallError> {
         let mut guard = Unfinished { host: &self, finished: false };
-        let result = self.write_inner(request, &bytes).await;
+        let result = self.write_inner(request, &bytes, writing).await;
         guard.finished = true;
         result
     }
@@ -72,6 +97,9 @@ impl MemoryHost {
 
     async fn call_inner(&self, request: &Request) -> Result<Reply, CallError> {
         self.arrive(request).await?;
+        if let Request::Sync { after, .. } = request {
+            self.until(|host| after.iter().all(|id| !host.writing().contains_key(id))).await;
+        }
         let answer = self.tree().answer(request, self.instance());
         self.pass(request, Stage::Answered).await?;
         Ok(answer?)
@@ -86,10 +114,16 @@ impl MemoryHost {
         Ok(bytes)
     }
 
-    async fn write_inner(&self, write: WriteRequest, bytes: &[u8]) -> Result<Written, CallError> {
+    async fn write_inner(
+        &self,
+        write: WriteRequest,
+        bytes: &[u8],
+        writing: Writing,
+    ) -> Result<Written, CallError> {
         let request = Request::Write(write);
         self.arrive(&request).await?;
         let written = self.tree().write(&write, bytes, boot_of(self.instance()));
+        drop(writing);
         self.pass(&request, Stage::Answered).await?;
         Ok(written?)
     }

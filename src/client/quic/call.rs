@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::change;
 use super::live::Waiting;
 use super::shared::{CallCount, Shared, add};
 use super::stream::{Exchange, Fault};
@@ -27,12 +26,8 @@ pub(super) async fn call(shared: &Shared, request: Request, lane: Lane) -> Resul
         Request::Sum { .. } => shared.deadline * SUM_DEADLINES,
         _ => shared.deadline,
     };
-    let takes_long = matches!(request, Request::Sync { .. });
     let frame = encode_frame(&request);
     drop(request);
-    if takes_long {
-        return change::patiently(shared, answered(shared, &frame, lane)).await;
-    }
     tokio::select! {
         biased;
         () = shared.closed() => Err(CallError::Closed),
@@ -56,7 +51,7 @@ async fn answered(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Reply, Ca
 }
 
 /// Asks once, on whichever connection there is.
-async fn ask(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Reply, Stopped> {
+pub(super) async fn ask(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Reply, Stopped> {
     let live = shared.usable().await.map_err(Stopped::Call)?;
     let _waiting = Waiting::new(&live, 0);
     let _permit = live.admit(lane).await.map_err(|_| Fault::Lost)?;

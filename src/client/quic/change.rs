@@ -1,5 +1,8 @@
-//! Changes, each under one number over any number of connections, so that the host does it once.
+//! Changes, each under one number over any number of connections, so that the host does it once; and syncs, which name by these
+//! numbers what they wait for.
 
+use std::future::ready;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,10 +13,10 @@ use super::live::Waiting;
 use super::shared::{CallCount, Shared, locked};
 use super::stream::{Exchange, Fault};
 use crate::chunk::ChunkHash;
-use crate::client::CallError;
+use crate::client::{CallError, SentFirst, synced};
 use crate::proto::{
-    Change, ChangeRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError, WriteAt,
-    WriteRequest, Written, encode_frame,
+    BootId, Change, ChangeRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError,
+    WriteAt, WriteRequest, Written, encode_frame,
 };
 use crate::transport::Lane;
 
@@ -25,58 +28,61 @@ const WORK_DEADLINES: u32 = 10;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A change under way; the host is told with the next one that its answer is no longer needed.
-struct Turn<'a> {
-    shared: &'a Shared,
+pub(super) struct Turn {
+    shared: Arc<Shared>,
     id: OperationId,
-    sent_first: Option<SessionRun>,
+    sent_first: SentFirst,
 }
 
-impl<'a> Turn<'a> {
-    fn begin(shared: &'a Shared) -> Self {
-        Self { shared, id: locked(&shared.operations).begin(), sent_first: None }
+impl Turn {
+    /// `written` is the file whose content it writes.
+    pub(super) fn begin(shared: &Arc<Shared>, written: Option<NodeId>, first: &SentFirst) -> Self {
+        let id = locked(&shared.operations).begin(written);
+        Self { shared: Arc::clone(shared), id, sent_first: first.clone() }
     }
 
     /// What the request carries when it is sent in this life of the session.
-    fn operation(&mut self, run: SessionRun) -> Operation {
+    fn operation(&self, run: SessionRun) -> Operation {
         Operation {
             id: self.id,
             answered_below: locked(&self.shared.operations).answered_below(),
-            sent_first: *self.sent_first.get_or_insert(run),
+            sent_first: self.sent_first.or(run),
         }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         locked(&self.shared.operations).end(self.id);
     }
 }
 
 /// Has `change` done.
-pub(super) async fn change(shared: &Shared, change: Change) -> Result<Reply, CallError> {
+pub(super) async fn change(turn: Turn, change: Change) -> Result<Reply, CallError> {
+    let shared = &*Arc::clone(&turn.shared);
     let _count = CallCount::new(shared);
     let takes_long =
         matches!(&change, Change::CopyRange { .. } | Change::Allocate { .. } | Change::SetAttributes { .. });
     let request = |operation| Request::Change(ChangeRequest { operation, change: change.clone() });
-    let work = answered(shared, Lane::Metadata, request, Bytes::new());
-    if takes_long { patiently(shared, work).await } else { within(shared, shared.deadline, work).await }
+    let work = answered(&turn, Lane::Metadata, request, Bytes::new());
+    if takes_long {
+        patiently(shared, ready(()), work).await
+    } else {
+        within(shared, shared.deadline, work).await
+    }
 }
 
 /// Has content written. However long the host is away: what a program was told is written is not given up, and under its number
 /// it cannot come after what is written later.
-pub(super) async fn write(
-    shared: &Shared,
-    node: NodeId,
-    at: WriteAt,
-    bytes: Bytes,
-) -> Result<Written, CallError> {
+pub(super) async fn write(turn: Turn, node: NodeId, at: WriteAt, bytes: Bytes) -> Result<Written, CallError> {
+    let shared = &*Arc::clone(&turn.shared);
     let _count = CallCount::new(shared);
     let (len, hash) = (bytes.len() as u32, ChunkHash::of(&bytes));
     let request = |operation| Request::Write(WriteRequest { operation, node, at, len, hash });
     let answer = tokio::select! {
         biased;
         () = shared.closed() => return Err(CallError::Closed),
-        answer = answered(shared, Lane::Background, request, bytes) => answer?,
+        answer = answered(&turn, Lane::Background, request, bytes) => answer?,
     };
     match answer {
         Reply::Written(written) if written.len == u64::from(len) => Ok(written),
@@ -84,11 +90,58 @@ pub(super) async fn write(
     }
 }
 
-/// Work that may take the host's disk long, without a change: a sync.
-pub(super) async fn patiently<T>(
+/// Has what was written to `node` brought to the disk, once the changes `after` are over, which are under way.
+pub(super) async fn sync(
     shared: &Shared,
+    node: NodeId,
+    data_only: bool,
+    after: Vec<OperationId>,
+) -> Result<BootId, CallError> {
+    let _count = CallCount::new(shared);
+    let left = || locked(&shared.operations).left_of(&after);
+    let work = async {
+        let mut retry = Retry::default();
+        loop {
+            let after = left();
+            let waits = !after.is_empty();
+            let frame = encode_frame(&Request::Sync { node, data_only, after });
+            let stopped = tokio::select! {
+                biased;
+                answer = super::call::ask(shared, &frame, Lane::Metadata) => match answer {
+                    Ok(reply) => return synced(&reply),
+                    Err(stopped) => stopped,
+                },
+                // The host may wait for what it will never see, because it was answered by an earlier run of it, or refused before it began.
+                () = over_for_a_while(&left), if waits => continue,
+            };
+            let end = retry.after(shared, stopped).await;
+            end.map_err(|error| error.unwrap_or(CallError::Closed))?;
+        }
+    };
+    // The way of what is written has no deadline.
+    let arrived = over_for_a_while(&left);
+    patiently(shared, arrived, work).await
+}
+
+/// Returns when nothing is left, and an answer that goes with it had time to come.
+async fn over_for_a_while(left: impl Fn() -> Vec<OperationId>) {
+    while !left().is_empty() {
+        sleep(LOOK_INTERVAL).await;
+    }
+    sleep(LOOK_INTERVAL).await;
+}
+
+/// Work that may take the host's disk long, from when `begins` has come.
+async fn patiently<T>(
+    shared: &Shared,
+    begins: impl Future<Output = ()>,
     work: impl Future<Output = Result<T, CallError>>,
 ) -> Result<T, CallError> {
+    let deadline = shared.deadline.saturating_mul(WORK_DEADLINES);
+    let too_long = async {
+        begins.await;
+        sleep(deadline).await;
+    };
     let away = async {
         let mut heard = Instant::now();
         while heard.elapsed() < shared.deadline {
@@ -100,7 +153,9 @@ pub(super) async fn patiently<T>(
     };
     tokio::select! {
         biased;
-        answer = within(shared, shared.deadline.saturating_mul(WORK_DEADLINES), work) => answer,
+        () = shared.closed() => Err(CallError::Closed),
+        answer = work => answer,
+        () = too_long => Err(CallError::TimedOut(deadline)),
         () = away => Err(CallError::TimedOut(shared.deadline)),
     }
 }
@@ -118,18 +173,17 @@ async fn within<T>(
 }
 
 async fn answered(
-    shared: &Shared,
+    turn: &Turn,
     lane: Lane,
     request: impl Fn(Operation) -> Request,
     content: Bytes,
 ) -> Result<Reply, CallError> {
-    let mut turn = Turn::begin(shared);
     let mut retry = Retry::default();
     loop {
-        match ask(&mut turn, lane, &request, &content).await {
+        match ask(turn, lane, &request, &content).await {
             Ok(reply) => return Ok(reply),
             Err(stopped) => {
-                let end = retry.after(shared, stopped).await;
+                let end = retry.after(&turn.shared, stopped).await;
                 end.map_err(|error| error.unwrap_or(CallError::Closed))?;
             }
         }
@@ -138,7 +192,7 @@ async fn answered(
 
 /// Asks once, on whichever connection there is.
 async fn ask(
-    turn: &mut Turn<'_>,
+    turn: &Turn,
     lane: Lane,
     request: &impl Fn(Operation) -> Request,
     content: &Bytes,

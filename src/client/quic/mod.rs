@@ -36,6 +36,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::change::Turn;
 pub use self::config::{
     CONNECT_TIMEOUT_DEFAULT, CONNECTIONS_MAX, ClientConfig, ConnectError, DEADLINE_DEFAULT,
 };
@@ -43,9 +44,11 @@ use self::dial::Dialer;
 use self::keeper::Keeper;
 use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
-use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
+use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
 use crate::chunk::ByteRange;
-use crate::proto::{Attributes, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written};
+use crate::proto::{
+    Attributes, BootId, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written,
+};
 use crate::transport::{Lane, PublicKey};
 
 /// A client of one export of one host.
@@ -120,14 +123,24 @@ impl Client for QuicClient {
         Box::pin(async move { call::call(&shared, request, lane).await })
     }
 
-    fn change(&self, change: Change) -> CallFuture<Reply> {
-        let shared = Arc::clone(&self.shared);
-        Box::pin(async move { change::change(&shared, change).await })
+    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+        let turn = Turn::begin(&self.shared, None, first);
+        Box::pin(change::change(turn, change))
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+        let turn = Turn::begin(&self.shared, Some(node), first);
+        Box::pin(change::write(turn, node, at, bytes))
+    }
+
+    fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
         let shared = Arc::clone(&self.shared);
-        Box::pin(async move { change::write(&shared, node, at, bytes).await })
+        let after = locked(&shared.operations).writing(node);
+        Box::pin(async move { change::sync(&shared, node, data_only, after).await })
+    }
+
+    fn boot(&self) -> Option<BootId> {
+        Some(self.shared.boot())
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -13,7 +13,7 @@ use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::CallError;
-use crate::proto::{Attributes, InstanceId, Welcome, WireError};
+use crate::proto::{Attributes, BootId, InstanceId, Welcome, WireError};
 
 /// The state of one client.
 pub(super) struct Shared {
@@ -50,6 +50,7 @@ pub(super) struct SlotState {
 struct Host {
     root: Attributes,
     instance: InstanceId,
+    boot: BootId,
 }
 
 impl Shared {
@@ -66,7 +67,7 @@ impl Shared {
             operations: Mutex::default(),
             closing: watch::channel(false).0,
             changes: watch::channel(()).0,
-            host: Mutex::new(Host { root: welcome.root, instance: welcome.instance }),
+            host: Mutex::new(Host { root: welcome.root, instance: welcome.instance, boot: welcome.boot }),
             meter: Mutex::default(),
             unplaced: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
@@ -105,7 +106,7 @@ impl Shared {
     /// A host let us in; notes whether it is another run of it.
     pub(super) fn welcomed(&self, welcome: &Welcome) {
         let mut host = locked(&self.host);
-        host.root = welcome.root;
+        (host.root, host.boot) = (welcome.root, welcome.boot);
         let changed = std::mem::replace(&mut host.instance, welcome.instance) != welcome.instance;
         drop(host);
         if changed {
@@ -119,6 +120,10 @@ impl Shared {
 
     pub(super) fn instance(&self) -> InstanceId {
         locked(&self.host).instance
+    }
+
+    pub(super) fn boot(&self) -> BootId {
+        locked(&self.host).boot
     }
 
     /// Everything ends from here on.

@@ -113,9 +113,12 @@ async fn a_file_is_made_written_synced_and_read_on_without_its_name() {
     let appended = guest.write(3, file.node, END, b"!").await.unwrap();
     assert_eq!((appended.offset, appended.attributes.size), (8, 9));
     assert_eq!(fs::read(world.path("new")).unwrap(), b"\0\0\0later!");
-    let synced = guest.ask(Request::Sync { node: file.node, data_only: false }).await.unwrap();
+    let synced =
+        guest.ask(Request::Sync { node: file.node, data_only: false, after: Vec::new() }).await.unwrap();
     assert_eq!(synced, Reply::Synced { boot: written.boot });
-    assert!(guest.ask(Request::Sync { node: guest.root(), data_only: false }).await.is_ok());
+    assert!(
+        guest.ask(Request::Sync { node: guest.root(), data_only: false, after: Vec::new() }).await.is_ok()
+    );
     let gone = guest.change(4, guest.remove("new", None)).await.unwrap();
     assert_eq!(gone.node.unwrap().links, 0);
     assert!(!world.path("new").exists());
@@ -157,6 +160,31 @@ async fn two_requests_for_one_change_at_once_are_one_change() {
         assert_eq!(one.unwrap(), other.unwrap());
     }
     assert_eq!(fs::metadata(world.path("file")).unwrap().size(), 10 << 20);
+}
+
+#[tokio::test]
+async fn a_sync_waits_for_what_it_names_whether_that_came_before_or_comes_after() {
+    let world = World::new(|path| fs::write(path.join("file"), "old").unwrap());
+    let guest = world.client().await;
+    let node = guest.walk("file").await.unwrap().node;
+    let sync = |after: &[u64]| {
+        let after = after.iter().map(|id| OperationId(*id)).collect();
+        guest.ask(Request::Sync { node, data_only: true, after })
+    };
+    let mut early = std::pin::pin!(sync(&[1, 2, 3]));
+    let waits = tokio::time::timeout(std::time::Duration::from_millis(100), &mut early).await;
+    assert!(waits.is_err(), "{waits:?}");
+    guest.write(1, node, WriteAt::Offset(0), b"new").await.unwrap();
+    // What fails is over, too: who asked for it is told.
+    assert_eq!(code(guest.change(2, guest.mkdir("file")).await), system(Errno::EEXIST));
+    let waits = tokio::time::timeout(std::time::Duration::from_millis(100), &mut early).await;
+    assert!(waits.is_err(), "{waits:?}");
+    guest.write(3, node, WriteAt::Offset(3), b"er").await.unwrap();
+    assert!(matches!(early.await, Ok(Reply::Synced { .. })));
+    assert!(sync(&[3, 1]).await.is_ok(), "all is over");
+    guest.apply(guest.operation(9, 8), guest.mkdir("folder")).await.unwrap();
+    assert!(sync(&[1, 2, 3, 7]).await.is_ok(), "the client has their answers");
+    assert_eq!(code(sync(&[0; 1025]).await), ErrorCode::Malformed);
 }
 
 #[tokio::test]
@@ -227,6 +255,16 @@ async fn after_a_restart_nothing_is_appended_twice() {
     assert_eq!(append(2, b"two", 3).await.unwrap().offset, 3, "it was");
     assert_eq!(code(append(3, b"three", 3).await), system(Errno::EIO), "somebody else appended, or this did");
     assert_eq!(fs::read(world.path("log")).unwrap(), b"onetwo");
+    // The host was killed half way through.
+    fs::write(world.path("log"), "onetwofo").unwrap();
+    assert_eq!(append(4, b"four", 6).await.unwrap().offset, 6);
+    assert_eq!(fs::read(world.path("log")).unwrap(), b"onetwofour");
+    // Open for writing alone, as by most who append.
+    let open = Request::OpenFor { node, open: OpenId(1), access: OpenAccess { reads: false, writes: true } };
+    guest.ask(open).await.unwrap();
+    assert_eq!(append(5, b"four", 6).await.unwrap().offset, 6);
+    assert_eq!(code(append(6, b"five", 11).await), system(Errno::EIO), "it has become shorter");
+    assert_eq!(fs::read(world.path("log")).unwrap(), b"onetwofour");
 }
 
 #[tokio::test]

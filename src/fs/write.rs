@@ -15,15 +15,25 @@ use crate::chunk::ByteRange;
 use crate::client::Client;
 use crate::proto::{AllocateHow, Change, WRITE_BYTES_MAX, WriteAt, Written};
 
+/// How a program writes. Nothing of it is the handle's: `fcntl` changes `O_APPEND`, and one call of `pwritev2` can be synchronous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteHow {
+    /// At the end of the file, wherever that is by then.
+    pub appends: bool,
+    /// The host's disk has it when the write returns.
+    pub syncs: bool,
+    /// The writer is none who may keep the file's set-user-id and set-group-id bits.
+    pub drops_set_id: bool,
+}
+
 impl FileSystem {
-    /// Writes `bytes` at `offset`, or, if the handle appends and this is not a page that was changed in memory (`from_page`), at the end of
-    /// the file. How many bytes were written: all.
+    /// Writes `bytes` at `offset`, or at the end of the file. How many bytes were written: all.
     pub async fn write(
         self: &Arc<Self>,
         handle: u64,
         offset: u64,
         bytes: Bytes,
-        from_page: bool,
+        how: WriteHow,
     ) -> Result<u32, FsError> {
         let file = self.file_to_write(handle)?;
         let len = bytes.len() as u32;
@@ -31,12 +41,15 @@ impl FileSystem {
             return Err(FsError::Invalid);
         }
         self.unheard_failure(&file)?;
-        if !bytes.is_empty() && !file.syncs && (!file.appends || from_page) {
+        if how.drops_set_id {
+            self.drop_set_id(file.inode).await?;
+        }
+        if !bytes.is_empty() && !how.syncs && !how.appends {
             self.send_behind(file.inode, offset, bytes).await?;
             return Ok(len);
         }
         self.sent(file.inode).await?;
-        let at = if file.appends && !from_page {
+        let at = if how.appends {
             let believed = self.with_record(file.inode, |record| record.attributes.size)?;
             WriteAt::End { believed }
         } else {
@@ -49,7 +62,7 @@ impl FileSystem {
         let begun = Instant::now();
         let answer = self.ask_to_change([file.inode], call).await;
         self.written(file.inode, begun, answer)?;
-        if file.syncs {
+        if how.syncs {
             self.sync_file(&file, false).await?;
         }
         Ok(len)
@@ -155,7 +168,11 @@ impl FileSystem {
         inodes.get(file.inode).and_then(|record| record.writes.unheard(&mut heard)).map_or(Ok(()), Err)
     }
 
-    fn with_record<T>(&self, inode: Inode, work: impl FnOnce(&mut Record) -> T) -> Result<T, FsError> {
+    pub(super) fn with_record<T>(
+        &self,
+        inode: Inode,
+        work: impl FnOnce(&mut Record) -> T,
+    ) -> Result<T, FsError> {
         lock(&self.inodes).get_mut(inode).map(work).ok_or(FsError::UnknownInode(inode.0))
     }
 }

@@ -218,6 +218,7 @@ fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
         },
         read_only: options.kernel.read_only,
         default_permissions: options.kernel.checks_permissions(),
+        acls: goes_by_acls(options),
         allows_devices: options.kernel.dev,
         allows_set_uid: options.kernel.suid,
         allows_exec: !options.kernel.no_exec,
@@ -228,6 +229,17 @@ fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
         fuse.read_ahead_bytes = fuse.read_ahead_bytes.min(u32::try_from(ahead_bytes).unwrap_or(u32::MAX));
     }
     fuse
+}
+
+/// Whether the kernel is to know the host's ACLs: where it checks permissions at all, by the host's owners and modes. Offline nobody
+/// knows them.
+fn goes_by_acls(options: &MountOptions) -> bool {
+    let ownership = &options.ownership;
+    let shows_the_hosts = ownership.uid.is_none()
+        && ownership.gid.is_none()
+        && ownership.file_mask.is_none()
+        && ownership.directory_mask.is_none();
+    options.kernel.checks_permissions() && shows_the_hosts && !options.start.offline
 }
 
 /// The lifetimes that NFS tells apart are one here, for files and directories: a second, but not below a minimum that was said,
@@ -391,7 +403,17 @@ mod tests {
         assert_eq!(fuse("allow_root").access, Access::RootAndOwner);
         let open = fuse("allow_other");
         assert!(open.access == Access::All && open.default_permissions);
-        assert_eq!(fuse("default_permissions"), FuseConfig { default_permissions: true, ..usual.clone() });
+        let checked = FuseConfig { default_permissions: true, acls: true, ..usual.clone() };
+        assert_eq!(fuse("default_permissions"), checked);
+        for list in [
+            "allow_other,uid=1",
+            "allow_other,gid=1",
+            "allow_other,umask=022",
+            "allow_other,dmask=0",
+            "allow_other,offline",
+        ] {
+            assert!(!fuse(list).acls, "{list}");
+        }
         assert_eq!(fuse("read_ahead=0"), FuseConfig { read_ahead_bytes: 0, ..usual.clone() });
         assert_eq!(fuse("read_ahead=1G"), usual);
     }

@@ -19,6 +19,11 @@ pub enum FsEvent {
         /// Whose.
         inode: Inode,
     },
+    /// The attributes of a file alone.
+    InvalidateAttributes {
+        /// Whose.
+        inode: Inode,
+    },
     /// What a name names.
     InvalidateEntry {
         /// In which directory.

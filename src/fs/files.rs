@@ -14,7 +14,6 @@ use crate::proto::{Attributes, Errno, NodeId, OpenAccess, OpenId};
 
 /// How a program opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of open(2)")]
 pub struct OpenRequest {
     /// For reading, or for reading and writing.
     pub reads: bool,
@@ -22,16 +21,12 @@ pub struct OpenRequest {
     pub writes: bool,
     /// With `O_DIRECT`.
     pub is_direct: bool,
-    /// With `O_APPEND`.
-    pub appends: bool,
-    /// With `O_SYNC` or `O_DSYNC`: every write is a sync too.
-    pub syncs: bool,
 }
 
 impl Default for OpenRequest {
     /// For reading.
     fn default() -> Self {
-        Self { reads: true, writes: false, is_direct: false, appends: false, syncs: false }
+        Self { reads: true, writes: false, is_direct: false }
     }
 }
 
@@ -58,10 +53,6 @@ pub(super) struct OpenFile {
     pub reads: Mutex<ReadState>,
     /// The beginning of the file, until the first read takes it.
     pub first: Mutex<Option<FirstPiece>>,
-    /// Whether writes go to the end of the file.
-    pub appends: bool,
-    /// Whether every write is a sync too.
-    pub syncs: bool,
     /// How many of the file's failures were told through this handle, or before it was opened.
     pub failures_heard: Mutex<u64>,
 }
@@ -129,8 +120,6 @@ impl FileSystem {
             inode,
             reads: Mutex::new(ReadState::new(attributes)),
             first: Mutex::default(),
-            appends: request.appends,
-            syncs: request.syncs,
             failures_heard: Mutex::new(failures),
         };
         lock(&self.files).insert_as(handle, file);

@@ -68,6 +68,7 @@ pub use inodes::{Inode, Name};
 pub use nodes::{Entry, Lookup};
 pub use open_mode::{DIRECT_BYTES_MIN, OpenMode};
 pub use warm::{WarmJob, WarmProgress};
+pub use write::WriteHow;
 pub use xattr::SUM_XATTR;
 
 use crate::client::Client;

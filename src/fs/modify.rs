@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::events::FsEvent;
 use super::inodes::Inode;
 use super::xattr::SUM_XATTR;
 use super::{FileSystem, FsError, lock};
@@ -23,6 +24,25 @@ impl FileSystem {
         let attributes = changed.node.ok_or(FsError::Invalid)?;
         let ttl = self.config.freshness.attributes_left(learned, Instant::now());
         Ok((self.config.ownership.present(attributes), ttl))
+    }
+
+    /// Takes away the bits that lend a program its file's user and group, as a write by anybody but root does.
+    ///
+    /// A host that does not act as root does it by itself when it writes, and need not allow it here.
+    pub(super) async fn drop_set_id(&self, inode: Inode) -> Result<(), FsError> {
+        const SET_ID_BITS: u16 = 0o6000;
+        let permissions = self.with_record(inode, |record| record.attributes.permissions)?;
+        if permissions & SET_ID_BITS == 0 {
+            return Ok(());
+        }
+        let set = SetAttributes { permissions: Some(permissions & !SET_ID_BITS), ..SetAttributes::default() };
+        match self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await {
+            Err(error) if error.errno() != Errno::EPERM => return Err(error),
+            _ => {}
+        }
+        // The kernel expects it of the file system, and does not look.
+        self.events.send(FsEvent::InvalidateAttributes { inode });
+        Ok(())
     }
 
     /// Sets an extended attribute.

@@ -17,15 +17,25 @@ use crate::chunk::ByteRange;
 use crate::client::{Client, SentFirst};
 use crate::proto::{AllocateHow, Change, WRITE_BYTES_MAX, Written};
 
+/// How a program writes. Nothing of it is the handle's: `fcntl` changes `O_APPEND`, and one call of `pwritev2` can be synchronous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteHow {
+    /// At the end of the file, wherever that is by then.
+    pub appends: bool,
+    /// The host's disk has it when the write returns.
+    pub syncs: bool,
+    /// The writer is none who may keep the file's set-user-id and set-group-id bits.
+    pub drops_set_id: bool,
+}
+
 impl FileSystem {
-    /// Writes `bytes` at `offset`, or, if the handle appends and this is not a page that was changed in memory (`from_page`), at the end of
-    /// the file. How many bytes were written: all.
+    /// Writes `bytes` at `offset`, or at the end of the file. How many bytes were written: all.
     pub async fn write(
         self: &Arc<Self>,
         handle: u64,
         offset: u64,
         bytes: Bytes,
-        from_page: bool,
+        how: WriteHow,
     ) -> Result<u32, FsError> {
         let file = self.file_to_write(handle)?;
         let len = bytes.len() as u32;
@@ -36,13 +46,16 @@ impl FileSystem {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let place = if file.appends && !from_page {
+        if how.drops_set_id {
+            self.drop_set_id(file.inode).await?;
+        }
+        let place = if how.appends {
             Place::End(self.with_record(file.inode, |record| record.attributes.size)?)
         } else {
             Place::Offset(offset)
         };
         self.send_behind(file.inode, place, bytes).await?;
-        if file.syncs {
+        if how.syncs {
             self.sync_file(&file, false).await?;
         }
         Ok(len)
@@ -179,7 +192,11 @@ impl FileSystem {
         inodes.get(file.inode).and_then(|record| record.writes.unheard(&mut heard)).map_or(Ok(()), Err)
     }
 
-    fn with_record<T>(&self, inode: Inode, work: impl FnOnce(&mut Record) -> T) -> Result<T, FsError> {
+    pub(super) fn with_record<T>(
+        &self,
+        inode: Inode,
+        work: impl FnOnce(&mut Record) -> T,
+    ) -> Result<T, FsError> {
         lock(&self.inodes).get_mut(inode).map(work).ok_or(FsError::UnknownInode(inode.0))
     }
 }

@@ -4,9 +4,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, FopenFlags, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, FopenFlags, INodeNo, TimeOrNow, WriteFlags};
 
-use crate::fs::{Entry, FsError, Inode, OpenMode, OpenRequest};
+use crate::fs::{Entry, FsError, Inode, OpenMode, OpenRequest, WriteHow};
 use crate::proto::{AllocateHow, Attributes, Errno, FileKind, RenameHow, SetTime, Timestamp, XattrHow};
 
 /// What `st_blksize` says, in bytes. `cp` and many others read in blocks of this size; one block is one request.
@@ -90,9 +90,18 @@ pub(super) const fn open_request(flags: i32) -> OpenRequest {
         reads: mode != libc::O_WRONLY,
         writes: mode != libc::O_RDONLY,
         is_direct: flags & libc::O_DIRECT != 0,
-        appends: flags & libc::O_APPEND != 0,
+    }
+}
+
+/// How a program writes, from the flags that its file has at the moment. What the kernel writes of its own pages has its place, and an
+/// `fsync` behind it if need be.
+pub(super) fn write_how(flags: i32, write_flags: WriteFlags) -> WriteHow {
+    let from_page = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+    WriteHow {
+        appends: !from_page && flags & libc::O_APPEND != 0,
         // `O_SYNC` is `O_DSYNC` and one bit more.
-        syncs: flags & libc::O_DSYNC != 0,
+        syncs: !from_page && flags & libc::O_DSYNC != 0,
+        drops_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
     }
 }
 
@@ -157,11 +166,16 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
+/// A time as the library hands it over: of one before 1970 it subtracts the nanoseconds that the kernel adds (fuser 0.18,
+/// `system_time_from_time`).
 fn timestamp(time: SystemTime) -> Timestamp {
-    let ns = |distance: Duration| i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX);
+    let ns = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
     match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => Timestamp(ns(after)),
-        Err(before) => Timestamp(-ns(before.duration())),
+        Ok(after) => Timestamp(ns(after.as_secs()).saturating_add(i64::from(after.subsec_nanos()))),
+        Err(before) => {
+            let before = before.duration();
+            Timestamp(i64::from(before.subsec_nanos()).saturating_sub(ns(before.as_secs())))
+        }
     }
 }
 
@@ -219,8 +233,22 @@ mod tests {
                 Err(before) => -(before.duration().as_nanos() as i128),
             };
             prop_assert_eq!(back, i128::from(ns));
-            prop_assert_eq!(set_time(TimeOrNow::SpecificTime(time)), SetTime::At(Timestamp(ns)));
+            // As the library makes it of what the kernel said.
+            let (seconds, rest) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000) as u32);
+            let distance = Duration::new(seconds.unsigned_abs(), rest);
+            let handed_over = if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+            prop_assert_eq!(set_time(TimeOrNow::SpecificTime(handed_over)), SetTime::At(Timestamp(ns)));
         }
+    }
+
+    #[test]
+    fn a_page_that_is_written_back_has_its_place() {
+        let flags = libc::O_APPEND | libc::O_DSYNC;
+        let how = WriteHow { appends: true, syncs: true, drops_set_id: false };
+        assert_eq!(write_how(flags, WriteFlags::empty()), how);
+        assert_eq!(write_how(flags, WriteFlags::FUSE_WRITE_CACHE), WriteHow::default());
+        let drops_set_id = WriteHow { drops_set_id: true, ..WriteHow::default() };
+        assert_eq!(write_how(libc::O_RDWR, WriteFlags::FUSE_WRITE_KILL_SUIDGID), drops_set_id);
     }
 
     #[test]

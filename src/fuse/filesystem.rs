@@ -467,15 +467,15 @@ impl Filesystem for Glue {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        tracing::trace!(%number, offset, len = data.len(), "write");
-        let from_page = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        tracing::trace!(%number, offset, len = data.len(), ?flags, ?write_flags, "write");
+        let how = convert::write_how(flags.0, write_flags);
         let bytes = Bytes::copy_from_slice(data);
         self.spawn(move |fs| async move {
-            reply::written("write", reply, fs.write(handle.0, offset, bytes, from_page).await);
+            reply::written("write", reply, fs.write(handle.0, offset, bytes, how).await);
         });
     }
 

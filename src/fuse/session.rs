@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use fuser::{Config, KernelConfig, MountOption, Session, SessionACL};
+use fuser::{Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use tokio::sync::{oneshot, watch};
 
 use super::filesystem::Glue;
@@ -40,6 +40,8 @@ pub struct FuseConfig {
     pub read_only: bool,
     /// Whether the kernel checks permissions.
     pub default_permissions: bool,
+    /// Whether the kernel also goes by the host's POSIX ACLs. It checks permissions then in any case.
+    pub acls: bool,
     /// Whether device nodes work.
     pub allows_devices: bool,
     /// Whether set-user-id programs work.
@@ -62,6 +64,7 @@ impl Default for FuseConfig {
             access: Access::Owner,
             read_only: true,
             default_permissions: true,
+            acls: false,
             allows_devices: false,
             allows_set_uid: false,
             allows_exec: true,
@@ -107,11 +110,12 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// The limits told to the kernel when it says hello.
+/// What is told to the kernel when it says hello.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KernelLimits {
     background_max: u16,
     read_ahead_bytes: u32,
+    acls: bool,
 }
 
 /// Longest request, in bytes: the kernel's default limit of 256 pages.
@@ -119,7 +123,8 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 
 impl KernelLimits {
     pub(super) const fn of(config: &FuseConfig) -> Self {
-        Self { background_max: config.background_max, read_ahead_bytes: config.read_ahead_bytes }
+        let FuseConfig { background_max, read_ahead_bytes, acls, .. } = *config;
+        Self { background_max, read_ahead_bytes, acls }
     }
 
     /// Asks for the limits; where the kernel grants less, for what it grants.
@@ -128,6 +133,9 @@ impl KernelLimits {
         debug_assert!(asked.is_ok(), "the library takes requests of 16 MiB");
         if let Err(granted) = config.set_max_readahead(self.read_ahead_bytes) {
             tracing::debug!(granted, "the kernel's readahead is smaller than asked for");
+        }
+        if self.acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
+            tracing::debug!("the kernel does not go by ACLs");
         }
         let _ = config.set_max_background(self.background_max);
         let _ = config.set_congestion_threshold(self.background_max / 4 * 3);

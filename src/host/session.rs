@@ -144,6 +144,8 @@ impl Session {
         // Kept here until it is held once more: the last of the others may be closed meanwhile.
         let held = self.held(node);
         let opened = match held {
+            // No path leads to it any more, so none can lead elsewhere.
+            Some(held) if held.attributes()?.links == 0 => open_again(held, access),
             Some(held) if held.access.covers(access) => {
                 self.tree.reach_file_by_path(node).map(|(_, found)| (held, found))
             }
@@ -191,6 +193,16 @@ impl Session {
     fn held(&self, node: NodeId) -> Option<Arc<Handle>> {
         lock(&self.opens).get(node).map(|held| Arc::clone(&held.handle))
     }
+}
+
+/// Opens a file that is held already by its descriptor: itself where that will do, else for all that it is held for and `access`.
+fn open_again(held: Arc<Handle>, access: OpenAccess) -> Result<(Arc<Handle>, Attributes), WireError> {
+    let found = held.attributes()?;
+    if held.access.covers(access) {
+        return Ok((held, found));
+    }
+    let (fd, access) = open_for(held.file.as_fd(), held.access.and(access)).map_err(system_error)?;
+    Ok((Handle::file(fd, held.node, access), found))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{FsError, Inode, OpenRequest};
+use wormhole::fs::{FsError, Inode, WriteHow};
 use wormhole::proto::{Errno, Request, WireError, WriteAt};
 
 use super::World;
 use super::changing::{WRITE, create, world};
 
-const APPEND: OpenRequest = OpenRequest { appends: true, ..WRITE };
+const APPENDS: WriteHow = WriteHow { appends: true, syncs: false, drops_set_id: false };
+const SYNCS: WriteHow = WriteHow { appends: false, syncs: true, drops_set_id: false };
 
 fn is_write_or_sync(request: &Request, stage: Stage) -> bool {
     matches!(request, Request::Write(_) | Request::Sync { .. }) && stage == Stage::Arrived
@@ -53,10 +54,9 @@ async fn a_machine_that_restarts_between_write_and_fsync_is_noticed() {
 async fn a_synchronous_write_is_on_the_disk_when_it_returns() {
     let world = world(MemoryHost::new());
     let (entry, _) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
-    let synchronous = OpenRequest { syncs: true, ..WRITE };
-    let handle = world.fs.open(entry.inode, synchronous).await.unwrap().handle;
+    let handle = world.fs.open(entry.inode, WRITE).await.unwrap().handle;
     assert_eq!(world.host.counters().syncs, 0);
-    world.write(handle, 0, b"safe").await.unwrap();
+    world.write_as(SYNCS, handle, 0, b"safe").await;
     assert_eq!(world.host.counters().syncs, 1);
     let directory = world.fs.opendir(Inode::ROOT).unwrap();
     world.fs.fsyncdir(directory, false).await.unwrap();
@@ -136,11 +136,13 @@ async fn a_synchronous_write_is_one_round_trip_also_where_it_appends() {
         host.create_file("f", "begin,");
         let world = world(host);
         let file = world.walk("f").await.unwrap();
-        let open = OpenRequest { syncs: true, appends, ..WRITE };
-        let handle = world.fs.open(file.inode, open).await.unwrap().handle;
+        let handle = world.fs.open(file.inode, WRITE).await.unwrap().handle;
         world.host.hold(is_write_or_sync);
         let fs = Arc::clone(&world.fs);
-        let writing = tokio::spawn(async move { fs.write(handle, 6, "end".into(), false).await });
+        let writing =
+            tokio::spawn(
+                async move { fs.write(handle, 6, "end".into(), WriteHow { appends, ..SYNCS }).await },
+            );
         world.host.until(|host| host.held().len() == 2).await;
         world.host.release_all();
         assert_eq!(writing.await.unwrap().unwrap(), 3);
@@ -217,14 +219,14 @@ async fn small_appends_join_keep_their_order_and_are_seen_before_they_arrive() {
     host.create_file("log", "begin\n");
     let world = world(host);
     let file = world.walk("log").await.unwrap();
-    let one = world.fs.open(file.inode, APPEND).await.unwrap().handle;
-    let other = world.fs.open(file.inode, APPEND).await.unwrap().handle;
+    let one = world.fs.open(file.inode, WRITE).await.unwrap().handle;
+    let other = world.fs.open(file.inode, WRITE).await.unwrap().handle;
     world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
     let mut expected = b"begin\n".to_vec();
     for number in 0..500 {
         let line = format!("line {number}\n");
         let handle = if number % 3 == 0 { one } else { other };
-        world.write(handle, 0, line.as_bytes()).await.unwrap();
+        world.write_as(APPENDS, handle, 0, line.as_bytes()).await;
         expected.extend(line.as_bytes());
     }
     assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, expected.len() as u64);
@@ -243,7 +245,7 @@ async fn small_appends_join_keep_their_order_and_are_seen_before_they_arrive() {
 async fn appends_and_other_writes_of_a_file_keep_their_order() {
     let world = world(MemoryHost::new());
     let (entry, plain) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
-    let append = world.fs.open(entry.inode, APPEND).await.unwrap().handle;
+    let append = world.fs.open(entry.inode, WRITE).await.unwrap().handle;
     let mut expected = Vec::new();
     for number in 0..60u8 {
         let bytes = vec![number; 100];
@@ -252,7 +254,7 @@ async fn appends_and_other_writes_of_a_file_keep_their_order() {
             world.write(plain.handle, expected.len() as u64 + 50, &bytes).await.unwrap();
             expected.extend([0; 50]);
         } else {
-            world.write(append, 0, &bytes).await.unwrap();
+            world.write_as(APPENDS, append, 0, &bytes).await;
         }
         expected.extend(bytes);
     }
@@ -264,10 +266,10 @@ async fn appends_and_other_writes_of_a_file_keep_their_order() {
 async fn behind_an_append_that_failed_nothing_is_appended_until_it_was_told() {
     let world = world(MemoryHost::new());
     let (entry, _) = world.fs.create(Inode::ROOT, b"log", create(true)).await.unwrap();
-    let handle = world.fs.open(entry.inode, APPEND).await.unwrap().handle;
+    let handle = world.fs.open(entry.inode, WRITE).await.unwrap().handle;
     world.host.hold(|request, stage| matches!(request, Request::Write(_)) && stage == Stage::Arrived);
     for line in ["one\n", "two\n", "three\n"] {
-        world.write(handle, 0, line.as_bytes()).await.unwrap();
+        world.write_as(APPENDS, handle, 0, line.as_bytes()).await;
     }
     world.host.until(|host| !host.held().is_empty()).await;
     let full = |request: &Request| match request {
@@ -281,7 +283,7 @@ async fn behind_an_append_that_failed_nothing_is_appended_until_it_was_told() {
     assert_eq!(world.fs.fsync(handle, false).await.unwrap_err().errno(), Errno::ENOSPC);
     assert_eq!((world.host.content("log"), world.fs.unsent_bytes()), (Vec::new(), 0));
     world.host.set_errors(|_| None);
-    world.write(handle, 0, b"four\n").await.unwrap();
+    world.write_as(APPENDS, handle, 0, b"four\n").await;
     world.fs.fsync(handle, false).await.unwrap();
     assert_eq!(world.host.content("log"), b"four\n");
 }

@@ -9,7 +9,7 @@ use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, SentFirst};
 use wormhole::fetch::{FetchConfig, Fetcher};
-use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, OpenRequest};
+use wormhole::fs::{CreateRequest, FileSystem, FsConfig, FsError, FsEvent, Inode, WriteHow};
 use wormhole::proto::{
     AllocateHow, Attributes, Change, Errno, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
 };
@@ -19,7 +19,11 @@ use super::changing::{WRITE, create, world};
 
 impl World {
     pub(crate) async fn write(&self, handle: u64, offset: u64, bytes: &[u8]) -> Result<u32, FsError> {
-        self.fs.write(handle, offset, Bytes::copy_from_slice(bytes), false).await
+        self.fs.write(handle, offset, Bytes::copy_from_slice(bytes), WriteHow::default()).await
+    }
+
+    pub(crate) async fn write_as(&self, how: WriteHow, handle: u64, offset: u64, bytes: &[u8]) {
+        self.fs.write(handle, offset, Bytes::copy_from_slice(bytes), how).await.unwrap();
     }
 }
 
@@ -62,15 +66,15 @@ async fn appending_goes_to_the_end_wherever_that_is_by_then() {
     host.create_file("log", "one\n");
     let world = world(host);
     let file = world.walk("log").await.unwrap();
-    let append = OpenRequest { appends: true, ..WRITE };
-    let handle = world.fs.open(file.inode, append).await.unwrap().handle;
+    let handle = world.fs.open(file.inode, WRITE).await.unwrap().handle;
     world.host.append("log", "somebody else\n");
-    world.write(handle, 4, b"two\n").await.unwrap();
+    let appends = WriteHow { appends: true, ..WriteHow::default() };
+    world.write_as(appends, handle, 4, b"two\n").await;
     world.fs.all_sent().await;
     assert_eq!(world.host.content("log"), b"one\nsomebody else\ntwo\n");
     assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 22);
-    // A page that was changed in memory has its place.
-    world.fs.write(handle, 0, Bytes::from_static(b"ONE"), true).await.unwrap();
+    // A page that was changed in memory has its place, and so has what is written after O_APPEND was taken back.
+    world.write(handle, 0, b"ONE").await.unwrap();
     world.fs.flush(handle).await.unwrap();
     assert_eq!(world.host.content("log"), b"ONE\nsomebody else\ntwo\n");
 }
@@ -106,6 +110,25 @@ async fn a_full_disk_is_told_to_the_writer() {
         told = world.fs.flush(opened.handle).await.map(|()| 0);
     }
     assert_eq!(told.unwrap_err().errno(), Errno::ENOSPC);
+}
+
+#[tokio::test]
+async fn a_write_by_anybody_but_root_takes_the_set_id_bits_away() {
+    let world = world(MemoryHost::new());
+    let program = CreateRequest { permissions: 0o6755, ..create(true) };
+    let (entry, opened) = world.fs.create(Inode::ROOT, b"program", program).await.unwrap();
+    let mut events = world.fs.take_events().unwrap();
+    world.write(opened.handle, 0, b"by root").await.unwrap();
+    assert_eq!(world.fs.getattr(entry.inode).await.unwrap().0.permissions, 0o6755);
+    assert!(events.try_recv().is_err());
+    let drops_set_id = WriteHow { drops_set_id: true, ..WriteHow::default() };
+    world.write_as(drops_set_id, opened.handle, 0, b"by another").await;
+    assert_eq!(world.fs.getattr(entry.inode).await.unwrap().0.permissions, 0o755);
+    assert!(matches!(events.try_recv(), Ok(FsEvent::InvalidateAttributes { inode }) if inode == entry.inode));
+    world.host.reset_counters();
+    world.write_as(drops_set_id, opened.handle, 0, b"once more").await;
+    world.fs.flush(opened.handle).await.unwrap();
+    assert_eq!(world.host.counters().changes, 0, "there is nothing left to take away");
 }
 
 #[tokio::test]
@@ -155,7 +178,7 @@ async fn a_writer_who_is_ahead_of_the_link_waits() {
     let bytes = Bytes::from(vec![7; 1 << 20]);
     let writing = tokio::spawn(async move {
         for number in 0..40 {
-            fs.write(handle, number << 20, bytes.clone(), false).await.unwrap();
+            fs.write(handle, number << 20, bytes.clone(), WriteHow::default()).await.unwrap();
         }
     });
     world.host.until(|host| host.held().len() == 16).await;

@@ -127,6 +127,27 @@ async fn a_file_is_made_written_synced_and_read_on_without_its_name() {
 }
 
 #[tokio::test]
+async fn a_file_without_a_name_can_be_opened_again_by_whoever_holds_it() {
+    let world = World::new(|export| fs::write(export.join("file"), "content").unwrap());
+    let guest = world.client().await;
+    let node = guest.walk("file").await.unwrap().node;
+    guest.attributes(Request::Open { node, open: OpenId(1) }).await.unwrap();
+    guest.change(1, guest.remove("file", None)).await.unwrap();
+    let again = guest.attributes(Request::Open { node, open: OpenId(2) }).await.unwrap();
+    assert_eq!((again.node, again.links), (node, 0));
+    let open = Request::OpenFor { node, open: OpenId(3), access: WRITE };
+    guest.attributes(open).await.unwrap();
+    for open in [1, 2] {
+        guest.ask(Request::Close { node, open: OpenId(open) }).await.unwrap();
+    }
+    guest.write(2, node, END, b" and more").await.unwrap();
+    assert_eq!(guest.current(node, ByteRange::new(0, 100)).await.unwrap(), &b"content and more"[..]);
+    guest.ask(Request::Close { node, open: OpenId(3) }).await.unwrap();
+    let late = guest.attributes(Request::Open { node, open: OpenId(4) }).await;
+    assert_eq!(code(late), ErrorCode::UnknownNode, "nobody holds it any more");
+}
+
+#[tokio::test]
 async fn what_is_asked_for_again_is_answered_and_not_done_again() {
     let world = World::new(|_| {});
     let guest = world.client().await;

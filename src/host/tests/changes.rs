@@ -358,7 +358,7 @@ async fn a_host_that_runs_as_root_gives_nothing_away_unless_the_key_says_so() {
     }
     let world = World::new(|path| fs::write(path.join("file"), "").unwrap());
     let identity = Identity::generate().unwrap();
-    let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
+    let secret = world.host.ticket("export", &TicketTerms::default()).unwrap().secret();
     let visitor = Visitor::with_key(&world, &identity).await;
     let welcome = visitor.greet(Hello { ticket: Some(secret), ..hello() }).await.unwrap();
     let guest = Guest { visitor, welcome };

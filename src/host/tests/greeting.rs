@@ -18,7 +18,7 @@ async fn assert_refused(world: &World, hello: Hello, words: &str) {
 }
 
 fn ticket(world: &World, terms: TicketTerms) -> TicketSecret {
-    world.host.ticket("export", terms).unwrap().secret()
+    world.host.ticket("export", &terms).unwrap().secret()
 }
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn strangers_and_bad_tickets_are_refused_in_words() {
     assert_refused(&world, hello(), "not known to this host").await;
     let unknown = Some(TicketSecret([0; 16]));
     assert_refused(&world, Hello { ticket: unknown, ..hello() }, "no such ticket").await;
-    let expired = Some(ticket(&world, TicketTerms { expires_seconds: Some(0), keys_max: 1 }));
+    let expired = Some(ticket(&world, TicketTerms { expires_seconds: Some(0), ..TicketTerms::default() }));
     assert_refused(&world, Hello { ticket: expired, ..hello() }, "expired").await;
     let revoked = Some(ticket(&world, TicketTerms::default()));
     let state = world.state();
@@ -187,9 +187,9 @@ async fn a_client_that_says_nothing_keeps_nobody_waiting() {
 #[tokio::test]
 async fn the_ticket_names_the_host() {
     let world = World::new(|_| {});
-    let ticket = world.host.ticket("export", TicketTerms::default()).unwrap();
+    let ticket = world.host.ticket("export", &TicketTerms::default()).unwrap();
     let key: PublicKey = world.host.identity();
     assert_eq!((ticket.host_key(), ticket.export()), (key, "export"));
     assert_eq!(ticket.addresses(), [world.host.listening().into()]);
-    assert!(world.host.ticket("none", TicketTerms::default()).is_err());
+    assert!(world.host.ticket("none", &TicketTerms::default()).is_err());
 }

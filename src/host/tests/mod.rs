@@ -67,7 +67,7 @@ impl World {
 
     /// One that says `hello` beside its ticket.
     async fn client_that(&self, hello: Hello) -> Guest {
-        let secret = self.host.ticket("export", TicketTerms::default()).unwrap().secret();
+        let secret = self.host.ticket("export", &TicketTerms::default()).unwrap().secret();
         let visitor = Visitor::new(self).await;
         let hello = Hello { ticket: Some(secret), ..hello };
         let welcome = visitor.greet(hello).await.unwrap();

@@ -16,7 +16,7 @@ use super::inodes::Inode;
 use super::nodes::Age;
 use super::snapshot::Search;
 use super::{FileSystem, FsError, attributes, lock};
-use crate::client::CallError;
+use crate::client::{CallError, Client};
 use crate::proto::{Attributes, Errno, FileKind, NodeId, Timestamp, Version, WireError};
 
 /// The BLAKE3 hash of a regular file as 64 hexadecimal digits, computed on the host. Not among the listed names: a
@@ -112,11 +112,11 @@ impl FileSystem {
                 return Err(refused(Errno::ENODATA));
             }
         }
-        self.ask(inode, |client, node| {
+        let ask = |client: Arc<dyn Client>, node| {
             let name = name.to_vec();
             async move { client.get_xattr(node, &name).await }
-        })
-        .await
+        };
+        self.config.ownership.present_xattr(name, self.ask(inode, ask).await?)
     }
 
     /// The attributes that the mount adds. None of them is listed: a program that copies all attributes must not make the

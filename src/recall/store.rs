@@ -12,11 +12,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{
-    self, Body, Scope, Seen, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
+    self, Body, Scope, Seen, SeenActsAs, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
 };
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
-use crate::proto::{Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
+use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
 
 /// What may wait to be written, in bytes of memory. What comes while so much waits is not remembered.
 const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -33,6 +33,7 @@ pub(super) enum Note {
     Listing(NodeId, Vec<DirectoryEntry>),
     Link(NodeId, Vec<u8>),
     Statistics(FsStatistics),
+    ActsAs(ActingUser),
 }
 
 impl Note {
@@ -42,7 +43,7 @@ impl Note {
             + match self {
                 Self::Root(bytes, _) | Self::Name(_, bytes, _) | Self::Link(_, bytes) => bytes.len(),
                 Self::Listing(_, entries) => entries.iter().map(entry_bytes).sum(),
-                Self::Node(_) | Self::Statistics(_) => 0,
+                Self::Node(_) | Self::Statistics(_) | Self::ActsAs(_) => 0,
             }
     }
 }
@@ -150,6 +151,10 @@ impl Records {
 
     pub(super) fn link(&self, node: NodeId) -> Option<Vec<u8>> {
         self.get(&Subject::Link(node)).map(|seen: SeenLink| seen.what)
+    }
+
+    pub(super) fn acts_as(&self) -> Option<ActingUser> {
+        self.get(&Subject::ActsAs).map(|seen: SeenActsAs| seen.what)
     }
 
     pub(super) fn statistics(&self) -> Option<FsStatistics> {
@@ -284,6 +289,9 @@ impl Writer {
             Note::Listing(node, entries) => self.write_listing(at, *node, entries),
             Note::Link(node, target) => {
                 self.put(at, &Subject::Link(*node), target, target);
+            }
+            Note::ActsAs(user) => {
+                self.put(at, &Subject::ActsAs, user, *user);
             }
             Note::Statistics(statistics) => {
                 self.put(at, &Subject::Statistics, statistics, *statistics);

@@ -4,6 +4,8 @@ mod changes;
 mod content;
 mod greeting;
 mod metadata;
+mod read_only;
+mod rights;
 mod robustness;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -184,7 +184,7 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     if json {
         return print_json(&listed);
     }
-    println!("{:<10} {:<8} {:<10} {:<7} EXPORT", "TICKET", "STATE", "EXPIRES", "KEYS");
+    println!("{:<10} {:<8} {:<10} {:<7} {:<12} EXPORT", "TICKET", "STATE", "EXPIRES", "KEYS", "USER");
     for Listed { state, record } in &listed {
         let expires = match (state, record.expires) {
             (TicketState::Good, Some(expires)) => format!("in {}", span(expires.saturating_sub(now))),
@@ -193,7 +193,8 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
         };
         let keys = format!("{}/{}", record.used_by.len(), record.keys_max);
         let state = format!("{state:?}").to_lowercase();
-        println!("{:<10} {state:<8} {expires:<10} {keys:<7} {}", record.id, record.export);
+        let user = record.user.as_deref().unwrap_or("-");
+        println!("{:<10} {state:<8} {expires:<10} {keys:<7} {user:<12} {}", record.id, record.export);
     }
     Ok(())
 }

@@ -76,7 +76,10 @@ fn the_mounting_user_stands_for_the_one_as_whom_the_host_acts() {
     }
     assert!(here.contains("user:1:rwx") && there.contains("user:0:rwx"), "{here}{there}");
     assert!(here.contains("group:0:r") && there.contains("group:1:r"), "{here}{there}");
-    printed_by("setfacl", &["-d", "-m", "u:0:rw", mount.point.to_str().unwrap()]);
+    let (folder, held) = (mount.path("folder"), world.source().join("folder"));
+    fs::create_dir(&folder).unwrap();
+    printed_by("setfacl", &["-d", "-m", "u:0:rw", folder.to_str().unwrap()]);
+    assert!(acl(&folder).contains("default:user:0:rw") && acl(&held).contains("default:user:1:rw"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 
-use crate::world::{Mount, WORMHOLE, World, printed_by, run, words};
+use crate::world::{Mount, WORMHOLE, World, printed_by, run, wait_until, words};
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -35,8 +35,11 @@ fn uid_of(user: &str) -> u32 {
     nix::unistd::User::from_name(user).unwrap().unwrap().uid.as_raw()
 }
 
-fn denied(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EACCES)
+/// Refused by the host's kernel.
+#[track_caller]
+fn denied<T: std::fmt::Debug>(answer: std::io::Result<T>) {
+    let error = answer.map(drop).expect_err("this should be denied");
+    assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{error}");
 }
 
 #[test]
@@ -61,9 +64,14 @@ fn each_key_has_the_rights_of_its_user() {
     for (mine, yours, own, foreign) in [(&one, &other, "hers", "his"), (&other, &one, "his", "hers")] {
         assert_eq!(fs::read_to_string(mine.path(own)).unwrap(), content);
         let path = mine.path(foreign);
-        assert!(denied(&fs::read(&path).unwrap_err()) && denied(&fs::write(&path, "x").unwrap_err()));
-        assert!(denied(&fs::read_dir(mine.path(format!("{foreign}-folder"))).unwrap_err()));
-        assert!(denied(&fs::metadata(mine.path(format!("{foreign}-folder/inner"))).unwrap_err()));
+        // What another mount made is seen within a second.
+        wait_until("the file is seen", || fs::symlink_metadata(&path).is_ok());
+        wait_until("the folder is seen", || mine.path(format!("{foreign}-folder")).exists());
+        denied(fs::read(&path));
+        denied(OpenOptions::new().write(true).open(&path));
+        denied(fs::write(&path, "x"));
+        denied(fs::read_dir(mine.path(format!("{foreign}-folder"))));
+        denied(fs::metadata(mine.path(format!("{foreign}-folder/inner"))));
         let changed = fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap_err();
         assert_eq!(changed.raw_os_error(), Some(libc::EPERM));
         let sum = run(WORMHOLE, &["sum", path.to_str().unwrap()]);
@@ -75,7 +83,7 @@ fn each_key_has_the_rights_of_its_user() {
     chown(world.source().join("his"), Some(daemon), None).unwrap();
     let mut byte = [0; 1];
     std::os::unix::fs::FileExt::read_exact_at(&open, &mut byte, 0).unwrap();
-    assert!(denied(&File::open(other.path("his")).unwrap_err()));
+    denied(File::open(other.path("his")));
     // Neither key can take the other's place by name or by list.
     let state = world.path("host-state");
     let keys = printed_by(WORMHOLE, &["key", "list", "--json", "--state-dir", state.to_str().unwrap()]);
@@ -109,7 +117,7 @@ fn supplementary_groups_count_and_folders_hand_theirs_on() {
     let host = world.host_by(command, "127.0.0.1:0", &["--ticket-user", "nobody"]);
     let mount = world.mount(&host.ticket, "");
     assert_eq!(fs::read_to_string(mount.path("shared/file")).unwrap(), "read me");
-    assert!(denied(&fs::read(mount.path("closed/file")).unwrap_err()));
+    denied(fs::read(mount.path("closed/file")));
     fs::write(mount.path("shared/new"), "x").unwrap();
     fs::create_dir(mount.path("shared/folder")).unwrap();
     for (name, mode) in [("shared/new", 0o644), ("shared/folder", 0o2755)] {

@@ -164,8 +164,6 @@ async fn what_a_user_makes_is_his_and_the_kernel_says_what_he_may_do_with_it() {
         fs::create_dir(path.join("shared")).unwrap();
         chown(path.join("shared"), None, Some(READERS)).unwrap();
         chmod(&path.join("shared"), 0o2777);
-        fs::create_dir(path.join("sticky")).unwrap();
-        chmod(&path.join("sticky"), 0o1777);
         fs::write(path.join("for-readers"), "read me").unwrap();
         chown(path.join("for-readers"), None, Some(READERS)).unwrap();
         chmod(&path.join("for-readers"), 0o640);
@@ -210,18 +208,31 @@ async fn what_a_user_makes_is_his_and_the_kernel_says_what_he_may_do_with_it() {
     assert_eq!(node(alice.change(5, set(file.node, lends)).await).permissions, 0o4755);
     alice.write(6, file.node, WriteAt::Offset(0), b"new").await.unwrap();
     assert_eq!(fs::metadata(world.path("hers")).unwrap().mode() & 0o7777, 0o755);
-    // In a sticky folder each takes away his own.
+}
+
+#[tokio::test]
+async fn in_a_sticky_folder_each_takes_away_his_own() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(|path| {
+        common(path);
+        fs::create_dir(path.join("sticky")).unwrap();
+        chmod(&path.join("sticky"), 0o1777);
+    });
+    let (alice, bob) = (world.alice().await, world.bob().await);
+    let caller = Caller::default();
     let sticky = alice.walk("sticky").await.unwrap().node;
     assert_eq!(bob.walk("sticky").await.unwrap().node, sticky);
-    let in_sticky = |id| Change::MakeNode {
+    let make = |permissions| Change::MakeNode {
         parent: sticky,
         name: b"kept".to_vec(),
         kind: FileKind::Regular,
-        permissions: id,
+        permissions,
         device_number: 0,
         caller,
     };
-    alice.change(7, in_sticky(0o666)).await.unwrap();
+    alice.change(7, make(0o666)).await.unwrap();
     let remove =
         || Change::Remove { parent: sticky, name: b"kept".to_vec(), directory: false, expected: None };
     assert_eq!(code(bob.change(5, remove()).await), system(Errno::EPERM));

@@ -70,7 +70,8 @@ fn each_key_has_the_rights_of_its_user() {
         denied(fs::read(&path));
         denied(OpenOptions::new().write(true).open(&path));
         denied(fs::write(&path, "x"));
-        denied(fs::read_dir(mine.path(format!("{foreign}-folder"))));
+        let listed = |folder| fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        denied(listed(mine.path(format!("{foreign}-folder"))));
         denied(fs::metadata(mine.path(format!("{foreign}-folder/inner"))));
         let changed = fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap_err();
         assert_eq!(changed.raw_os_error(), Some(libc::EPERM));

@@ -5,6 +5,7 @@ mod changing;
 mod directories;
 mod disconnected;
 mod names;
+mod owners;
 mod reading;
 mod recalled;
 mod restart;

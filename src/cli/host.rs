@@ -58,6 +58,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIME", default_value = "24h")]
     ticket_expires: Lifetime,
 
+    /// As whom the key acts that the ticket lets in: a user of this machine, if the host runs as root
+    #[arg(long, value_name = "USER")]
+    ticket_user: Option<String>,
+
     /// Print what is said at the start as one JSON object
     #[arg(long)]
     json: bool,
@@ -79,7 +83,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     config.engine = arguments.io;
     config.tuning.congestion = arguments.cc;
     config.index_ahead = arguments.index;
-    let terms = TicketTerms { expires_seconds: arguments.ticket_expires.seconds(), keys_max: 1 };
+    let terms = TicketTerms {
+        expires_seconds: arguments.ticket_expires.seconds(),
+        keys_max: 1,
+        user: arguments.ticket_user,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -100,7 +108,7 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     let first = config.exports.first().map(|export| export.name.clone()).unwrap_or_default();
     let index = config.index_ahead;
     let host = Host::start(config).map_err(describe)?;
-    let ticket = host.ticket(&first, terms).map_err(describe)?;
+    let ticket = host.ticket(&first, &terms).map_err(describe)?;
     let ready = Ready {
         listening: host.listening().to_string(),
         identity: host.identity().to_string(),
@@ -202,6 +210,7 @@ fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
 fn describe(error: HostError) -> CliError {
     match error {
         HostError::Export(error) => CliError::usage(error),
+        HostError::User(_) => CliError::usage(error),
         error => CliError::system(error),
     }
 }

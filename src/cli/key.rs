@@ -38,6 +38,9 @@ enum Action {
 struct Listed<'a> {
     key: String,
     read_only: bool,
+    /// As whom it acts; absent for the user who runs the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
     /// Absent for all.
     exports: Option<&'a [String]>,
     comment: &'a str,
@@ -62,11 +65,12 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     if json {
         return print_json(&keys.iter().map(listed).collect::<Vec<_>>());
     }
-    println!("{:<52} {:<6} {:<20} COMMENT", "KEY", "RIGHTS", "EXPORTS");
+    println!("{:<52} {:<6} {:<12} {:<20} COMMENT", "KEY", "RIGHTS", "USER", "EXPORTS");
     for key in keys.iter() {
         let rights = if key.read_only { "ro" } else { "rw" };
         let exports = key.exports.as_ref().map_or_else(|| "all".to_owned(), |exports| exports.join(","));
-        println!("{:<52} {rights:<6} {exports:<20} {}", key.key, key.comment);
+        let user = key.user.as_deref().unwrap_or("-");
+        println!("{:<52} {rights:<6} {user:<12} {exports:<20} {}", key.key, key.comment);
     }
     Ok(())
 }
@@ -75,6 +79,7 @@ fn listed(key: &AuthorizedKey) -> Listed<'_> {
     Listed {
         key: key.key.to_string(),
         read_only: key.read_only,
+        user: key.user.as_deref(),
         exports: key.exports.as_deref(),
         comment: &key.comment,
     }

@@ -38,6 +38,10 @@ enum Action {
         /// How many keys it lets in
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         keys: u32,
+
+        /// As whom the keys act that it lets in: a user of this machine, on a host that runs as root
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
     },
     /// List the tickets that are out
     List,
@@ -103,6 +107,9 @@ struct NewTicket {
     /// Seconds since the epoch; absent for never.
     expires: Option<u64>,
     keys: u32,
+    /// As whom they act; absent for the user who runs the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -115,19 +122,16 @@ struct Listed<'a> {
 pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     let (json, state) = (arguments.on.json, arguments.on.open()?);
     match arguments.action {
-        Action::New { export, expires, keys } => make(&state, export, expires, keys, json),
+        Action::New { export, expires, keys, user } => {
+            let terms = TicketTerms { expires_seconds: expires.seconds(), keys_max: keys, user };
+            make(&state, export, terms, json)
+        }
         Action::List => list(&state, json),
         Action::Revoke { id } => revoke(&state, &id),
     }
 }
 
-fn make(
-    state: &StateDir,
-    export: Option<String>,
-    expires: Lifetime,
-    keys: u32,
-    json: bool,
-) -> Result<(), CliError> {
+fn make(state: &StateDir, export: Option<String>, terms: TicketTerms, json: bool) -> Result<(), CliError> {
     let running = running(state)?;
     let export = match (export, running.exports.as_slice()) {
         (Some(export), _) => export,
@@ -136,14 +140,20 @@ fn make(
             return Err(CliError::usage(format!("which export? This host serves {}", several.join(", "))));
         }
     };
-    let terms = TicketTerms { expires_seconds: expires.seconds(), keys_max: keys };
-    let ticket = host::issue_beside(state, &running, &export, terms).map_err(|error| match error {
-        host::HostError::UnknownExport { .. } => CliError::usage(error),
+    let ticket = host::issue_beside(state, &running, &export, &terms).map_err(|error| match error {
+        host::HostError::UnknownExport { .. } | host::HostError::User(_) => CliError::usage(error),
         error => CliError::system(error),
     })?;
-    let expires = expires.seconds().map(|seconds| now().saturating_add(seconds));
-    let made =
-        NewTicket { id: host::ticket_id(ticket.secret()), ticket: ticket.to_string(), export, expires, keys };
+    let (keys, user) = (terms.keys_max, terms.user);
+    let expires = terms.expires_seconds.map(|seconds| now().saturating_add(seconds));
+    let made = NewTicket {
+        id: host::ticket_id(ticket.secret()),
+        ticket: ticket.to_string(),
+        export,
+        expires,
+        keys,
+        user,
+    };
     if json {
         return print_json(&made);
     }
@@ -174,7 +184,7 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     if json {
         return print_json(&listed);
     }
-    println!("{:<10} {:<8} {:<10} {:<7} EXPORT", "TICKET", "STATE", "EXPIRES", "KEYS");
+    println!("{:<10} {:<8} {:<10} {:<7} {:<12} EXPORT", "TICKET", "STATE", "EXPIRES", "KEYS", "USER");
     for Listed { state, record } in &listed {
         let expires = match (state, record.expires) {
             (TicketState::Good, Some(expires)) => format!("in {}", span(expires.saturating_sub(now))),
@@ -183,7 +193,8 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
         };
         let keys = format!("{}/{}", record.used_by.len(), record.keys_max);
         let state = format!("{state:?}").to_lowercase();
-        println!("{:<10} {state:<8} {expires:<10} {keys:<7} {}", record.id, record.export);
+        let user = record.user.as_deref().unwrap_or("-");
+        println!("{:<10} {state:<8} {expires:<10} {keys:<7} {user:<12} {}", record.id, record.export);
     }
     Ok(())
 }

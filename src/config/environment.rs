@@ -37,6 +37,8 @@ pub struct NoHome {
 pub struct Environment {
     /// The effective user.
     pub uid: u32,
+    /// The effective group.
+    pub gid: u32,
     /// `HOME`.
     pub home: Option<PathBuf>,
     /// `XDG_STATE_HOME`.
@@ -50,14 +52,16 @@ pub struct Environment {
 impl Environment {
     /// That of this process.
     pub fn of_process() -> Self {
-        Self::new(nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name))
+        let gid = nix::unistd::getegid().as_raw();
+        Self { gid, ..Self::new(nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name)) }
     }
 
-    /// With the variables that `variable` knows. Relative paths are ignored, as XDG demands.
+    /// With the variables that `variable` knows, in group 0. Relative paths are ignored, as XDG demands.
     pub fn new(uid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let directory = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
         Self {
             uid,
+            gid: 0,
             home: directory("HOME"),
             state_home: directory("XDG_STATE_HOME"),
             cache_home: directory("XDG_CACHE_HOME"),

@@ -5,6 +5,7 @@
 
 mod environment;
 mod error;
+mod id_files;
 mod options;
 mod resolve;
 mod units;
@@ -12,8 +13,9 @@ mod words;
 
 pub use environment::{Environment, NoHome, Side};
 pub use error::OptionError;
+pub use id_files::{IdMapError, LineError};
 pub use options::{
-    Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, KernelOptions, LocalAccounts,
+    Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, IdMapKind, KernelOptions, LocalAccounts,
     MountOptions, OPTION_FAMILIES, OPTIONS_FOR_OTHERS, OptionEntry, OptionFamily, Ownership, Parsed,
     Patience, Start, TransferOptions, Visibility, options_not_yet, options_without_effect,
 };

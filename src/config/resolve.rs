@@ -5,8 +5,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::id_files::{IdMapError, id_mapping};
 use super::options::{AttributeTimes, CacheMode, CacheOptions, HostOptions, TransferOptions};
-use super::{Environment, MountOptions, NoHome, Side, Size, Visibility};
+use super::{Environment, LocalAccounts, MountOptions, NoHome, Side, Size, Visibility};
 use crate::cache::CacheConfig;
 use crate::chunk::CHUNK_BYTES;
 use crate::fetch::FetchConfig;
@@ -79,6 +80,9 @@ pub enum ConfigError {
     /// `offline` beside something that leaves nothing to show.
     #[error("`offline` shows what the disk cache knows, and `{0}` allows none of it")]
     NothingOffline(&'static str),
+    /// Who stands for whom cannot be told.
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
     /// The known-hosts file cannot be used.
     #[error(transparent)]
     KnownHosts(#[from] crate::transport::known_hosts::KnownHostsError),
@@ -135,7 +139,9 @@ pub fn mount_config(
             gid: options.ownership.gid,
             file_mask: options.ownership.file_mask.unwrap_or(0),
             directory_mask: options.ownership.directory_mask.unwrap_or(0),
+            ..Ownership::default()
         },
+        id_mapping: id_mapping(&options.ownership, environment, &LocalAccounts)?,
         fuse: fuse(options, &places.label),
         label: places.label,
     })
@@ -319,11 +325,13 @@ fn machine_memory_bytes() -> u64 {
 mod tests {
     use super::*;
     use crate::config::{Accounts, LocalAccounts};
+    use crate::mount::IdMapping;
     use crate::proto::TicketSecret;
     use crate::transport::{CongestionKind, Identity, TransportChoice, TransportKind};
 
     fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
-        let environment = Environment { uid: 1000, home: Some("/home/ann".into()), ..Environment::default() };
+        let environment =
+            Environment { uid: 1000, gid: 100, home: Some("/home/ann".into()), ..Environment::default() };
         let accounts: &dyn Accounts = &LocalAccounts;
         let options = MountOptions::parse([list], false, &environment, accounts).unwrap().options;
         let places =
@@ -381,8 +389,20 @@ mod tests {
         assert_eq!(config("identity=/k").identity_file, Path::new("/k"));
         assert_eq!(config("known_hosts=/h").known_hosts.path(), Path::new("/h"));
         let owned = config("uid=1,gid=2,umask=022,fmask=0133").ownership;
-        let expected = Ownership { uid: Some(1), gid: Some(2), file_mask: 0o133, directory_mask: 0o022 };
+        let expected = Ownership {
+            uid: Some(1),
+            gid: Some(2),
+            file_mask: 0o133,
+            directory_mask: 0o022,
+            ..Ownership::default()
+        };
         assert_eq!(owned, expected);
+        assert_eq!(config("").id_mapping, IdMapping::None);
+        assert_eq!(config("idmap=user").id_mapping, IdMapping::User { uid: 1000, gid: 100 });
+        for list in ["idmap=file", "uidfile=/u", "idmap=user,gidfile=/g", "idmap=file,uidfile=/nowhere"] {
+            let error = config_of(Source::Ticket(ticket()), list).unwrap_err();
+            assert!(matches!(error, ConfigError::IdMap(_)), "{list}: {error}");
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@
 //! many copies lie between. [`Learned`] keeps two moments: when an answer was *asked* for, which puts answers that
 //! overtook each other in order, and when it was *seen* on the host, from which it ages. They differ for long listings.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::FsError;
-use crate::proto::{Attributes, FileKind, SetAttributes};
+use super::ids::{IdMap, Unmapped};
+use crate::proto::{Attributes, Change, FileKind, SetAttributes};
 
 /// When something was learned from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,8 +106,12 @@ pub(super) fn tell_changes_apart(attributes: &Attributes) -> bool {
     attributes.is_settled() || (is_fine && attributes.observed.0.saturating_sub(newest) >= TICK_NS)
 }
 
-/// What the mount shows instead of the host's owners and permissions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What is shown as owner and group where nobody here stands for them: `nobody`, as the kernel itself does.
+const OVERFLOW_ID: u32 = 65_534;
+
+/// What the mount shows instead of the host's owners and permissions. What is shown for everything counts for more than a map; of
+/// ACLs the map alone is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ownership {
     /// Shown as the owner of everything.
     pub uid: Option<u32>,
@@ -115,6 +121,8 @@ pub struct Ownership {
     pub file_mask: u16,
     /// Permission bits taken away from directories.
     pub directory_mask: u16,
+    /// Who here stands for whom on the host.
+    pub ids: Arc<IdMap>,
 }
 
 impl Ownership {
@@ -129,26 +137,49 @@ impl Ownership {
         Ok(SetAttributes { uid: keep(self.uid, set.uid)?, gid: keep(self.gid, set.gid)?, ..set })
     }
 
+    /// A change as the host is to understand it.
+    pub(super) fn for_host(&self, change: Change) -> Result<Change, Unmapped> {
+        self.ids.for_host(change)
+    }
+
+    /// The value of an extended attribute as users see it.
+    pub(super) fn present_xattr(&self, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>, FsError> {
+        Ok(self.ids.shown_xattr(name, value)?)
+    }
+
     /// The attributes as users see them.
-    pub fn present(&self, attributes: Attributes) -> Attributes {
+    pub fn present(&self, attributes: Attributes) -> Result<Attributes, FsError> {
+        let (uid, gid) = self.ids.shown_owner(&attributes);
+        let uid = self.uid.map_or(uid, Ok)?;
+        let gid = self.gid.map_or(gid, Ok)?;
+        Ok(Attributes { uid, gid, permissions: self.shown_permissions(&attributes), ..attributes })
+    }
+
+    /// The same for a listing, which shows names also of those whose owner cannot be shown; `false` for such ones.
+    pub(super) fn present_listed(&self, attributes: Attributes) -> (Attributes, bool) {
+        match self.present(attributes) {
+            Ok(shown) => (shown, true),
+            Err(_) => {
+                (Attributes { uid: OVERFLOW_ID, gid: OVERFLOW_ID, permissions: 0, ..attributes }, false)
+            }
+        }
+    }
+
+    fn shown_permissions(&self, attributes: &Attributes) -> u16 {
         let mask = match attributes.kind {
             FileKind::Directory => self.directory_mask,
             // The permissions of a link mean nothing and are 0777 everywhere.
             FileKind::Symlink => 0,
             _ => self.file_mask,
         };
-        Attributes {
-            uid: self.uid.unwrap_or(attributes.uid),
-            gid: self.gid.unwrap_or(attributes.gid),
-            permissions: attributes.permissions & !mask,
-            ..attributes
-        }
+        attributes.permissions & !mask
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::ids::NumberMap;
     use crate::fs::tests::attributes;
     use crate::proto::Timestamp;
 
@@ -203,9 +234,10 @@ mod tests {
 
     #[test]
     fn owners_and_masks_are_shown_instead() {
-        let ownership = Ownership { uid: Some(7), gid: None, file_mask: 0o177, directory_mask: 0o022 };
+        let ownership =
+            Ownership { uid: Some(7), file_mask: 0o177, directory_mask: 0o022, ..Ownership::default() };
         let shown = |kind| {
-            let shown = ownership.present(attributes(5, kind));
+            let shown = ownership.present(attributes(5, kind)).unwrap();
             (shown.uid, shown.gid, shown.permissions)
         };
         assert_eq!(shown(FileKind::Regular), (7, 1000, 0o600));
@@ -213,7 +245,27 @@ mod tests {
         assert_eq!(shown(FileKind::Symlink), (7, 1000, 0o755));
         assert_eq!(
             Ownership::default().present(attributes(5, FileKind::Fifo)),
-            attributes(5, FileKind::Fifo)
+            Ok(attributes(5, FileKind::Fifo))
         );
+    }
+
+    #[test]
+    fn one_owner_for_everything_counts_for_more_than_a_map() {
+        let ids = Arc::new(IdMap::of_user((1000, 1000), (3, 4)).unwrap());
+        let mapped = Ownership { ids: Arc::clone(&ids), ..Ownership::default() };
+        let shown = mapped.present(attributes(5, FileKind::Regular)).unwrap();
+        assert_eq!((shown.uid, shown.gid), (3, 4));
+        let fixed = Ownership { uid: Some(7), ids, ..Ownership::default() };
+        let shown = fixed.present(attributes(5, FileKind::Regular)).unwrap();
+        assert_eq!((shown.uid, shown.gid), (7, 4));
+        let strict = IdMap { users: NumberMap::default().refusing_others(), ..IdMap::default() };
+        let fixed = |uid| Ownership { uid, ids: Arc::new(strict.clone()), ..Ownership::default() };
+        assert_eq!(fixed(Some(7)).present(attributes(5, FileKind::Regular)).unwrap().uid, 7);
+        assert_eq!(
+            fixed(None).present(attributes(5, FileKind::Regular)),
+            Err(FsError::Unmapped(Unmapped(1000)))
+        );
+        let (listed, is_shown) = fixed(None).present_listed(attributes(5, FileKind::Regular));
+        assert_eq!((listed.uid, listed.permissions, is_shown), (OVERFLOW_ID, 0, false));
     }
 }

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use super::attributes::Learned;
 use super::error::Remedy;
 use super::files::{OpenRequest, Opened};
+use super::ids::Unmapped;
 use super::inodes::{Inode, Name};
 use super::nodes::Entry;
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client, SentFirst};
 use crate::proto::{
-    Attributes, Caller, Change, Changed, FileKind, NAME_BYTES_MAX, NodeId, OpenId, RenameHow,
+    Attributes, Caller, Change, Changed, Errno, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, OpenId,
+    RenameHow, WireError,
 };
 
 /// How a file is to be made.
@@ -189,8 +191,12 @@ impl FileSystem {
     ) -> Result<(Changed, Learned), FsError> {
         let first = SentFirst::default();
         let call = |client: Arc<dyn Client>, nodes| {
-            let (change, first) = (change(nodes), first.clone());
-            async move { client.changed(change, &first).await }
+            let (change, first) = (self.config.ownership.for_host(change(nodes)), first.clone());
+            async move {
+                let refused =
+                    |error: Unmapped| WireError::new(ErrorCode::System(Errno::EPERM), error.to_string());
+                client.changed(change.map_err(refused)?, &first).await
+            }
         };
         let begun = Instant::now();
         let answer = self.ask_to_change(inodes, call).await;

@@ -1,5 +1,6 @@
 //! What can go wrong below a system call, and the one place where it becomes an error number.
 
+use super::ids::Unmapped;
 use crate::client::CallError;
 use crate::fetch::FetchError;
 use crate::proto::{Errno, ErrorCode};
@@ -31,6 +32,9 @@ pub enum FsError {
     /// An owner is to be changed that is not the host's.
     #[error("the mount shows another owner than the host has (uid=, gid=), which cannot be changed")]
     OwnerIsShown,
+    /// An owner has no counterpart here, or one of here none on the host.
+    #[error(transparent)]
+    Unmapped(#[from] Unmapped),
     /// The host's machine restarted before what it had accepted was on its disk.
     #[error("the host restarted before what was written was on its disk")]
     LostWrites,
@@ -67,7 +71,7 @@ impl FsError {
             Self::UnknownInode(_) | Self::Stale => Errno::ESTALE,
             Self::BadHandle(_) => Errno::EBADF,
             Self::ReadOnly => Errno::EROFS,
-            Self::OwnerIsShown => Errno::EPERM,
+            Self::OwnerIsShown | Self::Unmapped(_) => Errno::EPERM,
             Self::LostWrites | Self::KeepsChanging => Errno::EIO,
             Self::TooManyEntries(_) => Errno::ENOMEM,
             Self::NameTooLong(_) => Errno::ENAMETOOLONG,
@@ -133,6 +137,7 @@ mod tests {
             (FsError::Stale, Errno::ESTALE),
             (FsError::ReadOnly, Errno::EROFS),
             (FsError::OwnerIsShown, Errno::EPERM),
+            (FsError::Unmapped(Unmapped(7)), Errno::EPERM),
             (FsError::LostWrites, Errno::EIO),
             (FsError::KeepsChanging, Errno::EIO),
             (FsError::TooManyEntries(1), Errno::ENOMEM),

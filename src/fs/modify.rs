@@ -17,13 +17,13 @@ impl FileSystem {
         if set == SetAttributes::default() {
             let (attributes, learned) = self.attributes_from_host(inode).await?;
             let ttl = self.config.freshness.attributes_left(learned, Instant::now());
-            return Ok((self.config.ownership.present(attributes), ttl));
+            return Ok((self.config.ownership.present(attributes)?, ttl));
         }
         let (changed, learned) =
             self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await?;
         let attributes = changed.node.ok_or(FsError::Invalid)?;
         let ttl = self.config.freshness.attributes_left(learned, Instant::now());
-        Ok((self.config.ownership.present(attributes), ttl))
+        Ok((self.config.ownership.present(attributes)?, ttl))
     }
 
     /// Takes away the bits that lend a program its file's user and group, as a write by anybody but root does.

@@ -75,7 +75,7 @@ impl FileSystem {
         let (attributes, learned) = self.attributes_of(inode, Age::Fresh).await?;
         let ttl = self.config.freshness.attributes_left(learned, Instant::now());
         let attributes = self.with_unsent(inode, attributes, learned.seen);
-        Ok((self.config.ownership.present(attributes), ttl))
+        Ok((self.config.ownership.present(attributes)?, ttl))
     }
 
     /// The target of a symbolic link.
@@ -145,7 +145,20 @@ impl FileSystem {
         }
     }
 
-    /// Takes note of an entry that the kernel is about to be told of.
+    /// The same as [`Self::enter`], if its owner can be shown.
+    pub(super) fn enter_shown(
+        &self,
+        parent: Inode,
+        name: &Name,
+        attributes: Attributes,
+        learned: Learned,
+    ) -> Result<Entry, FsError> {
+        self.config.ownership.present(attributes)?;
+        Ok(self.enter(parent, name, attributes, learned))
+    }
+
+    /// Takes note of an entry that the kernel is about to be told of. One whose owner cannot be shown holds for no time, so that the
+    /// kernel asks before it lets anybody have it.
     pub(super) fn enter(
         &self,
         parent: Inode,
@@ -163,11 +176,14 @@ impl FileSystem {
             self.config.freshness.entry_left(learned, now)
         };
         let attributes = self.with_unsent(inode, record.attributes, record.learned.seen);
+        let (attributes, is_shown) = self.config.ownership.present_listed(attributes);
+        let attributes_ttl = self.config.freshness.attributes_left(record.learned, now);
+        let for_shown = |ttl| if is_shown { ttl } else { Duration::ZERO };
         Entry {
             inode,
-            attributes: self.config.ownership.present(attributes),
-            attributes_ttl: self.config.freshness.attributes_left(record.learned, now),
-            entry_ttl,
+            attributes,
+            attributes_ttl: for_shown(attributes_ttl),
+            entry_ttl: for_shown(entry_ttl),
         }
     }
 
@@ -242,7 +258,7 @@ impl FileSystem {
             async move { client.lookup(node, &name).await }
         };
         match self.ask(parent, call).await {
-            Ok(attributes) => Ok(Lookup::Found(self.enter(parent, name, attributes, learned))),
+            Ok(attributes) => self.enter_shown(parent, name, attributes, learned).map(Lookup::Found),
             Err(error) if error.is_not_found() => {
                 let mut inodes = lock(&self.inodes);
                 if inodes.is_before_own_change(parent, learned.asked) {
@@ -271,8 +287,8 @@ impl FileSystem {
             Known::Entry(listed) => {
                 let is_fresh = !freshness.entry_left(listed.learned, now).is_zero()
                     && !freshness.attributes_left(listed.learned, now).is_zero();
-                (age == Age::Any || is_fresh)
-                    .then(|| Lookup::Found(self.enter(parent, name, listed.attributes, listed.learned)))
+                let enter = || self.enter_shown(parent, name, listed.attributes, listed.learned).ok();
+                (age == Age::Any || is_fresh).then(enter).flatten().map(Lookup::Found)
             }
             Known::Absent(learned) => {
                 let ttl = freshness.absence_left(learned, now);
@@ -291,6 +307,6 @@ impl FileSystem {
             let record = inodes.get(inodes.child(parent, name)?)?;
             (record.attributes, record.learned)
         };
-        Some(Lookup::Found(self.enter(parent, name, attributes, learned)))
+        self.enter_shown(parent, name, attributes, learned).ok().map(Lookup::Found)
     }
 }

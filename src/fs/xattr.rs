@@ -16,7 +16,7 @@ use super::inodes::Inode;
 use super::nodes::Age;
 use super::snapshot::Search;
 use super::{FileSystem, FsError, attributes, lock};
-use crate::client::CallError;
+use crate::client::{CallError, Client};
 use crate::proto::{Attributes, Errno, FileKind, NodeId, Timestamp, Version, WireError};
 
 /// The BLAKE3 hash of a regular file as 64 hexadecimal digits, computed on the host. Not among the listed names: a
@@ -112,18 +112,16 @@ impl FileSystem {
                 return Err(refused(Errno::ENODATA));
             }
         }
-        let value = self
-            .ask(inode, |client, node| {
-                let name = name.to_vec();
-                async move { client.get_xattr(node, &name).await }
-            })
-            .await;
-        match value {
+        let ask = |client: Arc<dyn Client>, node| {
+            let name = name.to_vec();
+            async move { client.get_xattr(node, &name).await }
+        };
+        match self.ask(inode, ask).await {
             // A host whose file system knows no ACLs has none here; of any other word the kernel makes a refusal.
             Err(error) if name.starts_with(b"system.posix_acl_") && error.errno() == Errno::EOPNOTSUPP => {
                 Err(refused(Errno::ENODATA))
             }
-            value => value,
+            value => self.config.ownership.present_xattr(name, value?),
         }
     }
 

@@ -14,6 +14,8 @@ pub(super) struct Admission {
     pub(super) read_only: bool,
     /// Whether it may choose owners.
     pub(super) owners: bool,
+    /// As whom it acts; `None`: as the user who runs the host.
+    pub(super) user: Option<String>,
     /// The ticket by which it comes in for the first time: the key is to be written down.
     pub(super) enrol_by: Option<String>,
 }
@@ -32,6 +34,17 @@ pub(super) enum Refusal {
     UnknownKey(PublicKey),
     #[error(transparent)]
     Ticket(#[from] TicketRefusal),
+    #[error(
+        "on this host the key acts as {}, and the ticket is for keys that act as {ticket}; ask for a ticket for the same \
+         user, or mount with another key (`-o identity=FILE`)",
+        .known.as_deref().unwrap_or("the user who runs it")
+    )]
+    OtherUser {
+        /// As whom the key acts.
+        known: Option<String>,
+        /// As whom keys act that come by the ticket.
+        ticket: String,
+    },
     #[error("this host has no export {export:?}; this key may mount: {}", list(.allowed))]
     UnknownExport {
         /// What was asked for.
@@ -58,7 +71,12 @@ pub(super) fn admit(
     let known = keys.find(key);
     let exists = exports.contains(&hello.export.as_str());
     if let Some(known) = known.filter(|known| exists && known.may_mount(&hello.export)) {
-        return Ok(Admission { read_only: known.read_only, owners: known.owners, enrol_by: None });
+        return Ok(Admission {
+            read_only: known.read_only,
+            owners: known.owners,
+            user: known.user.clone(),
+            enrol_by: None,
+        });
     }
     match (hello.ticket, known) {
         (Some(secret), _) => {
@@ -66,8 +84,20 @@ pub(super) fn admit(
             if !exists {
                 return Err(Refusal::UnknownExport { export: hello.export.clone(), allowed: Vec::new() });
             }
-            let (read_only, owners) = known.map_or((false, false), |known| (known.read_only, known.owners));
-            Ok(Admission { read_only, owners, enrol_by: Some(ticket.id.clone()) })
+            let enrol_by = Some(ticket.id.clone());
+            let Some(known) = known else {
+                return Ok(Admission {
+                    read_only: false,
+                    owners: false,
+                    user: ticket.user.clone(),
+                    enrol_by,
+                });
+            };
+            let user = known.user.clone();
+            if let Some(meant) = ticket.user.clone().filter(|meant| Some(meant) != user.as_ref()) {
+                return Err(Refusal::OtherUser { known: user, ticket: meant });
+            }
+            Ok(Admission { read_only: known.read_only, owners: known.owners, user, enrol_by })
         }
         (None, Some(known)) => {
             let allowed = exports.iter().filter(|name| known.may_mount(name)).map(ToString::to_string);
@@ -110,14 +140,14 @@ mod tests {
     fn decide(hello: &Hello, byte: u8) -> Result<Admission, Refusal> {
         let (keys, _) = AuthorizedKeys::parse(&format!("{} ro exports=media,gone\n", key(1)));
         let mut tickets = TicketBook::default();
-        tickets.issue(SECRET, "home", None, 1, NOW);
-        tickets.issue(TicketSecret([4; 16]), "gone", None, 1, NOW);
+        tickets.issue(SECRET, "home", (None, 1, None), NOW);
+        tickets.issue(TicketSecret([4; 16]), "gone", (None, 1, None), NOW);
         admit(hello, key(byte), &EXPORTS, &keys, &tickets, NOW)
     }
 
     #[test]
     fn a_known_key_needs_no_ticket_and_an_old_one_does_not_harm_it() {
-        let admission = Admission { read_only: true, owners: false, enrol_by: None };
+        let admission = Admission { read_only: true, owners: false, user: None, enrol_by: None };
         assert_eq!(decide(&hello("media", None), 1).unwrap(), admission);
         assert_eq!(decide(&hello("media", Some(TicketSecret([9; 16]))), 1).unwrap(), admission);
     }
@@ -127,6 +157,26 @@ mod tests {
         assert!(decide(&hello("home", Some(SECRET)), 2).unwrap().enrol_by.is_some());
         let widened = decide(&hello("home", Some(SECRET)), 1).unwrap();
         assert!(widened.read_only && widened.enrol_by.is_some());
+    }
+
+    #[test]
+    fn a_key_acts_as_one_user_wherever_it_comes_in() {
+        let keys = format!("{} exports=media\n{} user=ann exports=media\n", key(1), key(2));
+        let (keys, _) = AuthorizedKeys::parse(&keys);
+        let mut tickets = TicketBook::default();
+        tickets.issue(SECRET, "home", (None, 9, Some("ann")), NOW);
+        tickets.issue(TicketSecret([4; 16]), "home", (None, 9, None), NOW);
+        let user_of = |byte, secret| {
+            let hello = hello("home", Some(TicketSecret([secret; 16])));
+            admit(&hello, key(byte), &EXPORTS, &keys, &tickets, NOW).map(|admission| admission.user)
+        };
+        let ann = Ok(Some("ann".to_owned()));
+        assert_eq!(user_of(3, 3), ann, "who is new acts as the ticket says");
+        assert_eq!(user_of(2, 3), ann);
+        assert_eq!(user_of(2, 4), ann, "a ticket for the host's own user gives nobody more rights");
+        let other = Refusal::OtherUser { known: None, ticket: "ann".to_owned() };
+        assert_eq!(user_of(1, 3), Err(other), "nor does a key bring more than the ticket is for");
+        assert_eq!(user_of(3, 4), Ok(None));
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl ClientContext {
         self.blocks.acquire().await.ok()
     }
 
-    /// Runs system calls where they may wait. What panics answers EIO.
+    /// Runs system calls where they may wait, with the rights of the one as whom the client acts. What panics answers EIO.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         calls: impl FnOnce(&Session) -> Result<T, WireError> + Send + 'static,
@@ -132,7 +132,7 @@ impl ClientContext {
         let run = move || {
             // Held by the thread: a request that is given up leaves its call behind.
             let _place = place;
-            calls(&session)
+            session.with_rights(calls)
         };
         tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(WireError::system(Errno::EIO)))
     }

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use nix::fcntl::OFlag;
 use tokio::sync::Semaphore;
 
+use super::actor::Actor;
 use super::attributes::system_error;
 use super::confine::open_beneath;
 use super::counters::Counters;
@@ -40,6 +41,8 @@ pub(super) struct LiveClient {
     pub(super) export: String,
     pub(super) sub_path: Vec<u8>,
     pub(super) read_only: bool,
+    /// As whom its key said it acts.
+    pub(super) user: Option<String>,
     pub(super) since: Instant,
     pub(super) connection: Connection,
 }
@@ -61,7 +64,7 @@ pub(super) struct Core {
     /// Descriptors that sessions may hold.
     pub(super) descriptors: Arc<Semaphore>,
     sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
-    trees: Mutex<HashMap<(usize, NodeId), Weak<Tree>>>,
+    trees: Mutex<HashMap<(usize, NodeId, Actor), Weak<Tree>>>,
     clients: Mutex<HashMap<u64, LiveClient>>,
     clients_made: AtomicU64,
     sessions_made: AtomicU64,
@@ -110,10 +113,12 @@ impl Core {
         self.exports.iter().position(|open| open.export.name == name)
     }
 
-    /// The tree below `sub_path` of an export; clients of the same folder share it. Blocks.
+    /// The tree below `sub_path` of an export; clients of the same folder share it who act as the same user, so that nobody meets
+    /// what another was allowed to open. Blocks.
     ///
     /// The path's names have been checked.
-    pub(super) fn tree(&self, export: usize, sub_path: &[u8]) -> Result<Arc<Tree>, WireError> {
+    pub(super) fn tree(&self, export: usize, sub_path: &[u8], actor: &Actor) -> Result<Arc<Tree>, WireError> {
+        let _assumed = actor.assume()?;
         let top = &self.exports[export].root;
         let root = if sub_path.is_empty() {
             top.try_clone().map_err(|_| WireError::system(Errno::EMFILE))?
@@ -123,7 +128,7 @@ impl Core {
         let fresh = Arc::new(Tree::new(root, Arc::clone(&self.known))?);
         let mut trees = lock(&self.trees);
         trees.retain(|_, tree| tree.strong_count() > 0);
-        let place = trees.entry((export, fresh.root_node())).or_default();
+        let place = trees.entry((export, fresh.root_node(), actor.clone())).or_default();
         if let Some(tree) = place.upgrade() {
             return Ok(tree);
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
+use super::actor::Actor;
 use super::admission::{Admission, Refusal, admit};
 use super::answer::{Answer, malformed, read_request};
 use super::context::ClientContext;
@@ -93,13 +94,17 @@ async fn let_in(
     let decide = move || decide(&decider, key, &asked);
     let decided = tokio::task::spawn_blocking(decide).await;
     let (rights, tree) = decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
-    let guest = seat(core, connection, &hello, Arc::clone(&tree), rights)?;
-    // A key that was revoked while it came in was not on the list yet when the list was gone through.
-    let (decider, export) = (Arc::clone(core), hello.export.clone());
+    let guest = seat(core, connection, &hello, Arc::clone(&tree), rights.clone())?;
+    // A key that was changed while it came in was not on the list yet when the list was gone through.
+    let (decider, export, given) = (Arc::clone(core), hello.export.clone(), rights.clone());
     let recheck = tokio::task::spawn_blocking(move || {
         let keys = decider.state.keys().map_err(|error| not_now(&error))?;
-        let still = keys.find(key).is_some_and(|known| known.may_mount(&export));
-        if still { tree.root() } else { Err(refused(Refusal::UnknownKey(key))) }
+        let known = keys.find(key).filter(|known| known.may_mount(&export));
+        let known = known.ok_or_else(|| refused(Refusal::UnknownKey(key)))?;
+        if known.user != given.user || known.read_only && !given.read_only {
+            return Err(WireError::new(ErrorCode::Busy, "the rights of this key are being changed"));
+        }
+        tree.root()
     });
     let root = recheck.await.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
     let who = who(key, connection.remote_address());
@@ -113,15 +118,20 @@ async fn let_in(
         session_keep_ms: SESSION_KEEP.as_millis() as u32,
         session: guest.context.session.run,
         boot: guest.context.boot(),
+        acts_as: rights.actor.ids(),
+        chooses_owners: rights.owners && rights.actor.is_root(),
     };
     Ok((welcome, guest))
 }
 
 /// What a client that comes in may do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Rights {
     read_only: bool,
     owners: bool,
+    /// As whom it acts, in the words of the key.
+    user: Option<String>,
+    actor: Actor,
 }
 
 /// Whether the client may come in, what it may do, and which folder it gets. Blocks.
@@ -132,21 +142,25 @@ fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Rights, Arc<Tre
     let tickets = core.state.tickets().map_err(|error| not_now(&error))?;
     let admission = admit(hello, key, &names, &keys, &tickets, now).map_err(refused)?;
     let export = core.export(&hello.export).ok_or_else(|| refused("the export is gone"))?;
-    let tree = find_folder(core, export, hello)?;
+    let actor = Actor::named(admission.user.as_deref()).map_err(|error| {
+        tracing::error!("the key {key}: {error}");
+        refused(error)
+    })?;
+    let tree = find_folder(core, export, hello, &actor)?;
     if admission.enrol_by.is_some() {
         enrol(core, key, hello, &names, now)?;
     }
     let read_only = admission.read_only || core.exports[export].export.read_only;
-    Ok((Rights { read_only, owners: admission.owners }, tree))
+    Ok((Rights { read_only, owners: admission.owners, user: admission.user, actor }, tree))
 }
 
 /// Writes the key down. The ticket is looked at again, as another client may have used it up meanwhile.
 fn enrol(core: &Core, key: PublicKey, hello: &Hello, names: &[&str], now: u64) -> Result<(), WireError> {
     let enrolled = core.state.update(|keys, tickets| {
-        let Admission { enrol_by, .. } = admit(hello, key, names, keys, tickets, now)?;
+        let Admission { enrol_by, user, .. } = admit(hello, key, names, keys, tickets, now)?;
         if let Some(id) = enrol_by {
             tickets.redeem(&id, key);
-            keys.add(key, &hello.export, &format!("let in by ticket {id}"));
+            keys.add(key, &hello.export, user.as_deref(), &format!("let in by ticket {id}"));
             tracing::info!("the ticket {id} let the key {key} in");
         }
         Ok::<(), Refusal>(())
@@ -154,7 +168,7 @@ fn enrol(core: &Core, key: PublicKey, hello: &Hello, names: &[&str], now: u64) -
     enrolled.map_err(|error| not_now(&error))?.map_err(refused)
 }
 
-fn find_folder(core: &Core, export: usize, hello: &Hello) -> Result<Arc<Tree>, WireError> {
+fn find_folder(core: &Core, export: usize, hello: &Hello, actor: &Actor) -> Result<Arc<Tree>, WireError> {
     let path = &hello.sub_path;
     if path.len() > SUB_PATH_BYTES_MAX {
         return Err(malformed("the path below the export is too long"));
@@ -162,7 +176,7 @@ fn find_folder(core: &Core, export: usize, hello: &Hello) -> Result<Arc<Tree>, W
     if !path.is_empty() {
         path.split(|byte| *byte == b'/').try_for_each(|name| check_name(name).map(drop))?;
     }
-    core.tree(export, path).map_err(|error| {
+    core.tree(export, path, actor).map_err(|error| {
         let path = String::from_utf8_lossy(path);
         refused(format!("cannot serve the folder {path:?} of the export {:?}: {error}", hello.export))
     })
@@ -178,17 +192,23 @@ fn seat(
 ) -> Result<Guest, WireError> {
     let key = connection.peer_key();
     let (export, sub_path) = (hello.export.clone(), hello.sub_path.clone());
-    let fresh = Session::new(
-        tree,
+    let fresh = Arc::new(Session::new(
+        (tree, rights.actor.clone()),
         export.clone(),
         sub_path.clone(),
         core.session_run(),
         Arc::clone(&core.descriptors),
-    );
-    let session = core
-        .sessions()
-        .attach(key, hello.session, Arc::new(fresh))
-        .map_err(|error| WireError::new(ErrorCode::Busy, error.to_string()))?;
+    ));
+    let attach = || {
+        let attached = core.sessions().attach(key, hello.session, Arc::clone(&fresh));
+        attached.map_err(|error| WireError::new(ErrorCode::Busy, error.to_string()))
+    };
+    let mut session = attach()?;
+    if !session.actor.is_same_user(&rights.actor) {
+        // What is open there was opened by another user.
+        drop(core.sessions().end(key, hello.session));
+        session = attach()?;
+    }
     // From here on the list takes the connection off the session again.
     let listed = core.list(LiveClient {
         key,
@@ -196,6 +216,7 @@ fn seat(
         export,
         sub_path,
         read_only: rights.read_only,
+        user: rights.user,
         since: Instant::now(),
         connection: connection.clone(),
     });

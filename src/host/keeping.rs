@@ -54,6 +54,11 @@ fn show_out(core: &Core, stamp: KeysStamp) -> KeysStamp {
             if known.read_only && !client.read_only {
                 client.connection.close(close::RIGHTS_CHANGED, "this key may only read from now on");
             }
+            if known.user != client.user {
+                client.connection.close(close::RIGHTS_CHANGED, "this key acts as another user from now on");
+                // What is open there was opened by the one before.
+                drop(core.sessions().remove_key(client.key));
+            }
             continue;
         }
         tracing::warn!("{} was revoked", who(client.key, client.connection.remote_address()));

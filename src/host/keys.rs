@@ -1,6 +1,6 @@
 //! Who may come in: the file of authorised keys.
 //!
-//! Pure: text in, text out. A line is `KEY [ro] [owners] [exports=NAME,NAME…] [# comment]`; what a person wrote is kept as it is.
+//! Pure: text in, text out. A line is `KEY [ro] [owners] [user=NAME] [exports=NAME,NAME…] [# comment]`; what a person wrote is kept as it is.
 //!
 //! A line that cannot be understood lets nobody in, and is told to whoever reads the file.
 
@@ -18,6 +18,9 @@ pub struct AuthorizedKey {
     /// Whether it may choose owners on a host that runs as root: what it makes belongs to the asking user, by the client's
     /// numbers, and it may change owners, set set-user-id bits and make devices. That is as much as being root there.
     pub owners: bool,
+    /// As whom it acts on a host that runs as root: a user of the host by name, by number, or as `UID:GID`. `None`: as the user who
+    /// runs the host.
+    pub user: Option<String>,
     /// The exports it may mount; `None` for all.
     pub exports: Option<Vec<String>>,
     /// What stands behind the `#`; empty where there is none.
@@ -35,8 +38,14 @@ impl AuthorizedKey {
         let mut words = front.split_ascii_whitespace();
         let key = words.next().ok_or("there is no key")?;
         let key = key.parse().map_err(|error| format!("{error}"))?;
-        let mut parsed =
-            Self { key, read_only: false, owners: false, exports: None, comment: comment.trim().to_owned() };
+        let mut parsed = Self {
+            key,
+            read_only: false,
+            owners: false,
+            user: None,
+            exports: None,
+            comment: comment.trim().to_owned(),
+        };
         for word in words {
             match word.split_once('=') {
                 None if word == "ro" => parsed.read_only = true,
@@ -46,8 +55,18 @@ impl AuthorizedKey {
                     let names = names.ok_or_else(|| format!("{word:?} holds a bad %XX"))?;
                     parsed.exports.get_or_insert_default().extend(names);
                 }
+                Some(("user", name)) => {
+                    let name = unescape(name).filter(|name| !name.is_empty());
+                    let name = name.ok_or_else(|| format!("{word:?} names nobody"))?;
+                    if parsed.user.replace(name).is_some() {
+                        return Err("two users are named".to_owned());
+                    }
+                }
                 _ => return Err(format!("the option {word:?} is unknown")),
             }
+        }
+        if parsed.owners && parsed.user.is_some() {
+            return Err("`owners` is for root alone, and `user=` makes it somebody else".to_owned());
         }
         Ok(parsed)
     }
@@ -59,6 +78,10 @@ impl AuthorizedKey {
         }
         if self.owners {
             line.push_str(" owners");
+        }
+        if let Some(user) = &self.user {
+            line.push_str(" user=");
+            line.push_str(&escape(user));
         }
         if let Some(exports) = &self.exports {
             let names: Vec<String> = exports.iter().map(|name| escape(name)).collect();
@@ -119,8 +142,8 @@ impl AuthorizedKeys {
         self.iter().filter(|known| known.key == key).last()
     }
 
-    /// Lets a key in to `export`, besides what it may mount already.
-    pub fn add(&mut self, key: PublicKey, export: &str, comment: &str) {
+    /// Lets a key in to `export`, besides what it may mount already. A key that is new acts as `user`.
+    pub fn add(&mut self, key: PublicKey, export: &str, user: Option<&str>, comment: &str) {
         let mut entry = match self.find(key) {
             Some(known) if known.may_mount(export) => return,
             Some(known) => known.clone(),
@@ -128,6 +151,7 @@ impl AuthorizedKeys {
                 key,
                 read_only: false,
                 owners: false,
+                user: user.map(str::to_owned),
                 exports: Some(Vec::new()),
                 comment: comment.to_owned(),
             },
@@ -207,14 +231,27 @@ mod tests {
     }
 
     #[test]
+    fn a_key_acts_as_one_user_who_does_not_choose_owners() {
+        let text = format!("{} ro user=ann\n{} user=1000:100\n", key(1), key(2));
+        let (keys, problems) = AuthorizedKeys::parse(&text);
+        assert!(problems.is_empty());
+        assert_eq!(keys.find(key(1)).unwrap().user.as_deref(), Some("ann"));
+        assert_eq!(keys.find(key(2)).unwrap().user.as_deref(), Some("1000:100"));
+        for options in ["user=", "user=a user=b", "owners user=a", "user=a owners", "user"] {
+            let (keys, problems) = AuthorizedKeys::parse(&format!("{} {options}\n", key(1)));
+            assert!(keys.find(key(1)).is_none() && problems.len() == 1, "{options}");
+        }
+    }
+
+    #[test]
     fn a_key_is_added_once_and_gains_exports() {
         let (mut keys, _) = AuthorizedKeys::parse(&format!("# top\n{} ro exports=a # old\n", key(1)));
-        keys.add(key(1), "b", "new");
-        keys.add(key(1), "b", "new");
-        keys.add(key(2), "a", "second\nline");
+        keys.add(key(1), "b", Some("ann"), "new");
+        keys.add(key(1), "b", None, "new");
+        keys.add(key(2), "a", Some("ann"), "second\nline");
         assert_eq!(
             keys.to_text(),
-            format!("# top\n{} ro exports=a,b # old\n{} exports=a # second line\n", key(1), key(2))
+            format!("# top\n{} ro exports=a,b # old\n{} user=ann exports=a # second line\n", key(1), key(2))
         );
     }
 
@@ -232,10 +269,13 @@ mod tests {
             byte in any::<u8>(),
             read_only in any::<bool>(),
             owners in any::<bool>(),
+            user in proptest::option::of("[^\\p{Cc}]{1,12}"),
             exports in proptest::option::of(proptest::collection::vec("[^/\\p{Cc}]{1,12}", 1..4)),
             comment in "[ -~]{0,20}",
         ) {
-            let entry = AuthorizedKey { key: key(byte), read_only, owners, exports, comment: comment.trim().to_owned() };
+            let comment = comment.trim().to_owned();
+            let owners = owners && user.is_none();
+            let entry = AuthorizedKey { key: key(byte), read_only, owners, user, exports, comment };
             prop_assert_eq!(AuthorizedKey::parse(&entry.to_line()), Ok(entry));
         }
 

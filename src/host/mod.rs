@@ -2,7 +2,7 @@
 //!
 //! In reading order:
 //!
-//! 1. `exports`, `keys`, `tickets`, `admission`, `state`: what is served to whom, and where that is written
+//! 1. `exports`, `keys`, `tickets`, `admission`, `actor`, `state`: what is served to whom, as whom, and where that is written
 //! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
 //! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
@@ -13,6 +13,7 @@
 //!
 //! System calls that may wait for a disk run on tokio's blocking threads; content comes through [`crate::io::Engine`].
 
+mod actor;
 mod addresses;
 mod admission;
 mod ahead;
@@ -75,6 +76,7 @@ use crate::transport::{
     TransportTuning, ticket::TicketError,
 };
 
+pub use actor::UserError;
 pub use exports::{Export, ExportError};
 pub use keys::{AuthorizedKey, AuthorizedKeys};
 pub use state::{RunningHost, StateDir, StateError};
@@ -163,23 +165,28 @@ pub enum HostError {
     /// A daemon that runs wrote down an address that is none.
     #[error("cannot make a ticket: the running host's address {0:?} cannot be understood")]
     Address(String),
+    /// A ticket for keys that are to act as somebody as whom they cannot.
+    #[error("cannot make a ticket: {0}")]
+    User(#[from] UserError),
     /// The system gives no random bytes.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
-/// How long a new ticket is good, and for how many keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How long a new ticket is good, for how many keys, and as whom they act.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TicketTerms {
     /// In seconds from now; `None` for ever.
     pub expires_seconds: Option<u64>,
     /// Keys it lets in.
     pub keys_max: u32,
+    /// A user of the host by name, by number, or as `UID:GID`; `None`: the user who runs the host.
+    pub user: Option<String>,
 }
 
 impl Default for TicketTerms {
     fn default() -> Self {
-        Self { expires_seconds: Some(EXPIRES_SECONDS_DEFAULT), keys_max: 1 }
+        Self { expires_seconds: Some(EXPIRES_SECONDS_DEFAULT), keys_max: 1, user: None }
     }
 }
 
@@ -236,7 +243,7 @@ impl Host {
     }
 
     /// Makes a ticket for an export.
-    pub fn ticket(&self, export: &str, terms: TicketTerms) -> Result<Ticket, HostError> {
+    pub fn ticket(&self, export: &str, terms: &TicketTerms) -> Result<Ticket, HostError> {
         let addresses = addresses::reachable(self.listening()).into_iter().map(Into::into).collect();
         let served: Vec<_> = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
         issue(&self.core.state, self.identity, addresses, &served, export, terms)
@@ -309,7 +316,7 @@ pub fn issue_beside(
     state: &StateDir,
     running: &RunningHost,
     export: &str,
-    terms: TicketTerms,
+    terms: &TicketTerms,
 ) -> Result<Ticket, HostError> {
     let parse = |text: &String| text.parse().map_err(|_| HostError::Address(text.clone()));
     let addresses = running.addresses.iter().map(parse).collect::<Result<Vec<HostAddress>, _>>()?;
@@ -323,16 +330,18 @@ fn issue(
     addresses: Vec<HostAddress>,
     served: &[String],
     export: &str,
-    terms: TicketTerms,
+    terms: &TicketTerms,
 ) -> Result<Ticket, HostError> {
     if !served.iter().any(|name| name == export) {
         return Err(HostError::UnknownExport { export: export.to_owned(), served: served.join(", ") });
     }
+    let user = terms.user.as_deref();
+    actor::Actor::named(user)?;
     let secret = crate::proto::TicketSecret(random_bytes()?);
     let ticket = Ticket::new(addresses, identity, export.to_owned(), secret)?;
     let now = seconds_now();
     let expires = terms.expires_seconds.map(|seconds| now.saturating_add(seconds));
-    state.update(|_, tickets| tickets.issue(secret, export, expires, terms.keys_max, now))?;
+    state.update(|_, tickets| tickets.issue(secret, export, (expires, terms.keys_max, user), now))?;
     Ok(ticket)
 }
 

@@ -68,7 +68,9 @@ async fn dispatch(
             answer.reply(&reply).await
         }
         request => {
-            if let Some(reply) = metadata::answer_at_hand(&context.session, &request) {
+            let at_hand =
+                context.session.with_rights(|session| Ok(metadata::answer_at_hand(session, &request)));
+            if let Some(reply) = at_hand.unwrap_or_else(|error| Some(Err(error))) {
                 return answer.reply(&reply).await;
             }
             let read_only = context.read_only;

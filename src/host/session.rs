@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::actor::Actor;
 use super::attributes::{self, system_error};
 use super::confine::open_for;
 use super::once::Outcomes;
@@ -25,6 +26,8 @@ struct Held {
 pub(super) struct Session {
     /// What is mounted.
     pub(super) tree: Arc<Tree>,
+    /// As whom; with the groups he had when the session began.
+    pub(super) actor: Actor,
     /// Under which export's name.
     pub(super) export: String,
     /// Which folder below it, as the client wrote it.
@@ -42,15 +45,24 @@ pub(super) struct Session {
 impl Session {
     /// A session with nothing open.
     pub(super) fn new(
-        tree: Arc<Tree>,
+        (tree, actor): (Arc<Tree>, Actor),
         export: String,
         sub_path: Vec<u8>,
         run: SessionRun,
         descriptors: Arc<Semaphore>,
     ) -> Self {
         let (operations, opens) = (Mutex::new(Operations::new()), Mutex::new(OpenFiles::new(OPENS_MAX)));
-        let begun = watch::channel(()).0;
-        Self { tree, export, sub_path, run, operations, begun, opens, descriptors }
+        let (begun, _) = watch::channel(());
+        Self { tree, actor, export, sub_path, run, operations, begun, opens, descriptors }
+    }
+
+    /// Makes system calls with the rights of the one as whom the client acts. All that need rights are made in here.
+    pub(super) fn with_rights<T>(
+        &self,
+        calls: impl FnOnce(&Self) -> Result<T, WireError>,
+    ) -> Result<T, WireError> {
+        let _assumed = self.actor.assume()?;
+        calls(self)
     }
 
     /// The changes under way and done, for a moment.
@@ -142,15 +154,14 @@ impl Session {
             return handle.attributes();
         }
         // Kept here until it is held once more: the last of the others may be closed meanwhile.
-        let held = self.held(node);
-        let opened = match held {
+        let opened = match self.held(node) {
             // No path leads to it any more, so none can lead elsewhere.
             Some(held) if held.attributes()?.links == 0 => open_again(held, access),
-            Some(held) if held.access.covers(access) => {
-                self.tree.reach_file_by_path(node).map(|(_, found)| (held, found))
+            Some(held) if !held.access.covers(access) => {
+                self.tree.open_by_path(node, held.access.and(access))
             }
-            Some(held) => self.tree.open_by_path(node, held.access.and(access)),
-            None => self.tree.open_by_path(node, access),
+            // Opened anew also where it is held already: rights may have changed since.
+            _ => self.tree.open_by_path(node, access),
         };
         let (handle, found) = match opened {
             // Only content can outlive its name; of everything else there is nothing to hold.

@@ -217,8 +217,8 @@ mod tests {
         let path = folder.path().join("state");
         let state = StateDir::open(&path).unwrap();
         let id = state.update(|keys, tickets| {
-            keys.add(PublicKey([1; 32]), "media", "test");
-            tickets.issue(TicketSecret([2; 16]), "media", None, 1, 0)
+            keys.add(PublicKey([1; 32]), "media", None, "test");
+            tickets.issue(TicketSecret([2; 16]), "media", (None, 1, None), 0)
         });
         let again = StateDir::open(&path).unwrap();
         assert_eq!(again.tickets().unwrap().iter().next().unwrap().id, id.unwrap());
@@ -250,7 +250,7 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..5 {
                         let key = PublicKey([thread * 5 + i; 32]);
-                        state.update(|keys, _| keys.add(key, "media", "")).unwrap();
+                        state.update(|keys, _| keys.add(key, "media", None, "")).unwrap();
                     }
                 });
             }
@@ -263,7 +263,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
         let before = state.keys_stamp();
-        state.update(|keys, _| keys.add(PublicKey([1; 32]), "media", "")).unwrap();
+        state.update(|keys, _| keys.add(PublicKey([1; 32]), "media", None, "")).unwrap();
         let added = state.keys_stamp();
         state.update(|_, tickets| tickets.revoke("none")).unwrap();
         assert!(before != added && state.keys_stamp() == added);

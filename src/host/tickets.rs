@@ -35,6 +35,9 @@ pub struct TicketRecord {
     pub expires: Option<u64>,
     /// How many keys it lets in, in all.
     pub keys_max: u32,
+    /// As whom the keys act that it lets in; `None`: as the user who runs the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The keys it let in.
     pub used_by: Vec<String>,
     /// Whether it was taken back.
@@ -96,13 +99,12 @@ pub struct TicketBook {
 }
 
 impl TicketBook {
-    /// Notes a new ticket and returns its name. `expires` is in seconds since the epoch.
+    /// Notes a new ticket and returns its name. `expires` is in seconds since the epoch; keys that come by it act as `user`.
     pub fn issue(
         &mut self,
         secret: TicketSecret,
         export: &str,
-        expires: Option<u64>,
-        keys_max: u32,
+        (expires, keys_max, user): (Option<u64>, u32, Option<&str>),
         now: u64,
     ) -> String {
         self.forget_old(now);
@@ -114,6 +116,7 @@ impl TicketBook {
             created: now,
             expires,
             keys_max,
+            user: user.map(str::to_owned),
             used_by: Vec::new(),
             revoked: false,
         });
@@ -201,7 +204,7 @@ mod tests {
 
     fn book(keys_max: u32) -> (TicketBook, String) {
         let mut book = TicketBook::default();
-        let id = book.issue(SECRET, "media", Some(NOW + 10), keys_max, NOW);
+        let id = book.issue(SECRET, "media", (Some(NOW + 10), keys_max, None), NOW);
         (book, id)
     }
 
@@ -216,7 +219,7 @@ mod tests {
     #[test]
     fn a_ticket_without_end_stays_good() {
         let mut book = TicketBook::default();
-        book.issue(SECRET, "media", None, 1, NOW);
+        book.issue(SECRET, "media", (None, 1, None), NOW);
         assert!(book.check(SECRET, key(1), "media", u64::MAX).is_ok());
     }
 
@@ -251,9 +254,9 @@ mod tests {
     #[test]
     fn tickets_that_are_over_are_forgotten_after_a_week() {
         let (mut book, _) = book(1);
-        book.issue(TicketSecret([1; 16]), "media", None, 1, NOW + REMEMBERED_SECONDS);
+        book.issue(TicketSecret([1; 16]), "media", (None, 1, None), NOW + REMEMBERED_SECONDS);
         assert_eq!(book.iter().count(), 2);
-        book.issue(TicketSecret([2; 16]), "media", None, 1, NOW + 10 + REMEMBERED_SECONDS);
+        book.issue(TicketSecret([2; 16]), "media", (None, 1, None), NOW + 10 + REMEMBERED_SECONDS);
         assert_eq!(book.iter().count(), 2);
     }
 
@@ -261,7 +264,7 @@ mod tests {
     fn the_book_is_bounded_and_the_oldest_go() {
         let mut book = TicketBook::default();
         for i in 0..TICKETS_MAX as u64 + 5 {
-            book.issue(TicketSecret(u128::from(i).to_le_bytes()), "media", None, 1, i);
+            book.issue(TicketSecret(u128::from(i).to_le_bytes()), "media", (None, 1, None), i);
         }
         assert_eq!(book.iter().count(), TICKETS_MAX);
         assert_eq!(book.iter().next().unwrap().created, 5);

@@ -24,10 +24,11 @@ pub use handle::MountHandle;
 use handle::{Link, Wanted};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
+use crate::client::Client as _;
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::ControlSocket;
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fs::{FileSystem, Freshness, FsConfig, Ownership};
+use crate::fs::{FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
@@ -74,6 +75,8 @@ pub struct MountConfig {
     pub freshness: Freshness,
     /// Who appears to own what.
     pub ownership: Ownership,
+    /// Who here stands for whom on the host.
+    pub id_mapping: IdMapping,
     /// How the kernel treats the mount.
     pub fuse: FuseConfig,
 }
@@ -106,6 +109,23 @@ pub struct LinkConfig {
     pub tuning: TransportTuning,
 }
 
+/// Who here stands for whom on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum IdMapping {
+    /// Numbers are the host's.
+    #[default]
+    None,
+    /// As whom the host acts is shown as this user and group.
+    User {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// As was written down.
+    File(Arc<IdMap>),
+}
+
 /// What is kept on disk.
 #[derive(Debug, Clone)]
 pub struct CacheChoice {
@@ -134,6 +154,21 @@ pub enum MountError {
         label: String,
         /// Where the cache is.
         directory: PathBuf,
+    },
+    /// Nobody says as whom the host acts.
+    #[error(
+        "the cache does not know as whom the host acts for {0}: mount it once while the host is there, or use idmap=none"
+    )]
+    UnknownUser(String),
+    /// Nothing of the mount could be shown.
+    #[error(
+        "{label} belongs to somebody whom nobody here stands for: {unmapped}; add a line, or use nomap=ignore"
+    )]
+    RootUnmapped {
+        /// What was to be mounted.
+        label: String,
+        /// Who.
+        unmapped: FsError,
     },
     /// A thread.
     #[error("cannot start a thread: {0}")]
@@ -175,6 +210,7 @@ impl Mount {
         }
         let cache = open_cache(config.cache.clone()).await?;
         let recall = recall(&config, client.clone(), Arc::clone(&cache)).await?;
+        config.ownership.ids = id_map(&config, client.as_deref(), Arc::clone(&recall)).await?;
         let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache), config.fetch);
         let file_system = FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config));
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
@@ -294,6 +330,38 @@ async fn connect(config: &MountConfig) -> Result<Option<Arc<QuicClient>>, MountE
     Ok(Some(client))
 }
 
+/// Who here stands for whom on the host.
+async fn id_map(
+    config: &MountConfig,
+    client: Option<&QuicClient>,
+    recall: Arc<RecallClient>,
+) -> Result<Arc<IdMap>, MountError> {
+    let root = recall.root();
+    if let Some(client) = client {
+        recall.note_acts_as(client.acts_as());
+    }
+    let mut ids = match config.id_mapping.clone() {
+        IdMapping::None => return Ok(Arc::default()),
+        IdMapping::File(ids) => IdMap::clone(&ids),
+        IdMapping::User { uid, gid } => {
+            let host = match client {
+                Some(client) => Some(client.acts_as()),
+                None => tokio::task::spawn_blocking(move || recall.acts_as()).await.ok().flatten(),
+            };
+            let unknown = || MountError::UnknownUser(config.label.clone());
+            let host = host.ok_or_else(unknown)?;
+            IdMap::of_user((host.uid, host.gid), (uid, gid)).map_err(|_| unknown())?
+        }
+    };
+    ids.callers_count = client.is_some_and(QuicClient::chooses_owners);
+    let ids = Arc::new(ids);
+    let ownership = Ownership { ids: Arc::clone(&ids), ..config.ownership.clone() };
+    match ownership.present(root) {
+        Ok(_) => Ok(ids),
+        Err(unmapped) => Err(MountError::RootUnmapped { label: config.label.clone(), unmapped }),
+    }
+}
+
 /// What remembers for the host, or instead of it.
 async fn recall(
     config: &MountConfig,
@@ -373,7 +441,7 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         source: config.label.clone(),
         freshness: config.freshness,
         serves_stale: config.serves_stale,
-        ownership: config.ownership,
+        ownership: config.ownership.clone(),
         read_only: config.fuse.read_only,
         patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,

@@ -96,6 +96,19 @@ pub struct Welcome {
     pub session: SessionRun,
     /// Which run of the host's kernel this is.
     pub boot: BootId,
+    /// As whom the host does what this client asks for.
+    pub acts_as: ActingUser,
+    /// Whether what this client makes belongs to the asking user instead, by the client's numbers.
+    pub chooses_owners: bool,
+}
+
+/// A user of the host and his group, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActingUser {
+    /// The user.
+    pub uid: u32,
+    /// The group of what he makes.
+    pub gid: u32,
 }
 
 /// Everything a client may ask.

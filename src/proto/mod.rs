@@ -62,9 +62,9 @@ pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
 pub use message::{
-    CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello,
-    InstanceId, ManifestRequest, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId, TicketSecret,
-    Welcome,
+    ActingUser, CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics,
+    Hello, InstanceId, ManifestRequest, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId,
+    TicketSecret, Welcome,
 };
 pub use node::{Attributes, FileKind, NodeId, Timestamp, Version};
 

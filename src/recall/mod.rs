@@ -25,8 +25,8 @@ use crate::client::{
     CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
 };
 use crate::proto::{
-    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request,
-    WireError, WriteAt, Written,
+    ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply,
+    Request, WireError, WriteAt, Written,
 };
 use own::{Asked, OwnChanges};
 pub use record::Scope;
@@ -118,6 +118,16 @@ impl RecallClient {
             silent_before: Duration::from_nanos(silent_ns),
         };
         Some(Self { shared: Arc::new(shared) })
+    }
+
+    /// Notes as whom the host acts.
+    pub fn note_acts_as(&self, user: ActingUser) {
+        self.shared.note(|| Note::ActsAs(user));
+    }
+
+    /// As whom the host acted when it was last there, as far as is known. Blocks on the disk.
+    pub fn acts_as(&self) -> Option<ActingUser> {
+        self.shared.records.acts_as()
     }
 
     /// How often notes answered for the host.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::FileKey;
 use crate::chunk::{CHUNK_BYTES, ChunkHash};
-use crate::proto::{Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
+use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
 
 /// Changes whenever the bytes mean something else; what has another one is unknown.
 const FORMAT: u16 = 1;
@@ -48,6 +48,8 @@ pub(super) enum Subject<'a> {
     Link(NodeId),
     /// Room and use of the file system.
     Statistics,
+    /// As whom the host acts.
+    ActsAs,
 }
 
 impl Subject<'_> {
@@ -60,6 +62,7 @@ impl Subject<'_> {
             Self::Listing(node) => (3, Some(node), b""),
             Self::Link(node) => (4, Some(node), b""),
             Self::Statistics => (5, None, b""),
+            Self::ActsAs => (6, None, b""),
         };
         let mut hasher = blake3::Hasher::new_derive_key("wormhole recall, record, version 1");
         hasher.update(&scope.0).update(&[kind]);
@@ -89,6 +92,8 @@ pub(super) type SeenListing = Seen<Vec<DirectoryEntry>>;
 pub(super) type SeenLink = Seen<Vec<u8>>;
 /// Room and use.
 pub(super) type SeenStatistics = Seen<FsStatistics>;
+/// As whom the host acts.
+pub(super) type SeenActsAs = Seen<ActingUser>;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
@@ -203,6 +208,7 @@ mod tests {
             Subject::Listing(node(1)),
             Subject::Link(node(1)),
             Subject::Statistics,
+            Subject::ActsAs,
         ];
         let keys: std::collections::BTreeSet<FileKey> =
             scopes.iter().flat_map(|scope| subjects.iter().map(|subject| subject.key(*scope))).collect();

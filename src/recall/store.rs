@@ -11,12 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{
-    self, Body, Scope, Seen, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
+    self, Body, Scope, Seen, SeenActsAs, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
 };
 use super::waiting::{Next, Waiting};
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
-use crate::proto::{Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
+use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
 
 /// Of how many names and nodes it is known that the cache has them as they are; some 100 bytes each.
 const WRITTEN_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
@@ -30,6 +30,7 @@ pub(super) enum Note {
     Listing(NodeId, Vec<DirectoryEntry>),
     Link(NodeId, Vec<u8>),
     Statistics(FsStatistics),
+    ActsAs(ActingUser),
 }
 
 impl Note {
@@ -39,7 +40,7 @@ impl Note {
             + match self {
                 Self::Root(bytes, _) | Self::Name(_, bytes, _) | Self::Link(_, bytes) => bytes.len(),
                 Self::Listing(_, entries) => entries.iter().map(entry_bytes).sum(),
-                Self::Node(_) | Self::Statistics(_) => 0,
+                Self::Node(_) | Self::Statistics(_) | Self::ActsAs(_) => 0,
             }
     }
 }
@@ -147,6 +148,10 @@ impl Records {
 
     pub(super) fn link(&self, node: NodeId) -> Option<Vec<u8>> {
         self.get(&Subject::Link(node)).map(|seen: SeenLink| seen.what)
+    }
+
+    pub(super) fn acts_as(&self) -> Option<ActingUser> {
+        self.get(&Subject::ActsAs).map(|seen: SeenActsAs| seen.what)
     }
 
     pub(super) fn statistics(&self) -> Option<FsStatistics> {
@@ -292,6 +297,9 @@ impl Writer {
             Note::Listing(node, entries) => self.write_listing(at, *node, entries),
             Note::Link(node, target) => {
                 self.put(at, &Subject::Link(*node), target, target);
+            }
+            Note::ActsAs(user) => {
+                self.put(at, &Subject::ActsAs, user, *user);
             }
             Note::Statistics(statistics) => {
                 self.put(at, &Subject::Statistics, statistics, *statistics);

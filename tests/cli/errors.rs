@@ -37,7 +37,8 @@ fn wrong_mount_options_end_with_1_and_name_themselves() {
         ("port=0", vec!["port=0", "1 to 65535"]),
         ("cache=full", vec!["cache=full", "strict"]),
         ("transport=udp", vec!["transport=udp", "quic, tcp"]),
-        ("idmap=user", vec!["idmap=user", "not available"]),
+        ("idmap=all", vec!["idmap=all", "none, user, file"]),
+        ("lock", vec!["lock", "not available"]),
         ("cache_dir=here", vec!["cache_dir", "absolute"]),
     ] {
         refused(&["mount", "nas:/m", "/mnt", "-o", list], 1, &parts);

@@ -6,6 +6,7 @@ mod directories;
 mod disconnected;
 mod durability;
 mod names;
+mod owners;
 mod reading;
 mod recalled;
 mod restart;

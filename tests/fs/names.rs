@@ -130,7 +130,13 @@ async fn extended_attributes_pass_through_and_the_sum_is_added() {
 async fn owners_and_masks_are_shown_as_configured() {
     let host = MemoryHost::new();
     host.create_file("d/f", "x");
-    let ownership = Ownership { uid: Some(7), gid: Some(8), file_mask: 0o077, directory_mask: 0o055 };
+    let ownership = Ownership {
+        uid: Some(7),
+        gid: Some(8),
+        file_mask: 0o077,
+        directory_mask: 0o055,
+        ..Ownership::default()
+    };
     let world = World::with_config(host, FsConfig { ownership, ..FsConfig::default() });
     let shown =
         |attributes: wormhole::proto::Attributes| (attributes.uid, attributes.gid, attributes.permissions);

@@ -49,7 +49,12 @@ impl World {
 
     /// Hosts the source folder at an address, with more arguments.
     pub(crate) fn host_on(&self, listen: &str, arguments: &[&str]) -> Host {
-        let mut child = wormhole()
+        self.host_by(wormhole(), listen, arguments)
+    }
+
+    /// The same, where `command` becomes the program.
+    pub(crate) fn host_by(&self, mut command: Command, listen: &str, arguments: &[&str]) -> Host {
+        let mut child = command
             .args(["host", "--listen", listen, "--state-dir"])
             .arg(self.path("host-state"))
             .args(arguments)

@@ -29,7 +29,12 @@ pub(super) fn of_command(page: &str) -> Roff {
                 "Clients come to the port over UDP and over TCP: a firewall must let both through. With UDP alone short ways cost \
                  more processor time, with TCP alone far ones are slower.",
             )]);
+            authorized_keys(&mut roff);
             see_also(&mut roff, "wormhole(1), wormhole-pair(1), wormhole-key(1)");
+        }
+        "wormhole-key" => {
+            authorized_keys(&mut roff);
+            see_also(&mut roff, "wormhole(1), wormhole-host(1), wormhole-pair(1)");
         }
         "wormhole-status" => {
             heading(&mut roff, "NUMBERS IN THE JSON");
@@ -41,6 +46,33 @@ pub(super) fn of_command(page: &str) -> Roff {
         _ => see_also(&mut roff, "wormhole(1)"),
     }
     roff
+}
+
+fn authorized_keys(roff: &mut Roff) {
+    heading(roff, "AUTHORISED KEYS");
+    roff.text([roman(
+        "The file authorized_keys in the host's folder of state has a line for each key that may connect: the key, then options with blanks \
+         between them, then # and a comment. A change counts within a second.",
+    )]);
+    for (option, meaning) in [
+        ("ro", "the key may only read"),
+        (
+            "exports=NAME,...",
+            "it may mount these exports; without this option all. What separates is written %XX",
+        ),
+        (
+            "user=USER",
+            "on a host that runs as root it acts as this user, by name, by number or as UID:GID, with this user's rights and supplementary \
+             groups",
+        ),
+        (
+            "owners",
+            "on a host that runs as root it may choose owners, set set-user-id bits and make devices: as much as being root. Not \
+             together with user=",
+        ),
+    ] {
+        item(roff, option, meaning);
+    }
 }
 
 /// The page of `mount.wormhole`.

@@ -11,7 +11,7 @@ use crate::chunk::{
 };
 use crate::client::ContentPart;
 use crate::proto::{
-    Attributes, BootId, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind,
+    ActingUser, Attributes, BootId, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind,
     FsStatistics, InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, MANIFEST_CHUNKS_MAX,
     ManifestRequest, NAME_BYTES_MAX, NodeId, OpenAccess, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply,
     Request, SeekTarget, SessionRun, Version, Welcome, WireError,
@@ -157,6 +157,8 @@ impl Tree {
             session_keep_ms: 90_000,
             session: SessionRun { instance, number: 1 },
             boot: boot_of(instance),
+            acts_as: ActingUser { uid: 0, gid: 0 },
+            chooses_owners: false,
         }))
     }
 

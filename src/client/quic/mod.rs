@@ -47,7 +47,7 @@ pub use self::statistics::ClientStatistics;
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
 use crate::chunk::ByteRange;
 use crate::proto::{
-    Attributes, BootId, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written,
+    ActingUser, Attributes, BootId, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written,
 };
 use crate::transport::{Lane, PublicKey};
 
@@ -57,6 +57,8 @@ pub struct QuicClient {
     keepers: Mutex<Vec<JoinHandle<()>>>,
     host_key: PublicKey,
     read_only: bool,
+    acts_as: ActingUser,
+    chooses_owners: bool,
 }
 
 impl QuicClient {
@@ -66,13 +68,21 @@ impl QuicClient {
         let dialer = Arc::new(Dialer::new(config));
         let first = dialer.dial_first().await?;
         let (host_key, read_only) = (first.connection.peer_key(), first.welcome.read_only);
+        let (acts_as, chooses_owners) = (first.welcome.acts_as, first.welcome.chooses_owners);
         let shared = Arc::new(Shared::new(deadline, connections, &first.welcome));
         let mut first = Some(first);
         let keepers = (0..connections)
             .map(|slot| Keeper::new(Arc::clone(&shared), slot, Arc::clone(&dialer), first.take()))
             .map(|keeper| tokio::spawn(keeper.run()))
             .collect();
-        Ok(Arc::new(Self { shared, keepers: Mutex::new(keepers), host_key, read_only }))
+        Ok(Arc::new(Self {
+            shared,
+            keepers: Mutex::new(keepers),
+            host_key,
+            read_only,
+            acts_as,
+            chooses_owners,
+        }))
     }
 
     /// The key that the host proved at the first connection.
@@ -83,6 +93,16 @@ impl QuicClient {
     /// Whether the host said at the first connection that it refuses changes.
     pub const fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// As whom the host said at the first connection that it does what it is asked for.
+    pub const fn acts_as(&self) -> ActingUser {
+        self.acts_as
+    }
+
+    /// Whether what is made belongs to the asking user instead.
+    pub const fn chooses_owners(&self) -> bool {
+        self.chooses_owners
     }
 
     /// Which run of the host answered last.

@@ -13,7 +13,7 @@ use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::CallError;
-use crate::proto::{Attributes, BootId, InstanceId, Welcome, WireError};
+use crate::proto::{ActingUser, Attributes, BootId, InstanceId, Welcome, WireError};
 
 /// The state of one client.
 pub(super) struct Shared {
@@ -51,6 +51,7 @@ struct Host {
     root: Attributes,
     instance: InstanceId,
     boot: BootId,
+    acts_as: ActingUser,
 }
 
 impl Shared {
@@ -67,7 +68,12 @@ impl Shared {
             operations: Mutex::default(),
             closing: watch::channel(false).0,
             changes: watch::channel(()).0,
-            host: Mutex::new(Host { root: welcome.root, instance: welcome.instance, boot: welcome.boot }),
+            host: Mutex::new(Host {
+                root: welcome.root,
+                instance: welcome.instance,
+                boot: welcome.boot,
+                acts_as: welcome.acts_as,
+            }),
             meter: Mutex::default(),
             unplaced: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
@@ -107,6 +113,12 @@ impl Shared {
     pub(super) fn welcomed(&self, welcome: &Welcome) {
         let mut host = locked(&self.host);
         (host.root, host.boot) = (welcome.root, welcome.boot);
+        if std::mem::replace(&mut host.acts_as, welcome.acts_as) != welcome.acts_as {
+            let ActingUser { uid, gid } = welcome.acts_as;
+            tracing::warn!(
+                "the host acts as its user {uid}, group {gid} for this mount from now on; `idmap=user` follows when it is mounted again"
+            );
+        }
         let changed = std::mem::replace(&mut host.instance, welcome.instance) != welcome.instance;
         drop(host);
         if changed {

@@ -45,7 +45,6 @@ const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
     ("nointr", Takes::Nothing, INTERRUPTIBLE),
     ("reconnect", Takes::Nothing, "a lost connection is always made again"),
     ("rsize", Takes::Number, "the size of requests follows the reader and the link"),
-    ("idmap", Takes::Words("none"), ""),
 ];
 
 const READ_ONLY: &str = "the mount is read-only";
@@ -55,17 +54,12 @@ const INTERRUPTIBLE: &str = "every operation can be interrupted";
 /// What the contract promises for later, with the one value that is refused (any if empty) and what to do instead.
 const NOT_YET: &[(&str, &str, &str)] = &[
     ("remount", "", "unmount and mount again"),
-    ("idmap", "user", IDMAP),
-    ("idmap", "file", IDMAP),
-    ("uidfile", "", "use uid= and gid="),
-    ("gidfile", "", "use uid= and gid="),
     ("bwlimit", "", "limit the host's sending instead"),
     ("lock", "", LOCAL),
     ("brl", "", LOCAL),
     ("local_lock", "none", "use local_lock=all"),
 ];
 
-const IDMAP: &str = "use idmap=none, with uid= and gid= to show another owner";
 const LOCAL: &str = "locks are kept on this machine, see `nolock`";
 
 /// Refuses what is promised for later.

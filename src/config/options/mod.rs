@@ -89,6 +89,26 @@ pub struct Ownership {
     pub file_mask: Option<u16>,
     /// Permission bits taken from directories: `dmask=`, `umask=`.
     pub directory_mask: Option<u16>,
+    /// Who here stands for whom on the host: `idmap=`.
+    pub id_map: IdMapKind,
+    /// Users, for [`IdMapKind::File`]: `uidfile=`.
+    pub uid_file: Option<PathBuf>,
+    /// Groups, for [`IdMapKind::File`]: `gidfile=`.
+    pub gid_file: Option<PathBuf>,
+    /// Whether numbers without a line in these are shown as they are: `nomap=`.
+    pub keeps_unmapped: bool,
+}
+
+/// Who here stands for whom on the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IdMapKind {
+    /// Numbers are the host's: `none`.
+    #[default]
+    None,
+    /// The mounting user for the one as whom the host acts: `user`.
+    User,
+    /// As files say: `file`.
+    File,
 }
 
 /// Which host, and who is asking.

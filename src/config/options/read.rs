@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Accounts, CacheMode, MountOptions, Visibility};
+use super::{Accounts, CacheMode, IdMapKind, MountOptions, Visibility};
 use crate::config::units::{self, Size};
 use crate::config::words::Word;
 use crate::config::{Environment, OptionError};
@@ -68,6 +68,23 @@ impl MountOptions {
                 let mask = mask()?;
                 ownership.file_mask = Some(mask);
                 ownership.directory_mask = Some(mask);
+            }
+            "idmap" => {
+                ownership.id_map = word.value("none, user, file", |text| match text {
+                    "none" => Some(IdMapKind::None),
+                    "user" => Some(IdMapKind::User),
+                    "file" => Some(IdMapKind::File),
+                    _ => None,
+                })?;
+            }
+            "uidfile" => ownership.uid_file = Some(path(word)?),
+            "gidfile" => ownership.gid_file = Some(path(word)?),
+            "nomap" => {
+                ownership.keeps_unmapped = word.value("ignore, error", |text| match text {
+                    "ignore" => Some(true),
+                    "error" => Some(false),
+                    _ => None,
+                })?;
             }
             _ => return Ok(false),
         }

@@ -60,11 +60,27 @@ const KERNEL: &[OptionEntry] = &[
 ];
 
 const OWNERSHIP: &[OptionEntry] = &[
-    option("uid", "USER", "show this owner, by name or number"),
-    option("gid", "GROUP", "show this group, by name or number"),
+    option("uid", "USER", "show this owner of everything, by name or number, whatever idmap says"),
+    option("gid", "GROUP", "show this group of everything, by name or number, whatever idmap says"),
     option("umask", "MASK", "take these permission bits away, in octal"),
     option("fmask", "MASK", "the same for files alone"),
     option("dmask", "MASK", "the same for directories alone"),
+    option(
+        "idmap",
+        "none|user|file",
+        "numbers of users and groups: the host's; the mounting user's for the one as whom the host acts; by files (none)",
+    ),
+    option(
+        "uidfile",
+        "FILE",
+        "for idmap=file: lines NAME:NUMBER, a user here and the user's number on the host",
+    ),
+    option("gidfile", "FILE", "the same for groups"),
+    option(
+        "nomap",
+        "ignore|error",
+        "for idmap=file: numbers without a line are shown as they are, or whoever meets them gets EPERM (error)",
+    ),
 ];
 
 const HOST: &[OptionEntry] = &[

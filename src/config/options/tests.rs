@@ -86,6 +86,15 @@ fn ownership_options_reach_their_fields() {
         o.ownership.file_mask = Some(0o133);
         o.ownership.directory_mask = Some(0o022);
     });
+    sets("idmap=user,idmap=none", |_| {});
+    sets("idmap=user", |o| o.ownership.id_map = IdMapKind::User);
+    sets("idmap=file,uidfile=/u,gidfile=/g,nomap=ignore", |o| {
+        o.ownership.id_map = IdMapKind::File;
+        o.ownership.uid_file = Some(PathBuf::from("/u"));
+        o.ownership.gid_file = Some(PathBuf::from("/g"));
+        o.ownership.keeps_unmapped = true;
+    });
+    sets("nomap=ignore,nomap=error", |_| {});
     sets("dmask=7", |o| o.ownership.directory_mask = Some(7));
 }
 
@@ -183,16 +192,7 @@ fn what_has_no_effect_is_accepted_and_said() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_in_words() {
-    for list in [
-        "remount",
-        "idmap=user",
-        "idmap=file",
-        "uidfile=/u",
-        "gidfile=/g",
-        "bwlimit=1M:2M",
-        "lock",
-        "local_lock=none",
-    ] {
+    for list in ["remount", "bwlimit=1M:2M", "lock", "local_lock=none"] {
         let error = parse(list).unwrap_err();
         assert!(matches!(error, OptionError::NotAvailable { .. }), "{list}: {error}");
         assert!(error.to_string().contains(list.split('=').next().unwrap()), "{list}: {error}");
@@ -227,6 +227,8 @@ fn wrong_values_die_here_with_the_name_and_what_is_allowed() {
         "transport=udp",
         "transport",
         "idmap=all",
+        "uidfile=here",
+        "nomap=maybe",
         "compress=max",
         "compress",
         "rsize=big",
@@ -273,13 +275,13 @@ fn lists_add_up_and_the_last_word_counts() {
 
 /// Every name of the contract in product.md, with a value that is allowed.
 const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
-    dmask=0 idmap=none port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval nosoftreval timeo=1 retrans=1 actimeo=1 \
+    dmask=0 idmap=none uidfile=/a gidfile=/a port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval nosoftreval timeo=1 retrans=1 actimeo=1 \
     acregmin=1 acregmax=1 acdirmin=1 acdirmax=1 noac attr_timeout=1 entry_timeout=1 negative_timeout=1 cache=none \
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \
     transport=auto cc=bbr compress=auto bg fg retry=1 _netdev nofail noauto user x-y";
 
 /// What is accepted beyond the contract, because people bring it.
-const BEYOND: &str = "exec suid dev identityfile=/a softerr offline";
+const BEYOND: &str = "exec suid dev identityfile=/a softerr offline nomap=error";
 
 #[test]
 fn the_table_holds_what_is_read_and_nothing_else() {

@@ -9,7 +9,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, ftruncate, linkat, symlinkat};
 
-use super::{Changer, Done, cannot_tell, changed, errno, folder_now, hold_entry, is_root, now, refused};
+use super::{Changer, Done, cannot_tell, changed, errno, folder_now, hold_entry, now, refused};
 use crate::host::attributes::{self, system_error};
 use crate::host::confine::{open_for, proc_path};
 use crate::host::tree::{Handle, check_name};
@@ -175,7 +175,7 @@ impl Changer<'_> {
         kind: FileKind,
         mode: Mode,
     ) -> Result<(), WireError> {
-        if !self.owners || !is_root() {
+        if !self.owners || !self.is_root() {
             return Ok(());
         }
         let hands_group_on = folder_now(folder).is_some_and(|found| found.permissions & SET_GID_BIT != 0);
@@ -193,7 +193,7 @@ impl Changer<'_> {
     /// Whether the client may set these permission bits on something of this kind.
     pub(super) fn may_have_bits(&self, kind: FileKind, permissions: u16) -> Result<(), WireError> {
         let lends = permissions & SET_ID_BITS != 0 && kind != FileKind::Directory;
-        if lends && is_root() && !self.owners {
+        if lends && self.is_root() && !self.owners {
             let text = "a host that runs as root sets no set-user-id or set-group-id bit for this key";
             return Err(refused(Errno::EPERM, text.into()));
         }

@@ -5,7 +5,8 @@
 //!
 //! # Who owns what is made
 //!
-//! The daemon acts as the user who runs it, and what it makes is his. Where that is root, a client could make itself root on the host by
+//! Where the key names a user (`user=`), all is done with that user's rights, and the kernel says what they are. Otherwise the daemon
+//! acts as the user who runs it, and what it makes is his. Where that is root, a client could make itself root on the host by
 //! way of owners, set-user-id bits and devices. So these are refused, unless the client's key has the option `owners`: then
 //! what it makes belongs to the user and group of the asking process, by the client's numbers, and everything is allowed that
 //! root may do.
@@ -88,6 +89,11 @@ impl Changer<'_> {
         self.session.tree.folder(node)
     }
 
+    /// Whether only the key keeps the client from making itself root on the host.
+    fn is_root(&self) -> bool {
+        self.session.actor.is_root()
+    }
+
     fn is_certain(&self) -> bool {
         self.certainty == Certainty::New
     }
@@ -129,10 +135,6 @@ fn now(fd: &OwnedFd) -> Option<Attributes> {
 
 const fn refused(errno: Errno, text: String) -> WireError {
     WireError { code: ErrorCode::System(errno), text }
-}
-
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 fn errno<T>(result: Result<T, nix::errno::Errno>) -> Result<T, WireError> {

@@ -8,7 +8,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
-use super::{Changer, Done, changed, errno, is_root, refused};
+use super::{Changer, Done, changed, errno, refused};
 use crate::host::answer::malformed;
 use crate::host::attributes;
 use crate::host::confine::proc_path;
@@ -56,7 +56,7 @@ impl Changer<'_> {
     ) -> Result<(), WireError> {
         let changes =
             set.uid.is_some_and(|uid| uid != found.uid) || set.gid.is_some_and(|gid| gid != found.gid);
-        if changes && is_root() && !self.owners {
+        if changes && self.is_root() && !self.owners {
             let text = "a host that runs as root gives files to nobody else for this key";
             return Err(refused(Errno::EPERM, text.into()));
         }

@@ -229,7 +229,7 @@ async fn after_a_goodbye_nothing_stays_open() {
 async fn open_files_outlive_the_connection() {
     let world = World::new(|export| fs::write(export.join("file"), "content").unwrap());
     let identity = Identity::generate().unwrap();
-    let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
+    let secret = world.host.ticket("export", &TicketTerms::default()).unwrap().secret();
     let visitor = Visitor::with_key(&world, &identity).await;
     let ticket = Some(secret);
     let welcome = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();

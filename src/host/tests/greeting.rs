@@ -17,7 +17,7 @@ async fn assert_refused(world: &World, hello: Hello, words: &str) {
     assert!(matches!(closed, CloseReason::ByPeer { text, .. } if text.contains(words)));
 }
 
-fn ticket(world: &World, terms: TicketTerms) -> TicketSecret {
+fn ticket(world: &World, terms: &TicketTerms) -> TicketSecret {
     world.host.ticket("export", terms).unwrap().secret()
 }
 
@@ -25,7 +25,7 @@ fn ticket(world: &World, terms: TicketTerms) -> TicketSecret {
 async fn a_ticket_enrols_a_key_which_then_needs_none() {
     let world = World::new(|_| {});
     let identity = Identity::generate().unwrap();
-    let secret = Some(ticket(&world, TicketTerms::default()));
+    let secret = Some(ticket(&world, &TicketTerms::default()));
     for ticket in [secret, secret, None] {
         let visitor = Visitor::with_key(&world, &identity).await;
         let welcome = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();
@@ -43,9 +43,9 @@ async fn strangers_and_bad_tickets_are_refused_in_words() {
     assert_refused(&world, hello(), "not known to this host").await;
     let unknown = Some(TicketSecret([0; 16]));
     assert_refused(&world, Hello { ticket: unknown, ..hello() }, "no such ticket").await;
-    let expired = Some(ticket(&world, TicketTerms { expires_seconds: Some(0), keys_max: 1 }));
+    let expired = Some(ticket(&world, &TicketTerms { expires_seconds: Some(0), ..TicketTerms::default() }));
     assert_refused(&world, Hello { ticket: expired, ..hello() }, "expired").await;
-    let revoked = Some(ticket(&world, TicketTerms::default()));
+    let revoked = Some(ticket(&world, &TicketTerms::default()));
     let state = world.state();
     let id = state.tickets().unwrap().iter().last().unwrap().id.clone();
     state.update(|_, tickets| assert!(tickets.revoke(&id))).unwrap();
@@ -57,7 +57,7 @@ async fn other_versions_and_exports_are_refused_in_words() {
     let world = World::new(|_| {});
     let version = PROTOCOL_VERSION + 1;
     assert_refused(&world, Hello { protocol_version: version, ..hello() }, "version 2").await;
-    let secret = Some(ticket(&world, TicketTerms::default()));
+    let secret = Some(ticket(&world, &TicketTerms::default()));
     let other = Hello { ticket: secret, export: "other".into(), ..hello() };
     assert_refused(&world, other, "is for the export \"export\"").await;
     let identity = Identity::generate().unwrap();
@@ -104,7 +104,7 @@ async fn a_second_hello_breaks_the_protocol() {
 async fn a_revoked_key_is_shown_out_and_its_ticket_is_no_way_back() {
     let world = World::new(|_| {});
     let identity = Identity::generate().unwrap();
-    let secret = Some(ticket(&world, TicketTerms { keys_max: 9, ..TicketTerms::default() }));
+    let secret = Some(ticket(&world, &TicketTerms { keys_max: 9, ..TicketTerms::default() }));
     let visitor = Visitor::with_key(&world, &identity).await;
     visitor.greet(Hello { ticket: secret, ..hello() }).await.unwrap();
     world.state().update(|keys, _| assert!(keys.revoke(identity.public_key()))).unwrap();
@@ -156,7 +156,7 @@ async fn a_folder_below_an_export_is_a_root_of_its_own() {
         ("none", ErrorCode::Refused),
     ] {
         let hello =
-            Hello { sub_path: path.into(), ticket: Some(ticket(&world, TicketTerms::default())), ..hello() };
+            Hello { sub_path: path.into(), ticket: Some(ticket(&world, &TicketTerms::default())), ..hello() };
         assert_eq!(refusal(&world, hello).await.0.code, expected, "{path}");
     }
 }
@@ -165,7 +165,7 @@ async fn a_folder_below_an_export_is_a_root_of_its_own() {
 async fn a_session_is_of_one_folder_and_one_key() {
     let world = World::new(|export| std::fs::create_dir(export.join("a")).unwrap());
     let identity = Identity::generate().unwrap();
-    let secret = Some(ticket(&world, TicketTerms::default()));
+    let secret = Some(ticket(&world, &TicketTerms::default()));
     let first = Visitor::with_key(&world, &identity).await;
     first.greet(Hello { ticket: secret, ..hello() }).await.unwrap();
     let second = Visitor::with_key(&world, &identity).await;
@@ -187,9 +187,9 @@ async fn a_client_that_says_nothing_keeps_nobody_waiting() {
 #[tokio::test]
 async fn the_ticket_names_the_host() {
     let world = World::new(|_| {});
-    let ticket = world.host.ticket("export", TicketTerms::default()).unwrap();
+    let ticket = world.host.ticket("export", &TicketTerms::default()).unwrap();
     let key: PublicKey = world.host.identity();
     assert_eq!((ticket.host_key(), ticket.export()), (key, "export"));
     assert_eq!(ticket.addresses(), [world.host.listening().into()]);
-    assert!(world.host.ticket("none", TicketTerms::default()).is_err());
+    assert!(world.host.ticket("none", &TicketTerms::default()).is_err());
 }

@@ -4,6 +4,8 @@ mod changes;
 mod content;
 mod greeting;
 mod metadata;
+mod read_only;
+mod rights;
 mod robustness;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -67,7 +69,7 @@ impl World {
 
     /// One that says `hello` beside its ticket.
     async fn client_that(&self, hello: Hello) -> Guest {
-        let secret = self.host.ticket("export", TicketTerms::default()).unwrap().secret();
+        let secret = self.host.ticket("export", &TicketTerms::default()).unwrap().secret();
         let visitor = Visitor::new(self).await;
         let hello = Hello { ticket: Some(secret), ..hello };
         let welcome = visitor.greet(hello).await.unwrap();

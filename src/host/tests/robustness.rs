@@ -130,7 +130,7 @@ async fn a_host_that_restarts_is_another_instance_with_the_same_keys() {
     let World { host, folder } = World::new(|export| fs::write(export.join("file"), "x").unwrap());
     let world = World { host, folder };
     let identity = Identity::generate().unwrap();
-    let secret = world.host.ticket("export", TicketTerms::default()).unwrap().secret();
+    let secret = world.host.ticket("export", &TicketTerms::default()).unwrap().secret();
     let visitor = Visitor::with_key(&world, &identity).await;
     let ticket = Some(secret);
     let before = visitor.greet(Hello { ticket, ..hello() }).await.unwrap();

@@ -5,6 +5,7 @@
 //! call them from a thread that may block.
 
 mod append;
+mod credentials;
 mod limits;
 mod open;
 mod priority;
@@ -15,6 +16,7 @@ mod tcp;
 mod xattr;
 
 pub use append::append;
+pub use credentials::{Assumed, Credentials};
 pub use limits::raise_memlock;
 pub use open::open_beneath;
 pub use priority::idle_thread;

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::Path;
 
-use crate::world::{World, printed_by, run, words};
+use crate::world::{WORMHOLE, World, printed_by, run, words};
 
 /// As whom the host acts: `daemon`, which Debian and its kin have as user 1 and group 1.
 const ACTING: (u32, u32) = (1, 1);
@@ -186,4 +186,37 @@ fn owners_that_are_chosen_here_are_the_host_s_there() {
     assert_eq!(owner(&world.source().join("link")), (4321, 6002));
     chown(mount.path("file"), Some(6001), None).unwrap();
     assert_eq!(owner(&world.source().join("file")), (5001, 6002), "who is shown as 6001 is the host's 5001");
+}
+
+#[test]
+fn a_plain_user_sees_as_his_own_what_the_host_s_user_has() {
+    if !is_root() {
+        return;
+    }
+    let world = world_of(&[(0, 0), (4321, 8765)]);
+    let host = world.host();
+    fs::set_permissions(world.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let home = world.path("home");
+    fs::create_dir_all(home.join("mnt")).unwrap();
+    printed_by("chown", &["-R", "nobody", home.to_str().unwrap()]);
+    // The binary may lie where only root may look.
+    let binary = world.path("wormhole");
+    fs::copy(WORMHOLE, &binary).unwrap();
+    let as_nobody = |command: &str| {
+        let command = format!("cd {0} && export HOME={0} XDG_RUNTIME_DIR={0} && {command}", home.display());
+        let arguments = ["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--", "sh", "-ec", &command];
+        let output = run("setpriv", &arguments);
+        assert!(output.status.success(), "{command}: {}", words(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    as_nobody(&format!("{} mount {} mnt -o idmap=user", binary.display(), host.ticket));
+    let shown = as_nobody(
+        "touch mnt/new; chown nobody mnt/new; cd mnt; stat -c %U:%G:%u new 0-0; stat -c %u:%g 4321-8765",
+    );
+    assert_eq!(
+        shown.lines().collect::<Vec<_>>(),
+        ["nobody:nogroup:65534", "nobody:nogroup:65534", "4321:8765"]
+    );
+    assert_eq!(owner(&world.source().join("new")), (0, 0), "root runs the host");
+    as_nobody(&format!("{} umount mnt", binary.display()));
 }

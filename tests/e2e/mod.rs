@@ -5,6 +5,7 @@
 mod copies;
 mod crashing;
 mod differential;
+mod ending;
 mod failing;
 mod lasting;
 mod offline;

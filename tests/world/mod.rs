@@ -48,8 +48,16 @@ impl World {
 
     /// Hosts the source folder at an address, with more arguments.
     pub(crate) fn host_on(&self, listen: &str, arguments: &[&str]) -> Host {
-        let mut child = wormhole()
-            .args(["host", "--listen", listen, "--state-dir"])
+        self.host_by(&["env"], listen, arguments)
+    }
+
+    /// The same, by a program which makes itself the host with the words that follow it.
+    pub(crate) fn host_by(&self, starter: &[&str], listen: &str, arguments: &[&str]) -> Host {
+        let mut child = Command::new(starter[0])
+            .args(&starter[1..])
+            .env_remove("WORMHOLE_TICKET")
+            .stdin(Stdio::null())
+            .args([WORMHOLE, "host", "--listen", listen, "--state-dir"])
             .arg(self.path("host-state"))
             .args(arguments)
             .arg(format!("export={}", self.source().display()))

@@ -2,7 +2,6 @@
 
 mod directory;
 mod mounted;
-mod progress;
 
 use std::path::{Path, PathBuf};
 

@@ -17,7 +17,7 @@ use super::CliError;
 use super::index_progress;
 use super::pair::Lifetime;
 use crate::config::{Environment, Side};
-use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport};
+use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent};
 use crate::host::{Export, Host, HostConfig, HostError, HostObserver, HostStatus, TicketTerms};
 use crate::io::EngineKind;
 use crate::metrics::{Metric, Readings};
@@ -173,8 +173,9 @@ impl Controlled for Daemon {
         self.wanted.send_replace(Ending::Orderly);
     }
 
-    fn abort(&self) {
+    fn abort(&self) -> Unsent {
         self.wanted.send_replace(Ending::Now);
+        Unsent::default()
     }
 }
 

@@ -16,6 +16,8 @@ mod mount;
 mod mount_daemon;
 mod on_state;
 mod pair;
+mod progress;
+mod rest;
 mod status;
 mod sum;
 mod umount;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
-use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, WAIT, WarmReport};
+use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, Unsent, WAIT, WarmReport};
 
 /// Most sockets looked at in one directory.
 const DAEMONS_MAX: usize = 1024;
@@ -42,6 +42,14 @@ impl Daemon {
     pub fn warm(&self, order: &Order) -> Result<WarmReport, ControlError> {
         match ask(&self.socket, order)? {
             Answer::Warming(report) => Ok(*report),
+            _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
+        }
+    }
+
+    /// Makes it end without waiting for anything. What is lost by that.
+    pub fn abort(&self) -> Result<Unsent, ControlError> {
+        match ask(&self.socket, &Order::Abort)? {
+            Answer::Aborted(unsent) => Ok(unsent),
             _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
         }
     }

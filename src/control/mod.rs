@@ -24,7 +24,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Daemon, ask, daemon_of_mount, daemons};
-pub use report::{DaemonKind, LinkWord, StatusReport, WarmOrder, WarmReport};
+pub use report::{
+    DaemonKind, LinkWord, StatusReport, UNSENT_FILES_MAX, Unsent, UnsentFile, WarmOrder, WarmReport,
+};
 pub use serve::ControlSocket;
 
 /// Longest order, in bytes: the longest there is carries a path.
@@ -60,6 +62,8 @@ pub enum Answer {
     Status(Box<StatusReport>),
     /// To [`Order::Warm`] and [`Order::WarmProgress`].
     Warming(Box<WarmReport>),
+    /// To [`Order::Abort`]: what is given up.
+    Aborted(Unsent),
     /// The order was taken.
     Done,
     /// It was not, and why.
@@ -72,8 +76,8 @@ pub trait Controlled: Send + Sync + 'static {
     fn status(&self) -> StatusReport;
     /// Begins to end; does not wait for it.
     fn stop(&self);
-    /// Begins to end without waiting for anything.
-    fn abort(&self);
+    /// Begins to end without waiting for anything. What is lost by that, as far as is known.
+    fn abort(&self) -> Unsent;
     /// Begins to bring content into the disk cache.
     fn warm(&self, _order: &WarmOrder) -> Result<WarmReport, String> {
         Err("this daemon has no cache of content".to_owned())

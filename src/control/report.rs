@@ -34,6 +34,43 @@ pub enum LinkWord {
     Unreachable,
 }
 
+/// What programs have written and the host has not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Unsent {
+    /// Of all files, in bytes.
+    pub bytes: u64,
+    /// How many files.
+    pub files: u64,
+    /// Those of which most is missing, at most [`UNSENT_FILES_MAX`].
+    pub largest: Vec<UnsentFile>,
+}
+
+/// One file of [`Unsent`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnsentFile {
+    /// Its path below the mountpoint; what is not UTF-8 is replaced.
+    pub path: String,
+    /// How much of it, in bytes.
+    pub bytes: u64,
+}
+
+/// Most files that [`Unsent`] names.
+pub const UNSENT_FILES_MAX: usize = 20;
+
+impl Unsent {
+    /// Of these files, by path, with how many bytes of each.
+    pub fn new(mut files: Vec<(Vec<u8>, u64)>) -> Self {
+        let (bytes, count) = (files.iter().map(|(_, bytes)| bytes).sum(), files.len() as u64);
+        files.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+        let named = files.into_iter().take(UNSENT_FILES_MAX);
+        let named = named.map(|(path, bytes)| UnsentFile {
+            path: String::from_utf8_lossy(&path).replace(char::is_control, "_"),
+            bytes,
+        });
+        Self { bytes, files: count, largest: named.collect() }
+    }
+}
+
 /// The status of one daemon: an element of `wormhole status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {

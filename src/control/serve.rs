@@ -122,10 +122,7 @@ fn obey(line: &[u8], daemon: &dyn Controlled) -> (Answer, bool) {
             daemon.stop();
             (Answer::Done, true)
         }
-        Ok(Order::Abort) => {
-            daemon.abort();
-            (Answer::Done, true)
-        }
+        Ok(Order::Abort) => (Answer::Aborted(daemon.abort()), true),
         Ok(Order::Warm(order)) => (warming(daemon.warm(&order)), true),
         Ok(Order::WarmProgress(id)) => (warming(daemon.warm_progress(id)), true),
         Err(error) => (Answer::Refused(format!("not an order that this version knows: {error}")), false),

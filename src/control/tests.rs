@@ -46,8 +46,10 @@ impl Controlled for Model {
         self.stopped.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn abort(&self) {
+    fn abort(&self) -> Unsent {
         self.aborted.fetch_add(1, Ordering::SeqCst);
+        let long = |at: u64| (vec![b'"'; 4095], at);
+        Unsent::new((0..100).map(long).chain([(b"a\nb".to_vec(), 500)]).collect())
     }
 
     fn warm(&self, order: &WarmOrder) -> Result<WarmReport, String> {
@@ -102,7 +104,9 @@ fn orders_reach_the_daemon_and_answers_come_back() {
     assert_eq!(found.status().unwrap(), report());
     found.order(&Order::Stop).unwrap();
     assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 1);
-    found.order(&Order::Abort).unwrap();
+    let lost = found.abort().unwrap();
+    assert_eq!((lost.bytes, lost.files, lost.largest.len()), (4950 + 500, 101, UNSENT_FILES_MAX));
+    assert_eq!(lost.largest[0], UnsentFile { path: "a_b".to_owned(), bytes: 500 });
     assert_eq!(stage.model.aborted.load(Ordering::SeqCst), 1);
     assert_eq!(daemon_of_mount(&stage.sockets(), Path::new("/other")).unwrap(), None);
 }

@@ -11,7 +11,7 @@ use super::MountConfig;
 use super::warm::WarmJobs;
 use crate::cache::ChunkCache;
 use crate::client::quic::{ClientStatistics, QuicClient};
-use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport, WarmOrder, WarmReport};
+use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport};
 use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
 use crate::metrics::{Metric, Readings};
@@ -198,8 +198,10 @@ impl Controlled for MountHandle {
         self.want(Wanted::Stop);
     }
 
-    fn abort(&self) {
+    fn abort(&self) -> Unsent {
+        let unsent = self.file_system.upgrade().map(|file_system| file_system.unsent_files());
         self.want(Wanted::Abort);
+        Unsent::new(unsent.unwrap_or_default())
     }
 
     fn warm(&self, order: &WarmOrder) -> Result<WarmReport, String> {

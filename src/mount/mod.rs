@@ -26,7 +26,7 @@ use handle::{Link, Wanted};
 use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
 use crate::client::Client as _;
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
-use crate::control::ControlSocket;
+use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
@@ -39,6 +39,9 @@ use crate::transport::{
 
 /// How long those who are still in a mount that was told to end may take to leave it.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
+
+/// How often it is told what is left to be sent.
+const REST_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// How long the cache may take to write what it holds: what is not written is fetched again, that is all.
 const CACHE_FLUSH_WAIT: Duration = Duration::from_secs(5);
@@ -263,14 +266,18 @@ impl Mount {
     pub async fn shut_down(self) {
         self.handle.set_ended();
         drop(self.session);
-        // As long as it takes, as each write has its deadline; but not against a will.
+        // As long as it takes, however long the host is away; but not against a will.
         tokio::select! {
-            () = self.file_system.all_sent() => {}
+            () = send_rest(&self.file_system) => {}
             () = self.handle.until(Wanted::Abort) => {}
         }
-        let lost_bytes = self.file_system.unsent_bytes();
-        if lost_bytes > 0 {
-            tracing::error!("{lost_bytes} bytes that were written were not sent to the host: they are lost");
+        let lost = Unsent::new(self.file_system.unsent_files());
+        if lost.bytes > 0 {
+            let (bytes, files) = (lost.bytes, lost.files);
+            tracing::error!("lost: {bytes} bytes of {files} files that the host has not confirmed");
+            for file in lost.largest {
+                tracing::error!("lost: {} bytes of {}", file.bytes, file.path);
+            }
         }
         let waits = self.handle.wanted() != Wanted::Abort;
         if waits {
@@ -285,6 +292,20 @@ impl Mount {
             }
         }
         drop(self.control);
+    }
+}
+
+/// Waits until the host has everything, and says now and then how much is left.
+async fn send_rest(file_system: &FileSystem) {
+    let mut all_sent = std::pin::pin!(file_system.all_sent());
+    loop {
+        let before = file_system.unsent_bytes();
+        if before > 0 {
+            tracing::warn!("ending: {before} bytes are not at the host yet");
+        }
+        if timeout(REST_TOLD_EVERY, &mut all_sent).await.is_ok() {
+            return;
+        }
     }
 }
 

@@ -284,15 +284,17 @@ struct Chaos {
     host: Host,
     relay: Relay,
     mount: Mount,
+    transport: &'static str,
 }
 
 impl Chaos {
-    fn new() -> Self {
+    fn new(transport: &'static str) -> Self {
         let world = World::new();
         let host = world.host();
         let relay = Relay::start(host.listening);
-        let mount = world.mount(&host.ticket_for(relay.address()), "");
-        Self { world, host, relay, mount }
+        let options = format!("transport={transport}");
+        let mount = world.mount(&host.ticket_for(relay.address()), &options);
+        Self { world, host, relay, mount, transport }
     }
 
     fn restart_host(&mut self) {
@@ -302,8 +304,8 @@ impl Chaos {
 
     fn remount(&mut self) {
         run("umount", &["-l", self.mount.point.to_str().unwrap()]);
-        let port = format!("port={}", self.relay.address().port());
-        let old = std::mem::replace(&mut self.mount, self.world.mount("127.0.0.1:/export", &port));
+        let options = format!("port={},transport={}", self.relay.address().port(), self.transport);
+        let old = std::mem::replace(&mut self.mount, self.world.mount("127.0.0.1:/export", &options));
         // Dropped, it would take down what has its place now.
         std::mem::forget(old);
     }
@@ -319,15 +321,21 @@ const fn dice(state: &mut u64) -> u64 {
 
 #[test]
 fn cuts_and_kills_of_either_end_or_both_lose_nothing_and_do_nothing_twice() {
-    let mut state = std::env::var("WORMHOLE_CRASH_SEED").map_or(4, |text| text.parse().expect("a number"));
-    let mut chaos = Chaos::new();
+    let seed = std::env::var("WORMHOLE_CRASH_SEED").map_or(4, |text| text.parse().expect("a number"));
+    for transport in ["quic", "tcp"] {
+        rage(transport, seed, rounds() / 2);
+    }
+}
+
+fn rage(transport: &'static str, seed: u64, rounds: u64) {
+    let (mut state, mut chaos) = (seed, Chaos::new(transport));
     let source = chaos.world.source().join("work");
     let mut scribe = Scribe::new(&chaos.mount.point, chaos.world.path("errors"), Safe::default());
     let (mut tally, mut unsure) = ([0; 5], 0);
-    for number in 0..rounds() {
+    for number in 0..rounds {
         let (what, wait) = (dice(&mut state) % 5, Duration::from_millis(dice(&mut state) % 700));
         let pause = Duration::from_millis(100 + dice(&mut state) % 2_000);
-        let round = format!("round {number}, kind {what}");
+        let round = format!("{transport}, round {number}, kind {what}");
         scribe.goes_on(&round);
         std::thread::sleep(wait);
         tally[what as usize] += 1;
@@ -365,14 +373,10 @@ fn cuts_and_kills_of_either_end_or_both_lose_nothing_and_do_nothing_twice() {
     let (safe, times) = scribe.end();
     chaos.mount.umount();
     check_work(&source, safe, "the end");
+    let [cuts, hosts, both_at_once, clients, both] = tally;
     println!(
-        "{} cuts, {} kills of the host, {} of the host during a cut, {} of the client, {} of both; {} steps, {} records; {} times it \
-         could not be told who made a folder",
-        tally[0],
-        tally[1],
-        tally[2],
-        tally[3],
-        tally[4],
+        "{transport}: {cuts} cuts, {hosts} kills of the host, {both_at_once} of the host during a cut, {clients} of the client, {both} of \
+         both; {} steps, {} records; {} times it could not be told who made a folder",
         safe.steps,
         safe.records,
         unsure + times

@@ -6,6 +6,7 @@ mod calls;
 mod copies;
 mod crashing;
 mod differential;
+mod ending;
 mod failing;
 mod lasting;
 mod offline;

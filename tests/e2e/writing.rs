@@ -3,8 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
 
-use crate::world::{World, noise, printed_by, run};
+use crate::world::{WORMHOLE, World, noise, printed_by, run};
 
 #[test]
 fn nothing_is_written_unless_all_three_allow_it() {
@@ -237,4 +238,112 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     assert!(fs::read(world.source().join("file")).unwrap() == vec![b'x'; 3_010_000]);
     writer.kill().unwrap();
     writer.wait().unwrap();
+}
+
+/// A program of its own, as this one starts programs, each of which closes a copy of its files. Its orders are lines of Python about the
+/// files `one` and `two`, two handles of the same file; it answers `done`, or the name of an error.
+struct Writer {
+    child: std::process::Child,
+    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Writer {
+    const SCRIPT: &str = "import errno,os,sys\n\
+        one = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n\
+        two = os.open(sys.argv[1], os.O_RDWR)\n\
+        for line in sys.stdin:\n \
+        try:\n  exec(line)\n  print('done', flush=True)\n \
+        except OSError as error: print(errno.errorcode[error.errno], flush=True)\n";
+
+    fn new(path: &std::path::Path) -> Self {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", Self::SCRIPT, path.to_str().unwrap()]);
+        let pipes = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = pipes.spawn().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, answers }
+    }
+
+    fn order(&mut self, line: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+        self.answers.next().unwrap().unwrap()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// A host on a machine that has restarted: its kernel bears another name, in a namespace of its own. Needs root.
+fn rebooted(world: &World, listen: &str, name: &str) -> crate::world::Host {
+    fs::write(world.path("boot_id"), name).unwrap();
+    let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+    let boot_id = world.path("boot_id");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script]).arg(boot_id).arg(WORMHOLE);
+    command.env_remove("WORMHOLE_TICKET").stdin(Stdio::null());
+    world.host_by(command, listen, &[])
+}
+
+#[test]
+fn a_machine_that_restarts_before_a_sync_is_told_through_each_handle_once_and_never_forgotten() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let world = World::new();
+    let mut host = rebooted(&world, "127.0.0.1:0", "first");
+    let listen = host.listening.to_string();
+    let mount = world.mount(&host.ticket, "");
+    let mut writer = Writer::new(&mount.path("file"));
+    let mut boots = 0;
+    let mut reboot = |host: &mut crate::world::Host| {
+        boots += 1;
+        let instances = mount.status()["host_restarts"].as_u64().unwrap();
+        host.kill();
+        *host = rebooted(&world, &listen, &format!("boot {boots}"));
+        let noticed = || mount.status()["host_restarts"].as_u64().unwrap() > instances;
+        crate::world::wait_until("the client has noticed", || {
+            // Who asks finds out.
+            let _ = fs::metadata(mount.path("other"));
+            noticed()
+        });
+    };
+    let accepted = |writer: &mut Writer| {
+        assert_eq!(writer.order("os.write(one, b'x' * 5000)"), "done");
+        crate::world::wait_until("the host has it", || mount.status()["unsent_bytes"] == 0);
+    };
+    // Write, restart, fsync.
+    accepted(&mut writer);
+    reboot(&mut host);
+    assert_eq!(writer.order("os.fsync(one)"), "EIO");
+    assert_eq!(writer.order("os.fsync(one)"), "done");
+    assert_eq!(writer.order("os.fdatasync(two)"), "EIO", "the other handle, once");
+    assert_eq!(writer.order("os.fsync(two)"), "done");
+    // What is synced is safe.
+    accepted(&mut writer);
+    assert_eq!(writer.order("os.fsync(two)"), "done");
+    reboot(&mut host);
+    assert_eq!(writer.order("os.fsync(one)"), "done");
+    // A later write does not hide it.
+    accepted(&mut writer);
+    reboot(&mut host);
+    assert_eq!(writer.order("os.write(two, b'later')"), "done");
+    assert_eq!(writer.order("os.fsync(two)"), "EIO");
+    assert_eq!(writer.order("os.fsync(one)"), "EIO");
+    assert_eq!(writer.order("os.fsync(one); os.fsync(two)"), "done");
+    // A close without a sync, of each.
+    accepted(&mut writer);
+    reboot(&mut host);
+    assert_eq!(writer.order("os.close(one)"), "EIO");
+    assert_eq!(writer.order("os.close(two)"), "EIO");
+    // The daemon alone loses nothing.
+    assert_eq!(writer.order("one = os.open(sys.argv[1], os.O_RDWR)"), "done");
+    accepted(&mut writer);
+    host.kill();
+    host = rebooted(&world, &listen, &format!("boot {boots}"));
+    assert_eq!(writer.order("os.fsync(one)"), "done");
+    drop((writer, host));
 }

@@ -26,6 +26,7 @@ macro_rules! over_both {
     };
 }
 
+mod changes;
 mod failures;
 mod requests;
 

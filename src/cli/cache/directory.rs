@@ -7,10 +7,10 @@ use std::time::{Instant, SystemTime};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
-use super::progress::Progress;
 use crate::cache::{self, ChunkCache, Damaged, DiskCache, PinSummary};
 use crate::cli::CliError;
 use crate::cli::on_state::print_json;
+use crate::cli::progress::Progress;
 use crate::cli::words::{amount, count, duration, rate};
 use crate::config::Size;
 

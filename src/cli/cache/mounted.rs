@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 
-use super::progress::Progress;
 use crate::cli::on_state::print_json;
+use crate::cli::progress::Progress;
 use crate::cli::words::{amount, count, rate};
 use crate::cli::{CliError, control_directories};
 use crate::control::{self, Daemon, Order, WarmOrder, WarmReport};

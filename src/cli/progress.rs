@@ -20,6 +20,11 @@ impl Progress {
         Self { is_terminal: io::stderr().is_terminal(), shown: None }
     }
 
+    /// Whether anybody sees it.
+    pub(super) const fn is_seen(&self) -> bool {
+        self.is_terminal
+    }
+
     /// Shows `text`, ten times a second at most.
     pub(super) fn show(&mut self, text: impl FnOnce() -> String) {
         if self.is_terminal && self.shown.is_none_or(|shown| shown.elapsed() >= EVERY) {

@@ -2,6 +2,7 @@
 //!
 //! These need `/dev/fuse`, and `fusermount3` where they do not run as root; without them they fail and say so.
 
+mod calls;
 mod copies;
 mod crashing;
 mod differential;
@@ -12,5 +13,7 @@ mod programs;
 mod reading;
 mod relay;
 mod store;
+mod suites;
 mod trust;
+mod working;
 mod writing;

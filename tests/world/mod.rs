@@ -5,6 +5,7 @@ mod process;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -72,6 +73,27 @@ impl World {
     /// Mounts `source` (a ticket or an address), with options, on `mnt`.
     pub(crate) fn mount(&self, source: &str, options: &str) -> Mount {
         self.mount_as("mnt", source, options)
+    }
+
+    /// Mounts what a host exports for all users. Where the tests run as root, the client may choose owners on the host.
+    pub(crate) fn mount_for_all(&self, host: &Host) -> Mount {
+        if !nix::unistd::geteuid().is_root() {
+            return self.mount(&host.ticket, "default_permissions");
+        }
+        for folder in [self.path(""), self.source()] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        self.mount(&host.ticket, "").umount();
+        let keys = self.path("host-state/authorized_keys");
+        let text = fs::read_to_string(&keys).unwrap().replace(" exports=", " owners exports=");
+        fs::write(&keys, text).unwrap();
+        let mount = self.mount(&host.ticket, "allow_other");
+        // A connection keeps what its key was allowed when it was made.
+        let file = mount.path("somebody's");
+        fs::write(&file, "").unwrap();
+        chown(&file, Some(1), Some(1)).expect("the key may choose owners now");
+        fs::remove_file(&file).unwrap();
+        mount
     }
 
     /// Mounts on another folder, with a client state and cache of the same world.

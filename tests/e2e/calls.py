@@ -474,8 +474,9 @@ def appending_by_fcntl():
     file = os.open("f", os.O_RDWR)
     fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
     os.write(file, b"X")
-    fcntl.fcntl(file, fcntl.F_SETFL, 0)
-    os.pwrite(file, b"Q", 0)
+    no_longer = os.open("f", os.O_RDWR | os.O_APPEND)
+    fcntl.fcntl(no_longer, fcntl.F_SETFL, 0)
+    os.pwrite(no_longer, b"Q", 0)
     return read("f")
 
 

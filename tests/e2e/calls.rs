@@ -37,12 +37,12 @@ fn system_calls_give_what_they_give_in_a_local_folder() {
     };
     let (here, there) = (lines(&local), lines(&mount.point));
     assert!(here.len() > 40 && here.len() == there.len(), "{} and {} cases", here.len(), there.len());
-    let mut wrong = String::new();
+    let mut wrong = Vec::new();
     for ((name, local), (_, mounted)) in here.iter().zip(&there) {
         let known = NOT_PASSED_ON.iter().find(|(known, _)| known == name).map(|(_, given)| *given);
         if mounted != known.unwrap_or(local) {
-            wrong += &format!("{name}:\n  local   {local}\n  mounted {mounted}\n");
+            wrong.push(format!("{name}:\n  local   {local}\n  mounted {mounted}\n"));
         }
     }
-    assert!(wrong.is_empty(), "{wrong}");
+    assert!(wrong.is_empty(), "{}", wrong.concat());
 }

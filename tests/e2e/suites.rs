@@ -122,6 +122,7 @@ verify=crc32c
 verify_fatal=1
 do_verify=1
 fallocate=none
+verify_state_save=0
 [sequential]
 rw=write
 bs=64k
@@ -187,7 +188,9 @@ fn fio_verifies_what_it_wrote() {
     let jobs = world.path("verify.fio");
     fs::write(&jobs, FIO_JOBS).unwrap();
     let mut fio = Command::new("fio");
-    fio.env("MIB", number("WORMHOLE_FIO_MIB", 4).to_string()).stdin(Stdio::null());
+    fio.env("MIB", number("WORMHOLE_FIO_MIB", 4).to_string())
+        .current_dir(world.path(""))
+        .stdin(Stdio::null());
     succeeds(fio.arg("--directory").arg(&mount.point).arg(jobs));
     mount.umount();
     let mount = world.mount(&host.ticket, "");
@@ -275,7 +278,13 @@ fn stress_ng_finds_nothing_wrong() {
             "--dirdeep-bytes",
             "8M",
         ]);
-        let output = command.arg("--temp-path").arg(&mount.point).stdin(Stdio::null()).output().unwrap();
+        let output = command
+            .arg("--temp-path")
+            .arg(&mount.point)
+            .current_dir(world.path(""))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{stressor}: {}", words(&output));
         assert!(mount.is_mounted());
     }

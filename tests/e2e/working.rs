@@ -1,4 +1,5 @@
-//! Programs that work in a folder, on a mount: git, tar, cargo, SQLite, rsync, vim, dpkg. What they left is then compared with the host's own folder.
+//! Programs that work in a folder, on a mount: git, tar, cargo, `SQLite`, rsync, vim, dpkg. What they left is compared with the
+//! host's own folder.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};

@@ -3,7 +3,7 @@
 use super::{CallError, Client, Lane};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, BootId, Change, Changed, FsStatistics, ManifestRequest, NodeId, OpenAccess, OpenId, Reply,
+    Attributes, BootId, Change, Changed, FsStatistics, LockFound, LockTest, ManifestRequest, NodeId, OpenAccess, OpenId, Reply,
     Request, SeekTarget, Version, Written,
 };
 
@@ -66,6 +66,14 @@ impl dyn Client {
     pub async fn sync(&self, node: NodeId, data_only: bool) -> Result<BootId, CallError> {
         match self.call(Request::Sync { node, data_only }, Lane::Metadata).await? {
             Reply::Synced { boot } => Ok(boot),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Who stands against a lock.
+    pub async fn test_lock(&self, test: LockTest) -> Result<Option<LockFound>, CallError> {
+        match self.call(Request::TestLock(test), Lane::Metadata).await? {
+            Reply::LockTest(found) => Ok(found),
             other => Err(unexpected(&other)),
         }
     }

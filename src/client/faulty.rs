@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
 use crate::chunk::ByteRange;
 use crate::proto::{
-    Attributes, Change, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
+    Attributes, Change, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest, Reply, Request,
+    SessionRun, WireError, WriteAt, Written,
 };
 use crate::transport::Lane;
 
@@ -179,6 +180,14 @@ impl Client for FaultyClient {
 
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
         self.fail(move |inner| inner.write(node, at, bytes))
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        self.fail(move |inner| inner.lock(call))
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.inner.runs()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -15,12 +15,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::chunk::{ByteRange, ChunkIndex, VerifiedChunk};
 use crate::proto::{
-    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, Timestamp,
-    WireError, WriteAt, Written,
+    Attributes, Change, DirectoryEntry, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest, Reply,
+    Request, SessionRun, Timestamp, WireError, WriteAt, Written,
 };
 pub use crate::transport::Lane;
 
@@ -47,6 +47,19 @@ pub trait Client: Send + Sync + 'static {
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
         let _ = (node, at, bytes);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
+    }
+
+    /// Takes, gives back or waits for a lock, exactly once, and without a deadline: whoever gives up must still learn whether he has
+    /// it. A wait takes no longer than it says while the host answers.
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        let _ = call;
+        Box::pin(async { Err(CallError::Host(WireError::system(Errno::ENOLCK))) })
+    }
+
+    /// Which life of the session this is, and when it is another one: locks do not go from one to the next. `None` where there are
+    /// none.
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        watch::channel(None).1
     }
 
     /// All entries of a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error;

@@ -13,7 +13,7 @@ mod words;
 pub use environment::{Environment, NoHome, Side};
 pub use error::OptionError;
 pub use options::{
-    Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, KernelOptions, LocalAccounts,
+    Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, KernelOptions, LocalAccounts, LocalLocks,
     MountOptions, OPTION_FAMILIES, OPTIONS_FOR_OTHERS, OptionEntry, OptionFamily, Ownership, Parsed,
     Patience, Start, TransferOptions, Visibility, options_not_yet, options_without_effect,
 };

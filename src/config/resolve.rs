@@ -5,12 +5,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::options::{AttributeTimes, CacheMode, CacheOptions, HostOptions, TransferOptions};
+use super::options::{AttributeTimes, CacheMode, CacheOptions, HostOptions, LocalLocks, TransferOptions};
 use super::{Environment, MountOptions, NoHome, Side, Size, Visibility};
 use crate::cache::CacheConfig;
 use crate::chunk::CHUNK_BYTES;
 use crate::fetch::FetchConfig;
-use crate::fs::{Freshness, Ownership};
+use crate::fs::{Freshness, Ownership, RemoteLocks};
 use crate::fuse::{Access, FuseConfig};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
 use crate::proto::CompressionWish;
@@ -136,6 +136,7 @@ pub fn mount_config(
             file_mask: options.ownership.file_mask.unwrap_or(0),
             directory_mask: options.ownership.directory_mask.unwrap_or(0),
         },
+        locks: locks(options.local_locks),
         fuse: fuse(options, &places.label),
         label: places.label,
     })
@@ -206,6 +207,15 @@ fn fetch(options: &TransferOptions, memory_bytes: u64) -> FetchConfig {
         fetch.ahead_requests_max = ahead_bytes.div_ceil(request_bytes) as usize;
     }
     fetch
+}
+
+const fn locks(local: LocalLocks) -> RemoteLocks {
+    match local {
+        LocalLocks::None => RemoteLocks::ALL,
+        LocalLocks::All => RemoteLocks::NONE,
+        LocalLocks::Flock => RemoteLocks { flock: false, fcntl: true },
+        LocalLocks::Posix => RemoteLocks { flock: true, fcntl: false },
+    }
 }
 
 fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
@@ -353,6 +363,10 @@ mod tests {
         assert!(usual.serves_stale && !usual.offline);
         assert!(!config("nosoftreval").serves_stale);
         assert!(config("offline").offline);
+        assert_eq!(usual.locks, RemoteLocks::ALL);
+        assert_eq!(config("nolock").locks, RemoteLocks::NONE);
+        assert_eq!(config("local_lock=flock").locks, RemoteLocks { flock: false, fcntl: true });
+        assert_eq!(config("local_lock=posix").locks, RemoteLocks { flock: true, fcntl: false });
         assert_eq!(config("nconnect=4").link.connections, 4);
         assert_eq!(config("compress=on").link.compression, CompressionWish::Always);
         assert_eq!(config("compress=off").link.compression, CompressionWish::Never);

@@ -146,7 +146,9 @@ impl FileSystem {
         if self.config.read_only {
             return Err(FsError::ReadOnly);
         }
-        lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))
+        let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
+        self.check_locked(&file)?;
+        Ok(file)
     }
 
     fn unheard_failure(&self, file: &OpenFile) -> Result<(), FsError> {

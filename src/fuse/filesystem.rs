@@ -14,16 +14,16 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::reply::{GENERATION, failed};
 use super::session::KernelLimits;
-use super::{capabilities, convert, reply};
+use super::{capabilities, convert, reply, signals};
 use crate::chunk::ByteRange;
 use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made};
-use crate::proto::{Caller, SeekTarget, SetAttributes};
+use crate::proto::{Caller, LockRange, SeekTarget, SetAttributes};
 
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
@@ -99,7 +99,7 @@ impl Filesystem for Glue {
     }
 
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        capabilities::offer(config);
+        capabilities::offer(config, self.fs.config().locks);
         self.limits.apply(config);
         Ok(())
     }
@@ -169,20 +169,24 @@ impl Filesystem for Glue {
         });
     }
 
-    /// On a mount that changes nothing there is nothing to flush; told so once, the kernel does not ask again.
+    /// On a mount that changes nothing and holds no locks there is nothing to flush; told so once, the kernel does not ask again.
     fn flush(
         &self,
         _request: &Request,
         number: INodeNo,
         handle: FileHandle,
-        _owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        if self.fs.config().read_only {
+        if self.fs.config().read_only && !self.fs.config().locks.any() {
             return reply.error(fuser::Errno::ENOSYS);
         }
         tracing::trace!(%number, "flush");
-        self.spawn(move |fs| async move { reply::empty("flush", reply, fs.flush(handle.0).await) });
+        self.spawn(move |fs| async move {
+            let flushed = fs.flush(handle.0).await;
+            let unlocked = fs.closed_by(handle.0, owner.0).await;
+            reply::empty("flush", reply, flushed.and(unlocked));
+        });
     }
 
     fn release(
@@ -476,6 +480,52 @@ impl Filesystem for Glue {
         let bytes = Bytes::copy_from_slice(data);
         self.spawn(move |fs| async move {
             reply::written("write", reply, fs.write(handle.0, offset, bytes, from_page).await);
+        });
+    }
+
+    fn getlk(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        process: u32,
+        reply: ReplyLock,
+    ) {
+        tracing::trace!(%number, start, end, kind, "getlk");
+        let wish = convert::lock_wish(owner.0, (start, end), kind, process);
+        let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
+        self.spawn(move |fs| async move { reply::lock(reply, fs.test_lock(handle.0, wish).await) });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        process: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        tracing::trace!(%number, start, end, kind, waits, "setlk");
+        let Some(range) = LockRange::new(start, end) else { return reply.error(fuser::Errno::EINVAL) };
+        if kind == libc::F_UNLCK {
+            return self.spawn(move |fs| async move {
+                reply::empty("setlk", reply, fs.unlock(handle.0, owner.0, range).await);
+            });
+        }
+        let wish = convert::lock_wish(owner.0, (start, end), kind, process);
+        let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
+        let thread = request.pid();
+        self.spawn(move |fs| async move {
+            reply::empty("setlk", reply, fs.lock(handle.0, wish, waits, signals::comes_to(thread)).await);
         });
     }
 

@@ -5,6 +5,7 @@
 //! - `session`: mounting, the options, the end
 //! - [`table`]: which mounts there are, without touching any
 //! - `unmount`: taking them out of the tree
+//! - `signals`: who waits for a lock and is interrupted
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
@@ -14,6 +15,8 @@
 //! program that is killed while it waits for a request is gone when the request is answered, which the client's deadlines
 //! bound; a request that still lies in the kernel's queue is taken back at once. What nobody waits for any more ends at
 //! the file's release.
+//!
+//! Only a wait for a lock has no bound, so there the kernel's account of the waiting thread is looked at (`signals`).
 
 mod capabilities;
 mod convert;
@@ -21,6 +24,7 @@ mod filesystem;
 mod notify;
 mod reply;
 mod session;
+mod signals;
 mod stub;
 pub mod table;
 mod unmount;

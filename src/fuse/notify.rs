@@ -44,6 +44,12 @@ fn carry_out(notifier: &Notifier, event: &FsEvent) -> io::Result<()> {
     match event {
         // From byte 0 on, to the end.
         FsEvent::InvalidateContent { inode } => notifier.inval_inode(INodeNo(inode.0), 0, 0),
+        // A place before the first byte stands for none of them.
+        FsEvent::InvalidateAttributes { inode } => notifier.inval_inode(INodeNo(inode.0), -1, 0),
+        FsEvent::Told(told) => {
+            told.tell();
+            Ok(())
+        }
         FsEvent::InvalidateEntry { parent, name } => {
             notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
         }

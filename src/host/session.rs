@@ -1,12 +1,13 @@
 //! A client's session: the folder it mounted and the files it has open, which outlive its connections.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::attributes::{self, system_error};
 use super::confine::open_for;
+use super::locks::{Locks, SessionLocks};
 use super::once::Outcomes;
 use super::opens::{OPENS_MAX, OpenFiles};
 use super::operations::Operations;
@@ -31,7 +32,10 @@ pub(super) struct Session {
     pub(super) sub_path: Vec<u8>,
     /// Which life of the session this is.
     pub(super) run: SessionRun,
+    /// What it has locked.
+    pub(super) locks: Arc<SessionLocks>,
     operations: Mutex<Outcomes>,
+    lock_operations: Mutex<Outcomes>,
     opens: Mutex<OpenFiles<Held>>,
     /// Descriptors that may still be held open, over all sessions.
     descriptors: Arc<Semaphore>,
@@ -44,15 +48,23 @@ impl Session {
         export: String,
         sub_path: Vec<u8>,
         run: SessionRun,
+        locks: Arc<Locks>,
         descriptors: Arc<Semaphore>,
     ) -> Self {
-        let (operations, opens) = (Mutex::new(Operations::new()), Mutex::new(OpenFiles::new(OPENS_MAX)));
-        Self { tree, export, sub_path, run, operations, opens, descriptors }
+        let locks = SessionLocks::new(run.number, locks, Arc::clone(&descriptors));
+        let (operations, lock_operations) = (Mutex::new(Operations::new()), Mutex::new(Operations::new()));
+        let opens = Mutex::new(OpenFiles::new(OPENS_MAX));
+        Self { tree, export, sub_path, run, locks, operations, lock_operations, opens, descriptors }
     }
 
     /// The changes under way and done, for a moment.
     pub(super) fn operations(&self) -> MutexGuard<'_, Outcomes> {
         lock(&self.operations)
+    }
+
+    /// The same for what is done about locks, which has numbers of its own.
+    pub(super) fn lock_operations(&self) -> MutexGuard<'_, Outcomes> {
+        lock(&self.lock_operations)
     }
 
     /// The attributes of a node, one without a name only where the session has it open. Blocks.
@@ -116,6 +128,23 @@ impl Session {
         }
     }
 
+    /// An open file of its own, to lock, and for what it is open: if `writes`, for writing where the host's user may. Blocks.
+    pub(super) fn file_to_lock(
+        &self,
+        node: NodeId,
+        writes: bool,
+    ) -> Result<(OwnedFd, OpenAccess), WireError> {
+        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
+        let reached = match self.held(node) {
+            Some(handle) => Reached::Handle(handle),
+            None => self.tree.reach_file_by_path(node)?.0,
+        };
+        if writes && let Ok(opened) = open_for(reached.as_fd(), WRITE) {
+            return Ok(opened);
+        }
+        open_for(reached.as_fd(), OpenAccess::READ).map_err(system_error)
+    }
+
     /// Opens a node; a regular file is held until [`Self::close`]. Blocks.
     pub(super) fn open(
         &self,
@@ -177,6 +206,12 @@ impl Session {
 
     fn held(&self, node: NodeId) -> Option<Arc<Handle>> {
         lock(&self.opens).get(node).map(|held| Arc::clone(&held.handle))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.locks.end();
     }
 }
 

@@ -27,7 +27,7 @@ use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::ControlSocket;
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fs::{FileSystem, Freshness, FsConfig, Ownership};
+use crate::fs::{FileSystem, Freshness, FsConfig, Ownership, RemoteLocks};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
@@ -74,6 +74,8 @@ pub struct MountConfig {
     pub freshness: Freshness,
     /// Who appears to own what.
     pub ownership: Ownership,
+    /// Which file locks are held on the host.
+    pub locks: RemoteLocks,
     /// How the kernel treats the mount.
     pub fuse: FuseConfig,
 }
@@ -377,6 +379,8 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         serves_stale: config.serves_stale,
         ownership: config.ownership,
         read_only: config.fuse.read_only,
+        // Without a host they are kept by the kernel.
+        locks: if config.offline { RemoteLocks::NONE } else { config.locks },
         patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,
         ..FsConfig::default()

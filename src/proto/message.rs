@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::change::{BootId, ChangeRequest, Changed, OpenAccess, SessionRun, WriteRequest, Written};
 use super::lane::Lane;
+use super::lock::{LockAnswer, LockFound, LockRequest, LockTest};
 use super::node::{Attributes, NodeId, Timestamp, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
 
@@ -226,6 +227,10 @@ pub enum Request {
         /// Whether attributes that are not needed to find the content may wait (`fdatasync`).
         data_only: bool,
     },
+    /// Takes, gives back or waits for a lock, once. Answer: [`Reply::Lock`].
+    Lock(LockRequest),
+    /// Who stands against a lock. Answer: [`Reply::LockTest`].
+    TestLock(LockTest),
 }
 
 /// Asks for the hashes of chunks of one version of a file.
@@ -330,6 +335,10 @@ pub enum Reply {
         /// Which run of the host's kernel did it.
         boot: BootId,
     },
+    /// To [`Request::Lock`].
+    Lock(LockAnswer),
+    /// To [`Request::TestLock`]: a lock that stands against it; `None` where it could be taken.
+    LockTest(Option<LockFound>),
 }
 
 /// A part of a directory's entries.

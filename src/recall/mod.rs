@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::cache::ChunkCache;
 use crate::chunk::ByteRange;
@@ -23,8 +23,8 @@ use crate::client::{
     CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
 };
 use crate::proto::{
-    Attributes, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError,
-    WriteAt, Written,
+    Attributes, Change, DirectoryEntry, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest, Reply,
+    Request, SessionRun, WireError, WriteAt, Written,
 };
 pub use record::Scope;
 use store::{Note, Notebook, Records, entry_bytes};
@@ -188,6 +188,17 @@ impl Client for RecallClient {
             Some(host) => host.write(node, at, bytes),
             None => Box::pin(async { Err(CallError::Offline) }),
         }
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        match &self.shared.host {
+            Some(host) => host.lock(call),
+            None => Box::pin(async { Err(CallError::Offline) }),
+        }
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.shared.host.as_ref().map_or_else(|| watch::channel(None).1, |host| host.runs())
     }
 
     fn root(&self) -> Attributes {

@@ -7,6 +7,7 @@ mod crashing;
 mod differential;
 mod failing;
 mod lasting;
+mod locking;
 mod offline;
 mod programs;
 mod reading;

@@ -4,6 +4,7 @@ mod changes;
 mod changing;
 mod directories;
 mod disconnected;
+mod locking;
 mod names;
 mod reading;
 mod recalled;

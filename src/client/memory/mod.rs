@@ -13,12 +13,13 @@ mod change;
 mod content;
 mod counters;
 mod gate;
+mod locks;
 mod serve;
 mod tree;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ use self::tree::{Body, Node, Tree};
 use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
 use crate::chunk::{ByteRange, ChunkHash};
 use crate::proto::{
-    Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, NodeId, Operation, OperationId,
+    Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, LockAnswer, LockCall, NodeId, Operation, OperationId,
     ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
 };
 
@@ -43,6 +44,9 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct MemoryHost {
     shared: Arc<Shared>,
+    /// Which client of the host this is.
+    client: u64,
+    run: Arc<watch::Sender<Option<SessionRun>>>,
 }
 
 struct Shared {
@@ -54,6 +58,9 @@ struct Shared {
     changes: watch::Sender<()>,
     restarts: AtomicU64,
     operations: AtomicU64,
+    clients: AtomicU64,
+    runs: Mutex<Vec<Weak<watch::Sender<Option<SessionRun>>>>>,
+    locks: Mutex<locks::Locks>,
 }
 
 type DelayOf = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
@@ -91,7 +98,7 @@ impl MemoryHost {
             rtt: Duration::from_millis(1),
             bytes_per_second: 0,
         };
-        Self {
+        let host = Self {
             shared: Arc::new(Shared {
                 tree: Mutex::new(Tree::new()),
                 counters: Mutex::default(),
@@ -101,8 +108,14 @@ impl MemoryHost {
                 changes: watch::channel(()).0,
                 restarts: AtomicU64::new(0),
                 operations: AtomicU64::new(0),
+                clients: AtomicU64::new(0),
+                runs: Mutex::default(),
+                locks: Mutex::default(),
             }),
-        }
+            client: 0,
+            run: Arc::new(watch::channel(None).0),
+        };
+        host.another_client()
     }
 
     /// This host behind the trait.
@@ -249,6 +262,7 @@ impl MemoryHost {
     pub fn restart(&self) {
         self.tree().restart();
         self.shared.restarts.fetch_add(1, Ordering::Relaxed);
+        self.end_all_sessions();
     }
 
     /// Which run of the host this is.
@@ -377,6 +391,15 @@ impl Client for MemoryHost {
         let (operation, hash) = (self.operation(), ChunkHash::of(&bytes));
         let request = WriteRequest { operation, node, at, len: bytes.len() as u32, hash };
         Box::pin(async move { host.serve_write(request, bytes).await })
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        let host = self.clone();
+        Box::pin(async move { host.serve_lock(call).await })
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.run.subscribe()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

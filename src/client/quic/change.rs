@@ -1,5 +1,6 @@
 //! Changes, each under one number over any number of connections, so that the host does it once.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,12 +8,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::call::{Retry, Stopped};
 use super::live::Waiting;
+use super::operations::Operations;
 use super::shared::{CallCount, Shared, locked};
 use super::stream::{Exchange, Fault};
 use crate::chunk::ChunkHash;
 use crate::client::CallError;
 use crate::proto::{
-    Change, ChangeRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError, WriteAt,
+    Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError, WriteAt,
     WriteRequest, Written, encode_frame,
 };
 use crate::transport::Lane;
@@ -27,20 +29,22 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A change under way; the host is told with the next one that its answer is no longer needed.
 struct Turn<'a> {
     shared: &'a Shared,
+    /// The series of numbers that it belongs to.
+    numbers: &'a Mutex<Operations>,
     id: OperationId,
     sent_first: Option<SessionRun>,
 }
 
 impl<'a> Turn<'a> {
-    fn begin(shared: &'a Shared) -> Self {
-        Self { shared, id: locked(&shared.operations).begin(), sent_first: None }
+    fn begin(shared: &'a Shared, numbers: &'a Mutex<Operations>) -> Self {
+        Self { shared, numbers, id: locked(numbers).begin(), sent_first: None }
     }
 
     /// What the request carries when it is sent in this life of the session.
     fn operation(&mut self, run: SessionRun) -> Operation {
         Operation {
             id: self.id,
-            answered_below: locked(&self.shared.operations).answered_below(),
+            answered_below: locked(self.numbers).answered_below(),
             sent_first: *self.sent_first.get_or_insert(run),
         }
     }
@@ -48,7 +52,7 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        locked(&self.shared.operations).end(self.id);
+        locked(self.numbers).end(self.id);
     }
 }
 
@@ -58,7 +62,7 @@ pub(super) async fn change(shared: &Shared, change: Change) -> Result<Reply, Cal
     let takes_long =
         matches!(&change, Change::CopyRange { .. } | Change::Allocate { .. } | Change::SetAttributes { .. });
     let request = |operation| Request::Change(ChangeRequest { operation, change: change.clone() });
-    let work = answered(shared, Lane::Metadata, request, Bytes::new());
+    let work = answered(shared, &shared.operations, Lane::Metadata, request, Bytes::new());
     if takes_long { patiently(shared, work).await } else { within(shared, shared.deadline, work).await }
 }
 
@@ -76,7 +80,7 @@ pub(super) async fn write(
     let answer = tokio::select! {
         biased;
         () = shared.closed() => return Err(CallError::Closed),
-        answer = answered(shared, Lane::Background, request, bytes) => answer?,
+        answer = answered(shared, &shared.operations, Lane::Background, request, bytes) => answer?,
     };
     match answer {
         Reply::Written(written) if written.len == u64::from(len) => Ok(written),
@@ -119,11 +123,12 @@ async fn within<T>(
 
 async fn answered(
     shared: &Shared,
+    numbers: &Mutex<Operations>,
     lane: Lane,
     request: impl Fn(Operation) -> Request,
     content: Bytes,
 ) -> Result<Reply, CallError> {
-    let mut turn = Turn::begin(shared);
+    let mut turn = Turn::begin(shared, numbers);
     let mut retry = Retry::default();
     loop {
         match ask(&mut turn, lane, &request, &content).await {
@@ -151,4 +156,22 @@ async fn ask(
     let reply: Result<Reply, WireError> = exchange.frame().await?;
     exchange.complete();
     reply.map_err(Stopped::Refused)
+}
+
+/// Has something done about a lock. However long the host is away: a lock that nobody knows of would be nobody's to give back.
+pub(super) async fn lock(shared: &Shared, call: LockCall) -> Result<LockAnswer, CallError> {
+    let _count = CallCount::new(shared);
+    // Who waits takes none of the streams that others need.
+    let waits = matches!(call.action, LockAction::Take { wait: Some(_), .. });
+    let _turn = if waits { shared.lock_waits.acquire().await.ok() } else { None };
+    let request = |operation| Request::Lock(LockRequest { operation, call });
+    let answer = tokio::select! {
+        biased;
+        () = shared.closed() => return Err(CallError::Closed),
+        answer = answered(shared, &shared.lock_operations, Lane::Metadata, request, Bytes::new()) => answer?,
+    };
+    match answer {
+        Reply::Lock(answer) => Ok(answer),
+        _ => Err(CallError::BadAnswer("a reply of another kind than to a lock".into())),
+    }
 }

@@ -45,7 +45,10 @@ use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX};
 use crate::chunk::ByteRange;
-use crate::proto::{Attributes, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written};
+use crate::proto::{
+    Attributes, Change, InstanceId, LockAnswer, LockCall, NodeId, ReadRequest, Reply, Request, SessionRun,
+    WriteAt, Written,
+};
 use crate::transport::{Lane, PublicKey};
 
 /// A client of one export of one host.
@@ -128,6 +131,15 @@ impl Client for QuicClient {
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move { change::write(&shared, node, at, bytes).await })
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { change::lock(&shared, call).await })
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.shared.run.subscribe()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -3,8 +3,8 @@
 use super::{CallError, Client, Lane};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, BootId, Change, Changed, FsStatistics, LockFound, LockTest, ManifestRequest, NodeId, OpenAccess, OpenId, Reply,
-    Request, SeekTarget, Version, Written,
+    Attributes, BootId, Change, Changed, FsStatistics, LockFound, LockTest, ManifestRequest, NodeId,
+    OpenAccess, OpenId, Reply, Request, SeekTarget, Version, Written,
 };
 
 impl dyn Client {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::chunk::ByteRange;
-use crate::proto::WRITE_BYTES_MAX;
+use crate::proto::{SessionRun, WRITE_BYTES_MAX};
 
 /// Names an extent that is being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ struct Extent {
     parts: Vec<Bytes>,
     /// The first write in it.
     first: u64,
+    /// Under a lock of which life of the session.
+    under: Option<SessionRun>,
 }
 
 impl Extent {
@@ -36,6 +38,7 @@ struct UnderWay {
     id: ExtentId,
     range: ByteRange,
     first: u64,
+    under: Option<SessionRun>,
 }
 
 /// The unaccepted writes of one file.
@@ -47,15 +50,24 @@ pub(super) struct Behind {
 }
 
 impl Behind {
-    /// A program has written; `number` counts the writes.
-    pub(super) fn push(&mut self, number: u64, offset: u64, bytes: Bytes) {
+    #[cfg(test)]
+    fn push(&mut self, number: u64, offset: u64, bytes: Bytes) {
+        self.push_under(None, number, offset, bytes);
+    }
+
+    /// A program has written, maybe under a lock that was taken in a life of the session; `number` counts the writes.
+    pub(super) fn push_under(&mut self, under: Option<SessionRun>, number: u64, offset: u64, bytes: Bytes) {
         let len = bytes.len() as u64;
         match self.queue.back_mut() {
-            Some(last) if last.range().end() == offset && last.len + len <= WRITE_BYTES_MAX => {
+            Some(last)
+                if last.range().end() == offset
+                    && last.len + len <= WRITE_BYTES_MAX
+                    && last.under == under =>
+            {
                 last.len += len;
                 last.parts.push(bytes);
             }
-            _ => self.queue.push_back(Extent { offset, len, parts: vec![bytes], first: number }),
+            _ => self.queue.push_back(Extent { offset, len, parts: vec![bytes], first: number, under }),
         }
     }
 
@@ -70,12 +82,17 @@ impl Behind {
         let extent = self.queue.remove(at)?;
         self.given += 1;
         let id = ExtentId(self.given);
-        self.sending.push(UnderWay { id, range: extent.range(), first: extent.first });
+        self.sending.push(UnderWay { id, range: extent.range(), first: extent.first, under: extent.under });
         let bytes = match <[Bytes; 1]>::try_from(extent.parts) {
             Ok([one]) => one,
             Err(parts) => parts.concat().into(),
         };
         Some((id, extent.offset, bytes))
+    }
+
+    /// Under a lock of which life of the session what is being sent was written.
+    pub(super) fn under(&self, id: ExtentId) -> Option<SessionRun> {
+        self.sending.iter().find(|sent| sent.id == id).and_then(|sent| sent.under)
     }
 
     /// The host has accepted an extent, or will not.
@@ -136,6 +153,20 @@ mod tests {
         assert_eq!(behind.oldest(), Some(2));
         behind.done(second);
         assert!(behind.is_empty());
+    }
+
+    #[test]
+    fn what_is_written_under_a_lock_joins_its_like() {
+        let run = |number| Some(SessionRun { instance: crate::proto::InstanceId([0; 16]), number });
+        let mut behind = Behind::default();
+        for (number, under) in [None, run(1), run(1), run(2)].into_iter().enumerate() {
+            behind.push_under(under, number as u64, number as u64, Bytes::from_static(b"x"));
+        }
+        let mut sent = Vec::new();
+        while let Some((id, offset, bytes)) = behind.next() {
+            sent.push((behind.under(id), offset, bytes.len()));
+        }
+        assert_eq!(sent, [(None, 0, 1), (run(1), 1, 2), (run(2), 3, 1)]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::events::{FsEvent, Told};
 use super::files::OpenFile;
 use super::inodes::Inode;
-use super::own_locks::{Debt, OwnLocks, put_back};
+use super::own_locks::{Debt, OwnLocks, Taker, put_back};
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client};
 use crate::lock::HeldLock;
@@ -141,11 +141,15 @@ impl FileSystem {
             let run = self.life().ok_or(FsError::NoLocks)?;
             file.check_locks()?;
             let begun = Instant::now();
-            let attempt = self.attempt(file.inode, run, &wish, waits.then_some(ticket));
+            let taker = Taker { inode: file.inode, handle, owner, process: wish.process };
+            let whole = self.whole_for(taker, run).await?;
+            let attempt = self.attempt((file.inode, run), &wish, whole, waits.then_some(ticket));
             let answer = self.answer_to(attempt, (file.inode, owner), waits, interrupted.as_mut()).await;
             match answer {
                 Ok(LockAnswer::Done(attributes)) => {
-                    if self.granted(&file, handle, run, &wish, attributes, begun).await {
+                    let held = HeldLock { range: wish.range, kind: wish.kind };
+                    if lock(&self.locks.table).taken(run, taker, held, whole) {
+                        self.granted(&file, attributes, begun).await;
                         return Ok(());
                     }
                 }
@@ -235,22 +239,36 @@ impl FileSystem {
     /// One request. Whatever becomes of who made it, what the host does is known in the end.
     fn attempt(
         self: &Arc<Self>,
-        inode: Inode,
-        run: SessionRun,
+        place: (Inode, SessionRun),
         wish: &LockWish,
+        whole: WholeFile,
         ticket: Option<u64>,
     ) -> Attempt {
         let (tell, answer) = oneshot::channel();
         let (give_up, given_up) = oneshot::channel();
-        let (fs, wish) = (Arc::clone(self), *wish);
-        self.runtime.spawn(async move { fs.carry_out((inode, run), wish, ticket, tell, given_up).await });
+        let (fs, wish) = (Arc::clone(self), (*wish, whole));
+        self.runtime.spawn(async move { fs.carry_out(place, wish, ticket, tell, given_up).await });
         Attempt { answer, give_up }
+    }
+
+    /// What a lock of the whole file is, after what was held before was put right.
+    async fn whole_for(&self, taker: Taker, run: SessionRun) -> Result<WholeFile, FsError> {
+        let (whole, twin) = lock(&self.locks.table).whole_for(taker, self.config.locks.whole());
+        let Some((twin, kind)) = twin else { return Ok(whole) };
+        let Taker { inode, process, .. } = taker;
+        let (range, flock) = (LockRange::WHOLE, WholeFile::Flock);
+        let action = LockAction::Take { range, kind, whole: flock, process, wait: None };
+        let patience = self.config.patience;
+        let asked = timeout(patience, self.ask_to_lock(inode, run, twin, action)).await;
+        asked.map_err(|_| FsError::Call(CallError::TimedOut(patience)))??;
+        lock(&self.locks.table).turned_out(inode, twin, flock);
+        Ok(whole)
     }
 
     async fn carry_out(
         self: Arc<Self>,
         (inode, run): (Inode, SessionRun),
-        wish: LockWish,
+        (wish, whole): (LockWish, WholeFile),
         ticket: Option<u64>,
         tell: oneshot::Sender<Result<LockAnswer, FsError>>,
         mut given_up: oneshot::Receiver<Owed>,
@@ -260,7 +278,7 @@ impl FileSystem {
         let action = LockAction::Take {
             range: wish.range,
             kind: wish.kind,
-            whole: self.config.locks.whole(),
+            whole,
             process: wish.process,
             wait: ticket.map(|ticket| LockWait { ticket, for_ms: wait_ms }),
         };
@@ -305,13 +323,14 @@ impl FileSystem {
 
     /// A lock was given to one who has gone: he is to hold what he held before.
     async fn take_back(&self, inode: Inode, run: SessionRun, owner: LockOwner, range: LockRange) {
-        let held = lock(&self.locks.table).within(inode, owner, range);
+        let (held, whole) = {
+            let table = lock(&self.locks.table);
+            (table.within(inode, owner, range), table.whole_of(inode, owner))
+        };
+        let whole = whole.unwrap_or(WholeFile::Both);
         for (range, kind) in put_back(range, &held) {
             let action = match kind {
-                Some(kind) => {
-                    let whole = self.config.locks.whole();
-                    LockAction::Take { range, kind, whole, process: 0, wait: None }
-                }
+                Some(kind) => LockAction::Take { range, kind, whole, process: 0, wait: None },
                 None => LockAction::Release { range },
             };
             if let Err(error) = self.ask_to_lock(inode, run, owner, action).await {
@@ -369,27 +388,13 @@ impl FileSystem {
         }
     }
 
-    /// A lock is given: it is noted, and the file looks as whoever had it before has left it. `false`: it is lost already.
-    async fn granted(
-        &self,
-        file: &OpenFile,
-        handle: u64,
-        run: SessionRun,
-        wish: &LockWish,
-        attributes: Attributes,
-        begun: Instant,
-    ) -> bool {
-        let held = HeldLock { range: wish.range, kind: wish.kind };
-        let owner = LockOwner(wish.owner);
-        if !lock(&self.locks.table).taken(run, (file.inode, handle), owner, held) {
-            return false;
-        }
+    /// A lock is given: the file looks as whoever had it before has left it.
+    async fn granted(&self, file: &OpenFile, attributes: Attributes, begun: Instant) {
         file.has_locked.store(true, Ordering::Relaxed);
         self.learn_own([&attributes], begun, Instant::now());
         self.drop_pages(file.inode, &attributes);
         self.events.send(FsEvent::InvalidateAttributes { inode: file.inode });
         self.kernel_knows().await;
-        true
     }
 
     /// Returns when the kernel was told everything up to now.
@@ -422,7 +427,8 @@ impl FileSystem {
         }
         let owed = self.owe(inode, owner);
         let fs = Arc::clone(self);
-        let work = self.runtime.spawn(async move { fs.give_back_in_the_end(inode, owner, range, owed).await });
+        let work =
+            self.runtime.spawn(async move { fs.give_back_in_the_end(inode, owner, range, owed).await });
         match timeout(self.config.patience, work).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(FsError::Call(CallError::Closed)),
@@ -486,7 +492,15 @@ impl OpenFile {
 }
 
 impl FileSystem {
-    /// The same before content is read or written: nothing must be done under a lock that another may hold by now.
+    /// In which life of the session locks are held that were taken through a handle.
+    pub(super) fn locked_in(&self, file: &OpenFile, handle: u64) -> Option<SessionRun> {
+        if !file.has_locked.load(Ordering::Relaxed) {
+            return None;
+        }
+        lock(&self.locks.table).held_in(file.inode, handle)
+    }
+
+    /// Before content is read or written: nothing must be done under a lock that another may hold by now.
     pub(super) fn check_locked(&self, file: &OpenFile) -> Result<(), FsError> {
         if !file.has_locked.load(Ordering::Relaxed) {
             return Ok(());

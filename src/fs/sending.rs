@@ -17,7 +17,7 @@ use super::behind::{Behind, ExtentId};
 use super::inodes::Inode;
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client};
-use crate::proto::{Attributes, FileKind, WriteAt};
+use crate::proto::{Attributes, FileKind, SessionRun, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
 const BUDGET_BYTES: usize = 32 * 1024 * 1024;
@@ -57,6 +57,7 @@ impl FileSystem {
     pub(super) async fn send_behind(
         self: &Arc<Self>,
         inode: Inode,
+        under: Option<SessionRun>,
         offset: u64,
         bytes: Bytes,
     ) -> Result<(), FsError> {
@@ -70,7 +71,7 @@ impl FileSystem {
         {
             let mut files = lock(&self.sending.files);
             let number = self.sending.writes.fetch_add(1, Ordering::Relaxed) + 1;
-            files.entry(inode).or_default().behind.push(number, offset, bytes);
+            files.entry(inode).or_default().behind.push_under(under, number, offset, bytes);
         }
         self.send_next(inode);
         Ok(())
@@ -140,26 +141,30 @@ impl FileSystem {
                 let Some(file) = files.get_mut(&inode).filter(|file| file.under_way < UNDER_WAY_MAX) else {
                     return;
                 };
-                let Some(next) = file.behind.next() else { return };
+                let Some((id, offset, bytes)) = file.behind.next() else { return };
                 file.under_way += 1;
-                next
+                let at = match file.behind.under(id) {
+                    Some(run) => WriteAt::Under { run, offset },
+                    None => WriteAt::Offset(offset),
+                };
+                (id, at, bytes)
             };
             let fs = Arc::clone(self);
             self.runtime.spawn(async move { fs.send(inode, next).await });
         }
     }
 
-    async fn send(self: Arc<Self>, inode: Inode, (id, offset, bytes): (ExtentId, u64, Bytes)) {
+    async fn send(self: Arc<Self>, inode: Inode, (id, at, bytes): (ExtentId, WriteAt, Bytes)) {
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
         let mut ended = Ended { fs: Arc::clone(&self), inode, id, len: bytes.len(), is_decided: false };
         let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
             let bytes = bytes.clone();
-            async move { client.write(node, WriteAt::Offset(offset), bytes).await }
+            async move { client.write(node, at, bytes).await }
         };
         let begun = Instant::now();
         let answer = self.ask_to_change([inode], call).await;
         if let Err(error) = self.written(inode, begun, answer) {
-            tracing::warn!(inode = inode.0, offset, %error, "what was written could not be sent");
+            tracing::warn!(inode = inode.0, ?at, %error, "what was written could not be sent");
             self.write_failed(inode, error);
         }
         ended.is_decided = true;

@@ -32,7 +32,8 @@ impl FileSystem {
         }
         self.unheard_failure(&file)?;
         if !bytes.is_empty() && !file.syncs && (!file.appends || from_page) {
-            self.send_behind(file.inode, offset, bytes).await?;
+            let under = self.locked_in(&file, handle);
+            self.send_behind(file.inode, under, offset, bytes).await?;
             return Ok(len);
         }
         self.sent(file.inode).await?;
@@ -40,7 +41,8 @@ impl FileSystem {
             let believed = self.with_record(file.inode, |record| record.attributes.size)?;
             WriteAt::End { believed }
         } else {
-            WriteAt::Offset(offset)
+            let under = self.locked_in(&file, handle);
+            under.map_or(WriteAt::Offset(offset), |run| WriteAt::Under { run, offset })
         };
         let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
             let bytes = bytes.clone();

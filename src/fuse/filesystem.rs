@@ -14,13 +14,13 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::reply::{GENERATION, failed};
 use super::session::KernelLimits;
-use super::{capabilities, convert, reply, signals};
+use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
 use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made};
 use crate::proto::{Caller, LockRange, SeekTarget, SetAttributes};
@@ -39,37 +39,10 @@ impl Glue {
         Self { fs, limits }
     }
 
-    fn make(
+    pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
-        call: &'static str,
-        reply: ReplyEntry,
-        (parent, name): (INodeNo, &OsStr),
-        what: Made,
-        (mode, caller): (u32, Caller),
+        call: impl FnOnce(Arc<FileSystem>) -> F,
     ) {
-        tracing::trace!(call, %parent, ?name, mode);
-        let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            let made = fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await;
-            reply::entry(call, reply, made);
-        });
-    }
-
-    fn remove(
-        &self,
-        call: &'static str,
-        reply: ReplyEmpty,
-        (parent, name): (INodeNo, &OsStr),
-        directory: bool,
-    ) {
-        tracing::trace!(call, %parent, ?name);
-        let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            reply::empty(call, reply, fs.remove(inode(parent), &name, directory).await);
-        });
-    }
-
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, call: impl FnOnce(Arc<FileSystem>) -> F) {
         self.fs.runtime().spawn(call(Arc::clone(&self.fs)));
     }
 }
@@ -84,7 +57,7 @@ macro_rules! answered {
     )*};
 }
 
-fn inode(number: INodeNo) -> Inode {
+pub(super) fn inode(number: INodeNo) -> Inode {
     Inode(number.0)
 }
 
@@ -283,19 +256,7 @@ impl Filesystem for Glue {
     fn statfs(&self, _request: &Request, number: INodeNo, reply: ReplyStatfs) {
         tracing::trace!(%number, "statfs");
         self.spawn(move |fs| async move {
-            match fs.statfs().await {
-                Ok(all) => reply.statfs(
-                    all.blocks,
-                    all.blocks_free,
-                    all.blocks_available,
-                    all.inodes,
-                    all.inodes_free,
-                    all.block_bytes,
-                    all.name_bytes_max,
-                    all.block_bytes,
-                ),
-                Err(error) => reply.error(failed("statfs", &error)),
-            }
+            reply::statistics(reply, fs.statfs().await);
         });
     }
 
@@ -495,10 +456,7 @@ impl Filesystem for Glue {
         process: u32,
         reply: ReplyLock,
     ) {
-        tracing::trace!(%number, start, end, kind, "getlk");
-        let wish = convert::lock_wish(owner.0, (start, end), kind, process);
-        let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
-        self.spawn(move |fs| async move { reply::lock(reply, fs.test_lock(handle.0, wish).await) });
+        self.test_lock(reply, (number, handle), convert::lock_wish(owner.0, (start, end), kind, process));
     }
 
     fn setlk(
@@ -514,19 +472,12 @@ impl Filesystem for Glue {
         waits: bool,
         reply: ReplyEmpty,
     ) {
-        tracing::trace!(%number, start, end, kind, waits, "setlk");
         let Some(range) = LockRange::new(start, end) else { return reply.error(fuser::Errno::EINVAL) };
         if kind == libc::F_UNLCK {
-            return self.spawn(move |fs| async move {
-                reply::empty("setlk", reply, fs.unlock(handle.0, owner.0, range).await);
-            });
+            return self.unlock(reply, (number, handle), owner.0, range);
         }
         let wish = convert::lock_wish(owner.0, (start, end), kind, process);
-        let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
-        let thread = request.pid();
-        self.spawn(move |fs| async move {
-            reply::empty("setlk", reply, fs.lock(handle.0, wish, waits, signals::comes_to(thread)).await);
-        });
+        self.lock(reply, (number, handle), wish, waits.then(|| request.pid()));
     }
 
     fn setxattr(

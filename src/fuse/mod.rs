@@ -1,7 +1,7 @@
 //! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
 //!
 //! - `convert` (pure): attributes, times, error numbers in FUSE's terms
-//! - `filesystem`: the callbacks
+//! - `filesystem`, `calls`: the callbacks
 //! - `session`: mounting, the options, the end
 //! - [`table`]: which mounts there are, without touching any
 //! - `unmount`: taking them out of the tree
@@ -18,6 +18,7 @@
 //!
 //! Only a wait for a lock has no bound, so there the kernel's account of the waiting thread is looked at (`signals`).
 
+mod calls;
 mod capabilities;
 mod convert;
 mod filesystem;

@@ -13,6 +13,7 @@ use nix::unistd::{fdatasync, fsync};
 use super::answer::{malformed, read_body};
 use super::attributes::system_error;
 use super::context::ClientContext;
+use super::locks;
 use super::once::once;
 use super::session::Session;
 use super::tree::{Handle, Reached};
@@ -46,7 +47,8 @@ async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) ->
         None => context.blocking(move |session| session.file_to_write(node)).await?,
     };
     let offset = match request.at {
-        WriteAt::Offset(offset) => {
+        WriteAt::Under { run, .. } if context.session.run != run => return Err(locks::lost()),
+        WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => {
             let file = Arc::clone(&handle.file);
             let written = context.engine().write(file, offset, bytes).await;
             written.map_err(|error| WireError::system(Errno(error.errno() as i32)))?;

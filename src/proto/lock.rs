@@ -65,6 +65,23 @@ pub enum WholeFile {
     Fcntl,
 }
 
+/// Which of the host's two kinds of locks a lock is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LockKinds {
+    /// One of `flock(2)`.
+    pub flock: bool,
+    /// One of `fcntl(2)`.
+    pub fcntl: bool,
+}
+
+impl WholeFile {
+    /// What a lock of this range is, if one of the whole file is this.
+    pub fn kinds_of(self, range: LockRange) -> LockKinds {
+        let is_whole = range == LockRange::WHOLE;
+        LockKinds { flock: is_whole && self != Self::Fcntl, fcntl: !is_whole || self != Self::Flock }
+    }
+}
+
 /// How one waits for a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LockWait {
@@ -80,7 +97,7 @@ pub const LOCK_WAIT_MS_MAX: u32 = 30_000;
 /// What is to be done about locks of one owner on one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LockAction {
-    /// Take one, in place of what the owner holds in the range.
+    /// Take one, in place of what the owner holds in the range, of either kind.
     Take {
         /// Which bytes.
         range: LockRange,
@@ -164,6 +181,18 @@ pub struct LockFound {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_of_fcntl_and_a_whole_file_what_it_is_said_to_be() {
+        let kinds = |flock, fcntl| LockKinds { flock, fcntl };
+        let part = LockRange::new(1, LockRange::LAST).unwrap();
+        for whole in [WholeFile::Both, WholeFile::Flock, WholeFile::Fcntl] {
+            assert_eq!(whole.kinds_of(part), kinds(false, true));
+        }
+        assert_eq!(WholeFile::Both.kinds_of(LockRange::WHOLE), kinds(true, true));
+        assert_eq!(WholeFile::Flock.kinds_of(LockRange::WHOLE), kinds(true, false));
+        assert_eq!(WholeFile::Fcntl.kinds_of(LockRange::WHOLE), kinds(false, true));
+    }
 
     #[test]
     fn ranges_have_both_ends() {

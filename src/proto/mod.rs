@@ -61,8 +61,8 @@ pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
 pub use lock::{
-    LOCK_WAIT_MS_MAX, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockOwner, LockRange, LockRequest,
-    LockTest, LockWait, WholeFile,
+    LOCK_WAIT_MS_MAX, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockKinds, LockOwner, LockRange,
+    LockRequest, LockTest, LockWait, WholeFile,
 };
 pub use message::{
     CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics, Hello,

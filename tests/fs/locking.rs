@@ -143,8 +143,7 @@ async fn what_is_given_to_one_who_has_gone_is_put_back() {
     // The host's answer is on its way when the signal comes.
     host.hold(|request, stage| matches!(request, Request::Lock(_)) && stage == Stage::Answered);
     let (signal, signalled) = oneshot::channel::<()>();
-    let waiting =
-        world.fs.lock(handle, wish(1, 2, 9, EXCLUSIVE), true, async { drop(signalled.await) });
+    let waiting = world.fs.lock(handle, wish(1, 2, 9, EXCLUSIVE), true, async { drop(signalled.await) });
     let send = async {
         host.until(|host| !host.held().is_empty()).await;
         assert!(!host.lock_locally("f", range(9, 9), Some(SHARED)), "it was given");
@@ -169,7 +168,8 @@ async fn a_cut_delays_what_is_asked_and_nobody_waits_for_it_for_ever() {
     world.lock(handle, wish(1, 0, 0, EXCLUSIVE)).await.unwrap();
     host.set_connected(false);
     assert_eq!(world.lock(handle, wish(1, 5, 5, EXCLUSIVE)).await, Err(Errno::ETIMEDOUT));
-    let waited = timeout(Duration::from_secs(5), world.fs.lock(handle, wish(2, 6, 6, SHARED), true, pending()));
+    let waited =
+        timeout(Duration::from_secs(5), world.fs.lock(handle, wish(2, 6, 6, SHARED), true, pending()));
     assert_eq!(waited.await.unwrap().unwrap_err().errno(), Errno::ETIMEDOUT);
     assert_eq!(world.fs.unlock(handle, 1, range(0, 0)).await.unwrap_err().errno(), Errno::ETIMEDOUT);
     assert_eq!(host.locks_on("f"), 1);
@@ -188,7 +188,11 @@ async fn locks_are_lost_with_the_life_of_the_session_and_their_handles_with_them
         let (handle, bystander, theirs) = (one.writer().await, one.writer().await, other.writer().await);
         one.lock(handle, wish(1, 0, 0, EXCLUSIVE)).await.unwrap();
         one.lock(handle, wish(1, 5, 5, SHARED)).await.unwrap();
-        if restarts { host.restart() } else { host.expire_session() }
+        if restarts {
+            host.restart();
+        } else {
+            host.expire_session();
+        }
         other.lock(theirs, wish(1, 0, 0, EXCLUSIVE)).await.unwrap();
         for _ in 0..2 {
             assert_eq!(one.read(handle, 0, 1).await.unwrap_err(), FsError::LocksLost);
@@ -205,6 +209,30 @@ async fn locks_are_lost_with_the_life_of_the_session_and_their_handles_with_them
     }
 }
 
+/// What was written under a lock and not sent when it was lost must not come on top of what the next holder writes.
+#[tokio::test]
+async fn what_was_written_under_a_lost_lock_is_not_sent() {
+    let host = host();
+    let world = world(host.clone());
+    let handle = world.writer().await;
+    world.lock(handle, wish(1, 0, 0, EXCLUSIVE)).await.unwrap();
+    host.set_connected(false);
+    world.write(handle, 0, b"late").await.unwrap();
+    host.expire_session();
+    host.write("f", 0, "next");
+    host.set_connected(true);
+    assert_eq!(world.fs.flush(handle).await.unwrap_err().errno(), Errno::EIO);
+    assert_eq!(host.content("f"), b"next456789");
+    // Without a lock what was written is sent, however late.
+    let free = world.writer().await;
+    host.set_connected(false);
+    world.write(free, 0, b"LATE").await.unwrap();
+    host.expire_session();
+    host.set_connected(true);
+    world.fs.flush(free).await.unwrap();
+    assert_eq!(host.content("f"), b"LATE456789");
+}
+
 #[tokio::test]
 async fn a_wait_goes_on_in_the_next_life_of_the_session() {
     let host = host();
@@ -219,9 +247,39 @@ async fn a_wait_goes_on_in_the_next_life_of_the_session() {
         assert_eq!(host.locks_on("f"), 1);
         other.fs.unlock(theirs, 1, LockRange::WHOLE).await.unwrap();
     };
-    let (locked, ()) = timeout(Duration::from_secs(20), async { tokio::join!(waiting, lives) }).await.unwrap();
+    let (locked, ()) =
+        timeout(Duration::from_secs(20), async { tokio::join!(waiting, lives) }).await.unwrap();
     locked.unwrap();
     assert_eq!(one.fs.lock_counts(), (1, 0));
+}
+
+/// The kernel does not say which kind a lock of a whole file is; who takes both of one file must not wait for himself.
+#[tokio::test]
+async fn a_program_may_lock_a_file_in_both_ways() {
+    for part_first in [false, true] {
+        let host = host();
+        let world = world(host.clone());
+        let handle = world.writer().await;
+        let [flock, fcntl] =
+            [1, 2].map(|owner| LockWish { process: 7, ..wish(owner, 0, LockRange::LAST, EXCLUSIVE) });
+        if part_first {
+            world.lock(handle, LockWish { range: range(0, 0), ..fcntl }).await.unwrap();
+        }
+        world.lock(handle, flock).await.unwrap();
+        world.lock(handle, fcntl).await.unwrap();
+        world.lock(handle, flock).await.unwrap();
+        assert!(!host.flock_locally("f", Some(SHARED)) && !host.lock_locally("f", range(5, 5), Some(SHARED)));
+        world.fs.unlock(handle, 1, LockRange::WHOLE).await.unwrap();
+        assert!(host.flock_locally("f", Some(SHARED)) && !host.lock_locally("f", range(5, 5), Some(SHARED)));
+        world.fs.unlock(handle, 2, LockRange::WHOLE).await.unwrap();
+        assert!(host.lock_locally("f", range(5, 5), Some(SHARED)));
+        // Two handles are two, though: flock keeps one out of the other.
+        let other = world.writer().await;
+        host.flock_locally("f", None);
+        host.lock_locally("f", LockRange::WHOLE, None);
+        world.lock(handle, flock).await.unwrap();
+        assert_eq!(world.lock(other, LockWish { owner: 3, ..flock }).await, Err(Errno::EAGAIN));
+    }
 }
 
 proptest! {

@@ -10,10 +10,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{MemoryHost, Stage, found};
 use crate::client::CallError;
-use crate::lock::FileLocks;
+use crate::lock::BothKinds;
 use crate::proto::{
-    Errno, ErrorCode, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockOwner, LockRange, LockRequest,
-    LockTest, NodeId, Reply, Request, SessionRun, WireError,
+    Errno, ErrorCode, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockKinds, LockOwner, LockRange,
+    LockRequest, LockTest, NodeId, Reply, Request, SessionRun, WholeFile, WireError, WriteAt, WriteRequest,
 };
 
 /// Client and owner; client 0 is the host itself.
@@ -22,7 +22,7 @@ type Owner = (u64, LockOwner);
 /// The locks of all files, and the processes that took them.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
-    files: HashMap<NodeId, FileLocks<Owner>>,
+    files: HashMap<NodeId, BothKinds<Owner>>,
     processes: HashMap<Owner, u32>,
 }
 
@@ -33,7 +33,9 @@ impl Locks {
     }
 
     fn test(&self, client: u64, test: &LockTest) -> Option<LockFound> {
-        let (owner, held) = self.files.get(&test.node)?.conflict((client, test.owner), test.range, test.kind)?;
+        let &LockTest { node, owner, range, kind } = test;
+        let kinds = WholeFile::Fcntl.kinds_of(range);
+        let (owner, held) = self.files.get(&node)?.conflict((client, owner), range, kinds, kind)?;
         let process = self.processes.get(&owner).copied().filter(|_| owner.0 == client);
         Some(LockFound { range: held.range, kind: held.kind, process: process.unwrap_or(0) })
     }
@@ -42,14 +44,15 @@ impl Locks {
         let owner = (client, call.owner);
         let file = self.files.entry(call.node).or_default();
         match call.action {
-            LockAction::Take { range, kind, process, .. } => {
-                if file.conflict(owner, range, kind).is_some() {
+            LockAction::Take { range, kind, process, whole, .. } => {
+                let kinds = whole.kinds_of(range);
+                if file.conflict(owner, range, kinds, kind).is_some() {
                     return false;
                 }
-                file.set(owner, range, Some(kind));
+                file.set(owner, range, kinds, Some(kind));
                 self.processes.insert(owner, process);
             }
-            LockAction::Release { range } => file.set(owner, range, None),
+            LockAction::Release { range } => file.release(owner, range),
             LockAction::Leave { .. } => return false,
         }
         true
@@ -67,15 +70,31 @@ impl MemoryHost {
         client
     }
 
-    /// A process of the host takes a lock, or gives it back (`None`). Whether it could.
+    /// A process of the host takes a lock of `fcntl`, or gives it back (`None`). Whether it could.
     pub fn lock_locally(&self, path: impl AsRef<[u8]>, range: LockRange, kind: Option<LockKind>) -> bool {
+        self.lock_locally_as(WholeFile::Fcntl.kinds_of(range), path, range, kind)
+    }
+
+    /// The same for a lock of the whole file by `flock`.
+    pub fn flock_locally(&self, path: impl AsRef<[u8]>, kind: Option<LockKind>) -> bool {
+        self.lock_locally_as(WholeFile::Flock.kinds_of(LockRange::WHOLE), path, LockRange::WHOLE, kind)
+    }
+
+    fn lock_locally_as(
+        &self,
+        kinds: LockKinds,
+        path: impl AsRef<[u8]>,
+        range: LockRange,
+        kind: Option<LockKind>,
+    ) -> bool {
         let node = found(self.tree().find(path.as_ref()).ok_or(Errno::ENOENT), path.as_ref());
         let mut locks = self.locks();
         let file = locks.files.entry(node).or_default();
-        let owner = (0, LockOwner(0));
-        let is_free = kind.is_none_or(|kind| file.conflict(owner, range, kind).is_none());
+        // One for each kind, as they know nothing of each other.
+        let owner = (0, LockOwner(u64::from(kinds.flock)));
+        let is_free = kind.is_none_or(|kind| file.conflict(owner, range, kinds, kind).is_none());
         if is_free {
-            file.set(owner, range, kind);
+            file.set(owner, range, kinds, kind);
         }
         drop(locks);
         self.shared.changes.send_replace(());
@@ -86,14 +105,14 @@ impl MemoryHost {
     pub fn locks_on(&self, path: impl AsRef<[u8]>) -> usize {
         let node = self.tree().find(path.as_ref());
         let locks = self.locks();
-        node.and_then(|node| locks.files.get(&node)).map_or(0, FileLocks::count)
+        node.and_then(|node| locks.files.get(&node)).map_or(0, BothKinds::count)
     }
 
     /// This client's session is over, as after a long cut: its locks are given back, and a new life of it begins.
     pub fn expire_session(&self) {
         for file in self.locks().files.values_mut() {
-            let theirs: Vec<Owner> = file.owners().filter(|owner| owner.0 == self.client).collect();
-            theirs.into_iter().for_each(|owner| file.set(owner, LockRange::WHOLE, None));
+            let theirs = file.owners().into_iter().filter(|owner| owner.0 == self.client);
+            theirs.for_each(|owner| file.release(owner, LockRange::WHOLE));
         }
         let number = self.shared.clients.fetch_add(1, Ordering::Relaxed) + 1;
         self.run.send_replace(Some(SessionRun { instance: self.instance(), number }));
@@ -107,6 +126,16 @@ impl MemoryHost {
         for run in runs.iter().filter_map(std::sync::Weak::upgrade) {
             let number = self.shared.clients.fetch_add(1, Ordering::Relaxed) + 1;
             run.send_replace(Some(SessionRun { instance: self.instance(), number }));
+        }
+    }
+
+    /// What was to be written under a lock of another life of the session is not.
+    pub(super) fn check_write(&self, write: &WriteRequest) -> Result<(), WireError> {
+        match write.at {
+            WriteAt::Under { run, .. } if *self.run.borrow() != Some(run) => {
+                Err(WireError::new(ErrorCode::LocksLost, "another life of the session"))
+            }
+            _ => Ok(()),
         }
     }
 

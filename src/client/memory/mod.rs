@@ -33,8 +33,8 @@ use self::tree::{Body, Node, Tree};
 use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
 use crate::chunk::{ByteRange, ChunkHash};
 use crate::proto::{
-    Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, LockAnswer, LockCall, NodeId, Operation, OperationId,
-    ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
+    Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, LockAnswer, LockCall, NodeId, Operation,
+    OperationId, ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
 };
 
 /// How long a call waits for a host that is cut off, unless told otherwise; as a real client's default.

@@ -92,6 +92,7 @@ impl MemoryHost {
     async fn write_inner(&self, write: WriteRequest, bytes: &[u8]) -> Result<Written, CallError> {
         let request = Request::Write(write);
         self.arrive(&request).await?;
+        self.check_write(&write)?;
         let written = self.tree().write(&write, bytes, boot_of(self.instance()));
         self.pass(&request, Stage::Answered).await?;
         Ok(written?)

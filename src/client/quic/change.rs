@@ -14,8 +14,8 @@ use super::stream::{Exchange, Fault};
 use crate::chunk::ChunkHash;
 use crate::client::CallError;
 use crate::proto::{
-    Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError, WriteAt,
-    WriteRequest, Written, encode_frame,
+    Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation, OperationId,
+    Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written, encode_frame,
 };
 use crate::transport::Lane;
 

@@ -4,13 +4,14 @@
 //! may block for as long as the file system does, and is made under the lock of its file alone.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use super::holding::{Holding, refusal};
-use crate::lock::{FileLocks, HeldLock, Queue};
+use crate::lock::{BothKinds, HeldLock, Queue};
 use crate::proto::{Errno, LockFound, LockKind, LockOwner, LockRange, WholeFile, WireError};
 
 /// Most locks on one file.
@@ -48,7 +49,7 @@ struct Waiter {
 /// The locks of one file.
 #[derive(Debug, Default)]
 pub(super) struct LockedFile {
-    locks: FileLocks<Owner>,
+    locks: BothKinds<Owner>,
     holdings: HashMap<Owner, Holding>,
     queue: Queue<Ticket, Waiter>,
     /// Whether it was taken out of the daemon's table.
@@ -90,10 +91,7 @@ impl LockedFile {
                 waiter.tell = None;
                 false
             }
-            None => {
-                let held = self.locks.within(wanted.owner, wanted.range);
-                held == [HeldLock { range: wanted.range, kind: wanted.kind }]
-            }
+            None => self.locks.holds(wanted.owner, HeldLock { range: wanted.range, kind: wanted.kind }),
         }
     }
 
@@ -109,7 +107,7 @@ impl LockedFile {
         if let Some(holding) = self.holdings.get_mut(&owner) {
             holding.release(range).map_err(refusal)?;
         }
-        self.locks.set(owner, range, None);
+        self.locks.release(owner, range);
         self.let_go(owner);
         self.offer();
         Ok(())
@@ -117,9 +115,8 @@ impl LockedFile {
 
     /// Gives back everything that a session holds, and its places in the queue.
     pub(super) fn end(&mut self, session: u64) {
-        let theirs: Vec<Owner> = self.locks.owners().filter(|owner| owner.0 == session).collect();
-        for owner in theirs {
-            self.locks.set(owner, LockRange::WHOLE, None);
+        for owner in self.locks.owners().into_iter().filter(|owner| owner.0 == session) {
+            self.locks.release(owner, LockRange::WHOLE);
         }
         self.queue.offer(|ticket, _| ticket.0 == session);
         self.holdings.retain(|owner, _| owner.0 != session);
@@ -154,8 +151,8 @@ impl LockedFile {
         wanted: &Wanted,
         open: impl FnOnce() -> Result<Holding, WireError>,
     ) -> Result<Option<LockFound>, WireError> {
-        let &Wanted { owner, range, kind, .. } = wanted;
-        if let Some((other, held)) = self.locks.conflict(owner, range, kind) {
+        let &Wanted { owner, range, kind, whole, .. } = wanted;
+        if let Some((other, held)) = self.locks.conflict(owner, range, whole.kinds_of(range), kind) {
             let holding = self.holdings.get(&other).filter(|_| other.0 == owner.0);
             let process = holding.map_or(0, |holding| holding.process);
             return Ok(Some(LockFound { range: held.range, kind: held.kind, process }));
@@ -188,12 +185,11 @@ impl LockedFile {
         wanted: &Wanted,
         open: impl FnOnce() -> Result<Holding, WireError>,
     ) -> Result<(), WireError> {
-        if !self.holdings.contains_key(&wanted.owner) {
-            self.holdings.insert(wanted.owner, open()?);
-        }
-        if let Some(holding) = self.holdings.get_mut(&wanted.owner)
-            && wanted.process != 0
-        {
+        let holding = match self.holdings.entry(wanted.owner) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(open()?),
+        };
+        if wanted.process != 0 {
             holding.process = wanted.process;
         }
         Ok(())
@@ -202,25 +198,26 @@ impl LockedFile {
     /// Closes an owner's file if nothing is held or waited for by it.
     pub(super) fn let_go(&mut self, owner: Owner) {
         let waits = self.queue.waiting().any(|waiter| waiter.wanted.owner == owner);
-        if !waits && self.locks.of(owner).is_empty() {
+        if !waits && !self.locks.has(owner) {
             self.holdings.remove(&owner);
         }
     }
 }
 
 fn take(
-    locks: &mut FileLocks<Owner>,
+    locks: &mut BothKinds<Owner>,
     holdings: &mut HashMap<Owner, Holding>,
     wanted: &Wanted,
 ) -> Result<bool, WireError> {
     let &Wanted { owner, range, kind, whole, .. } = wanted;
-    if locks.conflict(owner, range, kind).is_some() {
+    let Some(holding) = holdings.get_mut(&owner) else { return Err(WireError::system(Errno::EIO)) };
+    let kinds = holding.kinds(range, kind, whole);
+    if locks.conflict(owner, range, kinds, kind).is_some() {
         return Ok(false);
     }
-    let Some(holding) = holdings.get_mut(&owner) else { return Err(WireError::system(Errno::EIO)) };
-    let taken = holding.take(range, kind, whole).map_err(refusal)?;
+    let taken = holding.take(range, kind, kinds).map_err(refusal)?;
     if taken {
-        locks.set(owner, range, Some(kind));
+        locks.set(owner, range, kinds, Some(kind));
     }
     Ok(taken)
 }

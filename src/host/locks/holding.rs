@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::host::attributes::{of_open, system_error};
 use crate::io::sys;
 use crate::lock::HeldLock;
-use crate::proto::{Attributes, Errno, LockKind, LockRange, OpenAccess, WholeFile, WireError};
+use crate::proto::{Attributes, Errno, LockKind, LockKinds, LockRange, OpenAccess, WholeFile, WireError};
 
 /// An owner's open file. Dropping it gives everything back.
 #[derive(Debug)]
@@ -38,38 +38,36 @@ impl Holding {
         Arc::clone(&self.file)
     }
 
-    /// Takes a lock. `false`: a process of the host holds one that stands against it, and nothing has changed.
-    pub(super) fn take(
-        &mut self,
-        range: LockRange,
-        kind: LockKind,
-        whole: WholeFile,
-    ) -> Result<bool, SystemErrno> {
+    /// Which kinds a lock is of. The client's kernel lets nobody lock by `fcntl` what he has not opened for it; so where this file
+    /// cannot be opened for it either, a lock that may be of both kinds is one of `flock`.
+    pub(super) fn kinds(&self, range: LockRange, kind: LockKind, whole: WholeFile) -> LockKinds {
         let is_allowed = match kind {
             LockKind::Shared => self.access.reads,
             LockKind::Exclusive => self.access.writes,
         };
-        let is_whole = range == LockRange::WHOLE;
+        let kinds = whole.kinds_of(range);
+        LockKinds { fcntl: kinds.fcntl && (is_allowed || !kinds.flock), ..kinds }
+    }
+
+    /// Takes a lock of these kinds, and gives back what is held of the other. `false`: a process of the host holds one that stands
+    /// against it, and nothing has changed.
+    pub(super) fn take(
+        &mut self,
+        range: LockRange,
+        kind: LockKind,
+        kinds: LockKinds,
+    ) -> Result<bool, SystemErrno> {
         let before = self.whole;
-        if is_whole && whole != WholeFile::Fcntl {
-            if !self.set_whole(Some(kind))? {
-                self.go_back(before)?;
-                return Ok(false);
-            }
-            // The client's kernel lets nobody lock by `fcntl` what he has not opened for it: then it is one of `flock`.
-            if whole == WholeFile::Flock || !is_allowed {
-                return Ok(true);
-            }
+        if kinds.flock && !self.set_whole(Some(kind))? {
+            self.go_back(before)?;
+            return Ok(false);
         }
-        let taken = self.set_range(range, Some(kind));
-        match taken {
-            Ok(true) if !is_whole => self.set_whole(None).map(|_| true),
-            Ok(true) => Ok(true),
-            Ok(false) | Err(_) => {
-                self.go_back(before)?;
-                taken
-            }
+        let taken = self.set_range(range, Some(kind).filter(|_| kinds.fcntl));
+        if !matches!(taken, Ok(true)) {
+            self.go_back(before)?;
+            return taken;
         }
+        if kinds.flock { Ok(true) } else { self.set_whole(None) }
     }
 
     /// Gives a range back.
@@ -105,6 +103,9 @@ impl Holding {
     /// Has of `flock` what it had before. The kernel gives up what is held before it tries for more, so somebody else may have come
     /// in between; that can happen to programs on the host, too.
     fn go_back(&mut self, before: Option<LockKind>) -> Result<(), SystemErrno> {
+        if self.whole == before && before.is_none() {
+            return Ok(());
+        }
         // What the kernel has now is not what was noted.
         let is_back = sys::lock_whole(&self.file, before.map(|kind| kind == LockKind::Exclusive))?;
         self.whole = if is_back { before } else { None };

@@ -247,7 +247,13 @@ async fn wait(
         }
         pause = (pause * 2).min(LOOK_LONGEST);
         let looker = Arc::clone(&locks);
-        in_background(move || looker.with(call.node, |file| { file.offer(); Ok(()) })).await?;
+        in_background(move || {
+            looker.with(call.node, |file| {
+                file.offer();
+                Ok(())
+            })
+        })
+        .await?;
     }
     let wanted = Wanted { owner: locks.owner(call.owner), range, kind, whole, process };
     in_background(move || {
@@ -268,7 +274,8 @@ async fn in_background<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(WireError::system(Errno::EIO)))
 }
 
-fn lost() -> WireError {
+/// The answer to what was to be done under a lock that is lost.
+pub(super) fn lost() -> WireError {
     WireError::new(ErrorCode::LocksLost, "the session in which the lock was taken is over")
 }
 

@@ -8,8 +8,8 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::io::sys;
 use crate::proto::{
-    Errno, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockOwner, LockRange, LockRequest, LockTest,
-    LockWait, Operation, OperationId, WholeFile,
+    Errno, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockOwner, LockRange, LockRequest,
+    LockTest, LockWait, Operation, OperationId, WholeFile,
 };
 
 const ONE: LockOwner = LockOwner(1);
@@ -116,7 +116,8 @@ async fn a_whole_file_is_locked_in_both_ways_of_the_host() {
     let world = world();
     let (one, local) = (world.client().await, local(&world));
     let file = one.walk("f").await.unwrap().node;
-    let whole = |kind, whole| LockAction::Take { range: LockRange::WHOLE, kind, whole, process: 7, wait: None };
+    let whole =
+        |kind, whole| LockAction::Take { range: LockRange::WHOLE, kind, whole, process: 7, wait: None };
     let exclusive = |kinds| whole(LockKind::Exclusive, kinds);
     assert!(one.lock(1, file, ONE, exclusive(WholeFile::Both)).await.unwrap());
     assert!(!is_whole_free(&local) && !is_range_free(&local, range(3, 3)));
@@ -143,7 +144,9 @@ async fn a_whole_file_is_locked_in_both_ways_of_the_host() {
     // A part of it is given back: then it was none of flock.
     assert!(one.lock(11, file, ONE, exclusive(WholeFile::Both)).await.unwrap());
     assert!(one.lock(12, file, ONE, LockAction::Release { range: range(0, 0) }).await.unwrap());
-    assert!(is_whole_free(&local) && is_range_free(&local, range(0, 0)) && !is_range_free(&local, range(1, 1)));
+    assert!(
+        is_whole_free(&local) && is_range_free(&local, range(0, 0)) && !is_range_free(&local, range(1, 1))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

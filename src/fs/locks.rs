@@ -153,7 +153,10 @@ impl FileSystem {
                         return Ok(());
                     }
                 }
-                Ok(LockAnswer::Held) if waits => continue,
+                Ok(LockAnswer::Held) if waits => {
+                    lives = 0;
+                    continue;
+                }
                 Ok(LockAnswer::Held) => return Err(FsError::LockHeld),
                 Err(error) if is_lost(&error) => {}
                 Err(error) => return Err(error),

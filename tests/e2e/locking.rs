@@ -425,6 +425,29 @@ fn who_may_only_read_takes_shared_locks() {
     }
 }
 
+#[test]
+fn what_the_kernel_has_kept_of_a_file_is_dropped_when_it_is_locked() {
+    let world = World::new();
+    fs::write(world.source().join("file"), "before").unwrap();
+    // Files that have lain still are read through the kernel's page cache.
+    std::thread::sleep(Duration::from_millis(2_500));
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "actimeo=600");
+    let mut reader = Actor::new();
+    reader.is(&format!("globals().update(f=op('{}', os.O_RDONLY))", mount.path("file").display()), "None");
+    reader.is("globals().update(m=__import__('mmap').mmap(f, 6, prot=1))", "None");
+    reader.is("m[:6], os.pread(f, 9, 0)", "(b'before', b'before')");
+    let mut writer = Actor::with(&world.source().join("file"));
+    writer.is("range_(f, EX)", "None");
+    writer.is("os.pwrite(f, b'afterwards', 0)", "10");
+    reader.is("m[:6], os.pread(f, 9, 0)", "(b'before', b'before')");
+    reader.begin("range_(f, SH)");
+    reader.waits();
+    writer.is("range_(f, UN)", "None");
+    assert_eq!(reader.answer(), "None");
+    reader.is("m[:6], os.pread(f, 20, 0), os.fstat(f).st_size", "(b'afterw', b'afterwards', 10)");
+}
+
 /// Adds one to the number in the file, so often, under a lock.
 const COUNT: &str = r"
 import fcntl, os, sys

@@ -169,6 +169,11 @@ impl LockedFile {
         self.holdings.get(&owner).map(Holding::file)
     }
 
+    /// Whether a session holds something, or waits.
+    pub(super) fn has(&self, session: u64) -> bool {
+        self.holdings.keys().any(|owner| owner.0 == session)
+    }
+
     /// How many locks are held.
     pub(super) fn count(&self) -> usize {
         self.locks.count()

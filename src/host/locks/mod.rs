@@ -87,7 +87,9 @@ impl SessionLocks {
     /// Gives everything back, now and for good. Blocks.
     pub(super) fn end(&self) {
         self.has_ended.store(true, Ordering::SeqCst);
-        for node in std::mem::take(&mut *lock(&self.nodes)) {
+        // Apart, as nobody may wait for a file with this lock in his hand.
+        let nodes = std::mem::take(&mut *lock(&self.nodes));
+        for node in nodes {
             self.all.with(node, |file| file.end(self.number));
         }
     }
@@ -97,11 +99,15 @@ impl SessionLocks {
         node: NodeId,
         work: impl FnOnce(&mut LockedFile) -> Result<T, WireError>,
     ) -> Result<T, WireError> {
-        lock(&self.nodes).insert(node);
         self.all.with(node, |file| {
-            // Looked at under the file's lock, under which the end of the session comes after the flag: what is taken before it
-            // is given back by it.
-            if self.has_ended.load(Ordering::SeqCst) { Err(lost()) } else { work(file) }
+            lock(&self.nodes).insert(node);
+            // Looked at after the file was noted, and the end of the session sets it before it goes through what is noted: either
+            // this is refused, or what is taken here is given back there.
+            let result = if self.has_ended.load(Ordering::SeqCst) { Err(lost()) } else { work(file) };
+            if !file.has(self.number) {
+                lock(&self.nodes).remove(&node);
+            }
+            result
         })
     }
 

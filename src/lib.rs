@@ -8,11 +8,12 @@
 //! 1. [`chunk`]: what content is, and what proves it
 //! 2. [`proto`]: what the two sides say to each other
 //! 3. [`io`], [`transport`]: the disk and the network, each behind a small interface
-//! 4. [`host`]: the daemon that serves a folder
-//! 5. [`client`]: typed calls to a host, which outlive a connection
-//! 6. [`cache`], [`prefetch`], [`fetch`]: what is kept, what is asked ahead, where a chunk comes from
-//! 7. [`fs`], [`fuse`]: file-system semantics, and the kernel glue that decides nothing
-//! 8. [`mount`], [`control`], [`config`], [`cli`]: the parts wired together, watched, and told what to do
+//! 4. [`lock`]: who holds which bytes of a file, for both sides
+//! 5. [`host`]: the daemon that serves a folder
+//! 6. [`client`]: typed calls to a host, which outlive a connection
+//! 7. [`cache`], [`prefetch`], [`fetch`]: what is kept, what is asked ahead, where a chunk comes from
+//! 8. [`fs`], [`fuse`]: file-system semantics, and the kernel glue that decides nothing
+//! 9. [`mount`], [`control`], [`config`], [`cli`]: the parts wired together, watched, and told what to do
 //!
 //! `ARCHITECTURE.md` has the arrows between them, `SEMANTICS.md` what users are promised.
 
@@ -27,6 +28,7 @@ pub mod fs;
 pub mod fuse;
 pub mod host;
 pub mod io;
+pub mod lock;
 pub mod metrics;
 pub mod mount;
 pub mod prefetch;

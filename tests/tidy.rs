@@ -20,17 +20,18 @@ const EXCEPTIONS: &[&str] = &[];
 const ARROWS: &[(&str, &[&str])] = &[
     ("chunk", &[]),
     ("proto", &["chunk"]),
+    ("lock", &["proto"]),
     ("prefetch", &["chunk"]),
     ("metrics", &[]),
     ("io", &["chunk"]),
     ("transport", &["chunk", "proto", "io"]),
     ("cache", &["chunk", "proto", "io"]),
-    ("client", &["chunk", "proto", "transport"]),
+    ("client", &["chunk", "proto", "transport", "lock"]),
     ("recall", &["chunk", "proto", "cache", "client"]),
     ("fetch", &["chunk", "proto", "cache", "client", "prefetch"]),
-    ("fs", &["chunk", "proto", "fetch", "prefetch", "client", "cache"]),
+    ("fs", &["chunk", "proto", "fetch", "prefetch", "client", "cache", "lock"]),
     ("fuse", &["chunk", "proto", "fs"]),
-    ("host", &["chunk", "proto", "transport", "io"]),
+    ("host", &["chunk", "proto", "transport", "io", "lock"]),
     ("control", &["chunk", "proto", "metrics"]),
     (
         "config",
@@ -60,7 +61,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Pure modules and files: bytes and `now` in, values out.
-const PURE: &[&str] = &["src/chunk/", "src/proto/", "src/prefetch/"];
+const PURE: &[&str] = &["src/chunk/", "src/proto/", "src/prefetch/", "src/lock/"];
 
 /// A file is pure, too, when its module doc says so with one of these marks.
 const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];

@@ -92,7 +92,7 @@ fn options_help() -> String {
         }
     }
     help.push_str(
-        " For fstab: _netdev nofail noauto user x-*; nolock, rsize= and others have no effect, mount.wormhole(8) says why",
+        " For fstab: _netdev nofail noauto user x-*; rsize= and others have no effect, mount.wormhole(8) says why",
     );
     help
 }

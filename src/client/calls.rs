@@ -3,8 +3,8 @@
 use super::{CallError, Client, Lane, SentFirst};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, Change, Changed, FsStatistics, ManifestRequest, NodeId, OpenAccess, OpenId, Reply, Request,
-    SeekTarget, Version, Written,
+    Attributes, Change, Changed, FsStatistics, LockFound, LockTest, ManifestRequest, NodeId, OpenAccess,
+    OpenId, Reply, Request, SeekTarget, Version, Written,
 };
 
 impl dyn Client {
@@ -58,6 +58,14 @@ impl dyn Client {
     pub async fn copy(&self, change: Change, first: &SentFirst) -> Result<Written, CallError> {
         match self.change(change, first).await? {
             Reply::Written(written) => Ok(written),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Who stands against a lock.
+    pub async fn test_lock(&self, test: LockTest) -> Result<Option<LockFound>, CallError> {
+        match self.call(Request::TestLock(test), Lane::Metadata).await? {
+            Reply::LockTest(found) => Ok(found),
             other => Err(unexpected(&other)),
         }
     }

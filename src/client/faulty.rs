@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
 use crate::chunk::ByteRange;
 use crate::proto::{
-    Attributes, BootId, Change, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError, WriteAt,
-    Written,
+    Attributes, BootId, Change, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest, Reply, Request,
+    SessionRun, WireError, WriteAt, Written,
 };
 use crate::transport::Lane;
 
@@ -192,6 +192,14 @@ impl Client for FaultyClient {
 
     fn boot(&self) -> Option<BootId> {
         self.inner.boot()
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        self.fail(move |inner| inner.lock(call))
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.inner.runs()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

@@ -16,12 +16,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::chunk::{ByteRange, ChunkIndex, VerifiedChunk};
 use crate::proto::{
-    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply, Request,
-    SessionRun, Timestamp, WireError, WriteAt, Written,
+    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest,
+    Reply, Request, SessionRun, Timestamp, WireError, WriteAt, Written,
 };
 pub use crate::transport::Lane;
 
@@ -60,6 +60,19 @@ pub trait Client: Send + Sync + 'static {
     /// Which run of the host's kernel answered last, where that is known.
     fn boot(&self) -> Option<BootId> {
         None
+    }
+
+    /// Takes, gives back or waits for a lock, exactly once, and without a deadline: whoever gives up must still learn whether he has
+    /// it. A wait takes no longer than it says while the host answers.
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        let _ = call;
+        Box::pin(async { Err(CallError::Host(WireError::system(Errno::ENOLCK))) })
+    }
+
+    /// Which life of the session this is, and when it is another one: locks do not go from one to the next. `None` where there are
+    /// none.
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        watch::channel(None).1
     }
 
     /// All entries of a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error;

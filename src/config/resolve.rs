@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::id_files::{IdMapError, id_mapping};
-use super::options::{AttributeTimes, CacheMode, CacheOptions, HostOptions, TransferOptions};
+use super::options::{AttributeTimes, CacheMode, CacheOptions, HostOptions, LocalLocks, TransferOptions};
 use super::{Environment, LocalAccounts, MountOptions, NoHome, Side, Size, Visibility};
 use crate::cache::CacheConfig;
 use crate::chunk::CHUNK_BYTES;
 use crate::fetch::FetchConfig;
-use crate::fs::{Freshness, Ownership};
+use crate::fs::{Freshness, Ownership, RemoteLocks};
 use crate::fuse::{Access, FuseConfig};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
 use crate::proto::CompressionWish;
@@ -142,6 +142,7 @@ pub fn mount_config(
             ..Ownership::default()
         },
         id_mapping: id_mapping(&options.ownership, environment, &LocalAccounts)?,
+        locks: locks(options.local_locks),
         fuse: fuse(options, &places.label),
         label: places.label,
     })
@@ -212,6 +213,15 @@ fn fetch(options: &TransferOptions, memory_bytes: u64) -> FetchConfig {
         fetch.ahead_requests_max = ahead_bytes.div_ceil(request_bytes) as usize;
     }
     fetch
+}
+
+const fn locks(local: LocalLocks) -> RemoteLocks {
+    match local {
+        LocalLocks::None => RemoteLocks::ALL,
+        LocalLocks::All => RemoteLocks::NONE,
+        LocalLocks::Flock => RemoteLocks { flock: false, fcntl: true },
+        LocalLocks::Posix => RemoteLocks { flock: true, fcntl: false },
+    }
 }
 
 fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
@@ -373,6 +383,10 @@ mod tests {
         assert!(usual.serves_stale && !usual.offline);
         assert!(!config("nosoftreval").serves_stale);
         assert!(config("offline").offline);
+        assert_eq!(usual.locks, RemoteLocks::ALL);
+        assert_eq!(config("nolock").locks, RemoteLocks::NONE);
+        assert_eq!(config("local_lock=flock").locks, RemoteLocks { flock: false, fcntl: true });
+        assert_eq!(config("local_lock=posix").locks, RemoteLocks { flock: true, fcntl: false });
         assert_eq!(config("nconnect=4").link.connections, 4);
         assert_eq!(config("compress=on").link.compression, CompressionWish::Always);
         assert_eq!(config("compress=off").link.compression, CompressionWish::Never);

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::chunk::ByteRange;
-use crate::proto::{APPEND_BYTES_MAX, WRITE_BYTES_MAX};
+use crate::proto::{APPEND_BYTES_MAX, SessionRun, WRITE_BYTES_MAX};
 
 /// Names an extent that is being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) struct Extent {
     pub parts: Vec<Bytes>,
     /// The first write in it.
     first: u64,
+    /// Under a lock of which life of the session.
+    pub under: Option<SessionRun>,
 }
 
 #[derive(Debug)]
@@ -59,8 +61,13 @@ pub(super) struct Behind {
 }
 
 impl Behind {
-    /// A program has written; `number` counts the writes.
-    pub(super) fn push(&mut self, number: u64, place: Place, bytes: Bytes) {
+    #[cfg(test)]
+    fn push(&mut self, number: u64, place: Place, bytes: Bytes) {
+        self.push_under(None, number, place, bytes);
+    }
+
+    /// A program has written, maybe under a lock that was taken in a life of the session; `number` counts the writes.
+    pub(super) fn push_under(&mut self, under: Option<SessionRun>, number: u64, place: Place, bytes: Bytes) {
         let len = bytes.len() as u64;
         let (appends, offset, bytes_max) = match place {
             Place::Offset(offset) => (false, offset, WRITE_BYTES_MAX),
@@ -70,14 +77,15 @@ impl Behind {
             Some(last)
                 if last.appends == appends
                     && last.range.end() == offset
-                    && last.range.len + len <= bytes_max =>
+                    && last.range.len + len <= bytes_max
+                    && last.under == under =>
             {
                 last.range.len += len;
                 last.parts.push(bytes);
             }
             _ => {
                 let range = ByteRange::new(offset, len);
-                self.queue.push_back(Extent { appends, range, parts: vec![bytes], first: number });
+                self.queue.push_back(Extent { appends, range, parts: vec![bytes], first: number, under });
             }
         }
     }
@@ -190,6 +198,20 @@ mod tests {
         assert_eq!(behind.oldest(), Some(2));
         behind.done(second);
         assert!(behind.is_empty());
+    }
+
+    #[test]
+    fn what_is_written_under_a_lock_joins_its_like() {
+        let run = |number| Some(SessionRun { instance: crate::proto::InstanceId([0; 16]), number });
+        let mut behind = Behind::default();
+        for (number, under) in [None, run(1), run(1), run(2)].into_iter().enumerate() {
+            behind.push_under(under, number as u64, at(number as u64), Bytes::from_static(b"x"));
+        }
+        let mut sent = Vec::new();
+        while let Some((_, extent)) = behind.next() {
+            sent.push((extent.under, extent.range.offset, extent.range.len));
+        }
+        assert_eq!(sent, [(None, 0, 1), (run(1), 1, 2), (run(2), 3, 1)]);
     }
 
     #[test]

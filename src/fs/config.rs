@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::attributes::{Freshness, Ownership};
+use super::locks::RemoteLocks;
 
 /// The choices.
 #[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
@@ -18,6 +19,8 @@ pub struct FsConfig {
     /// How long who waits for the host to accept what was written waits without any of it being accepted. It is sent on after
     /// that.
     pub patience: Duration,
+    /// Which locks are held on the host.
+    pub locks: RemoteLocks,
     /// How long attributes and names hold.
     pub freshness: Freshness,
     /// Whether what is known is served while the host is out of reach; otherwise calls wait for it.
@@ -38,6 +41,7 @@ impl Default for FsConfig {
             source: String::new(),
             read_only: true,
             patience: Duration::from_secs(60),
+            locks: RemoteLocks::ALL,
             freshness: Freshness::default(),
             serves_stale: true,
             ownership: Ownership::default(),

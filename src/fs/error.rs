@@ -38,6 +38,18 @@ pub enum FsError {
     /// The host's machine restarted before what it had accepted was on its disk.
     #[error("the host restarted before what was written was on its disk")]
     LostWrites,
+    /// Locks that were taken through the handle are another's by now, or nobody's.
+    #[error("a file lock was lost: the host restarted, or was out of reach for too long")]
+    LocksLost,
+    /// Somebody else holds a lock that stands against the one that was asked for.
+    #[error("somebody else holds the lock")]
+    LockHeld,
+    /// Locks are not held on the host.
+    #[error("there are no file locks on this mount")]
+    NoLocks,
+    /// A signal came while the program waited.
+    #[error("the wait was interrupted")]
+    Interrupted,
     /// A file was written to all the time while one range of it was to be read.
     #[error("the file is written to without a pause, faster than the host can read it")]
     KeepsChanging,
@@ -72,7 +84,10 @@ impl FsError {
             Self::BadHandle(_) => Errno::EBADF,
             Self::ReadOnly => Errno::EROFS,
             Self::OwnerIsShown | Self::Unmapped(_) => Errno::EPERM,
-            Self::LostWrites | Self::KeepsChanging => Errno::EIO,
+            Self::LostWrites | Self::LocksLost | Self::KeepsChanging => Errno::EIO,
+            Self::LockHeld => Errno::EAGAIN,
+            Self::NoLocks => Errno::ENOLCK,
+            Self::Interrupted => Errno::EINTR,
             Self::TooManyEntries(_) => Errno::ENOMEM,
             Self::NameTooLong(_) => Errno::ENAMETOOLONG,
             Self::Invalid => Errno::EINVAL,
@@ -140,6 +155,10 @@ mod tests {
             (FsError::Unmapped(Unmapped(7)), Errno::EPERM),
             (FsError::LostWrites, Errno::EIO),
             (FsError::KeepsChanging, Errno::EIO),
+            (FsError::LocksLost, Errno::EIO),
+            (FsError::LockHeld, Errno::EAGAIN),
+            (FsError::NoLocks, Errno::ENOLCK),
+            (FsError::Interrupted, Errno::EINTR),
             (FsError::TooManyEntries(1), Errno::ENOMEM),
             (FsError::NameTooLong(256), Errno::ENAMETOOLONG),
             (FsError::Invalid, Errno::EINVAL),

@@ -4,7 +4,9 @@
 //! An event that finds the channel full is dropped: all copies of the kernel also end by themselves, when their time
 //! is over and its next look finds another time of change.
 
-use tokio::sync::mpsc;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc};
 
 use super::inodes::{Inode, Name};
 
@@ -24,6 +26,8 @@ pub enum FsEvent {
         /// Whose.
         inode: Inode,
     },
+    /// Somebody wants to know when everything before this was told.
+    Told(Told),
     /// What a name names.
     InvalidateEntry {
         /// In which directory.
@@ -32,6 +36,25 @@ pub enum FsEvent {
         name: Name,
     },
 }
+
+/// Who wants to know; asked by [`Self::tell`].
+#[derive(Debug, Clone)]
+pub struct Told(pub(super) Arc<Notify>);
+
+impl Told {
+    /// It is done.
+    pub fn tell(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl PartialEq for Told {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Told {}
 
 /// The sending end.
 #[derive(Debug)]

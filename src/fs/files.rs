@@ -1,5 +1,6 @@
 //! Open files: `open` and `release`.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -55,6 +56,10 @@ pub(super) struct OpenFile {
     pub first: Mutex<Option<FirstPiece>>,
     /// How many of the file's failures were told through this handle, or before it was opened.
     pub failures_heard: Mutex<u64>,
+    /// Whether locks were ever taken through it.
+    pub has_locked: AtomicBool,
+    /// Whether some of them were lost: nothing is read or written through it any more.
+    pub locks_lost: AtomicBool,
 }
 
 /// A handle that is not open yet.
@@ -121,17 +126,20 @@ impl FileSystem {
             reads: Mutex::new(ReadState::new(attributes)),
             first: Mutex::default(),
             failures_heard: Mutex::new(failures),
+            has_locked: AtomicBool::new(false),
+            locks_lost: AtomicBool::new(false),
         };
         lock(&self.files).insert_as(handle, file);
         Ok(Opened { handle, mode })
     }
 
     /// Closes a file: what was asked ahead for it is no longer wanted.
-    pub async fn release(&self, handle: u64) -> Result<(), FsError> {
+    pub async fn release(self: &Arc<Self>, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).remove(handle).ok_or(FsError::BadHandle(handle))?;
         self.fetcher.cancel_handle(handle);
         // Its last pages may come without a flush. While the host is away they stay on their way, and the file is known until then.
         while self.sent(file.inode).await.is_err() {}
+        self.let_go_of(file.inode, handle).await;
         if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
             self.fetcher.remember(&self.content_of(&attributes));
         }

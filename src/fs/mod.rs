@@ -9,6 +9,7 @@
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode` (pure), `files`, `read`: content
 //! - `change`, `modify`: changes of names and attributes; `behind`, `unsynced` (pure), `sending`, `write`: changes of content
+//! - `own_locks` (pure), `locks`: file locks
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
 //! # Freshness
@@ -34,9 +35,11 @@ mod files;
 mod handles;
 mod ids;
 mod inodes;
+mod locks;
 mod modify;
 mod nodes;
 mod open_mode;
+mod own_locks;
 mod read;
 mod recent;
 mod sending;
@@ -63,10 +66,11 @@ pub use change::{CreateRequest, Made};
 pub use config::FsConfig;
 pub use directory::DirectoryItem;
 pub use error::FsError;
-pub use events::FsEvent;
+pub use events::{FsEvent, Told};
 pub use files::{OpenRequest, Opened};
 pub use ids::{IdMap, NumberMap, Taken, Unmapped};
 pub use inodes::{Inode, Name};
+pub use locks::{LockWish, RemoteLocks};
 pub use nodes::{Entry, Lookup};
 pub use open_mode::{DIRECT_BYTES_MIN, OpenMode};
 pub use warm::{WarmJob, WarmProgress};
@@ -81,6 +85,7 @@ use events::Events;
 use files::OpenFile;
 use handles::Handles;
 use inodes::InodeTable;
+use locks::Locks;
 use recent::Recent;
 use sending::Sending;
 use statistics::Statistics;
@@ -107,6 +112,7 @@ pub struct FileSystem {
     strides: Mutex<Strides>,
     xattr_names: XattrNames,
     sending: Sending,
+    locks: Locks,
     events: Events,
     events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
 }
@@ -133,7 +139,7 @@ impl FileSystem {
     /// Outside of a tokio runtime; what goes on behind a call runs there.
     pub fn new(client: Arc<dyn Client>, fetcher: Arc<Fetcher>, config: FsConfig) -> Arc<Self> {
         let (events, receiver) = Events::channel();
-        let root = client.root();
+        let (root, runs) = (client.root(), client.runs());
         let fs = Arc::new(Self {
             client,
             fetcher,
@@ -150,10 +156,12 @@ impl FileSystem {
             strides: Mutex::default(),
             xattr_names: XattrNames::default(),
             sending: Sending::default(),
+            locks: Locks::new(runs),
             events,
             events_to_take: Mutex::new(Some(receiver)),
         });
         fs.prime_statistics();
+        fs.watch_lives();
         fs
     }
 

@@ -64,7 +64,7 @@ impl FileSystem {
     /// waits.
     pub fn read_now(self: &Arc<Self>, handle: u64, range: ByteRange) -> Option<Bytes> {
         let file = lock(&self.files).get(handle)?;
-        if self.is_behind(file.inode) {
+        if self.is_behind(file.inode) || self.check_locked(&file).is_err() {
             return None;
         }
         let age = if self.is_connected() { Age::Fresh } else { Age::Any };
@@ -88,6 +88,7 @@ impl FileSystem {
     pub async fn read(self: &Arc<Self>, handle: u64, range: ByteRange) -> Result<Bytes, FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         let range = cut(range);
+        self.check_locked(&file)?;
         self.sent(file.inode).await?;
         let (mut attributes, _) = self.attributes_of(file.inode, Age::Fresh).await?;
         let mut may_recover = true;
@@ -197,7 +198,7 @@ impl FileSystem {
     }
 
     /// Tells the kernel to drop its pages, once for each version.
-    fn drop_pages(&self, inode: Inode, attributes: &Attributes) {
+    pub(super) fn drop_pages(&self, inode: Inode, attributes: &Attributes) {
         let version = attributes.is_settled().then(|| attributes.version());
         let had = match lock(&self.inodes).get_mut(inode) {
             Some(record) => std::mem::replace(&mut record.pages, version),

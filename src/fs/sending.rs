@@ -18,7 +18,7 @@ use super::inodes::Inode;
 use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client, SentFirst};
-use crate::proto::{Attributes, FileKind, WriteAt};
+use crate::proto::{Attributes, FileKind, SessionRun, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
 const BUDGET_BYTES: usize = 32 * 1024 * 1024;
@@ -84,6 +84,7 @@ impl FileSystem {
     pub(super) async fn send_behind(
         self: &Arc<Self>,
         inode: Inode,
+        under: Option<SessionRun>,
         place: Place,
         bytes: Bytes,
     ) -> Result<(), FsError> {
@@ -97,7 +98,7 @@ impl FileSystem {
         {
             let mut files = lock(&self.sending.files);
             let number = self.sending.writes.fetch_add(1, Ordering::Relaxed) + 1;
-            files.entry(inode).or_default().behind.push(number, place, bytes);
+            files.entry(inode).or_default().behind.push_under(under, number, place, bytes);
         }
         self.send_next(inode);
         Ok(())
@@ -209,7 +210,7 @@ impl FileSystem {
     }
 
     async fn send(self: Arc<Self>, inode: Inode, id: ExtentId, extent: Extent) {
-        let Extent { appends, range, parts, .. } = extent;
+        let Extent { appends, range, parts, under, .. } = extent;
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
         let mut ended =
             Ended { fs: Arc::clone(&self), inode, id, len: range.len as usize, is_decided: false };
@@ -218,7 +219,8 @@ impl FileSystem {
             let believed = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes.size);
             WriteAt::End { believed }
         } else {
-            WriteAt::Offset(range.offset)
+            let offset = range.offset;
+            under.map_or(WriteAt::Offset(offset), |run| WriteAt::Under { run, offset })
         };
         let bytes = match <[Bytes; 1]>::try_from(parts) {
             Ok([one]) => one,

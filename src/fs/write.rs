@@ -54,7 +54,8 @@ impl FileSystem {
         } else {
             Place::Offset(offset)
         };
-        self.send_behind(file.inode, place, bytes).await?;
+        let under = self.locked_in(&file, handle);
+        self.send_behind(file.inode, under, place, bytes).await?;
         if how.syncs {
             self.sync_file(&file, false).await?;
         }
@@ -183,7 +184,9 @@ impl FileSystem {
         if self.config.read_only {
             return Err(FsError::ReadOnly);
         }
-        lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))
+        let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
+        self.check_locked(&file)?;
+        Ok(file)
     }
 
     fn unheard_failure(&self, file: &OpenFile) -> Result<(), FsError> {

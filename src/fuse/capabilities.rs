@@ -2,6 +2,8 @@
 
 use fuser::{InitFlags, KernelConfig};
 
+use crate::fs::RemoteLocks;
+
 /// What the kernel is offered, where it has it.
 const CAPABILITIES: [InitFlags; 11] = [
     // An abort is told from an unmount: readers get ECONNABORTED and not a story about sockets.
@@ -25,9 +27,11 @@ const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
 
-/// Asks for all of them.
-pub(super) fn offer(config: &mut KernelConfig) {
-    for capability in CAPABILITIES {
+/// Asks for all of them, and for those locks that are held on the host; the kernel keeps the others to itself.
+pub(super) fn offer(config: &mut KernelConfig, locks: RemoteLocks) {
+    let flock = locks.flock.then_some(InitFlags::FUSE_FLOCK_LOCKS);
+    let fcntl = locks.fcntl.then_some(InitFlags::FUSE_POSIX_LOCKS);
+    for capability in CAPABILITIES.into_iter().chain(flock).chain(fcntl) {
         if config.add_capabilities(capability).is_err() {
             tracing::debug!(?capability, "the kernel does not have it");
         }

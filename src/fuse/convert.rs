@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, FopenFlags, INodeNo, TimeOrNow, WriteFlags};
 
-use crate::fs::{Entry, FsError, Inode, OpenMode, OpenRequest, WriteHow};
-use crate::proto::{AllocateHow, Attributes, Errno, FileKind, RenameHow, SetTime, Timestamp, XattrHow};
+use crate::fs::{Entry, FsError, Inode, LockWish, OpenMode, OpenRequest, WriteHow};
+use crate::proto::{
+    AllocateHow, Attributes, Errno, FileKind, LockKind, LockRange, RenameHow, SetTime, Timestamp, XattrHow,
+};
 
 /// What `st_blksize` says, in bytes. `cp` and many others read in blocks of this size; one block is one request.
 const BLOCK_BYTES: u32 = 1024 * 1024;
@@ -30,6 +32,24 @@ pub(super) fn file_attr(inode: Inode, attributes: &Attributes) -> FileAttr {
         rdev: encode_device(attributes.device_number),
         blksize: BLOCK_BYTES,
         flags: 0,
+    }
+}
+
+/// A lock that a program wants; `None` where the kernel says something that is not known here.
+pub(super) fn lock_wish(owner: u64, (start, end): (u64, u64), kind: i32, process: u32) -> Option<LockWish> {
+    let kind = match kind {
+        libc::F_RDLCK => LockKind::Shared,
+        libc::F_WRLCK => LockKind::Exclusive,
+        _ => return None,
+    };
+    Some(LockWish { owner, range: LockRange::new(start, end)?, kind, process })
+}
+
+/// A kind of lock as the kernel says it.
+pub(super) const fn lock_type(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Shared => libc::F_RDLCK,
+        LockKind::Exclusive => libc::F_WRLCK,
     }
 }
 

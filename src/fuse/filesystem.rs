@@ -14,8 +14,8 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::reply::{GENERATION, failed};
@@ -23,7 +23,7 @@ use super::session::KernelLimits;
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
 use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made};
-use crate::proto::{Caller, SeekTarget, SetAttributes};
+use crate::proto::{Caller, LockRange, SeekTarget, SetAttributes};
 
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
@@ -39,37 +39,10 @@ impl Glue {
         Self { fs, limits }
     }
 
-    fn make(
+    pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
-        call: &'static str,
-        reply: ReplyEntry,
-        (parent, name): (INodeNo, &OsStr),
-        what: Made,
-        (mode, caller): (u32, Caller),
+        call: impl FnOnce(Arc<FileSystem>) -> F,
     ) {
-        tracing::trace!(call, %parent, ?name, mode);
-        let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            let made = fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await;
-            reply::entry(call, reply, made);
-        });
-    }
-
-    fn remove(
-        &self,
-        call: &'static str,
-        reply: ReplyEmpty,
-        (parent, name): (INodeNo, &OsStr),
-        directory: bool,
-    ) {
-        tracing::trace!(call, %parent, ?name);
-        let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            reply::empty(call, reply, fs.remove(inode(parent), &name, directory).await);
-        });
-    }
-
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, call: impl FnOnce(Arc<FileSystem>) -> F) {
         self.fs.runtime().spawn(call(Arc::clone(&self.fs)));
     }
 }
@@ -84,7 +57,7 @@ macro_rules! answered {
     )*};
 }
 
-fn inode(number: INodeNo) -> Inode {
+pub(super) fn inode(number: INodeNo) -> Inode {
     Inode(number.0)
 }
 
@@ -99,7 +72,7 @@ impl Filesystem for Glue {
     }
 
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        capabilities::offer(config);
+        capabilities::offer(config, self.fs.config().locks);
         self.limits.apply(config);
         Ok(())
     }
@@ -169,20 +142,24 @@ impl Filesystem for Glue {
         });
     }
 
-    /// On a mount that changes nothing there is nothing to flush; told so once, the kernel does not ask again.
+    /// On a mount that changes nothing and holds no locks there is nothing to flush; told so once, the kernel does not ask again.
     fn flush(
         &self,
         _request: &Request,
         number: INodeNo,
         handle: FileHandle,
-        _owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        if self.fs.config().read_only {
+        if self.fs.config().read_only && !self.fs.config().locks.any() {
             return reply.error(fuser::Errno::ENOSYS);
         }
         tracing::trace!(%number, "flush");
-        self.spawn(move |fs| async move { reply::empty("flush", reply, fs.flush(handle.0).await) });
+        self.spawn(move |fs| async move {
+            let flushed = fs.flush(handle.0).await;
+            let unlocked = fs.closed_by(handle.0, owner.0).await;
+            reply::empty("flush", reply, flushed.and(unlocked));
+        });
     }
 
     fn release(
@@ -279,19 +256,7 @@ impl Filesystem for Glue {
     fn statfs(&self, _request: &Request, number: INodeNo, reply: ReplyStatfs) {
         tracing::trace!(%number, "statfs");
         self.spawn(move |fs| async move {
-            match fs.statfs().await {
-                Ok(all) => reply.statfs(
-                    all.blocks,
-                    all.blocks_free,
-                    all.blocks_available,
-                    all.inodes,
-                    all.inodes_free,
-                    all.block_bytes,
-                    all.name_bytes_max,
-                    all.block_bytes,
-                ),
-                Err(error) => reply.error(failed("statfs", &error)),
-            }
+            reply::statistics(reply, fs.statfs().await);
         });
     }
 
@@ -477,6 +442,42 @@ impl Filesystem for Glue {
         self.spawn(move |fs| async move {
             reply::written("write", reply, fs.write(handle.0, offset, bytes, how).await);
         });
+    }
+
+    fn getlk(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        process: u32,
+        reply: ReplyLock,
+    ) {
+        self.test_lock(reply, (number, handle), convert::lock_wish(owner.0, (start, end), kind, process));
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        process: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        let Some(range) = LockRange::new(start, end) else { return reply.error(fuser::Errno::EINVAL) };
+        if kind == libc::F_UNLCK {
+            return self.unlock(reply, (number, handle), owner.0, range);
+        }
+        let wish = convert::lock_wish(owner.0, (start, end), kind, process);
+        self.lock(reply, (number, handle), wish, waits.then(|| request.pid()));
     }
 
     fn setxattr(

@@ -1,10 +1,11 @@
 //! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
 //!
 //! - `convert` (pure): attributes, times, error numbers in FUSE's terms
-//! - `filesystem`: the callbacks
+//! - `filesystem`, `calls`: the callbacks
 //! - `session`: mounting, the options, the end
 //! - [`table`]: which mounts there are, without touching any
 //! - `unmount`: taking them out of the tree
+//! - `signals`: who waits for a lock and is interrupted
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
@@ -14,13 +15,17 @@
 //! program that is killed while it waits for a request is gone when the request is answered, which the client's deadlines
 //! bound; a request that still lies in the kernel's queue is taken back at once. What nobody waits for any more ends at
 //! the file's release.
+//!
+//! Only a wait for a lock has no bound, so there the kernel's account of the waiting thread is looked at (`signals`).
 
+mod calls;
 mod capabilities;
 mod convert;
 mod filesystem;
 mod notify;
 mod reply;
 mod session;
+mod signals;
 mod stub;
 pub mod table;
 mod unmount;

@@ -46,6 +46,10 @@ fn carry_out(notifier: &Notifier, event: &FsEvent) -> io::Result<()> {
         FsEvent::InvalidateContent { inode } => notifier.inval_inode(INodeNo(inode.0), 0, 0),
         // Before the first byte: no pages.
         FsEvent::InvalidateAttributes { inode } => notifier.inval_inode(INodeNo(inode.0), -1, 0),
+        FsEvent::Told(told) => {
+            told.tell();
+            Ok(())
+        }
         FsEvent::InvalidateEntry { parent, name } => {
             notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
         }

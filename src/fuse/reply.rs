@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use fuser::{FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
+use fuser::{
+    FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyLock, ReplyStatfs,
+    ReplyWrite, ReplyXattr,
+};
 
 use super::convert;
 use crate::fs::{Entry, FsError, Inode, Lookup, Opened};
-use crate::proto::Attributes;
+use crate::proto::{Attributes, FsStatistics, LockFound};
 
 /// Numbers of inodes are not used again for another file while the kernel refers to them, so generations say nothing.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -63,6 +66,34 @@ pub(super) fn empty(call: &str, reply: ReplyEmpty, done: Result<(), FsError>) {
     match done {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(failed(call, &error)),
+    }
+}
+
+/// Who stands against a lock; nobody, if it is unlocked.
+pub(super) fn lock(reply: ReplyLock, found: Result<Option<LockFound>, FsError>) {
+    match found {
+        Ok(Some(found)) => {
+            let LockFound { range, kind, process } = found;
+            reply.locked(range.start, range.end, convert::lock_type(kind), process);
+        }
+        Ok(None) => reply.locked(0, 0, libc::F_UNLCK, 0),
+        Err(error) => reply.error(failed("getlk", &error)),
+    }
+}
+
+pub(super) fn statistics(reply: ReplyStatfs, statistics: Result<FsStatistics, FsError>) {
+    match statistics {
+        Ok(all) => reply.statfs(
+            all.blocks,
+            all.blocks_free,
+            all.blocks_available,
+            all.inodes,
+            all.inodes_free,
+            all.block_bytes,
+            all.name_bytes_max,
+            all.block_bytes,
+        ),
+        Err(error) => reply.error(failed("statfs", &error)),
     }
 }
 

@@ -17,6 +17,7 @@ use super::counters::Counters;
 use super::exports::{Export, ExportError};
 use super::index::{HashIndex, Progress};
 use super::lending::Lending;
+use super::locks::Locks;
 use super::packing::Codec;
 use super::session::Session;
 use super::sessions::Sessions;
@@ -61,6 +62,8 @@ pub(super) struct Core {
     pub(super) index: Arc<HashIndex>,
     /// Of hashing everything ahead.
     pub(super) index_progress: Arc<Progress>,
+    /// What clients have locked.
+    pub(super) locks: Arc<Locks>,
     /// Descriptors that sessions may hold.
     pub(super) descriptors: Arc<Semaphore>,
     sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
@@ -99,6 +102,7 @@ impl Core {
             codec: Arc::new(Codec::new()),
             engine,
             known: Arc::new(Known::new(handles_max)),
+            locks: Arc::default(),
             descriptors: Arc::new(Semaphore::new(opens_max)),
             sessions: Mutex::new(Sessions::new()),
             trees: Mutex::default(),

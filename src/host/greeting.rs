@@ -197,6 +197,7 @@ fn seat(
         export.clone(),
         sub_path.clone(),
         core.session_run(),
+        Arc::clone(&core.locks),
         Arc::clone(&core.descriptors),
     ));
     let attach = || {

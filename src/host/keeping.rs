@@ -63,7 +63,8 @@ fn show_out(core: &Core, stamp: KeysStamp) -> KeysStamp {
         }
         tracing::warn!("{} was revoked", who(client.key, client.connection.remote_address()));
         client.connection.close(close::REVOKED, "this key was revoked on the host");
-        drop(core.sessions().remove_key(client.key));
+        let theirs = core.sessions().remove_key(client.key);
+        drop(theirs);
     }
     seen
 }

@@ -62,6 +62,8 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::Write(_)
         | Request::Sync { .. }
         | Request::Sum { .. }
+        | Request::Lock(_)
+        | Request::TestLock(_)
         | Request::Blocks { .. }
         | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }

@@ -35,10 +35,35 @@ where
     if context.read_only {
         return Err(WireError::new(ErrorCode::System(Errno::EROFS), "the host lets this client read only"));
     }
+    let outcome = begin(context, &mut context.session.operations(), operation, work);
+    wait(outcome?).await
+}
+
+/// The same for what is done about locks, which changes nothing.
+pub(super) async fn lock_once<F>(
+    context: &Arc<ClientContext>,
+    operation: &Operation,
+    work: impl FnOnce() -> F,
+) -> Result<Reply, WireError>
+where
+    F: Future<Output = Result<Reply, WireError>> + Send + 'static,
+{
+    let outcome = begin(context, &mut context.session.lock_operations(), operation, work);
+    wait(outcome?).await
+}
+
+/// Begins the work, unless that was done before.
+fn begin<F>(
+    context: &ClientContext,
+    operations: &mut Outcomes,
+    operation: &Operation,
+    work: impl FnOnce() -> F,
+) -> Result<Outcome, WireError>
+where
+    F: Future<Output = Result<Reply, WireError>> + Send + 'static,
+{
     let (sender, receiver) = watch::channel(None);
-    let begun =
-        context.session.operations().begin(operation.id, operation.answered_below, || receiver.clone());
-    let outcome = match begun {
+    match operations.begin(operation.id, operation.answered_below, || receiver.clone()) {
         Begun::New => {
             context.session.has_begun();
             let work = work();
@@ -46,16 +71,15 @@ where
                 let answer = work.await;
                 sender.send_replace(Some(answer));
             });
-            receiver
+            Ok(receiver)
         }
         Begun::Known(outcome) => {
             context.counters().changes_repeated.add(1);
-            outcome
+            Ok(outcome)
         }
-        Begun::Over => return Err(malformed("a change that was answered before")),
-        Begun::Full => return Err(WireError::new(ErrorCode::Busy, "too many changes at once")),
-    };
-    wait(outcome).await
+        Begun::Over => Err(malformed("a change that was answered before")),
+        Begun::Full => Err(WireError::new(ErrorCode::Busy, "too many changes at once")),
+    }
 }
 
 /// Returns when a change is over, whatever came of it. It may not have come yet; where it does not, the client asks again.

@@ -6,7 +6,7 @@ use super::answer::{Answer, Gone, malformed, read_request};
 use super::change::{Certainty, Changer};
 use super::context::ClientContext;
 use super::once::once;
-use super::{blocks, content, current, directory, manifest, metadata, sum, write};
+use super::{blocks, content, current, directory, locks, manifest, metadata, sum, write};
 use crate::proto::{Change, ChangeRequest, Operation, Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
@@ -66,6 +66,15 @@ async fn dispatch(
         Request::Sync { node, data_only, after } => {
             let reply = unless_unwanted(answer, write::sync_after(context, node, data_only, &after)).await?;
             answer.reply(&reply).await
+        }
+        Request::Lock(request) => {
+            let reply = locks::serve(context, request).await;
+            answer.reply(&reply).await
+        }
+        Request::TestLock(test) => {
+            let read_only = context.read_only;
+            let calls = context.blocking(move |session| locks::test(session, read_only, test));
+            answer.reply(&calls.await).await
         }
         request => {
             let at_hand =

@@ -1,6 +1,6 @@
 //! A client's session: the folder it mounted and the files it has open, which outlive its connections.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::actor::Actor;
 use super::attributes::{self, system_error};
 use super::confine::open_for;
+use super::locks::{Locks, SessionLocks};
 use super::once::Outcomes;
 use super::opens::{OPENS_MAX, OpenFiles};
 use super::operations::Operations;
@@ -34,9 +35,12 @@ pub(super) struct Session {
     pub(super) sub_path: Vec<u8>,
     /// Which life of the session this is.
     pub(super) run: SessionRun,
+    /// What it has locked.
+    pub(super) locks: Arc<SessionLocks>,
     operations: Mutex<Outcomes>,
     /// Changes whenever a change begins.
     begun: watch::Sender<()>,
+    lock_operations: Mutex<Outcomes>,
     opens: Mutex<OpenFiles<Held>>,
     /// Descriptors that may still be held open, over all sessions.
     descriptors: Arc<Semaphore>,
@@ -49,11 +53,26 @@ impl Session {
         export: String,
         sub_path: Vec<u8>,
         run: SessionRun,
+        locks: Arc<Locks>,
         descriptors: Arc<Semaphore>,
     ) -> Self {
-        let (operations, opens) = (Mutex::new(Operations::new()), Mutex::new(OpenFiles::new(OPENS_MAX)));
+        let locks = SessionLocks::new(run.number, locks, Arc::clone(&descriptors));
+        let (operations, lock_operations) = (Mutex::new(Operations::new()), Mutex::new(Operations::new()));
+        let opens = Mutex::new(OpenFiles::new(OPENS_MAX));
         let (begun, _) = watch::channel(());
-        Self { tree, actor, export, sub_path, run, operations, begun, opens, descriptors }
+        Self {
+            tree,
+            actor,
+            export,
+            sub_path,
+            run,
+            locks,
+            operations,
+            lock_operations,
+            begun,
+            opens,
+            descriptors,
+        }
     }
 
     /// Makes system calls with the rights of the one as whom the client acts. All that need rights are made in here.
@@ -78,6 +97,11 @@ impl Session {
     /// Tells when changes begin.
     pub(super) fn begun(&self) -> watch::Receiver<()> {
         self.begun.subscribe()
+    }
+
+    /// The same for what is done about locks, which has numbers of its own.
+    pub(super) fn lock_operations(&self) -> MutexGuard<'_, Outcomes> {
+        lock(&self.lock_operations)
     }
 
     /// The attributes of a node, one without a name only where the session has it open. Blocks.
@@ -139,6 +163,23 @@ impl Session {
             }
             None => self.tree.open_by_path(node, WRITE).map(|(handle, _)| handle),
         }
+    }
+
+    /// An open file of its own, to lock, and for what it is open: if `writes`, for writing where the host's user may. Blocks.
+    pub(super) fn file_to_lock(
+        &self,
+        node: NodeId,
+        writes: bool,
+    ) -> Result<(OwnedFd, OpenAccess), WireError> {
+        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
+        let reached = match self.held(node) {
+            Some(handle) => Reached::Handle(handle),
+            None => self.tree.reach_file_by_path(node)?.0,
+        };
+        if writes && let Ok(opened) = open_for(reached.as_fd(), WRITE) {
+            return Ok(opened);
+        }
+        open_for(reached.as_fd(), OpenAccess::READ).map_err(system_error)
     }
 
     /// Opens a node; a regular file is held until [`Self::close`]. Blocks.
@@ -214,6 +255,12 @@ fn open_again(held: Arc<Handle>, access: OpenAccess) -> Result<(Arc<Handle>, Att
     }
     let (fd, access) = open_for(held.file.as_fd(), held.access.and(access)).map_err(system_error)?;
     Ok((Handle::file(fd, held.node, access), found))
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.locks.end();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

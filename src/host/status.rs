@@ -21,6 +21,8 @@ pub struct HostStatus {
     pub sessions: u64,
     /// Files held open for clients.
     pub open_files: u64,
+    /// Locks of files that clients hold.
+    pub locks_held: u64,
     /// Nodes that are known by where they were seen.
     pub known_nodes: u64,
     /// What reads the disk: `io_uring` or `blocking`.
@@ -110,6 +112,7 @@ impl HostStatus {
             clients: clients(core),
             sessions,
             open_files,
+            locks_held: core.locks.count(),
             known_nodes: core.known.nodes() as u64,
             engine: core.engine.name().to_owned(),
             engine_fallback: core.engine.fallback_reason().map(str::to_owned),

@@ -16,6 +16,7 @@ use super::answer::{malformed, read_body};
 use super::attributes::system_error;
 use super::confine::open_for;
 use super::context::ClientContext;
+use super::locks;
 use super::once::{once, over};
 use super::session::Session;
 use super::tree::{Handle, Reached};
@@ -51,7 +52,8 @@ async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) ->
         None => context.blocking(move |session| session.file_to_write(node)).await?,
     };
     let offset = match request.at {
-        WriteAt::Offset(offset) => {
+        WriteAt::Under { run, .. } if context.session.run != run => return Err(locks::lost()),
+        WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => {
             write_at(context, &handle, offset, bytes).await?;
             offset
         }

@@ -110,6 +110,9 @@ impl MountHandle {
             stale += file_system.stale_answers();
             readings.set(Metric::UnsentBytes, file_system.unsent_bytes());
             readings.set(Metric::UnsyncedBytes, file_system.unsynced_bytes());
+            let (held, lost) = file_system.lock_counts();
+            readings.set(Metric::LocksHeld, held);
+            readings.set(Metric::LocksLost, lost);
         }
         readings.set(Metric::StaleAnswers, stale);
         readings.set(Metric::LastContactSeconds, self.link.recall.silence().as_secs());

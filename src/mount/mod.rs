@@ -28,7 +28,7 @@ use crate::client::Client as _;
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fs::{FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership};
+use crate::fs::{FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
@@ -80,6 +80,8 @@ pub struct MountConfig {
     pub ownership: Ownership,
     /// Who here stands for whom on the host.
     pub id_mapping: IdMapping,
+    /// Which file locks are held on the host.
+    pub locks: RemoteLocks,
     /// How the kernel treats the mount.
     pub fuse: FuseConfig,
 }
@@ -464,6 +466,8 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         serves_stale: config.serves_stale,
         ownership: config.ownership.clone(),
         read_only: config.fuse.read_only,
+        // Without a host they are kept by the kernel.
+        locks: if config.offline { RemoteLocks::NONE } else { config.locks },
         patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,
         ..FsConfig::default()

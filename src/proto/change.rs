@@ -307,6 +307,13 @@ pub enum WriteAt {
         /// Where the client believes the end to be; only used where it cannot be told whether the write was done before.
         believed: u64,
     },
+    /// To this place, under a lock: in another life of the session the lock is another's by now, and nothing is written.
+    Under {
+        /// The life of the session in which the lock was taken.
+        run: SessionRun,
+        /// Where to.
+        offset: u64,
+    },
 }
 
 /// Content to be written; `len` raw bytes follow on the same stream. Answer: [`super::Reply::Written`].
@@ -328,7 +335,7 @@ impl WriteRequest {
     /// Most bytes that may go there at once.
     pub const fn bytes_max(at: WriteAt) -> u64 {
         match at {
-            WriteAt::Offset(_) => super::WRITE_BYTES_MAX,
+            WriteAt::Offset(_) | WriteAt::Under { .. } => super::WRITE_BYTES_MAX,
             WriteAt::End { .. } => super::APPEND_BYTES_MAX,
         }
     }

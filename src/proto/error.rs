@@ -21,6 +21,8 @@ impl Errno {
     pub const ENXIO: Self = Self(6);
     /// Bad file descriptor.
     pub const EBADF: Self = Self(9);
+    /// Try again: somebody else holds the lock.
+    pub const EAGAIN: Self = Self(11);
     /// Out of memory.
     pub const ENOMEM: Self = Self(12);
     /// Permission denied.
@@ -45,8 +47,12 @@ impl Errno {
     pub const EROFS: Self = Self(30);
     /// Result too large: the buffer of a `getxattr` is too small.
     pub const ERANGE: Self = Self(34);
+    /// Two wait for each other's locks.
+    pub const EDEADLK: Self = Self(35);
     /// Name too long.
     pub const ENAMETOOLONG: Self = Self(36);
+    /// No more locks.
+    pub const ENOLCK: Self = Self(37);
     /// Function not implemented.
     pub const ENOSYS: Self = Self(38);
     /// Directory not empty.
@@ -84,6 +90,8 @@ pub enum ErrorCode {
     Refused,
     /// The host has too much to do or is shutting down; try again.
     Busy,
+    /// The life of the session in which locks were taken is over, and the locks with it.
+    LocksLost,
 }
 
 /// A host's refusal, with words for people.
@@ -110,7 +118,7 @@ impl WireError {
     pub const fn errno(&self) -> Errno {
         match self.code {
             ErrorCode::System(errno) => errno,
-            ErrorCode::VersionChanged | ErrorCode::Malformed => Errno::EIO,
+            ErrorCode::VersionChanged | ErrorCode::Malformed | ErrorCode::LocksLost => Errno::EIO,
             ErrorCode::UnknownNode => Errno::ESTALE,
             ErrorCode::Unsupported => Errno::EOPNOTSUPP,
             ErrorCode::Refused => Errno::EACCES,

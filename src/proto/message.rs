@@ -8,6 +8,7 @@ use super::change::{
     BootId, ChangeRequest, Changed, OpenAccess, OperationId, SessionRun, WriteRequest, Written,
 };
 use super::lane::Lane;
+use super::lock::{LockAnswer, LockFound, LockRequest, LockTest};
 use super::node::{Attributes, NodeId, Timestamp, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
 
@@ -246,6 +247,10 @@ pub enum Request {
         /// [`super::SYNC_AFTER_MAX`]. [`super::ErrorCode::Busy`] where one does not come.
         after: Vec<OperationId>,
     },
+    /// Takes, gives back or waits for a lock, once. Answer: [`Reply::Lock`].
+    Lock(LockRequest),
+    /// Who stands against a lock. Answer: [`Reply::LockTest`].
+    TestLock(LockTest),
 }
 
 /// Asks for the hashes of chunks of one version of a file.
@@ -350,6 +355,10 @@ pub enum Reply {
         /// Which run of the host's kernel did it.
         boot: BootId,
     },
+    /// To [`Request::Lock`].
+    Lock(LockAnswer),
+    /// To [`Request::TestLock`]: a lock that stands against it; `None` where it could be taken.
+    LockTest(Option<LockFound>),
 }
 
 /// A part of a directory's entries.

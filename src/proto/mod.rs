@@ -49,6 +49,7 @@ pub mod close;
 mod error;
 mod frame;
 mod lane;
+mod lock;
 mod message;
 mod node;
 #[cfg(test)]
@@ -61,6 +62,10 @@ pub use change::{
 pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
+pub use lock::{
+    LOCK_WAIT_MS_MAX, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockKinds, LockOwner, LockRange,
+    LockRequest, LockTest, LockWait, WholeFile,
+};
 pub use message::{
     ActingUser, CompressionWish, ContentHeader, DirectoryBatch, DirectoryEntry, Features, FsStatistics,
     Hello, InstanceId, ManifestRequest, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId,

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::cache::ChunkCache;
 use crate::chunk::ByteRange;
@@ -25,8 +25,8 @@ use crate::client::{
     CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
 };
 use crate::proto::{
-    ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, NodeId, ReadRequest, Reply,
-    Request, WireError, WriteAt, Written,
+    ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, LockAnswer, LockCall, NodeId,
+    ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, Written,
 };
 use own::{Asked, OwnChanges};
 pub use record::Scope;
@@ -226,6 +226,17 @@ impl Client for RecallClient {
 
     fn boot(&self) -> Option<BootId> {
         self.shared.host.as_ref().and_then(|host| host.boot())
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        match &self.shared.host {
+            Some(host) => host.lock(call),
+            None => Box::pin(async { Err(CallError::Offline) }),
+        }
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.shared.host.as_ref().map_or_else(|| watch::channel(None).1, |host| host.runs())
     }
 
     fn root(&self) -> Attributes {

@@ -9,6 +9,7 @@ mod differential;
 mod ending;
 mod failing;
 mod lasting;
+mod locking;
 mod offline;
 mod owners;
 mod programs;

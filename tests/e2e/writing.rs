@@ -64,7 +64,7 @@ fn modes_and_masks_are_those_of_a_local_folder() {
         fs::set_permissions(folder.join("group"), fs::Permissions::from_mode(0o2775)).unwrap();
         let script = "umask 027; touch f; mkdir d group/d; mkfifo p; ln -s f l; \
                       setfacl -d -m u:4321:rwx group/d; umask 077; touch group/d/f; mkdir group/d/d; touch -d @1.5 l -h";
-        let made = std::process::Command::new("sh").arg("-ec").arg(script).current_dir(&folder).output();
+        let made = Command::new("sh").arg("-ec").arg(script).current_dir(&folder).output();
         let made = made.unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
@@ -114,7 +114,7 @@ fn programs_work_on_it() {
     let mount = world.mount(&host.ticket, "rw");
     let shell = |script: &str| {
         let output =
-            std::process::Command::new("sh").arg("-ec").arg(script).current_dir(&mount.point).output();
+            Command::new("sh").arg("-ec").arg(script).current_dir(&mount.point).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -174,7 +174,7 @@ fn a_large_file_is_whole_although_the_host_is_killed_under_it() {
         let content = noise(150_000_000, 3);
         fs::write(world.path("content"), &content).unwrap();
         // Another process: this one starts a host, which closes a copy of its files and so waits for a host.
-        let mut writer = std::process::Command::new("dd")
+        let mut writer = Command::new("dd")
             .arg(format!("if={}", world.path("content").display()))
             .arg(format!("of={}", mount.path("large").display()))
             .args(["bs=1M", "conv=fsync", "status=none"])
@@ -204,10 +204,10 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
                   what, size = line.split()\n \
                   os.write(f, b'x' * int(size)) if what == 'write' else os.fsync(f)\n \
                   print('done', flush=True)\n";
-    let mut writer = std::process::Command::new("python3")
+    let mut writer = Command::new("python3")
         .args(["-c", script, mount.path("file").to_str().unwrap()])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let (mut orders, mut answers) =
@@ -226,7 +226,7 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).unwrap();
     order("write 3000000");
     assert_eq!(reads("unsent_bytes"), 3_000_000);
-    let shown = run(crate::world::WORMHOLE, &["status", mount.point.to_str().unwrap()]);
+    let shown = run(WORMHOLE, &["status", mount.point.to_str().unwrap()]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("not yet at the host"));
     // The daemon is told to end while a program has the file open and the host is silent.
     let daemon = nix::unistd::Pid::from_raw(mount.daemon().unwrap());
@@ -256,9 +256,9 @@ impl Writer {
         except OSError as error: print(errno.errorcode[error.errno], flush=True)\n";
 
     fn new(path: &std::path::Path) -> Self {
-        let mut command = std::process::Command::new("python3");
+        let mut command = Command::new("python3");
         command.args(["-c", Self::SCRIPT, path.to_str().unwrap()]);
-        let pipes = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = pipes.spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, answers }

@@ -5,6 +5,7 @@ mod changing;
 mod directories;
 mod disconnected;
 mod durability;
+mod locking;
 mod names;
 mod owners;
 mod reading;

@@ -54,6 +54,8 @@ impl Tree {
             Request::ReadDirectory { .. }
             | Request::Read(..)
             | Request::ReadCurrent { .. }
+            | Request::Lock(_)
+            | Request::TestLock(_)
             | Request::Write(_) => {
                 Err(WireError::new(ErrorCode::Malformed, "this request is answered by a stream of parts"))
             }

@@ -85,7 +85,7 @@ impl Tree {
 
     fn put(&mut self, id: NodeId, at: WriteAt, bytes: &[u8], boot: BootId) -> Result<Written, WireError> {
         let offset = match at {
-            WriteAt::Offset(offset) => offset,
+            WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => offset,
             WriteAt::End { .. } => regular(self.node(id)?)?.size(),
         };
         self.alter_content(id, |content| content.write(offset, bytes))?;

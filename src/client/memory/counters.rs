@@ -45,6 +45,8 @@ pub struct Counters {
     pub writes: u64,
     /// [`Request::Sync`].
     pub syncs: u64,
+    /// [`Request::Lock`] and [`Request::TestLock`].
+    pub locks: u64,
     /// Whole chunks sent.
     pub chunks: u64,
     /// Chunks that the client held already.
@@ -80,6 +82,7 @@ impl Counters {
             + self.changes
             + self.writes
             + self.syncs
+            + self.locks
     }
 
     pub(super) const fn count(&mut self, request: &Request) {
@@ -104,6 +107,7 @@ impl Counters {
             Request::Sum { .. } => &mut self.sums,
             Request::Blocks { .. } => &mut self.blocks,
             Request::Manifest(_) => &mut self.manifests,
+            Request::Lock(_) | Request::TestLock(_) => &mut self.locks,
         };
         *counter += 1;
     }

@@ -13,12 +13,13 @@ mod change;
 mod content;
 mod counters;
 mod gate;
+mod locks;
 mod serve;
 mod tree;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,8 +38,9 @@ use super::{
 };
 use crate::chunk::{ByteRange, ChunkHash};
 use crate::proto::{
-    Attributes, BootId, Change, ChangeRequest, Errno, FileKind, InstanceId, NodeId, Operation, OperationId,
-    ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
+    Attributes, BootId, Change, ChangeRequest, Errno, FileKind, InstanceId, LockAnswer, LockCall, NodeId,
+    Operation, OperationId, ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest,
+    Written,
 };
 
 /// How long a call waits for a host that is cut off, unless told otherwise; as a real client's default.
@@ -48,6 +50,9 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct MemoryHost {
     shared: Arc<Shared>,
+    /// Which client of the host this is.
+    client: u64,
+    run: Arc<watch::Sender<Option<SessionRun>>>,
 }
 
 struct Shared {
@@ -61,6 +66,9 @@ struct Shared {
     operations: AtomicU64,
     /// Writes that were begun and are not done, with their files.
     writing: Mutex<BTreeMap<OperationId, NodeId>>,
+    clients: AtomicU64,
+    runs: Mutex<Vec<Weak<watch::Sender<Option<SessionRun>>>>>,
+    locks: Mutex<locks::Locks>,
 }
 
 type DelayOf = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
@@ -98,7 +106,7 @@ impl MemoryHost {
             rtt: Duration::from_millis(1),
             bytes_per_second: 0,
         };
-        Self {
+        let host = Self {
             shared: Arc::new(Shared {
                 tree: Mutex::new(Tree::new()),
                 counters: Mutex::default(),
@@ -109,8 +117,14 @@ impl MemoryHost {
                 restarts: AtomicU64::new(0),
                 operations: AtomicU64::new(0),
                 writing: Mutex::default(),
+                clients: AtomicU64::new(0),
+                runs: Mutex::default(),
+                locks: Mutex::default(),
             }),
-        }
+            client: 0,
+            run: Arc::new(watch::channel(None).0),
+        };
+        host.another_client()
     }
 
     /// This host behind the trait.
@@ -257,6 +271,7 @@ impl MemoryHost {
     pub fn restart(&self) {
         self.tree().restart();
         self.shared.restarts.fetch_add(1, Ordering::Relaxed);
+        self.end_all_sessions();
     }
 
     /// Which run of the host this is.
@@ -402,6 +417,15 @@ impl Client for MemoryHost {
 
     fn boot(&self) -> Option<BootId> {
         Some(boot_of(self.instance()))
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        let host = self.clone();
+        Box::pin(async move { host.serve_lock(call).await })
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.run.subscribe()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

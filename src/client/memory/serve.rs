@@ -100,7 +100,10 @@ impl MemoryHost {
         if let Request::Sync { after, .. } = request {
             self.until(|host| after.iter().all(|id| !host.writing().contains_key(id))).await;
         }
-        let answer = self.tree().answer(request, self.instance());
+        let answer = match request {
+            Request::TestLock(test) => Ok(self.answer_test(test)),
+            request => self.tree().answer(request, self.instance()),
+        };
         self.pass(request, Stage::Answered).await?;
         Ok(answer?)
     }
@@ -122,6 +125,7 @@ impl MemoryHost {
     ) -> Result<Written, CallError> {
         let request = Request::Write(write);
         self.arrive(&request).await?;
+        self.check_write(&write)?;
         let written = self.tree().write(&write, bytes, boot_of(self.instance()));
         drop(writing);
         self.pass(&request, Stage::Answered).await?;
@@ -176,7 +180,7 @@ impl MemoryHost {
     }
 
     /// Waits for the link, the delay and the gate, at most until the deadline.
-    async fn pass(&self, request: &Request, stage: Stage) -> Result<(), CallError> {
+    pub(super) async fn pass(&self, request: &Request, stage: Stage) -> Result<(), CallError> {
         let deadline = self.settings().deadline;
         let mut connected = self.shared.connected.subscribe();
         let wait = async {

@@ -2,7 +2,7 @@
 //! numbers what they wait for.
 
 use std::future::ready;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,13 +10,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::call::{Retry, Stopped};
 use super::live::Waiting;
+use super::operations::Operations;
 use super::shared::{CallCount, Shared, locked};
 use super::stream::{Exchange, Fault};
 use crate::chunk::ChunkHash;
 use crate::client::{CallError, SentFirst, synced};
 use crate::proto::{
-    BootId, Change, ChangeRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError,
-    WriteAt, WriteRequest, Written, encode_frame,
+    BootId, Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation,
+    OperationId, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written, encode_frame,
 };
 use crate::transport::Lane;
 
@@ -27,9 +28,26 @@ const WORK_DEADLINES: u32 = 10;
 /// How often it is looked whether the host still answers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// A series of numbers: what is done about locks has one of its own, as a wait must not hold up what the host may forget of changes.
+#[derive(Debug, Clone, Copy)]
+enum Series {
+    Changes,
+    Locks,
+}
+
+impl Series {
+    const fn numbers(self, shared: &Shared) -> &Mutex<Operations> {
+        match self {
+            Self::Changes => &shared.operations,
+            Self::Locks => &shared.lock_operations,
+        }
+    }
+}
+
 /// A change under way; the host is told with the next one that its answer is no longer needed.
 pub(super) struct Turn {
     shared: Arc<Shared>,
+    series: Series,
     id: OperationId,
     sent_first: SentFirst,
 }
@@ -37,15 +55,19 @@ pub(super) struct Turn {
 impl Turn {
     /// `written` is the file whose content it writes.
     pub(super) fn begin(shared: &Arc<Shared>, written: Option<NodeId>, first: &SentFirst) -> Self {
-        let id = locked(&shared.operations).begin(written);
-        Self { shared: Arc::clone(shared), id, sent_first: first.clone() }
+        Self::begin_in(Series::Changes, shared, written, first)
+    }
+
+    fn begin_in(series: Series, shared: &Arc<Shared>, written: Option<NodeId>, first: &SentFirst) -> Self {
+        let id = locked(series.numbers(shared)).begin(written);
+        Self { shared: Arc::clone(shared), series, id, sent_first: first.clone() }
     }
 
     /// What the request carries when it is sent in this life of the session.
     fn operation(&self, run: SessionRun) -> Operation {
         Operation {
             id: self.id,
-            answered_below: locked(&self.shared.operations).answered_below(),
+            answered_below: locked(self.series.numbers(&self.shared)).answered_below(),
             sent_first: self.sent_first.or(run),
         }
     }
@@ -53,7 +75,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        locked(&self.shared.operations).end(self.id);
+        locked(self.series.numbers(&self.shared)).end(self.id);
     }
 }
 
@@ -205,4 +227,23 @@ async fn ask(
     let reply: Result<Reply, WireError> = exchange.frame().await?;
     exchange.complete();
     reply.map_err(Stopped::Refused)
+}
+
+/// Has something done about a lock. However long the host is away: a lock that nobody knows of would be nobody's to give back.
+pub(super) async fn lock(shared: &Arc<Shared>, call: LockCall) -> Result<LockAnswer, CallError> {
+    let _count = CallCount::new(shared);
+    // Who waits takes none of the streams that others need.
+    let waits = matches!(call.action, LockAction::Take { wait: Some(_), .. });
+    let _place = if waits { shared.lock_waits.acquire().await.ok() } else { None };
+    let turn = Turn::begin_in(Series::Locks, shared, None, &SentFirst::default());
+    let request = |operation| Request::Lock(LockRequest { operation, call });
+    let answer = tokio::select! {
+        biased;
+        () = shared.closed() => return Err(CallError::Closed),
+        answer = answered(&turn, Lane::Metadata, request, Bytes::new()) => answer?,
+    };
+    match answer {
+        Reply::Lock(answer) => Ok(answer),
+        _ => Err(CallError::BadAnswer("a reply of another kind than to a lock".into())),
+    }
 }

@@ -47,7 +47,8 @@ pub use self::statistics::ClientStatistics;
 use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
 use crate::chunk::ByteRange;
 use crate::proto::{
-    ActingUser, Attributes, BootId, Change, InstanceId, NodeId, ReadRequest, Reply, Request, WriteAt, Written,
+    ActingUser, Attributes, BootId, Change, InstanceId, LockAnswer, LockCall, NodeId, ReadRequest, Reply,
+    Request, SessionRun, WriteAt, Written,
 };
 use crate::transport::{Lane, PublicKey};
 
@@ -161,6 +162,15 @@ impl Client for QuicClient {
 
     fn boot(&self) -> Option<BootId> {
         Some(self.shared.boot())
+    }
+
+    fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { change::lock(&shared, call).await })
+    }
+
+    fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
+        self.shared.run.subscribe()
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {

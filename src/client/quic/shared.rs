@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::link::Phase;
@@ -13,7 +13,10 @@ use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::CallError;
-use crate::proto::{ActingUser, Attributes, BootId, InstanceId, Welcome, WireError};
+use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, Welcome, WireError};
+
+/// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
+const LOCK_WAITS_MAX: usize = 32;
 
 /// The state of one client.
 pub(super) struct Shared {
@@ -22,6 +25,12 @@ pub(super) struct Shared {
     pub(super) totals: Totals,
     pub(super) instance_changes: watch::Sender<u64>,
     pub(super) operations: Mutex<Operations>,
+    /// The same for what is done about locks, where some wait for seconds: apart, so that no answer is kept for them.
+    pub(super) lock_operations: Mutex<Operations>,
+    /// Requests that wait for a lock may be under way at once.
+    pub(super) lock_waits: Semaphore,
+    /// Which life of the session the host said last.
+    pub(super) run: watch::Sender<Option<SessionRun>>,
     closing: watch::Sender<bool>,
     changes: watch::Sender<()>,
     host: Mutex<Host>,
@@ -66,6 +75,9 @@ impl Shared {
             totals: Totals::default(),
             instance_changes: watch::channel(0).0,
             operations: Mutex::default(),
+            lock_operations: Mutex::default(),
+            lock_waits: Semaphore::new(LOCK_WAITS_MAX),
+            run: watch::channel(Some(welcome.session)).0,
             closing: watch::channel(false).0,
             changes: watch::channel(()).0,
             host: Mutex::new(Host {
@@ -121,6 +133,7 @@ impl Shared {
         }
         let changed = std::mem::replace(&mut host.instance, welcome.instance) != welcome.instance;
         drop(host);
+        self.run.send_if_modified(|run| run.replace(welcome.session) != Some(welcome.session));
         if changed {
             self.instance_changes.send_modify(|count| *count += 1);
         }

@@ -37,10 +37,6 @@ const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
     ("wsize", Takes::Number, READ_ONLY),
     ("mand", Takes::Nothing, LOCKS),
     ("nomand", Takes::Nothing, LOCKS),
-    ("nolock", Takes::Nothing, LOCKS),
-    ("nobrl", Takes::Nothing, LOCKS),
-    ("locallocks", Takes::Nothing, LOCKS),
-    ("local_lock", Takes::Words("all, flock, posix"), LOCKS),
     ("intr", Takes::Nothing, INTERRUPTIBLE),
     ("nointr", Takes::Nothing, INTERRUPTIBLE),
     ("reconnect", Takes::Nothing, "a lost connection is always made again"),
@@ -48,19 +44,12 @@ const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
 ];
 
 const READ_ONLY: &str = "the mount is read-only";
-const LOCKS: &str = "locks are kept on this machine in this version";
+const LOCKS: &str = "the kernel has no mandatory locks any more";
 const INTERRUPTIBLE: &str = "every operation can be interrupted";
 
 /// What the contract promises for later, with the one value that is refused (any if empty) and what to do instead.
-const NOT_YET: &[(&str, &str, &str)] = &[
-    ("remount", "", "unmount and mount again"),
-    ("bwlimit", "", "limit the host's sending instead"),
-    ("lock", "", LOCAL),
-    ("brl", "", LOCAL),
-    ("local_lock", "none", "use local_lock=all"),
-];
-
-const LOCAL: &str = "locks are kept on this machine, see `nolock`";
+const NOT_YET: &[(&str, &str, &str)] =
+    &[("remount", "", "unmount and mount again"), ("bwlimit", "", "limit the host's sending instead")];
 
 /// Refuses what is promised for later.
 pub(super) fn refuse_not_yet(word: &Word) -> Result<(), OptionError> {

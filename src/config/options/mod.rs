@@ -27,6 +27,8 @@ pub struct MountOptions {
     pub kernel: KernelOptions,
     /// Who appears to own what.
     pub ownership: Ownership,
+    /// Which locks are kept on this machine.
+    pub local_locks: LocalLocks,
     /// Which host, and who is asking.
     pub host: HostOptions,
     /// How long an answer is waited for.
@@ -76,6 +78,20 @@ pub enum Visibility {
     OwnerAndRoot,
     /// Everyone, within permission bits: `allow_other`.
     Everyone,
+}
+
+/// Which kinds of file locks hold between programs on this mount alone: `local_lock=`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LocalLocks {
+    /// None: all are held on the host.
+    #[default]
+    None,
+    /// All: `nolock`.
+    All,
+    /// Those of `flock(2)`.
+    Flock,
+    /// Those of `fcntl(2)`.
+    Posix,
 }
 
 /// Who appears to own what, and with which permissions.

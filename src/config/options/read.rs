@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Accounts, CacheMode, IdMapKind, MountOptions, Visibility};
+use super::{Accounts, CacheMode, IdMapKind, LocalLocks, MountOptions, Visibility};
 use crate::config::units::{self, Size};
 use crate::config::words::Word;
 use crate::config::{Environment, OptionError};
@@ -28,6 +28,7 @@ impl MountOptions {
     ) -> Result<bool, OptionError> {
         Ok(self.read_kernel(word, environment)?
             || self.read_ownership(word, accounts)?
+            || self.read_locks(word)?
             || self.read_host(word)?
             || self.read_patience(word)?
             || self.read_attributes(word)?
@@ -89,6 +90,25 @@ impl MountOptions {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    fn read_locks(&mut self, word: &Word) -> Result<bool, OptionError> {
+        self.local_locks = match word.name.as_str() {
+            "local_lock" => {
+                self.local_locks = word.value("none, all, flock, posix", |text| match text {
+                    "none" => Some(LocalLocks::None),
+                    "all" => Some(LocalLocks::All),
+                    "flock" => Some(LocalLocks::Flock),
+                    "posix" => Some(LocalLocks::Posix),
+                    _ => None,
+                })?;
+                return Ok(true);
+            }
+            "lock" | "brl" => LocalLocks::None,
+            "nolock" | "locallocks" | "nobrl" => LocalLocks::All,
+            _ => return Ok(false),
+        };
+        word.flag().map(|()| true)
     }
 
     fn read_host(&mut self, word: &Word) -> Result<bool, OptionError> {

@@ -37,6 +37,7 @@ const fn option(name: &'static str, value: &'static str, meaning: &'static str) 
 pub const OPTION_FAMILIES: &[OptionFamily] = &[
     OptionFamily { title: "How the kernel treats the mount", entries: KERNEL },
     OptionFamily { title: "Who appears to own what", entries: OWNERSHIP },
+    OptionFamily { title: "Whom a file lock keeps out", entries: LOCKS },
     OptionFamily { title: "Which host, and as whom", entries: HOST },
     OptionFamily { title: "How long an answer is waited for", entries: PATIENCE },
     OptionFamily { title: "How long attributes and names are believed", entries: ATTRIBUTES },
@@ -81,6 +82,15 @@ const OWNERSHIP: &[OptionEntry] = &[
         "ignore|error",
         "for idmap=file: numbers without a line are shown as they are, or whoever meets them gets EPERM (error)",
     ),
+];
+
+const LOCKS: &[OptionEntry] = &[
+    option("lock", "", "programs on this mount, on other mounts and on the host (default)"),
+    option("nolock", "", "programs on this mount alone"),
+    option("local_lock", "none|all|flock|posix", "which kinds keep out programs on this mount alone (none)"),
+    option("locallocks", "", "nolock, by another name"),
+    option("nobrl", "", "nolock, as cifs calls it"),
+    option("brl", "", "lock, as cifs calls it"),
 ];
 
 const HOST: &[OptionEntry] = &[

@@ -172,6 +172,21 @@ fn transfer_options_reach_their_fields() {
 }
 
 #[test]
+fn lock_options_reach_their_field() {
+    for list in ["lock", "brl", "local_lock=none", "nolock,lock"] {
+        sets(list, |_| {});
+    }
+    for list in ["nolock", "locallocks", "nobrl", "local_lock=all", "lock,nolock"] {
+        sets(list, |o| o.local_locks = LocalLocks::All);
+    }
+    sets("local_lock=flock", |o| o.local_locks = LocalLocks::Flock);
+    sets("nolock,local_lock=posix", |o| o.local_locks = LocalLocks::Posix);
+    for list in ["local_lock=some", "local_lock", "nolock=1"] {
+        assert!(parse(list).is_err(), "{list}");
+    }
+}
+
+#[test]
 fn starting_options_reach_their_fields() {
     sets("bg", |o| o.start.background = true);
     sets("bg,fg", |_| {});
@@ -183,7 +198,7 @@ fn starting_options_reach_their_fields() {
 
 #[test]
 fn what_has_no_effect_is_accepted_and_said() {
-    for list in ["noatime", "rsize=1048576", "wsize=4096", "nolock", "locallocks", "intr"] {
+    for list in ["noatime", "rsize=1048576", "wsize=4096", "mand", "intr"] {
         let parsed = MountOptions::parse([list], false, &person(), &Villagers).unwrap();
         assert_eq!(parsed.options, MountOptions::default(), "{list}");
         assert_eq!(parsed.remarks.len(), 1, "{list}");
@@ -192,7 +207,7 @@ fn what_has_no_effect_is_accepted_and_said() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_in_words() {
-    for list in ["remount", "bwlimit=1M:2M", "lock", "local_lock=none"] {
+    for list in ["remount", "bwlimit=1M:2M"] {
         let error = parse(list).unwrap_err();
         assert!(matches!(error, OptionError::NotAvailable { .. }), "{list}: {error}");
         assert!(error.to_string().contains(list.split('=').next().unwrap()), "{list}: {error}");
@@ -281,7 +296,8 @@ const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root
     transport=auto cc=bbr compress=auto bg fg retry=1 _netdev nofail noauto user x-y";
 
 /// What is accepted beyond the contract, because people bring it.
-const BEYOND: &str = "exec suid dev identityfile=/a softerr offline nomap=error";
+const BEYOND: &str =
+    "exec suid dev identityfile=/a softerr offline nomap=error lock local_lock=none brl nobrl";
 
 #[test]
 fn the_table_holds_what_is_read_and_nothing_else() {

@@ -154,6 +154,19 @@ async fn a_file_without_a_name_can_be_opened_again_by_whoever_holds_it() {
 }
 
 #[tokio::test]
+async fn what_is_written_under_a_lock_of_another_life_is_refused() {
+    let world = World::new(|_| {});
+    let guest = world.client().await;
+    let node = guest.change(1, guest.create("new", 1)).await.unwrap().node.unwrap().node;
+    let run = guest.welcome.session;
+    guest.write(2, node, WriteAt::Under { run, offset: 0 }, b"mine").await.unwrap();
+    let over = SessionRun { number: run.number + 1, ..run };
+    let late = guest.write(3, node, WriteAt::Under { run: over, offset: 0 }, b"late").await;
+    assert_eq!(code(late), ErrorCode::LocksLost);
+    assert_eq!(fs::read(world.path("new")).unwrap(), b"mine");
+}
+
+#[tokio::test]
 async fn what_is_asked_for_again_is_answered_and_not_done_again() {
     let world = World::new(|_| {});
     let guest = world.client().await;

@@ -3,6 +3,7 @@
 mod changes;
 mod content;
 mod greeting;
+mod locks;
 mod metadata;
 mod read_only;
 mod rights;

@@ -7,6 +7,7 @@
 mod append;
 mod credentials;
 mod limits;
+mod lock;
 mod open;
 mod priority;
 mod residency;
@@ -18,6 +19,7 @@ mod xattr;
 pub use append::append;
 pub use credentials::{Assumed, Credentials};
 pub use limits::raise_memlock;
+pub use lock::{lock_range, lock_whole, test_range};
 pub use open::open_beneath;
 pub use priority::idle_thread;
 pub use residency::is_cached;

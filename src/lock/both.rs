@@ -1,0 +1,117 @@
+//! Locks of `flock` and of `fcntl` on one file: two tables, as neither stands against the other.
+
+use std::collections::BTreeSet;
+
+use super::{FileLocks, HeldLock};
+use crate::proto::{LockKind, LockKinds, LockRange};
+
+/// Who holds what of one file, in both ways.
+#[derive(Debug, Clone)]
+pub struct BothKinds<O> {
+    flock: FileLocks<O>,
+    fcntl: FileLocks<O>,
+}
+
+impl<O> Default for BothKinds<O> {
+    fn default() -> Self {
+        Self { flock: FileLocks::default(), fcntl: FileLocks::default() }
+    }
+}
+
+impl<O: Copy + Ord> BothKinds<O> {
+    /// From now on `owner` holds `range` so, in these ways; what he held of it in another way is given back.
+    pub fn set(&mut self, owner: O, range: LockRange, kinds: LockKinds, kind: Option<LockKind>) {
+        // One of flock is one of the whole file.
+        self.flock.set(owner, LockRange::WHOLE, kind.filter(|_| kinds.flock));
+        self.fcntl.set(owner, range, kind.filter(|_| kinds.fcntl));
+    }
+
+    /// `owner` holds nothing of `range` any more, in no way.
+    pub fn release(&mut self, owner: O, range: LockRange) {
+        self.set(owner, range, LockKinds { flock: false, fcntl: false }, None);
+    }
+
+    /// A lock of somebody else that stands against `owner` having this one, and whose it is.
+    pub fn conflict(
+        &self,
+        owner: O,
+        range: LockRange,
+        kinds: LockKinds,
+        kind: LockKind,
+    ) -> Option<(O, HeldLock)> {
+        let flock = kinds.flock.then(|| self.flock.conflict(owner, range, kind)).flatten();
+        flock.or_else(|| kinds.fcntl.then(|| self.fcntl.conflict(owner, range, kind)).flatten())
+    }
+
+    /// Whether `owner` holds this in one of the ways.
+    pub fn holds(&self, owner: O, held: HeldLock) -> bool {
+        [&self.flock, &self.fcntl].iter().any(|locks| locks.within(owner, held.range) == [held])
+    }
+
+    /// Whether `owner` holds anything.
+    pub fn has(&self, owner: O) -> bool {
+        !self.flock.of(owner).is_empty() || !self.fcntl.of(owner).is_empty()
+    }
+
+    /// Who holds something.
+    pub fn owners(&self) -> BTreeSet<O> {
+        self.flock.owners().chain(self.fcntl.owners()).collect()
+    }
+
+    /// How many locks there are; one that is of both kinds is one.
+    pub fn count(&self) -> usize {
+        let only_flock = |owner: &O| self.fcntl.of(*owner).is_empty();
+        self.fcntl.count() + self.flock.owners().filter(only_flock).count()
+    }
+
+    /// Whether nobody holds anything.
+    pub fn is_empty(&self) -> bool {
+        self.flock.is_empty() && self.fcntl.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::WholeFile;
+
+    const EXCLUSIVE: LockKind = LockKind::Exclusive;
+
+    #[test]
+    fn the_kinds_stand_against_their_own() {
+        let mut locks = BothKinds::default();
+        let whole = LockRange::WHOLE;
+        let part = LockRange::new(3, 5).unwrap();
+        let [both, flock, fcntl] =
+            [WholeFile::Both, WholeFile::Flock, WholeFile::Fcntl].map(|what| what.kinds_of(whole));
+        locks.set(1, whole, flock, Some(EXCLUSIVE));
+        assert!(locks.conflict(2, whole, flock, EXCLUSIVE).is_some());
+        assert!(locks.conflict(2, whole, both, EXCLUSIVE).is_some());
+        assert!(locks.conflict(2, whole, fcntl, EXCLUSIVE).is_none());
+        assert!(locks.conflict(2, part, fcntl, EXCLUSIVE).is_none());
+        locks.set(2, part, fcntl, Some(EXCLUSIVE));
+        assert!(locks.conflict(1, whole, both, EXCLUSIVE).is_some());
+        assert_eq!((locks.count(), locks.owners()), (2, BTreeSet::from([1, 2])));
+        // What was of both kinds and turns out to be of one.
+        locks.release(2, whole);
+        locks.set(1, whole, both, Some(EXCLUSIVE));
+        assert_eq!(locks.count(), 1);
+        locks.set(1, whole, flock, Some(EXCLUSIVE));
+        assert!(locks.conflict(2, whole, fcntl, EXCLUSIVE).is_none());
+        locks.set(1, whole, both, Some(EXCLUSIVE));
+        locks.release(1, part);
+        assert!(locks.conflict(2, whole, flock, EXCLUSIVE).is_none(), "a part of it is none of flock");
+        assert!(locks.has(1) && locks.conflict(2, whole, fcntl, EXCLUSIVE).is_some());
+        locks.release(1, whole);
+        assert!(locks.is_empty() && !locks.has(1));
+    }
+
+    #[test]
+    fn what_is_held_is_held_in_one_of_the_ways() {
+        let mut locks = BothKinds::default();
+        let held = HeldLock { range: LockRange::WHOLE, kind: EXCLUSIVE };
+        locks.set(1, LockRange::WHOLE, WholeFile::Flock.kinds_of(LockRange::WHOLE), Some(EXCLUSIVE));
+        assert!(locks.holds(1, held) && !locks.holds(2, held));
+        assert!(!locks.holds(1, HeldLock { kind: LockKind::Shared, ..held }));
+    }
+}

@@ -1,0 +1,152 @@
+//! Who waits for a lock of one file.
+//!
+//! Whoever came first is looked at first when something is given back, and gets what is free for him. Nobody is held up for one who
+//! came earlier and cannot have his yet: a queue that did could make two wait for each other who would not.
+
+use std::collections::VecDeque;
+
+/// Too many wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueFull;
+
+/// Those who wait, by their tickets `T`, each with what he waits for.
+#[derive(Debug, Clone)]
+pub struct Queue<T, W> {
+    waiting: VecDeque<(T, W)>,
+}
+
+impl<T, W> Default for Queue<T, W> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new() }
+    }
+}
+
+impl<T: Copy + Eq, W> Queue<T, W> {
+    /// Puts somebody at the end, or, if he has a place, in it; at most `most` may wait.
+    pub fn join(&mut self, ticket: T, wanted: W, most: usize) -> Result<(), QueueFull> {
+        if let Some((_, place)) = self.waiting.iter_mut().find(|(known, _)| *known == ticket) {
+            *place = wanted;
+            return Ok(());
+        }
+        if self.waiting.len() >= most {
+            return Err(QueueFull);
+        }
+        self.waiting.push_back((ticket, wanted));
+        Ok(())
+    }
+
+    /// He waits no longer; what he waited for.
+    pub fn leave(&mut self, ticket: T) -> Option<W> {
+        let at = self.waiting.iter().position(|(known, _)| *known == ticket)?;
+        self.waiting.remove(at).map(|(_, wanted)| wanted)
+    }
+
+    /// What he waits for, if he does.
+    pub fn get_mut(&mut self, ticket: T) -> Option<&mut W> {
+        self.waiting.iter_mut().find(|(known, _)| *known == ticket).map(|(_, wanted)| wanted)
+    }
+
+    /// Offers what there is to each in his turn; those for whom `take` says yes have what they waited for, and leave. Whether there
+    /// were any: what they hold now may be less than before, so that it is worth asking again.
+    pub fn offer(&mut self, mut take: impl FnMut(T, &mut W) -> bool) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain_mut(|(ticket, wanted)| !take(*ticket, wanted));
+        self.waiting.len() < before
+    }
+
+    /// What is waited for, first come first.
+    pub fn waiting(&self) -> impl Iterator<Item = &W> {
+        self.waiting.iter().map(|(_, wanted)| wanted)
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lock::FileLocks;
+    use crate::proto::{LockKind, LockRange};
+
+    #[test]
+    fn who_asks_again_keeps_his_place_and_too_many_are_refused() {
+        let mut queue = Queue::default();
+        queue.join(1, "first", 2).unwrap();
+        queue.join(2, "second", 2).unwrap();
+        queue.join(1, "first again", 2).unwrap();
+        assert_eq!(queue.join(3, "third", 2), Err(QueueFull));
+        let mut seen = Vec::new();
+        let taken = queue.offer(|ticket, wanted| {
+            seen.push((ticket, *wanted));
+            ticket == 1
+        });
+        assert!(taken && !queue.offer(|_, _| false));
+        assert_eq!(seen, [(1, "first again"), (2, "second")]);
+        assert_eq!((queue.leave(1), queue.leave(2), queue.len()), (None, Some("second"), 0));
+    }
+
+    proptest! {
+        /// Whatever is taken, waited for and given back: nobody holds what another holds, nobody waits for what is free once it
+        /// was offered, and of those who wait for the same byte the first gets it.
+        #[test]
+        fn what_is_free_is_given_in_the_order_of_arrival(
+            steps in proptest::collection::vec((0u64..5, 0u64..4, 1u64..3, 0usize..4), 1..80),
+        ) {
+            let (mut locks, mut queue) = (FileLocks::default(), Queue::default());
+            let mut arrivals: Vec<(u64, LockRange, LockKind)> = Vec::new();
+            for (owner, start, len, what) in steps {
+                let range = LockRange::new(start, start + len - 1).unwrap();
+                let kind = if what == 0 { LockKind::Shared } else { LockKind::Exclusive };
+                let waits = arrivals.iter().any(|(waiting, ..)| *waiting == owner);
+                match what {
+                    3 => locks.set(owner, range, None),
+                    _ if waits => {}
+                    _ if locks.conflict(owner, range, kind).is_none() => locks.set(owner, range, Some(kind)),
+                    _ => {
+                        queue.join(owner, (range, kind), 100).unwrap();
+                        arrivals.push((owner, range, kind));
+                    }
+                }
+                loop {
+                    let mut given = Vec::new();
+                    let some = queue.offer(|owner, (range, kind)| {
+                        let is_free = locks.conflict(owner, *range, *kind).is_none();
+                        if is_free {
+                            locks.set(owner, *range, Some(*kind));
+                            given.push(owner);
+                        }
+                        is_free
+                    });
+                    // In the order of arrival, each who could have his when it was his turn.
+                    let arrived = arrivals.iter().map(|(owner, ..)| *owner);
+                    let order: Vec<u64> = arrived.filter(|owner| given.contains(owner)).collect();
+                    prop_assert_eq!(&given, &order);
+                    arrivals.retain(|(owner, ..)| !given.contains(owner));
+                    prop_assert_eq!(some, !given.is_empty());
+                    if !some {
+                        break;
+                    }
+                }
+                prop_assert_eq!(queue.len(), arrivals.len());
+                for (owner, range, kind) in &arrivals {
+                    prop_assert!(locks.conflict(*owner, *range, *kind).is_some(), "{} waits for what is free", owner);
+                }
+                for owner in 0..5 {
+                    for held in locks.of(owner) {
+                        prop_assert!(locks.conflict(owner, held.range, held.kind).is_none());
+                    }
+                }
+            }
+        }
+    }
+}

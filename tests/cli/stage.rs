@@ -62,7 +62,10 @@ impl Stage {
 
     /// Waits until the files have lain still for so long that a version names one content, as the cache demands.
     pub(super) fn settle(&self) {
-        let changed = fs::metadata(self.path("export/below/large")).unwrap().modified().unwrap();
+        let of_folder =
+            |name| fs::read_dir(self.path(name)).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        let all = of_folder("export").chain(of_folder("export/below"));
+        let changed = all.map(|found| found.modified().unwrap()).max().unwrap();
         let settled = Duration::from_nanos(wormhole::proto::Version::SETTLE_NS.unsigned_abs() + 100_000_000);
         std::thread::sleep(settled.saturating_sub(changed.elapsed().unwrap()));
     }

@@ -62,10 +62,10 @@ impl Stage {
 
     /// Waits until the files have lain still for so long that a version names one content, as the cache demands.
     pub(super) fn settle(&self) {
-        // On a busy machine what a test adds is younger by far than what was there.
-        let added = fs::read_dir(self.path("export")).unwrap().map(|entry| entry.unwrap().path());
-        let all = added.chain([self.path("export/below/large")]);
-        let changed = all.map(|path| fs::metadata(path).unwrap().modified().unwrap()).max().unwrap();
+        let of_folder =
+            |name| fs::read_dir(self.path(name)).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        let all = of_folder("export").chain(of_folder("export/below"));
+        let changed = all.map(|found| found.modified().unwrap()).max().unwrap();
         let settled = Duration::from_nanos(wormhole::proto::Version::SETTLE_NS.unsigned_abs() + 100_000_000);
         std::thread::sleep(settled.saturating_sub(changed.elapsed().unwrap()));
     }

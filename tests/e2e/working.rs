@@ -31,11 +31,11 @@ fn shell(folder: &Path, script: &str) -> String {
 #[test]
 fn git_clones_collects_and_finds_no_fault() {
     let world = World::new();
-    let (local, sources) = (world.path("local"), Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let (local, sources) = (world.path("local"), Path::new(env!("CARGO_MANIFEST_DIR")).join("src/host"));
     fs::create_dir(&local).unwrap();
     let begin = format!(
-        "git init -q; cp -r {} src; git add .; git commit -qm one; rm -r src/host; git commit -qam two
-         cp -r src copied; ln -s src/fs link; git add .; git commit -qm three",
+        "git init -q; cp -r {} src; git add .; git commit -qm one; rm -r src/change; git commit -qam two
+         cp -r src copied; ln -s src/tests link; git add .; git commit -qm three",
         text(&sources)
     );
     shell(&local, &begin);

@@ -7,7 +7,7 @@
 //! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
-//! - `open_mode` (pure), `files`, `read`: content
+//! - `open_mode`, `copiers` (pure), `files`, `read`: content
 //! - `change`, `modify`: changes of names and attributes; `behind`, `unsynced` (pure), `sending`, `write`: changes of content
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
@@ -27,6 +27,7 @@ mod attributes;
 mod behind;
 mod change;
 mod config;
+mod copiers;
 mod directory;
 mod error;
 mod events;
@@ -73,6 +74,7 @@ pub use xattr::SUM_XATTR;
 use crate::client::Client;
 use crate::fetch::Fetcher;
 use ask::Recoveries;
+use copiers::Copiers;
 use directory::OpenDirectory;
 use events::Events;
 use files::OpenFile;
@@ -102,6 +104,7 @@ pub struct FileSystem {
     stale_answers: AtomicU64,
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
+    copiers: Mutex<Copiers>,
     xattr_names: XattrNames,
     sending: Sending,
     events: Events,
@@ -145,6 +148,7 @@ impl FileSystem {
             stale_answers: AtomicU64::new(0),
             walks: Mutex::default(),
             strides: Mutex::default(),
+            copiers: Mutex::default(),
             xattr_names: XattrNames::default(),
             sending: Sending::default(),
             events,

@@ -93,6 +93,7 @@ pub(super) const fn open_request(flags: i32) -> OpenRequest {
         appends: flags & libc::O_APPEND != 0,
         // `O_SYNC` is `O_DSYNC` and one bit more.
         syncs: flags & libc::O_DSYNC != 0,
+        copies: false,
     }
 }
 

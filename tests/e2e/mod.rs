@@ -3,6 +3,7 @@
 //! These need `/dev/fuse`, and `fusermount3` where they do not run as root; without them they fail and say so.
 
 mod copies;
+mod copying;
 mod crashing;
 mod differential;
 mod failing;

@@ -94,6 +94,29 @@ async fn room_holes_and_copies_are_made_on_the_host() {
 }
 
 #[tokio::test]
+async fn who_seems_to_copy_gets_nothing_ahead_of_a_large_file() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 8 << 20, 1);
+    host.set_link(std::time::Duration::from_millis(50), 0);
+    let world = world(host);
+    let file = world.walk("f").await.unwrap();
+    let opened_by = async |process| {
+        let copies = world.fs.seems_to_copy(process);
+        world.host.reset_counters();
+        let request = OpenRequest { copies, ..OpenRequest::default() };
+        let opened = world.fs.open(file.inode, request).await.unwrap();
+        let waited = world.host.until(|host| host.counters().content_bytes > 0);
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(200), waited).await;
+        world.fs.release(opened.handle).await.unwrap();
+        world.host.counters().content_bytes
+    };
+    world.fs.lookup_for(7, Inode::ROOT, b"copy").await.unwrap();
+    world.fs.lookup_for(8, Inode::ROOT, b"f").await.unwrap();
+    assert_eq!(opened_by(7).await, 0);
+    assert_eq!(opened_by(8).await, 65_536);
+}
+
+#[tokio::test]
 async fn a_full_disk_is_told_to_the_writer() {
     let world = world(MemoryHost::new());
     let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();

@@ -62,6 +62,34 @@ impl dyn Client {
         }
     }
 
+    /// Which of some chunks, about to be written, the host has elsewhere.
+    pub async fn have_chunks(
+        &self,
+        node: NodeId,
+        offset: u64,
+        chunks: Vec<ChunkHash>,
+    ) -> Result<Vec<bool>, CallError> {
+        let count = chunks.len();
+        match self.call(Request::HaveChunks { node, offset, chunks }, Lane::Metadata).await? {
+            Reply::Have(have) if have.len() == count => Ok(have),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has chunks written that the host has: the file after it, and which chunks were found.
+    pub async fn write_known(
+        &self,
+        node: NodeId,
+        offset: u64,
+        chunks: Vec<ChunkHash>,
+    ) -> Result<(Written, Vec<bool>), CallError> {
+        let count = chunks.len();
+        match self.change(Change::WriteKnown { node, offset, chunks }).await? {
+            Reply::Taken { written, chunks } if chunks.len() == count => Ok((written, chunks)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Has what was written brought to the host's disk; tells which run of the host's kernel did so.
     pub async fn sync(&self, node: NodeId, data_only: bool) -> Result<BootId, CallError> {
         match self.call(Request::Sync { node, data_only }, Lane::Metadata).await? {

@@ -63,6 +63,7 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::Sync { .. }
         | Request::Sum { .. }
         | Request::Blocks { .. }
+        | Request::HaveChunks { .. }
         | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }
 }

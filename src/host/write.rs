@@ -14,12 +14,14 @@ use super::answer::{malformed, read_body};
 use super::attributes::system_error;
 use super::context::ClientContext;
 use super::once::once;
+use super::places::Place;
 use super::session::Session;
 use super::tree::{Handle, Reached};
-use crate::chunk::VerifiedChunk;
+use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch};
 use crate::io::sys;
 use crate::proto::{
-    BootId, Errno, ErrorCode, NodeId, Reply, WRITE_BYTES_MAX, WireError, WriteAt, WriteRequest, Written,
+    BootId, Errno, ErrorCode, NodeId, Reply, WRITE_BYTES_MAX, WireError, WriteAt, WriteProof, WriteRequest,
+    Written,
 };
 use crate::transport::RecvStream;
 
@@ -34,12 +36,22 @@ pub(super) async fn serve(
     }
     let _room = context.leave_to_receive().await;
     let bytes = read_body(receive, request.len as usize).await?;
-    let bytes = VerifiedChunk::verify(request.hash, bytes).map_err(malformed)?.into_bytes();
+    let WriteProof { hash: actual, chunks } = request.at.proof(&bytes);
+    if actual != request.hash {
+        return Err(malformed(HashMismatch { expected: request.hash, actual }));
+    }
     let worker = Arc::clone(context);
-    once(context, &request.operation, move || async move { write(&worker, &request, bytes).await }).await
+    once(context, &request.operation, move || async move { write(&worker, &request, bytes, &chunks).await })
+        .await
 }
 
-async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) -> Result<Reply, WireError> {
+/// `chunks` are the hashes of the chunks that are written, where they are whole ones.
+async fn write(
+    context: &ClientContext,
+    request: &WriteRequest,
+    bytes: Bytes,
+    chunks: &[ChunkHash],
+) -> Result<Reply, WireError> {
     let (node, len) = (request.node, bytes.len() as u64);
     let handle = match context.session.file_to_write_at_hand(node) {
         Some(handle) => handle,
@@ -50,6 +62,9 @@ async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) ->
             let file = Arc::clone(&handle.file);
             let written = context.engine().write(file, offset, bytes).await;
             written.map_err(|error| WireError::system(Errno(error.errno() as i32)))?;
+            let first = ChunkIndex::containing(offset).0;
+            let places = (first..).map(|number| Place { node, index: ChunkIndex(number) });
+            context.session.tree.note_places(chunks.iter().copied().zip(places));
             offset
         }
         WriteAt::End { believed } => {

@@ -226,6 +226,17 @@ pub enum Request {
         /// Whether attributes that are not needed to find the content may wait (`fdatasync`).
         data_only: bool,
     },
+    /// Which of these chunks are in files that the client may read, as far as the host knows at once: they could be written by
+    /// [`super::Change::WriteKnown`]. One that is only where it is to be written does not count: its bytes may just have come.
+    /// Answer: [`Reply::Have`].
+    HaveChunks {
+        /// To which file they are to be written.
+        node: NodeId,
+        /// Where the first goes: a multiple of [`crate::chunk::CHUNK_BYTES`]. The others follow.
+        offset: u64,
+        /// BLAKE3 of whole chunks; at most [`super::KNOWN_CHUNKS_MAX`].
+        chunks: Vec<ChunkHash>,
+    },
 }
 
 /// Asks for the hashes of chunks of one version of a file.
@@ -329,6 +340,15 @@ pub enum Reply {
     Synced {
         /// Which run of the host's kernel did it.
         boot: BootId,
+    },
+    /// To [`Request::HaveChunks`]: whether each is there.
+    Have(Vec<bool>),
+    /// To [`super::Change::WriteKnown`].
+    Taken {
+        /// The file after it; `len` is of what was written, all together.
+        written: Written,
+        /// Whether each chunk was found and written.
+        chunks: Vec<bool>,
     },
 }
 

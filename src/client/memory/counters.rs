@@ -43,6 +43,10 @@ pub struct Counters {
     pub changes: u64,
     /// [`Request::Write`].
     pub writes: u64,
+    /// [`Request::HaveChunks`].
+    pub offers: u64,
+    /// Bytes of content that came with [`Request::Write`].
+    pub written_bytes: u64,
     /// [`Request::Sync`].
     pub syncs: u64,
     /// Whole chunks sent.
@@ -80,6 +84,7 @@ impl Counters {
             + self.changes
             + self.writes
             + self.syncs
+            + self.offers
     }
 
     pub(super) const fn count(&mut self, request: &Request) {
@@ -104,6 +109,7 @@ impl Counters {
             Request::Sum { .. } => &mut self.sums,
             Request::Blocks { .. } => &mut self.blocks,
             Request::Manifest(_) => &mut self.manifests,
+            Request::HaveChunks { .. } => &mut self.offers,
         };
         *counter += 1;
     }

@@ -13,6 +13,7 @@ mod change;
 mod content;
 mod counters;
 mod gate;
+mod known;
 mod serve;
 mod tree;
 
@@ -30,7 +31,7 @@ use self::gate::Gate;
 pub use self::gate::Stage;
 use self::tree::{Body, Node, Tree};
 use super::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX};
-use crate::chunk::{ByteRange, ChunkHash};
+use crate::chunk::ByteRange;
 use crate::proto::{
     Attributes, Change, ChangeRequest, Errno, FileKind, InstanceId, NodeId, Operation, OperationId,
     ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written,
@@ -66,6 +67,7 @@ struct Settings {
     deadline: Duration,
     rtt: Duration,
     bytes_per_second: u64,
+    window_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,7 @@ impl MemoryHost {
             deadline: DEADLINE_DEFAULT,
             rtt: Duration::from_millis(1),
             bytes_per_second: 0,
+            window_bytes: 0,
         };
         Self {
             shared: Arc::new(Shared {
@@ -285,6 +288,11 @@ impl MemoryHost {
         (settings.rtt, settings.bytes_per_second) = (rtt, bytes_per_second);
     }
 
+    /// What it tells of how much may be on its way to the host.
+    pub fn set_window(&self, window_bytes: u64) {
+        self.settings().window_bytes = window_bytes;
+    }
+
     /// Every request waits so long before it is answered.
     pub fn set_delay(&self, delay: impl Fn(&Request) -> Duration + Send + Sync + 'static) {
         self.settings().delay = Some(Arc::new(delay));
@@ -374,7 +382,7 @@ impl Client for MemoryHost {
 
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes) -> CallFuture<Written> {
         let host = self.clone();
-        let (operation, hash) = (self.operation(), ChunkHash::of(&bytes));
+        let (operation, hash) = (self.operation(), at.proof(&bytes).hash);
         let request = WriteRequest { operation, node, at, len: bytes.len() as u32, hash };
         Box::pin(async move { host.serve_write(request, bytes).await })
     }
@@ -409,6 +417,7 @@ impl Client for MemoryHost {
             connected: *self.shared.connected.borrow() == Connection::Up,
             rtt: settings.rtt,
             bytes_per_second: settings.bytes_per_second,
+            window_bytes: settings.window_bytes,
         }
     }
 }

@@ -90,6 +90,7 @@ impl MemoryHost {
         let request = Request::Write(write);
         self.arrive(&request).await?;
         let written = self.tree().write(&write, bytes, boot_of(self.instance()));
+        self.count(|counters| counters.written_bytes += bytes.len() as u64);
         self.pass(&request, Stage::Answered).await?;
         Ok(written?)
     }

@@ -9,7 +9,6 @@ use super::call::{Retry, Stopped};
 use super::live::Waiting;
 use super::shared::{CallCount, Shared, locked};
 use super::stream::{Exchange, Fault};
-use crate::chunk::ChunkHash;
 use crate::client::CallError;
 use crate::proto::{
     Change, ChangeRequest, NodeId, Operation, OperationId, Reply, Request, SessionRun, WireError, WriteAt,
@@ -58,6 +57,10 @@ pub(super) async fn change(shared: &Shared, change: Change) -> Result<Reply, Cal
     let takes_long =
         matches!(&change, Change::CopyRange { .. } | Change::Allocate { .. } | Change::SetAttributes { .. });
     let request = |operation| Request::Change(ChangeRequest { operation, change: change.clone() });
+    if matches!(change, Change::WriteKnown { .. }) {
+        // Content, as of `write`: never given up either.
+        return unless_closed(shared, answered(shared, Lane::Background, request, Bytes::new())).await;
+    }
     let work = answered(shared, Lane::Metadata, request, Bytes::new());
     if takes_long { patiently(shared, work).await } else { within(shared, shared.deadline, work).await }
 }
@@ -71,14 +74,9 @@ pub(super) async fn write(
     bytes: Bytes,
 ) -> Result<Written, CallError> {
     let _count = CallCount::new(shared);
-    let (len, hash) = (bytes.len() as u32, ChunkHash::of(&bytes));
+    let (len, hash) = (bytes.len() as u32, at.proof(&bytes).hash);
     let request = |operation| Request::Write(WriteRequest { operation, node, at, len, hash });
-    let answer = tokio::select! {
-        biased;
-        () = shared.closed() => return Err(CallError::Closed),
-        answer = answered(shared, Lane::Background, request, bytes) => answer?,
-    };
-    match answer {
+    match unless_closed(shared, answered(shared, Lane::Background, request, bytes)).await? {
         Reply::Written(written) if written.len == u64::from(len) => Ok(written),
         _ => Err(CallError::BadAnswer("a reply of another kind or length than to a write".into())),
     }
@@ -102,6 +100,17 @@ pub(super) async fn patiently<T>(
         biased;
         answer = within(shared, shared.deadline.saturating_mul(WORK_DEADLINES), work) => answer,
         () = away => Err(CallError::TimedOut(shared.deadline)),
+    }
+}
+
+async fn unless_closed<T>(
+    shared: &Shared,
+    work: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    tokio::select! {
+        biased;
+        () = shared.closed() => Err(CallError::Closed),
+        answer = work => answer,
     }
 }
 

@@ -70,6 +70,7 @@ metrics! {
     MemoryReads "memory_reads" Counter "reads that were answered from memory";
     UnsentBytes "unsent_bytes" Gauge "what programs have written and the host has not accepted yet";
     UnsyncedBytes "unsynced_bytes" Gauge "what the host has accepted and no fsync has brought to its disk";
+    DeduplicatedBytes "deduplicated_bytes" Counter "content that programs wrote and the host had already, so that it was not sent";
     MemoryUsedBytes "memory_used_bytes" Gauge "content held in memory";
     FetchInFlightBytes "fetch_in_flight_bytes" Gauge "content on its way, from disk or host";
     PrefetchInFlight "prefetch_in_flight" Gauge "requests on their way ahead of their readers";

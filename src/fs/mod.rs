@@ -8,7 +8,7 @@
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
-//! - `change`, `modify`: changes of names and attributes; `behind`, `unsynced` (pure), `sending`, `write`: changes of content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `unsynced` (pure), `sending`, `write`: changes of content
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
 //! # Freshness
@@ -36,6 +36,7 @@ mod handles;
 mod inodes;
 mod modify;
 mod nodes;
+mod offers;
 mod open_mode;
 mod read;
 mod recent;
@@ -60,7 +61,7 @@ use tokio::sync::mpsc;
 
 pub use attributes::{Freshness, Ownership};
 pub use change::{CreateRequest, Made};
-pub use config::FsConfig;
+pub use config::{DedupWish, FsConfig};
 pub use directory::DirectoryItem;
 pub use error::FsError;
 pub use events::FsEvent;
@@ -137,6 +138,7 @@ impl FileSystem {
         let fs = Arc::new(Self {
             client,
             fetcher,
+            sending: Sending::new(config.dedup),
             config,
             runtime: Handle::current(),
             recent: Mutex::default(),
@@ -150,7 +152,6 @@ impl FileSystem {
             strides: Mutex::default(),
             copiers: Mutex::default(),
             xattr_names: XattrNames::default(),
-            sending: Sending::default(),
             events,
             events_to_take: Mutex::new(Some(receiver)),
         });

@@ -3,21 +3,26 @@
 //! A write is answered when its bytes are queued; a writer who is ahead of the link by the budget waits. Everything that looks at
 //! a file's content or times, or changes them, first waits until the host has what was written before; `close` and `fsync` do, too, and
 //! tell what went wrong.
+//!
+//! Of what the host has already only hashes are sent (`offers`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::behind::{Behind, ExtentId};
+use super::config::DedupWish;
 use super::inodes::Inode;
+use super::offers::{Offers, Way};
 use super::{FileSystem, FsError, lock};
+use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
 use crate::client::{CallError, Client};
-use crate::proto::{Attributes, FileKind, WriteAt};
+use crate::proto::{Attributes, ErrorCode, FileKind, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
 const BUDGET_BYTES: usize = 32 * 1024 * 1024;
@@ -25,12 +30,19 @@ const BUDGET_BYTES: usize = 32 * 1024 * 1024;
 /// Extents of one file under way at once: what joins in the queue meanwhile makes larger ones of small writes.
 const UNDER_WAY_MAX: usize = 16;
 
+/// How long the end of a file that goes as hashes waits for what makes up a chunk with it.
+const HOLD: Duration = Duration::from_millis(100);
+
 /// The unaccepted writes of all files.
 pub(super) struct Sending {
     files: std::sync::Mutex<HashMap<Inode, File>>,
     /// Writes so far.
     writes: AtomicU64,
     budget: Semaphore,
+    offers: std::sync::Mutex<Offers>,
+    deduplicated_bytes: AtomicU64,
+    /// Told when somebody waits for what is held back.
+    awaited: Arc<Notify>,
     /// Changes whenever something was accepted.
     progress: watch::Sender<()>,
 }
@@ -39,14 +51,20 @@ pub(super) struct Sending {
 struct File {
     behind: Behind,
     under_way: usize,
+    /// Up to this write nothing is held back.
+    due: u64,
+    has_timer: bool,
 }
 
-impl Default for Sending {
-    fn default() -> Self {
+impl Sending {
+    pub(super) fn new(dedup: DedupWish) -> Self {
         Self {
             files: std::sync::Mutex::default(),
             writes: AtomicU64::new(0),
             budget: Semaphore::new(BUDGET_BYTES),
+            offers: std::sync::Mutex::new(Offers::new(dedup)),
+            deduplicated_bytes: AtomicU64::new(0),
+            awaited: Arc::default(),
             progress: watch::channel(()).0,
         }
     }
@@ -81,6 +99,7 @@ impl FileSystem {
     pub(super) async fn sent(&self, inode: Inode) -> Result<(), FsError> {
         let mut progress = self.sending.progress.subscribe();
         let until_now = self.sending.writes.load(Ordering::Relaxed);
+        self.hold_nothing_back(inode, until_now);
         while self.oldest_unsent(inode).is_some_and(|oldest| oldest <= until_now) {
             // The sender lives as long as `self`.
             let accepted = timeout(self.config.patience, progress.changed()).await;
@@ -104,6 +123,11 @@ impl FileSystem {
     /// Bytes that programs have written and the host has not accepted.
     pub fn unsent_bytes(&self) -> u64 {
         lock(&self.sending.files).values().map(|file| file.behind.bytes()).sum()
+    }
+
+    /// Bytes that programs have written and the host had already, so that they were not sent.
+    pub fn deduplicated_bytes(&self) -> u64 {
+        self.sending.deduplicated_bytes.load(Ordering::Relaxed)
     }
 
     fn oldest_unsent(&self, inode: Inode) -> Option<u64> {
@@ -134,35 +158,131 @@ impl FileSystem {
 
     /// Sends what may be sent.
     fn send_next(self: &Arc<Self>, inode: Inode) {
-        loop {
-            let next = {
-                let mut files = lock(&self.sending.files);
-                let Some(file) = files.get_mut(&inode).filter(|file| file.under_way < UNDER_WAY_MAX) else {
-                    return;
-                };
-                let Some(next) = file.behind.next() else { return };
-                file.under_way += 1;
-                next
-            };
+        while let Some((next, way)) = self.next_extent(inode) {
             let fs = Arc::clone(self);
-            self.runtime.spawn(async move { fs.send(inode, next).await });
+            self.runtime.spawn(async move { fs.send(inode, next, way).await });
         }
     }
 
-    async fn send(self: Arc<Self>, inode: Inode, (id, offset, bytes): (ExtentId, u64, Bytes)) {
+    /// Somebody waits for what was written up to write number `due`.
+    fn hold_nothing_back(&self, inode: Inode, due: u64) {
+        if let Some(file) = lock(&self.sending.files).get_mut(&inode) {
+            file.due = file.due.max(due);
+            if file.has_timer {
+                self.sending.awaited.notify_waiters();
+            }
+        }
+    }
+
+    fn next_extent(self: &Arc<Self>, inode: Inode) -> Option<((ExtentId, u64, Bytes), Way)> {
+        let link = self.client.link();
+        let mut files = lock(&self.sending.files);
+        let mut offers = lock(&self.sending.offers);
+        let file = files.get_mut(&inode).filter(|file| file.under_way < UNDER_WAY_MAX)?;
+        if file.behind.bytes_under_way() >= offers.under_way_bytes_max(inode.0, &link) {
+            return None;
+        }
+        let held_after = offers.goes_as_hashes(inode.0, &link).then_some(file.due);
+        let Some(next) = file.behind.next(held_after) else {
+            if held_after.is_some() && !file.behind.is_all_sent() && !file.has_timer {
+                file.has_timer = true;
+                self.send_held_later(inode);
+            }
+            return None;
+        };
+        file.under_way += 1;
+        let way = offers.way(inode.0, ByteRange::new(next.1, next.2.len() as u64), &link);
+        Some((next, way))
+    }
+
+    fn send_held_later(self: &Arc<Self>, inode: Inode) {
+        let (fs, due) = (Arc::clone(self), self.sending.writes.load(Ordering::Relaxed));
+        // From here on, and not only from when the task runs.
+        let awaited = Arc::clone(&self.sending.awaited).notified_owned();
+        self.runtime.spawn(async move {
+            let _ = timeout(HOLD, awaited).await;
+            if let Some(file) = lock(&fs.sending.files).get_mut(&inode) {
+                (file.has_timer, file.due) = (false, file.due.max(due));
+            }
+            fs.send_next(inode);
+        });
+    }
+
+    async fn send(self: Arc<Self>, inode: Inode, (id, offset, bytes): (ExtentId, u64, Bytes), way: Way) {
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
         let mut ended = Ended { fs: Arc::clone(&self), inode, id, len: bytes.len(), is_decided: false };
+        let sent = match way {
+            Way::Hashes => self.send_as_hashes(inode, offset, &bytes).await,
+            Way::Bytes => self.send_bytes(inode, offset, bytes).await,
+            Way::BytesAndQuestion => {
+                let (fs, content) = (Arc::clone(&self), bytes.clone());
+                self.runtime.spawn(async move { fs.ask_about(inode, offset, &content).await });
+                self.send_bytes(inode, offset, bytes).await
+            }
+        };
+        if let Err(error) = sent {
+            tracing::warn!(inode = inode.0, offset, %error, "what was written could not be sent");
+            self.write_failed(inode, error);
+        }
+        ended.is_decided = true;
+    }
+
+    async fn send_bytes(&self, inode: Inode, offset: u64, bytes: Bytes) -> Result<(), FsError> {
         let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
             let bytes = bytes.clone();
             async move { client.write(node, WriteAt::Offset(offset), bytes).await }
         };
         let begun = Instant::now();
         let answer = self.ask_to_change([inode], call).await;
-        if let Err(error) = self.written(inode, begun, answer) {
-            tracing::warn!(inode = inode.0, offset, %error, "what was written could not be sent");
-            self.write_failed(inode, error);
+        self.written(inode, begun, answer).map(drop)
+    }
+
+    /// Has the host write what it has, and sends the rest.
+    async fn send_as_hashes(&self, inode: Inode, offset: u64, bytes: &Bytes) -> Result<(), FsError> {
+        let chunks = hashes_of(bytes);
+        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
+            let chunks = chunks.clone();
+            async move { client.write_known(node, offset, chunks).await }
+        };
+        let begun = Instant::now();
+        let taken = match self.ask_to_change([inode], call).await {
+            Ok((written, taken)) => {
+                self.sending.deduplicated_bytes.fetch_add(written.len, Ordering::Relaxed);
+                self.written(inode, begun, Ok(written))?;
+                taken
+            }
+            Err(FsError::Call(error)) if is_unknown(&error) => {
+                lock(&self.sending.offers).turn_off();
+                vec![false; chunks.len()]
+            }
+            Err(error) => return self.written(inode, begun, Err(error)).map(drop),
+        };
+        lock(&self.sending.offers).taken(inode.0, taken.iter().filter(|taken| **taken).count());
+        let numbered: Vec<_> = taken.into_iter().enumerate().collect();
+        for run in numbered.chunk_by(|one, next| one.1 == next.1).filter(|run| !run[0].1) {
+            let from = run[0].0 * CHUNK_BYTES as usize;
+            let missing = bytes.slice(from..from + run.len() * CHUNK_BYTES as usize);
+            self.send_bytes(inode, offset + from as u64, missing).await?;
         }
-        ended.is_decided = true;
+        Ok(())
+    }
+
+    /// Asks whether the host has content that is being sent: then what follows need not be.
+    async fn ask_about(self: &Arc<Self>, inode: Inode, offset: u64, bytes: &Bytes) {
+        let chunks = hashes_of(bytes);
+        let answer = match self.node_of(inode) {
+            Ok((node, _)) => self.client.have_chunks(node, offset, chunks).await,
+            Err(_) => Ok(Vec::new()),
+        };
+        {
+            let mut offers = lock(&self.sending.offers);
+            if answer.as_ref().is_err_and(is_unknown) {
+                offers.turn_off();
+            }
+            let held = answer.map_or(0, |have| have.into_iter().filter(|has| *has).count());
+            offers.answered(inode.0, held);
+        }
+        self.send_next(inode);
     }
 
     fn write_failed(&self, inode: Inode, error: FsError) {
@@ -170,6 +290,15 @@ impl FileSystem {
             record.writes.failed(error);
         }
     }
+}
+
+fn hashes_of(bytes: &Bytes) -> Vec<ChunkHash> {
+    bytes.chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect()
+}
+
+/// Whether a host does not know what it is asked for: an older one.
+const fn is_unknown(error: &CallError) -> bool {
+    matches!(error.code(), Some(ErrorCode::Malformed | ErrorCode::Unsupported))
 }
 
 /// Takes an extent off the table when its task ends.

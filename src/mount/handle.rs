@@ -110,6 +110,7 @@ impl MountHandle {
             stale += file_system.stale_answers();
             readings.set(Metric::UnsentBytes, file_system.unsent_bytes());
             readings.set(Metric::UnsyncedBytes, file_system.unsynced_bytes());
+            readings.set(Metric::DeduplicatedBytes, file_system.deduplicated_bytes());
         }
         readings.set(Metric::StaleAnswers, stale);
         readings.set(Metric::LastContactSeconds, self.link.recall.silence().as_secs());

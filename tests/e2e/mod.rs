@@ -5,6 +5,7 @@
 mod copies;
 mod copying;
 mod crashing;
+mod deduplicating;
 mod differential;
 mod failing;
 mod lasting;

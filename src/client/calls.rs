@@ -62,6 +62,35 @@ impl dyn Client {
         }
     }
 
+    /// Which of some chunks, about to be written, the host has elsewhere.
+    pub async fn have_chunks(
+        &self,
+        node: NodeId,
+        offset: u64,
+        chunks: Vec<ChunkHash>,
+    ) -> Result<Vec<bool>, CallError> {
+        let count = chunks.len();
+        match self.call(Request::HaveChunks { node, offset, chunks }, Lane::Metadata).await? {
+            Reply::Have(have) if have.len() == count => Ok(have),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has chunks written that the host has: the file after it, and which chunks were found.
+    pub async fn write_known(
+        &self,
+        node: NodeId,
+        offset: u64,
+        chunks: Vec<ChunkHash>,
+        first: &SentFirst,
+    ) -> Result<(Written, Vec<bool>), CallError> {
+        let count = chunks.len();
+        match self.change(Change::WriteKnown { node, offset, chunks }, first).await? {
+            Reply::Taken { written, chunks } if chunks.len() == count => Ok((written, chunks)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Who stands against a lock.
     pub async fn test_lock(&self, test: LockTest) -> Result<Option<LockFound>, CallError> {
         match self.call(Request::TestLock(test), Lane::Metadata).await? {

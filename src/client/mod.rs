@@ -160,6 +160,16 @@ pub struct LinkState {
     pub rtt: Duration,
     /// Rate at which content arrived lately, in bytes per second; 0 while unknown.
     pub bytes_per_second: u64,
+    /// Bytes that may be on their way to the host at a time; 0 while unknown.
+    pub window_bytes: u64,
+}
+
+impl LinkState {
+    /// Rate at which content goes to the host, in bytes per second: a window a round trip; 0 while unknown.
+    pub fn sent_bytes_per_second(&self) -> u64 {
+        let rtt_us = self.rtt.as_micros().max(1) as u64;
+        self.window_bytes.saturating_mul(1_000_000) / rtt_us
+    }
 }
 
 /// Why a call failed.

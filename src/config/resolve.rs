@@ -126,6 +126,7 @@ pub fn mount_config(
         remote: remote(&places.source, host, &known_hosts)?,
         offline,
         serves_stale: !options.patience.never_stale,
+        dedup: options.transfer.dedup,
         known_hosts,
         identity_file,
         mountpoint: places.mountpoint,
@@ -335,6 +336,7 @@ fn machine_memory_bytes() -> u64 {
 mod tests {
     use super::*;
     use crate::config::{Accounts, LocalAccounts};
+    use crate::fs::DedupWish;
     use crate::mount::IdMapping;
     use crate::proto::TicketSecret;
     use crate::transport::{CongestionKind, Identity, TransportChoice, TransportKind};
@@ -391,6 +393,9 @@ mod tests {
         assert_eq!(config("compress=on").link.compression, CompressionWish::Always);
         assert_eq!(config("compress=off").link.compression, CompressionWish::Never);
         assert_eq!(config("").link.compression, CompressionWish::Worthwhile);
+        assert_eq!(config("").dedup, DedupWish::Worthwhile);
+        assert_eq!(config("dedup=on").dedup, DedupWish::Always);
+        assert_eq!(config("dedup=off").dedup, DedupWish::Never);
         let tcp = TransportChoice::Only(TransportKind::Tcp);
         assert_eq!(config("transport=tcp").link.tuning.transport, tcp);
         assert_eq!(config("cc=cubic").link.tuning.congestion, CongestionKind::Cubic);

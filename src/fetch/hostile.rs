@@ -43,7 +43,7 @@ impl Client for Scripted {
     }
 
     fn link(&self) -> LinkState {
-        LinkState { connected: true, rtt: std::time::Duration::ZERO, bytes_per_second: 0 }
+        LinkState { connected: true, rtt: std::time::Duration::ZERO, bytes_per_second: 0, window_bytes: 0 }
     }
 }
 

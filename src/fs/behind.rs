@@ -7,12 +7,14 @@
 //!
 //! What goes to the end of the file, wherever that is, is sent alone, and joins while it waits: the next follows when the host has the one
 //! before it. After one that failed those that waited behind it are given up, so that a log never has a gap.
+//!
+//! A long extent ends where a chunk ends, so that those behind it are whole chunks in their places.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::chunk::ByteRange;
+use crate::chunk::{ByteRange, CHUNK_BYTES};
 use crate::proto::{APPEND_BYTES_MAX, SessionRun, WRITE_BYTES_MAX};
 
 /// Names an extent that is being sent.
@@ -43,6 +45,37 @@ pub(super) struct Extent {
     pub under: Option<SessionRun>,
 }
 
+impl Extent {
+    /// How much can still join it. One that does not begin with a chunk ends with the chunk that it is in.
+    const fn room(&self) -> u64 {
+        if self.appends {
+            return APPEND_BYTES_MAX.saturating_sub(self.range.len);
+        }
+        let is_aligned = self.range.offset.is_multiple_of(CHUNK_BYTES);
+        let most = if is_aligned { WRITE_BYTES_MAX } else { CHUNK_BYTES };
+        let end = (self.range.offset + most) / CHUNK_BYTES * CHUNK_BYTES;
+        end.saturating_sub(self.range.end())
+    }
+
+    /// Takes off what is behind its last whole chunk, if there is one and something behind it.
+    fn split_last_part(&mut self) -> Option<Self> {
+        let whole = self.range.len / CHUNK_BYTES * CHUNK_BYTES;
+        if self.appends
+            || !self.range.offset.is_multiple_of(CHUNK_BYTES)
+            || whole == 0
+            || whole == self.range.len
+        {
+            return None;
+        }
+        let mut bytes = Bytes::from(self.parts.concat());
+        let last = bytes.split_off(whole as usize);
+        let range = ByteRange::new(self.range.offset + whole, last.len() as u64);
+        let rest = Self { range, parts: vec![last], ..*self };
+        (self.range.len, self.parts) = (whole, vec![bytes]);
+        Some(rest)
+    }
+}
+
 #[derive(Debug)]
 struct UnderWay {
     id: ExtentId,
@@ -68,32 +101,55 @@ impl Behind {
 
     /// A program has written, maybe under a lock that was taken in a life of the session; `number` counts the writes.
     pub(super) fn push_under(&mut self, under: Option<SessionRun>, number: u64, place: Place, bytes: Bytes) {
-        let len = bytes.len() as u64;
-        let (appends, offset, bytes_max) = match place {
-            Place::Offset(offset) => (false, offset, WRITE_BYTES_MAX),
-            Place::End(size) => (true, size.max(self.end()), APPEND_BYTES_MAX),
+        let (appends, offset) = match place {
+            Place::Offset(offset) => (false, offset),
+            Place::End(size) => (true, size.max(self.end())),
         };
-        match self.queue.back_mut() {
-            Some(last)
-                if last.appends == appends
-                    && last.range.end() == offset
-                    && last.range.len + len <= bytes_max
-                    && last.under == under =>
-            {
-                last.range.len += len;
-                last.parts.push(bytes);
+        let extent = |range| Extent { appends, range, parts: Vec::new(), first: number, under };
+        if appends {
+            // Each write goes as a whole.
+            let len = bytes.len() as u64;
+            let joins = |last: &Extent| last.appends && last.range.end() == offset && len <= last.room();
+            if !self.queue.back().is_some_and(joins) {
+                self.queue.push_back(extent(ByteRange::new(offset, 0)));
             }
-            _ => {
-                let range = ByteRange::new(offset, len);
-                self.queue.push_back(Extent { appends, range, parts: vec![bytes], first: number, under });
+            return self.add_to_last(bytes);
+        }
+        let (mut offset, mut bytes) = (offset, bytes);
+        while !bytes.is_empty() {
+            let joins = |last: &Extent| {
+                !last.appends && last.under == under && last.range.end() == offset && last.room() > 0
+            };
+            if !self.queue.back().is_some_and(joins) {
+                self.queue.push_back(extent(ByteRange::new(offset, 0)));
             }
+            let room = self.queue.back().map_or(0, Extent::room);
+            let part = bytes.split_to(bytes.len().min(room as usize));
+            offset += part.len() as u64;
+            self.add_to_last(part);
         }
     }
 
-    /// The next extent to be sent, if one may be: it is being sent from then on.
-    pub(super) fn next(&mut self) -> Option<(ExtentId, Extent)> {
-        let at = (0..self.queue.len().min(LOOK_AHEAD)).find(|at| self.may_go(*at))?;
-        let extent = self.queue.remove(at)?;
+    fn add_to_last(&mut self, bytes: Bytes) {
+        if let Some(last) = self.queue.back_mut() {
+            last.range.len += bytes.len() as u64;
+            last.parts.push(bytes);
+        }
+    }
+
+    /// The next extent to be sent, if one may be: it is being sent from then on. One that others may still join is held back if it
+    /// begins with a write behind number `held_after`; then whole chunks and parts of chunks go apart, too.
+    pub(super) fn next(&mut self, held_after: Option<u64>) -> Option<(ExtentId, Extent)> {
+        let is_held = |at: usize| {
+            let extent = &self.queue[at];
+            let may_grow = !extent.appends && at + 1 == self.queue.len() && extent.room() > 0;
+            may_grow && held_after.is_some_and(|number| extent.first > number)
+        };
+        let at = (0..self.queue.len().min(LOOK_AHEAD)).find(|at| self.may_go(*at) && !is_held(*at))?;
+        let mut extent = self.queue.remove(at)?;
+        if let Some(rest) = held_after.and_then(|_| extent.split_last_part()) {
+            self.queue.insert(at, rest);
+        }
         self.given += 1;
         let id = ExtentId(self.given);
         let Extent { appends, range, first, .. } = extent;
@@ -128,6 +184,16 @@ impl Behind {
         let before = self.bytes();
         self.queue.retain(|extent| !extent.appends);
         before - self.bytes()
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_all_sent(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Bytes that are being sent.
+    pub(super) fn bytes_under_way(&self) -> u64 {
+        self.sending.iter().map(|sent| sent.range.len).sum()
     }
 
     /// Whether the host has everything.
@@ -178,7 +244,7 @@ mod tests {
     }
 
     fn next(behind: &mut Behind) -> (ExtentId, bool, u64, Vec<u8>) {
-        let (id, extent) = behind.next().unwrap();
+        let (id, extent) = behind.next(None).unwrap();
         (id, extent.appends, extent.range.offset, extent.parts.concat())
     }
 
@@ -208,7 +274,7 @@ mod tests {
             behind.push_under(under, number as u64, at(number as u64), Bytes::from_static(b"x"));
         }
         let mut sent = Vec::new();
-        while let Some((_, extent)) = behind.next() {
+        while let Some((_, extent)) = behind.next(None) {
             sent.push((extent.under, extent.range.offset, extent.range.len));
         }
         assert_eq!(sent, [(None, 0, 1), (run(1), 1, 2), (run(2), 3, 1)]);
@@ -218,15 +284,15 @@ mod tests {
     fn what_overlaps_waits_and_what_does_not_goes_past_it() {
         let mut behind = Behind::default();
         behind.push(4, at(0), Bytes::from_static(b"first"));
-        let (first, ..) = behind.next().unwrap();
+        let (first, ..) = behind.next(None).unwrap();
         behind.push(5, at(3), Bytes::from_static(b"over"));
         behind.push(6, at(100), Bytes::from_static(b"far"));
         behind.push(7, at(4), Bytes::from_static(b"!"));
         assert_eq!(next(&mut behind).2, 100);
-        assert!(behind.next().is_none());
+        assert!(behind.next(None).is_none());
         behind.done(first);
         assert_eq!(next(&mut behind).2, 3);
-        assert!(behind.next().is_none(), "the last byte waits for the one below it");
+        assert!(behind.next(None).is_none(), "the last byte waits for the one below it");
     }
 
     #[test]
@@ -240,15 +306,15 @@ mod tests {
         behind.push(3, Place::End(9), Bytes::from_static(b"three,"));
         behind.push(4, at(0), Bytes::from_static(b"page"));
         assert_eq!(behind.end(), 19);
-        assert!(behind.next().is_none());
+        assert!(behind.next(None).is_none());
         behind.done(first);
         let (second, appends, offset, bytes) = next(&mut behind);
         assert_eq!((appends, offset, &bytes[..]), (true, 9, &b"two,three,"[..]));
-        assert!(behind.next().is_none(), "the page waits");
+        assert!(behind.next(None).is_none(), "the page waits");
         behind.push(5, Place::End(19), Bytes::from_static(b"four"));
         behind.done(second);
         let (page, appends, ..) = next(&mut behind);
-        assert!(!appends && behind.next().is_none(), "and is waited for");
+        assert!(!appends && behind.next(None).is_none(), "and is waited for");
         assert_eq!(behind.drop_appends(), 4);
         behind.done(page);
         assert!(behind.is_empty());
@@ -259,12 +325,36 @@ mod tests {
         let mut behind = Behind::default();
         behind.push(1, at(0), Bytes::from_static(b"ab"));
         behind.push(2, at(9), Bytes::from_static(b"cd"));
-        let ((first, _), (second, _)) = (behind.next().unwrap(), behind.next().unwrap());
+        let ((first, _), (second, _)) = (behind.next(None).unwrap(), behind.next(None).unwrap());
         assert_eq!(behind.oldest_unbegun(), Some(1));
         behind.begun(first);
         assert_eq!(behind.oldest_unbegun(), Some(2));
         behind.begun(second);
         assert_eq!((behind.oldest_unbegun(), behind.oldest()), (None, Some(1)));
+    }
+
+    #[test]
+    fn long_extents_end_where_chunks_end_and_the_last_may_be_held_back() {
+        let mut behind = Behind::default();
+        let odd = 100_000;
+        for number in 0..12 {
+            behind.push(number, at(odd + number * 300_000), vec![number as u8; 300_000].into());
+        }
+        let mut lens = Vec::new();
+        while let Some((_, extent)) = behind.next(Some(11)) {
+            let offset = extent.range.offset;
+            assert!(lens.is_empty() || offset.is_multiple_of(CHUNK_BYTES), "{offset}");
+            lens.push(extent.range.len);
+        }
+        assert_eq!(lens, [162_144, 1 << 20, 1 << 20, 1 << 20, 262_144, 29_984]);
+        let next =
+            |behind: &mut Behind, number| behind.next(Some(number)).map(|(_, extent)| extent.range.len);
+        behind.push(12, at(odd + 3_600_000), vec![12; 300_000].into());
+        assert_eq!(next(&mut behind, 11), Some(232_160), "up to the next chunk");
+        assert_eq!(next(&mut behind, 11), None, "others may join");
+        behind.push(13, at(odd + 3_900_000), vec![13; 300_000].into());
+        assert_eq!(next(&mut behind, 12), Some(262_144), "it was asked for");
+        assert_eq!(next(&mut behind, 12), Some(105_696));
     }
 
     proptest! {
@@ -287,7 +377,7 @@ mod tests {
             };
             for (offset, len, what, fill) in steps {
                 match what {
-                    0 => under_way.extend(behind.next()),
+                    0 => under_way.extend(behind.next(None)),
                     1 if !under_way.is_empty() => {
                         let at = fill as usize % under_way.len();
                         accept(under_way.remove(at), &mut host, &mut behind);
@@ -304,7 +394,7 @@ mod tests {
                 }
             }
             while !behind.is_empty() {
-                under_way.extend(behind.next());
+                under_way.extend(behind.next(None));
                 if let Some(extent) = under_way.pop() {
                     accept(extent, &mut host, &mut behind);
                 }

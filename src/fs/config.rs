@@ -6,6 +6,18 @@ use std::time::Duration;
 use super::attributes::{Freshness, Ownership};
 use super::locks::RemoteLocks;
 
+/// Whether content that programs write is kept off the wire where the host has it already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DedupWish {
+    /// Not at all.
+    Never,
+    /// Where finding it is faster than sending it.
+    #[default]
+    Worthwhile,
+    /// Wherever it makes fewer bytes.
+    Always,
+}
+
 /// The choices.
 #[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 #[derive(Clone)]
@@ -29,6 +41,8 @@ pub struct FsConfig {
     pub ownership: Ownership,
     /// Whether the kernel checks permissions by owner, group and mode. Otherwise the host is asked.
     pub default_permissions: bool,
+    /// Whether the host is asked for content before it is sent.
+    pub dedup: DedupWish,
     /// Whether extended attributes are passed through. Programs such as `ls -l` ask for them file by file, each a
     /// round trip.
     pub xattrs: bool,
@@ -46,6 +60,7 @@ impl Default for FsConfig {
             serves_stale: true,
             ownership: Ownership::default(),
             default_permissions: true,
+            dedup: DedupWish::default(),
             xattrs: true,
         }
     }
@@ -60,6 +75,7 @@ impl fmt::Debug for FsConfig {
             .field("serves_stale", &self.serves_stale)
             .field("ownership", &self.ownership)
             .field("default_permissions", &self.default_permissions)
+            .field("dedup", &self.dedup)
             .field("xattrs", &self.xattrs)
             .finish_non_exhaustive()
     }

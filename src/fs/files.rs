@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::attributes::Learned;
 use super::inodes::Inode;
-use super::nodes::Age;
+use super::nodes::{Age, Lookup};
 use super::open_mode::OpenMode;
 use super::read::ReadState;
 use super::{FileSystem, FsError, lock};
@@ -22,12 +22,14 @@ pub struct OpenRequest {
     pub writes: bool,
     /// With `O_DIRECT`.
     pub is_direct: bool,
+    /// By a program that seems to copy within the mount ([`FileSystem::seems_to_copy`]): a large file is not brought ahead.
+    pub copies: bool,
 }
 
 impl Default for OpenRequest {
     /// For reading.
     fn default() -> Self {
-        Self { reads: true, writes: false, is_direct: false }
+        Self { reads: true, writes: false, is_direct: false, copies: false }
     }
 }
 
@@ -86,7 +88,7 @@ impl FileSystem {
         }
         self.sent(inode).await?;
         let handle = lock(&self.files).reserve();
-        let first = if request.reads { self.read_first_ahead(inode, handle) } else { None };
+        let first = if request.reads { self.read_first_ahead(inode, handle, request.copies) } else { None };
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
         let mut unopened = Unopened { fs: self, handle: Some(handle) };
         let open = OpenId(handle);
@@ -100,6 +102,30 @@ impl FileSystem {
         }
         unopened.handle = None;
         Ok(opened)
+    }
+
+    /// Looks a name up for a program, by the number of its process.
+    pub async fn lookup_for(
+        self: &Arc<Self>,
+        process: u32,
+        parent: Inode,
+        name: &[u8],
+    ) -> Result<Lookup, FsError> {
+        let found = self.lookup(parent, name).await;
+        if matches!(found, Ok(Lookup::Absent { .. })) {
+            self.note_copier(process);
+        }
+        found
+    }
+
+    /// A program has missed a name here, or makes one.
+    pub fn note_copier(&self, process: u32) {
+        lock(&self.copiers).note(process, Instant::now());
+    }
+
+    /// Whether it seems to copy within the mount, by what it did before.
+    pub fn seems_to_copy(&self, process: u32) -> bool {
+        lock(&self.copiers).seems_to_copy(process, Instant::now())
     }
 
     /// A file is open under `handle`, on the host too if `on_host`.

@@ -7,8 +7,8 @@
 //! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
-//! - `open_mode` (pure), `files`, `read`: content
-//! - `change`, `modify`: changes of names and attributes; `behind`, `unsynced` (pure), `sending`, `write`: changes of content
+//! - `open_mode`, `copiers` (pure), `files`, `read`: content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `unsynced` (pure), `sending`, `write`: changes of content
 //! - `own_locks` (pure), `locks`: file locks
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
@@ -28,6 +28,7 @@ mod attributes;
 mod behind;
 mod change;
 mod config;
+mod copiers;
 mod directory;
 mod error;
 mod events;
@@ -38,6 +39,7 @@ mod inodes;
 mod locks;
 mod modify;
 mod nodes;
+mod offers;
 mod open_mode;
 mod own_locks;
 mod read;
@@ -63,7 +65,7 @@ use tokio::sync::mpsc;
 
 pub use attributes::{Freshness, Ownership};
 pub use change::{CreateRequest, Made};
-pub use config::FsConfig;
+pub use config::{DedupWish, FsConfig};
 pub use directory::DirectoryItem;
 pub use error::FsError;
 pub use events::{FsEvent, Told};
@@ -80,6 +82,7 @@ pub use xattr::SUM_XATTR;
 use crate::client::Client;
 use crate::fetch::Fetcher;
 use ask::Recoveries;
+use copiers::Copiers;
 use directory::OpenDirectory;
 use events::Events;
 use files::OpenFile;
@@ -110,6 +113,7 @@ pub struct FileSystem {
     stale_answers: AtomicU64,
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
+    copiers: Mutex<Copiers>,
     xattr_names: XattrNames,
     sending: Sending,
     locks: Locks,
@@ -143,6 +147,7 @@ impl FileSystem {
         let fs = Arc::new(Self {
             client,
             fetcher,
+            sending: Sending::new(config.dedup),
             config,
             runtime: Handle::current(),
             recent: Mutex::default(),
@@ -154,8 +159,8 @@ impl FileSystem {
             stale_answers: AtomicU64::new(0),
             walks: Mutex::default(),
             strides: Mutex::default(),
+            copiers: Mutex::default(),
             xattr_names: XattrNames::default(),
-            sending: Sending::default(),
             locks: Locks::new(runs),
             events,
             events_to_take: Mutex::new(Some(receiver)),

@@ -128,8 +128,9 @@ impl FileSystem {
     }
 
     /// Asks for the beginning of a file while its open is still under way: who opens a file reads it, and one round
-    /// trip is spared. If the file has changed since, the answer says so and is of no use.
-    pub(super) fn read_first_ahead(&self, inode: Inode, handle: u64) -> Option<FirstPiece> {
+    /// trip is spared. If the file has changed since, the answer says so and is of no use. A large file that a program `copies` within
+    /// the mount is read by the host alone.
+    pub(super) fn read_first_ahead(&self, inode: Inode, handle: u64, copies: bool) -> Option<FirstPiece> {
         let (attributes, _) = self.attributes_copy(inode, Age::Any).ok()??;
         if attributes.size == 0 || !attributes.is_settled() || !self.is_connected() {
             return None;
@@ -141,7 +142,8 @@ impl FileSystem {
             return None;
         }
         self.fetcher.opening(&content);
-        if self.client.link().rtt < LONG_ROUND_TRIP { None } else { self.fetcher.first_piece(&content) }
+        let is_worth_it = !copies && self.client.link().rtt >= LONG_ROUND_TRIP;
+        if is_worth_it { self.fetcher.first_piece(&content) } else { None }
     }
 
     /// One attempt to read one version.

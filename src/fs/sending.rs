@@ -3,22 +3,27 @@
 //! A write is answered when its bytes are queued; a writer who is ahead of the link by the budget waits. Everything that looks at
 //! a file's content or times, or changes them, first waits until the host has what was written before; `close` does, too, and tells
 //! what went wrong. `fsync` only waits until everything is with the client: the host waits for the rest, so both are one round trip.
+//!
+//! Of what the host has already only hashes are sent (`offers`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::behind::{Behind, Extent, ExtentId, Place};
+use super::config::DedupWish;
 use super::inodes::Inode;
+use super::offers::{Offers, Way};
 use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
+use crate::chunk::{CHUNK_BYTES, ChunkHash};
 use crate::client::{CallError, Client, SentFirst};
-use crate::proto::{Attributes, FileKind, SessionRun, WriteAt};
+use crate::proto::{Attributes, ErrorCode, FileKind, SessionRun, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
 const BUDGET_BYTES: usize = 32 * 1024 * 1024;
@@ -29,12 +34,19 @@ const UNDER_WAY_MAX: usize = 16;
 /// The same while somebody waits for them: nothing more will join.
 const UNDER_WAY_HURRIED_MAX: usize = 64;
 
+/// How long the end of a file that goes as hashes waits for what makes up a chunk with it.
+const HOLD: Duration = Duration::from_millis(100);
+
 /// The unaccepted writes of all files.
 pub(super) struct Sending {
     files: Mutex<HashMap<Inode, File>>,
     /// Writes so far.
     writes: AtomicU64,
     budget: Semaphore,
+    offers: Mutex<Offers>,
+    deduplicated_bytes: AtomicU64,
+    /// Told when somebody waits for what is held back.
+    awaited: Arc<Notify>,
     /// Changes whenever something was accepted, or went to the client.
     progress: watch::Sender<()>,
 }
@@ -45,6 +57,9 @@ struct File {
     under_way: usize,
     /// How many wait for it.
     hurries: usize,
+    /// Up to this write nothing is held back.
+    due: u64,
+    has_timer: bool,
 }
 
 impl File {
@@ -53,12 +68,15 @@ impl File {
     }
 }
 
-impl Default for Sending {
-    fn default() -> Self {
+impl Sending {
+    pub(super) fn new(dedup: DedupWish) -> Self {
         Self {
             files: Mutex::default(),
             writes: AtomicU64::new(0),
             budget: Semaphore::new(BUDGET_BYTES),
+            offers: Mutex::new(Offers::new(dedup)),
+            deduplicated_bytes: AtomicU64::new(0),
+            awaited: Arc::default(),
             progress: watch::channel(()).0,
         }
     }
@@ -126,11 +144,13 @@ impl FileSystem {
 
     /// The same for the first `writes`.
     pub(super) async fn sent_until(&self, inode: Inode, writes: u64) -> Result<(), FsError> {
+        self.hold_nothing_back(inode, writes);
         self.wait_while(inode, |behind| behind.oldest().is_some_and(|oldest| oldest <= writes)).await
     }
 
-    /// Returns when the client has the first `writes`, so that a sync waits for them.
+    /// Returns when the client has the first `writes`, so that a sync waits for them; what goes as hashes the host has then.
     pub(super) async fn begun_until(&self, inode: Inode, writes: u64) -> Result<(), FsError> {
+        self.hold_nothing_back(inode, writes);
         self.wait_while(inode, |behind| behind.oldest_unbegun().is_some_and(|oldest| oldest <= writes)).await
     }
 
@@ -159,6 +179,11 @@ impl FileSystem {
     /// Bytes that programs have written and the host has not accepted.
     pub fn unsent_bytes(&self) -> u64 {
         lock(&self.sending.files).values().map(|file| file.behind.bytes()).sum()
+    }
+
+    /// Bytes that programs have written and the host had already, so that they were not sent.
+    pub fn deduplicated_bytes(&self) -> u64 {
+        self.sending.deduplicated_bytes.load(Ordering::Relaxed)
     }
 
     /// The files of which the host lacks something, by their paths below the root, and how many bytes of each.
@@ -196,20 +221,59 @@ impl FileSystem {
 
     /// Sends what may be sent.
     fn send_next(self: &Arc<Self>, inode: Inode) {
-        loop {
-            let (id, extent) = {
-                let mut files = lock(&self.sending.files);
-                let Some(file) = files.get_mut(&inode).filter(|file| file.may_send()) else { return };
-                let Some(next) = file.behind.next() else { return };
-                file.under_way += 1;
-                next
-            };
+        while let Some((id, extent, way)) = self.next_extent(inode) {
             let fs = Arc::clone(self);
-            self.runtime.spawn(async move { fs.send(inode, id, extent).await });
+            self.runtime.spawn(async move { fs.send(inode, id, extent, way).await });
         }
     }
 
-    async fn send(self: Arc<Self>, inode: Inode, id: ExtentId, extent: Extent) {
+    /// Somebody waits for what was written up to write number `due`.
+    fn hold_nothing_back(&self, inode: Inode, due: u64) {
+        if let Some(file) = lock(&self.sending.files).get_mut(&inode) {
+            file.due = file.due.max(due);
+            if file.has_timer {
+                self.sending.awaited.notify_waiters();
+            }
+        }
+    }
+
+    fn next_extent(self: &Arc<Self>, inode: Inode) -> Option<(ExtentId, Extent, Way)> {
+        let link = self.client.link();
+        let mut files = lock(&self.sending.files);
+        let mut offers = lock(&self.sending.offers);
+        let file = files.get_mut(&inode).filter(|file| file.may_send())?;
+        if file.behind.bytes_under_way() >= offers.under_way_bytes_max(inode.0, &link) {
+            return None;
+        }
+        let held_after = offers.goes_as_hashes(inode.0, &link).then_some(file.due);
+        let Some((id, extent)) = file.behind.next(held_after) else {
+            if held_after.is_some() && !file.behind.is_all_sent() && !file.has_timer {
+                file.has_timer = true;
+                self.send_held_later(inode);
+            }
+            return None;
+        };
+        file.under_way += 1;
+        // What the host must put in its place by other rules goes as it is.
+        let is_plain = !extent.appends && extent.under.is_none();
+        let way = if is_plain { offers.way(inode.0, extent.range, &link) } else { Way::Bytes };
+        Some((id, extent, way))
+    }
+
+    fn send_held_later(self: &Arc<Self>, inode: Inode) {
+        let (fs, due) = (Arc::clone(self), self.writes_so_far());
+        // From here on, and not only from when the task runs.
+        let awaited = Arc::clone(&self.sending.awaited).notified_owned();
+        self.runtime.spawn(async move {
+            let _ = timeout(HOLD, awaited).await;
+            if let Some(file) = lock(&fs.sending.files).get_mut(&inode) {
+                (file.has_timer, file.due) = (false, file.due.max(due));
+            }
+            fs.send_next(inode);
+        });
+    }
+
+    async fn send(self: Arc<Self>, inode: Inode, id: ExtentId, extent: Extent, way: Way) {
         let Extent { appends, range, parts, under, .. } = extent;
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
         let mut ended =
@@ -226,17 +290,16 @@ impl FileSystem {
             Ok([one]) => one,
             Err(parts) => parts.concat().into(),
         };
-        let (first, attempt) = (SentFirst::default(), Mutex::new(None));
-        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
-            // In this order: a sync that knows of the attempt waits for it.
-            let written = client.write(node, at, bytes.clone(), &first);
-            self.begun(inode, id, range.len, &attempt);
-            written
+        let sent = match way {
+            Way::Hashes => self.send_as_hashes(inode, range.offset, &bytes).await,
+            Way::Bytes => self.send_bytes(inode, Some(id), at, bytes).await,
+            Way::BytesAndQuestion => {
+                let (fs, content) = (Arc::clone(&self), bytes.clone());
+                self.runtime.spawn(async move { fs.ask_about(inode, range.offset, &content).await });
+                self.send_bytes(inode, Some(id), at, bytes).await
+            }
         };
-        let asked = Instant::now();
-        let answer = self.ask_to_change([inode], call).await;
-        let attempt = *lock(&attempt);
-        if let Err(error) = self.written(inode, asked, (attempt, range.len), answer) {
+        if let Err(error) = sent {
             tracing::warn!(inode = inode.0, ?at, %error, "what was written could not be sent");
             self.write_failed(inode, error);
             if appends {
@@ -246,13 +309,83 @@ impl FileSystem {
         ended.is_decided = true;
     }
 
-    /// An extent is with the client.
-    fn begun(&self, inode: Inode, id: ExtentId, len: u64, attempt: &Mutex<Option<Attempt>>) {
+    /// Sends content: all of extent `id`, or some of one.
+    async fn send_bytes(
+        &self,
+        inode: Inode,
+        id: Option<ExtentId>,
+        at: WriteAt,
+        bytes: Bytes,
+    ) -> Result<(), FsError> {
+        let len = bytes.len() as u64;
+        let (first, attempt) = (SentFirst::default(), Mutex::new(None));
+        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
+            // In this order: a sync that knows of the attempt waits for it.
+            let written = client.write(node, at, bytes.clone(), &first);
+            self.begun(inode, id, len, &attempt);
+            written
+        };
+        let asked = Instant::now();
+        let answer = self.ask_to_change([inode], call).await;
+        let attempt = *lock(&attempt);
+        self.written(inode, asked, (attempt, len), answer).map(drop)
+    }
+
+    /// Has the host write what it has, and sends the rest.
+    async fn send_as_hashes(&self, inode: Inode, offset: u64, bytes: &Bytes) -> Result<(), FsError> {
+        let (chunks, first) = (hashes_of(bytes), SentFirst::default());
+        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
+            let (chunks, first) = (chunks.clone(), first.clone());
+            async move { client.write_known(node, offset, chunks, &first).await }
+        };
+        let asked = Instant::now();
+        let taken = match self.ask_to_change([inode], call).await {
+            Ok((written, taken)) => {
+                self.sending.deduplicated_bytes.fetch_add(written.len, Ordering::Relaxed);
+                self.written(inode, asked, (None, 0), Ok(written))?;
+                taken
+            }
+            Err(FsError::Call(error)) if is_unknown(&error) => {
+                lock(&self.sending.offers).turn_off();
+                vec![false; chunks.len()]
+            }
+            Err(error) => return self.written(inode, asked, (None, 0), Err(error)).map(drop),
+        };
+        lock(&self.sending.offers).taken(inode.0, taken.iter().filter(|taken| **taken).count());
+        let numbered: Vec<_> = taken.into_iter().enumerate().collect();
+        for run in numbered.chunk_by(|one, next| one.1 == next.1).filter(|run| !run[0].1) {
+            let from = run[0].0 * CHUNK_BYTES as usize;
+            let missing = bytes.slice(from..from + run.len() * CHUNK_BYTES as usize);
+            self.send_bytes(inode, None, WriteAt::Offset(offset + from as u64), missing).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks whether the host has content that is being sent: then what follows need not be.
+    async fn ask_about(self: &Arc<Self>, inode: Inode, offset: u64, bytes: &Bytes) {
+        let chunks = hashes_of(bytes);
+        let answer = match self.node_of(inode) {
+            Ok((node, _)) => self.client.have_chunks(node, offset, chunks).await,
+            Err(_) => Ok(Vec::new()),
+        };
+        {
+            let mut offers = lock(&self.sending.offers);
+            if answer.as_ref().is_err_and(is_unknown) {
+                offers.turn_off();
+            }
+            let held = answer.map_or(0, |have| have.into_iter().filter(|has| *has).count());
+            offers.answered(inode.0, held);
+        }
+        self.send_next(inode);
+    }
+
+    /// An extent, or some of one, is with the client.
+    fn begun(&self, inode: Inode, id: Option<ExtentId>, len: u64, attempt: &Mutex<Option<Attempt>>) {
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
             let mut attempt = lock(attempt);
             *attempt = Some(record.writes.begins(len, attempt.is_some()));
         }
-        if let Some(file) = lock(&self.sending.files).get_mut(&inode) {
+        if let (Some(file), Some(id)) = (lock(&self.sending.files).get_mut(&inode), id) {
             file.behind.begun(id);
         }
         self.sending.progress.send_replace(());
@@ -273,6 +406,15 @@ impl FileSystem {
             record.writes.failed(error);
         }
     }
+}
+
+fn hashes_of(bytes: &Bytes) -> Vec<ChunkHash> {
+    bytes.chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect()
+}
+
+/// Whether a host does not know what it is asked for: an older one.
+const fn is_unknown(error: &CallError) -> bool {
+    matches!(error.code(), Some(ErrorCode::Malformed | ErrorCode::Unsupported))
 }
 
 /// Takes an extent off the table when its task ends.

@@ -110,6 +110,7 @@ pub(super) const fn open_request(flags: i32) -> OpenRequest {
         reads: mode != libc::O_WRONLY,
         writes: mode != libc::O_RDONLY,
         is_direct: flags & libc::O_DIRECT != 0,
+        copies: false,
     }
 }
 

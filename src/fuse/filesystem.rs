@@ -22,7 +22,7 @@ use super::reply::{GENERATION, failed};
 use super::session::KernelLimits;
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
-use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made};
+use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made, OpenRequest};
 use crate::proto::{Caller, LockRange, SeekTarget, SetAttributes};
 
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
@@ -77,11 +77,11 @@ impl Filesystem for Glue {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         tracing::trace!(%parent, ?name, "lookup");
-        let name = name.as_bytes().to_vec();
+        let (name, process) = (name.as_bytes().to_vec(), request.pid());
         self.spawn(move |fs| async move {
-            reply::lookup(reply, fs.lookup(inode(parent), &name).await);
+            reply::lookup(reply, fs.lookup_for(process, inode(parent), &name).await);
         });
     }
 
@@ -107,9 +107,10 @@ impl Filesystem for Glue {
         });
     }
 
-    fn open(&self, _request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         tracing::trace!(%number, ?flags, "open");
-        let request = convert::open_request(flags.0);
+        let copies = self.fs.seems_to_copy(request.pid());
+        let request = OpenRequest { copies, ..convert::open_request(flags.0) };
         self.spawn(move |fs| async move {
             match fs.open(inode(number), request).await {
                 Ok(opened) => reply.opened(FileHandle(opened.handle), convert::open_flags(opened.mode)),
@@ -411,6 +412,7 @@ impl Filesystem for Glue {
         reply: ReplyCreate,
     ) {
         tracing::trace!(%parent, ?name, mode, flags, "create");
+        self.fs.note_copier(request.pid());
         let create = CreateRequest {
             permissions: convert::permissions(mode),
             caller: caller(request, umask),

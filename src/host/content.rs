@@ -10,6 +10,7 @@ use super::attributes::now;
 use super::context::ClientContext;
 use super::index::FileVersion;
 use super::packing::Packing;
+use super::places::Place;
 use super::tree::Handle;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{
@@ -118,11 +119,25 @@ async fn send_chunks(
     while let Some(part) = parts.next().await {
         let part = part.map_err(Stop::Failed)?;
         let (index, known) = (ChunkIndex::containing(part.range.offset), request.known.get(position));
-        context.index.note(of, observed, index, part.content.chunk.hash());
+        let hash = part.content.chunk.hash();
+        context.index.note(of, observed, index, hash);
+        note_place(context, of.node, (index, part.range), hash);
         send_chunk(context, index, known.copied().flatten(), &part.content, answer).await?;
         position += 1;
     }
     Ok(())
+}
+
+/// Takes note of where a chunk is, if it is a whole one: somebody may write it again.
+pub(super) fn note_place(
+    context: &ClientContext,
+    node: NodeId,
+    (index, range): (ChunkIndex, ByteRange),
+    hash: ChunkHash,
+) {
+    if range.len == CHUNK_BYTES {
+        context.session.tree.note_places([(hash, Place { node, index })]);
+    }
 }
 
 /// Makes chunks ready to be sent.

@@ -36,7 +36,11 @@ pub(super) async fn serve(
     }
     context.counters().index_hits.add((hashes.len() - computed) as u64);
     context.counters().index_misses.add(computed as u64);
-    let hashes = hashes.into_iter().collect::<Option<_>>().ok_or(WireError::system(Errno::EIO))?;
+    let hashes: Vec<ChunkHash> =
+        hashes.into_iter().collect::<Option<_>>().ok_or(WireError::system(Errno::EIO))?;
+    for (index, hash) in chunks.iter().zip(&hashes) {
+        content::note_place(context, request.node, (index, index.bytes_in(request.version.size)), *hash);
+    }
     Ok(Reply::Manifest { hashes, computed: computed as u32 })
 }
 

@@ -65,6 +65,7 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::Lock(_)
         | Request::TestLock(_)
         | Request::Blocks { .. }
+        | Request::HaveChunks { .. }
         | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
     }
 }

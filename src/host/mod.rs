@@ -45,6 +45,7 @@ mod once;
 mod opens;
 mod operations;
 mod packing;
+mod places;
 mod requests;
 mod session;
 mod sessions;

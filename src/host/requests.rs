@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::answer::{Answer, Gone, malformed, read_request};
-use super::change::{Certainty, Changer};
+use super::change::{Certainty, Changer, have};
 use super::context::ClientContext;
 use super::once::once;
 use super::{blocks, content, current, directory, locks, manifest, metadata, sum, write};
@@ -61,6 +61,11 @@ async fn dispatch(
         }
         Request::Write(request) => {
             let reply = write::serve(context, request, receive).await;
+            answer.reply(&reply).await
+        }
+        Request::HaveChunks { node, offset, chunks } => {
+            let look = context.blocking(move |session| have(session, node, offset, &chunks));
+            let reply = unless_unwanted(answer, look).await?;
             answer.reply(&reply).await
         }
         Request::Sync { node, data_only, after } => {

@@ -17,6 +17,8 @@ use super::attributes::{self, system_error, unknown_node};
 use super::confine::{open_beneath, open_for, open_if_in_memory};
 use super::handles::HandleCache;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
+use super::places::{Place, Places};
+use crate::chunk::ChunkHash;
 use crate::proto::{Attributes, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, OpenAccess, Version, WireError};
 
 /// File systems whose inodes lie in memory once a file is open, so that asking for its times never waits.
@@ -107,6 +109,7 @@ impl AsFd for Reached {
 pub(super) struct Known {
     nodes: Mutex<NodeTable>,
     handles: Mutex<HandleCache<Handle>>,
+    places: Mutex<Places>,
     trees: AtomicU64,
 }
 
@@ -116,6 +119,7 @@ impl Known {
         Self {
             nodes: Mutex::new(NodeTable::new(NODES_MAX)),
             handles: Mutex::new(HandleCache::new(handles_max)),
+            places: Mutex::default(),
             trees: AtomicU64::new(0),
         }
     }
@@ -180,6 +184,24 @@ impl Tree {
     /// The name under which a node was seen last.
     pub(super) fn name(&self, node: NodeId) -> Option<Box<[u8]>> {
         lock(&self.known.nodes).name(self.id, node)
+    }
+
+    /// Notes where chunks were seen: whole ones of files in this tree.
+    pub(super) fn note_places(&self, chunks: impl IntoIterator<Item = (ChunkHash, Place)>) {
+        let mut places = lock(&self.known.places);
+        for (hash, place) in chunks {
+            places.note(self.id, hash, place);
+        }
+    }
+
+    /// Where a chunk was seen last.
+    pub(super) fn place(&self, hash: ChunkHash) -> Option<Place> {
+        lock(&self.known.places).find(self.id, hash)
+    }
+
+    /// A chunk is no longer where it was seen.
+    pub(super) fn forget_place(&self, hash: ChunkHash, place: Place) {
+        lock(&self.known.places).forget(self.id, hash, place);
     }
 
     /// A folder, as a place to look names up from. ENOTDIR where it is something else.

@@ -18,13 +18,14 @@ use super::confine::open_for;
 use super::context::ClientContext;
 use super::locks;
 use super::once::{once, over};
+use super::places::Place;
 use super::session::Session;
 use super::tree::{Handle, Reached};
-use crate::chunk::VerifiedChunk;
+use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch};
 use crate::io::sys;
 use crate::proto::{
     BootId, Errno, ErrorCode, NodeId, OpenAccess, OperationId, Reply, SYNC_AFTER_MAX, WireError, WriteAt,
-    WriteRequest, Written,
+    WriteProof, WriteRequest, Written,
 };
 use crate::transport::RecvStream;
 
@@ -40,12 +41,22 @@ pub(super) async fn serve(
     }
     let _room = context.leave_to_receive(request.len).await;
     let bytes = read_body(receive, request.len as usize).await?;
-    let bytes = VerifiedChunk::verify(request.hash, bytes).map_err(malformed)?.into_bytes();
+    let WriteProof { hash: actual, chunks } = request.at.proof(&bytes);
+    if actual != request.hash {
+        return Err(malformed(HashMismatch { expected: request.hash, actual }));
+    }
     let worker = Arc::clone(context);
-    once(context, &request.operation, move || async move { write(&worker, &request, bytes).await }).await
+    once(context, &request.operation, move || async move { write(&worker, &request, bytes, &chunks).await })
+        .await
 }
 
-async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) -> Result<Reply, WireError> {
+/// `chunks` are the hashes of the chunks that are written, where they are whole ones.
+async fn write(
+    context: &ClientContext,
+    request: &WriteRequest,
+    bytes: Bytes,
+    chunks: &[ChunkHash],
+) -> Result<Reply, WireError> {
     let (node, len) = (request.node, bytes.len() as u64);
     let handle = match context.session.file_to_write_at_hand(node) {
         Some(handle) => handle,
@@ -55,6 +66,9 @@ async fn write(context: &ClientContext, request: &WriteRequest, bytes: Bytes) ->
         WriteAt::Under { run, .. } if context.session.run != run => return Err(locks::lost()),
         WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => {
             write_at(context, &handle, offset, bytes).await?;
+            let first = ChunkIndex::containing(offset).0;
+            let places = (first..).map(|number| Place { node, index: ChunkIndex(number) });
+            context.session.tree.note_places(chunks.iter().copied().zip(places));
             offset
         }
         WriteAt::End { believed } => {

@@ -113,6 +113,7 @@ impl MountHandle {
             let (held, lost) = file_system.lock_counts();
             readings.set(Metric::LocksHeld, held);
             readings.set(Metric::LocksLost, lost);
+            readings.set(Metric::DeduplicatedBytes, file_system.deduplicated_bytes());
         }
         readings.set(Metric::StaleAnswers, stale);
         readings.set(Metric::LastContactSeconds, self.link.recall.silence().as_secs());

@@ -28,7 +28,7 @@ use crate::client::Client as _;
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::fs::{FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
+use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
 use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
@@ -58,6 +58,8 @@ pub struct MountConfig {
     pub offline: bool,
     /// Whether what is known is served while the host is out of reach.
     pub serves_stale: bool,
+    /// Whether the host is asked for content before it is sent.
+    pub dedup: DedupWish,
     /// Where the host's key is kept for the next time.
     pub known_hosts: KnownHosts,
     /// Where this machine's key is; made if it does not exist.
@@ -470,6 +472,7 @@ fn fs_config(config: &MountConfig) -> FsConfig {
         locks: if config.offline { RemoteLocks::NONE } else { config.locks },
         patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,
+        dedup: config.dedup,
         ..FsConfig::default()
     }
 }

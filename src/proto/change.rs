@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{InstanceId, OpenId};
 use super::node::{Attributes, FileKind, NodeId, Timestamp};
-use crate::chunk::{ByteRange, ChunkHash};
+use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
 
 /// Names one change of a session; later ones have larger numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -286,6 +286,16 @@ pub enum Change {
         /// Where to.
         offset: u64,
     },
+    /// Writes chunks which the host has in files that the client may read, so that their bytes need not be sent. The host reads
+    /// them there and proves them before it writes them. Answer: [`super::Reply::Taken`], also where it has none of them.
+    WriteKnown {
+        /// To which file.
+        node: NodeId,
+        /// Where the first chunk goes: a multiple of [`CHUNK_BYTES`]. The others follow.
+        offset: u64,
+        /// BLAKE3 of whole chunks; at most [`super::KNOWN_CHUNKS_MAX`].
+        chunks: Vec<ChunkHash>,
+    },
 }
 
 /// One change. Answer: [`super::Reply::Changed`], unless the change says otherwise.
@@ -327,8 +337,35 @@ pub struct WriteRequest {
     pub at: WriteAt,
     /// How many bytes; at most [`Self::bytes_max`].
     pub len: u32,
-    /// BLAKE3 of the bytes; what does not match is not written.
+    /// What [`WriteAt::proof`] tells of the bytes; what does not match is not written.
     pub hash: ChunkHash,
+}
+
+/// That content is what was to be written, and the names of its chunks from the same pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteProof {
+    /// Of all the bytes.
+    pub hash: ChunkHash,
+    /// Of each chunk, where the content is whole chunks in their places.
+    pub chunks: Vec<ChunkHash>,
+}
+
+impl WriteAt {
+    /// Hashes content once. What is whole chunks in their places is proved by BLAKE3 of their hashes, one behind the other; everything
+    /// else by BLAKE3 of the bytes.
+    pub fn proof(self, bytes: &[u8]) -> WriteProof {
+        let whole = |number: u64| number.is_multiple_of(CHUNK_BYTES);
+        match self {
+            Self::Offset(offset) | Self::Under { offset, .. }
+                if whole(offset) && whole(bytes.len() as u64) && !bytes.is_empty() =>
+            {
+                let chunks: Vec<_> = bytes.chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect();
+                let joined: Vec<u8> = chunks.iter().flat_map(|chunk| *chunk.as_bytes()).collect();
+                WriteProof { hash: ChunkHash::of(&joined), chunks }
+            }
+            _ => WriteProof { hash: ChunkHash::of(bytes), chunks: Vec::new() },
+        }
+    }
 }
 
 impl WriteRequest {
@@ -361,4 +398,25 @@ pub struct Written {
     pub attributes: Attributes,
     /// Which run of the host's kernel has the bytes.
     pub boot: BootId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_chunks_in_their_places_are_named_and_nothing_else() {
+        let bytes: Vec<u8> = (0..2 * CHUNK_BYTES).map(|at| (at / 1000) as u8).collect();
+        let (first, second) = bytes.split_at(CHUNK_BYTES as usize);
+        let proof = WriteAt::Offset(3 * CHUNK_BYTES).proof(&bytes);
+        assert_eq!(proof.chunks, [ChunkHash::of(first), ChunkHash::of(second)]);
+        let mut changed = bytes.clone();
+        changed[CHUNK_BYTES as usize] ^= 1;
+        assert_ne!(WriteAt::Offset(3 * CHUNK_BYTES).proof(&changed).hash, proof.hash);
+        let plain = WriteProof { hash: ChunkHash::of(&bytes), chunks: Vec::new() };
+        assert_eq!(WriteAt::Offset(1).proof(&bytes), plain);
+        assert_eq!(WriteAt::End { believed: 0 }.proof(&bytes), plain);
+        assert_eq!(WriteAt::Offset(0).proof(&bytes[1..]).chunks, []);
+        assert_eq!(WriteAt::Offset(0).proof(b"").hash, ChunkHash::of(b""));
+    }
 }

@@ -251,6 +251,17 @@ pub enum Request {
     Lock(LockRequest),
     /// Who stands against a lock. Answer: [`Reply::LockTest`].
     TestLock(LockTest),
+    /// Which of these chunks are in files that the client may read, as far as the host knows at once: they could be written by
+    /// [`super::Change::WriteKnown`]. One that is only where it is to be written does not count: its bytes may just have come.
+    /// Answer: [`Reply::Have`].
+    HaveChunks {
+        /// To which file they are to be written.
+        node: NodeId,
+        /// Where the first goes: a multiple of [`crate::chunk::CHUNK_BYTES`]. The others follow.
+        offset: u64,
+        /// BLAKE3 of whole chunks; at most [`super::KNOWN_CHUNKS_MAX`].
+        chunks: Vec<ChunkHash>,
+    },
 }
 
 /// Asks for the hashes of chunks of one version of a file.
@@ -359,6 +370,15 @@ pub enum Reply {
     Lock(LockAnswer),
     /// To [`Request::TestLock`]: a lock that stands against it; `None` where it could be taken.
     LockTest(Option<LockFound>),
+    /// To [`Request::HaveChunks`]: whether each is there.
+    Have(Vec<bool>),
+    /// To [`super::Change::WriteKnown`].
+    Taken {
+        /// The file after it; `len` is of what was written, all together.
+        written: Written,
+        /// Whether each chunk was found and written.
+        chunks: Vec<bool>,
+    },
 }
 
 /// A part of a directory's entries.

@@ -42,7 +42,8 @@
 //! # Not here
 //!
 //! No request asks for a chunk by its bare hash: content is always asked of a node the client may read, so a peer
-//! cannot probe for what lies outside its export.
+//! cannot probe for what lies outside its export. A client that writes may ask whether chunks are there
+//! ([`Request::HaveChunks`], [`Change::WriteKnown`]); what counts is what it could read below what it has mounted.
 
 mod change;
 pub mod close;
@@ -57,7 +58,7 @@ pub(crate) mod testing;
 
 pub use change::{
     AllocateHow, BootId, Caller, Change, ChangeRequest, Changed, OpenAccess, Operation, OperationId,
-    RenameHow, SessionRun, SetAttributes, SetTime, WriteAt, WriteRequest, Written, XattrHow,
+    RenameHow, SessionRun, SetAttributes, SetTime, WriteAt, WriteProof, WriteRequest, Written, XattrHow,
 };
 pub use error::{Errno, ErrorCode, WireError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
@@ -106,6 +107,9 @@ pub const APPEND_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Most changes that a [`Request::Sync`] may wait for: far more than a client has under way on one file.
 pub const SYNC_AFTER_MAX: usize = 1024;
+
+/// Most chunks of one [`Change::WriteKnown`] and one [`Request::HaveChunks`]: what one write carries, which the host reads for it.
+pub const KNOWN_CHUNKS_MAX: usize = (WRITE_BYTES_MAX / crate::chunk::CHUNK_BYTES) as usize;
 
 /// Largest value of an extended attribute, in bytes (the kernel's `XATTR_SIZE_MAX`).
 pub const XATTR_VALUE_BYTES_MAX: usize = 64 * 1024;

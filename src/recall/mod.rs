@@ -244,7 +244,8 @@ impl Client for RecallClient {
     }
 
     fn link(&self) -> LinkState {
-        const NONE: LinkState = LinkState { connected: false, rtt: Duration::ZERO, bytes_per_second: 0 };
+        const NONE: LinkState =
+            LinkState { connected: false, rtt: Duration::ZERO, bytes_per_second: 0, window_bytes: 0 };
         self.shared.host.as_ref().map_or(NONE, |host| host.link())
     }
 }
@@ -306,7 +307,9 @@ impl Shared {
                 }
                 self.note_changed(changed.node.iter().chain(&changed.others).copied());
             }
-            (Ok(Reply::Written(written)), _) => self.note_changed([written.attributes]),
+            (Ok(Reply::Written(written) | Reply::Taken { written, .. }), _) => {
+                self.note_changed([written.attributes]);
+            }
             _ => {}
         }
     }

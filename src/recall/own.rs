@@ -70,7 +70,8 @@ pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
         | Change::SetXattr { .. }
         | Change::RemoveXattr { .. }
         | Change::Allocate { .. }
-        | Change::CopyRange { .. } => Vec::new(),
+        | Change::CopyRange { .. }
+        | Change::WriteKnown { .. } => Vec::new(),
     }
 }
 

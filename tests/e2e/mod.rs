@@ -4,7 +4,9 @@
 
 mod calls;
 mod copies;
+mod copying;
 mod crashing;
+mod deduplicating;
 mod differential;
 mod ending;
 mod failing;

@@ -28,6 +28,7 @@ struct State {
     udp_blocked: AtomicBool,
     ended: AtomicBool,
     bytes_to_client: AtomicU64,
+    delay_ms: AtomicU64,
 }
 
 impl Relay {
@@ -44,6 +45,7 @@ impl Relay {
             udp_blocked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             bytes_to_client: AtomicU64::new(0),
+            delay_ms: AtomicU64::new(0),
         });
         let shared = Arc::clone(&state);
         thread::spawn(move || shared.carry_to_host(&Arc::new(front)));
@@ -71,6 +73,11 @@ impl Relay {
     /// From now on no UDP passes, as in some hotels.
     pub(crate) fn block_udp(&self) {
         self.state.udp_blocked.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on each UDP packet towards a client takes so long, one after the other: a long way, and a narrow one.
+    pub(crate) fn delay(&self, by: Duration) {
+        self.state.delay_ms.store(by.as_millis() as u64, Ordering::SeqCst);
     }
 
     /// Payload carried towards clients so far.
@@ -131,6 +138,7 @@ impl State {
         let mut packet = vec![0; 65_536];
         while !self.has_ended() {
             let Ok(len) = upstream.recv(&mut packet) else { continue };
+            thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst)));
             if !self.is_cut() && front.send_to(&packet[..len], client).is_ok() {
                 self.bytes_to_client.fetch_add(len as u64, Ordering::SeqCst);
             }

@@ -113,8 +113,7 @@ fn programs_work_on_it() {
     let host = world.host();
     let mount = world.mount(&host.ticket, "rw");
     let shell = |script: &str| {
-        let output =
-            Command::new("sh").arg("-ec").arg(script).current_dir(&mount.point).output();
+        let output = Command::new("sh").arg("-ec").arg(script).current_dir(&mount.point).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()

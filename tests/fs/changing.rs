@@ -7,7 +7,8 @@ use wormhole::proto::{Caller, Errno, FileKind, RenameHow, Request, SetAttributes
 
 use super::{LASTING, World};
 
-pub(crate) const WRITE: OpenRequest = OpenRequest { reads: true, writes: true, is_direct: false };
+pub(crate) const WRITE: OpenRequest =
+    OpenRequest { reads: true, writes: true, is_direct: false, copies: false };
 
 /// A mount that may write, whose copies hold for so long that none ends.
 pub(crate) fn world(host: MemoryHost) -> World {

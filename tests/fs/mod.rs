@@ -2,6 +2,7 @@
 
 mod changes;
 mod changing;
+mod deduplicating;
 mod directories;
 mod disconnected;
 mod durability;

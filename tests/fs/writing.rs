@@ -9,7 +9,7 @@ use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, SentFirst};
 use wormhole::fetch::{FetchConfig, Fetcher};
-use wormhole::fs::{CreateRequest, FileSystem, FsConfig, FsError, FsEvent, Inode, WriteHow};
+use wormhole::fs::{CreateRequest, FileSystem, FsConfig, FsError, FsEvent, Inode, OpenRequest, WriteHow};
 use wormhole::proto::{
     AllocateHow, Attributes, Change, Errno, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
 };
@@ -96,6 +96,29 @@ async fn room_holes_and_copies_are_made_on_the_host() {
     assert_eq!(copied, 5);
     assert_eq!(world.host.counters().content_bytes, sent);
     assert_eq!(world.read(other.handle, 0, 100).await.unwrap(), b"\x0056789");
+}
+
+#[tokio::test]
+async fn who_seems_to_copy_gets_nothing_ahead_of_a_large_file() {
+    let host = MemoryHost::new();
+    host.create_generated("f", 8 << 20, 1);
+    host.set_link(std::time::Duration::from_millis(50), 0);
+    let world = world(host);
+    let file = world.walk("f").await.unwrap();
+    let opened_by = async |process| {
+        let copies = world.fs.seems_to_copy(process);
+        world.host.reset_counters();
+        let request = OpenRequest { copies, ..OpenRequest::default() };
+        let opened = world.fs.open(file.inode, request).await.unwrap();
+        let waited = world.host.until(|host| host.counters().content_bytes > 0);
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(200), waited).await;
+        world.fs.release(opened.handle).await.unwrap();
+        world.host.counters().content_bytes
+    };
+    world.fs.lookup_for(7, Inode::ROOT, b"copy").await.unwrap();
+    world.fs.lookup_for(8, Inode::ROOT, b"f").await.unwrap();
+    assert_eq!(opened_by(7).await, 0);
+    assert_eq!(opened_by(8).await, 65_536);
 }
 
 #[tokio::test]

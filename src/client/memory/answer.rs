@@ -51,6 +51,9 @@ impl Tree {
             Request::Sum { node } => self.sum(*node),
             Request::Blocks { node, version, range } => self.blocks(*node, *version, *range),
             Request::Manifest(request) => self.manifest(request),
+            Request::HaveChunks { node, offset, chunks } => {
+                Ok(Reply::Have(self.have(*node, *offset, chunks)))
+            }
             Request::ReadDirectory { .. }
             | Request::Read(..)
             | Request::ReadCurrent { .. }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::answer::{regular, system};
 use super::content::Content;
 use super::tree::{Body, Node, Tree};
-use crate::chunk::{ByteRange, ChunkHash};
+use crate::chunk::ByteRange;
 use crate::proto::{
     AllocateHow, Attributes, BootId, Change, Changed, Errno, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId,
     OpenAccess, OpenId, RenameHow, Reply, SetAttributes, SetTime, WireError, WriteAt, WriteRequest, Written,
@@ -63,6 +63,9 @@ impl Tree {
                 let bytes = regular(self.node(*from)?)?.read(range.offset, range.len);
                 return self.put(*to, WriteAt::Offset(*offset), &bytes, boot).map(Reply::Written);
             }
+            Change::WriteKnown { node, offset, chunks } => {
+                return self.write_known(*node, *offset, chunks, boot);
+            }
         };
         Ok(Reply::Changed(changed))
     }
@@ -76,14 +79,20 @@ impl Tree {
     ) -> Result<Written, WireError> {
         let is_sound = bytes.len() as u64 <= WriteRequest::bytes_max(request.at)
             && bytes.len() == request.len as usize
-            && ChunkHash::of(bytes) == request.hash;
+            && request.at.proof(bytes).hash == request.hash;
         if !is_sound {
             return Err(WireError::new(ErrorCode::Malformed, "a write whose bytes are not what it says"));
         }
         self.put(request.node, request.at, bytes, boot)
     }
 
-    fn put(&mut self, id: NodeId, at: WriteAt, bytes: &[u8], boot: BootId) -> Result<Written, WireError> {
+    pub(super) fn put(
+        &mut self,
+        id: NodeId,
+        at: WriteAt,
+        bytes: &[u8],
+        boot: BootId,
+    ) -> Result<Written, WireError> {
         let offset = match at {
             WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => offset,
             WriteAt::End { .. } => regular(self.node(id)?)?.size(),

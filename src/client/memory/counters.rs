@@ -43,6 +43,10 @@ pub struct Counters {
     pub changes: u64,
     /// [`Request::Write`].
     pub writes: u64,
+    /// [`Request::HaveChunks`].
+    pub offers: u64,
+    /// Bytes of content that came with [`Request::Write`].
+    pub written_bytes: u64,
     /// [`Request::Sync`].
     pub syncs: u64,
     /// [`Request::Lock`] and [`Request::TestLock`].
@@ -83,6 +87,7 @@ impl Counters {
             + self.writes
             + self.syncs
             + self.locks
+            + self.offers
     }
 
     pub(super) const fn count(&mut self, request: &Request) {
@@ -108,6 +113,7 @@ impl Counters {
             Request::Blocks { .. } => &mut self.blocks,
             Request::Manifest(_) => &mut self.manifests,
             Request::Lock(_) | Request::TestLock(_) => &mut self.locks,
+            Request::HaveChunks { .. } => &mut self.offers,
         };
         *counter += 1;
     }

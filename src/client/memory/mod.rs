@@ -13,6 +13,7 @@ mod change;
 mod content;
 mod counters;
 mod gate;
+mod known;
 mod locks;
 mod serve;
 mod tree;
@@ -36,7 +37,7 @@ use super::{
     CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
     synced,
 };
-use crate::chunk::{ByteRange, ChunkHash};
+use crate::chunk::ByteRange;
 use crate::proto::{
     Attributes, BootId, Change, ChangeRequest, Errno, FileKind, InstanceId, LockAnswer, LockCall, NodeId,
     Operation, OperationId, ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest,
@@ -81,6 +82,7 @@ struct Settings {
     deadline: Duration,
     rtt: Duration,
     bytes_per_second: u64,
+    window_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +107,7 @@ impl MemoryHost {
             deadline: DEADLINE_DEFAULT,
             rtt: Duration::from_millis(1),
             bytes_per_second: 0,
+            window_bytes: 0,
         };
         let host = Self {
             shared: Arc::new(Shared {
@@ -308,6 +311,11 @@ impl MemoryHost {
         (settings.rtt, settings.bytes_per_second) = (rtt, bytes_per_second);
     }
 
+    /// What it tells of how much may be on its way to the host.
+    pub fn set_window(&self, window_bytes: u64) {
+        self.settings().window_bytes = window_bytes;
+    }
+
     /// Every request waits so long before it is answered.
     pub fn set_delay(&self, delay: impl Fn(&Request) -> Duration + Send + Sync + 'static) {
         self.settings().delay = Some(Arc::new(delay));
@@ -401,7 +409,7 @@ impl Client for MemoryHost {
 
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, _first: &SentFirst) -> CallFuture<Written> {
         let host = self.clone();
-        let (operation, hash) = (self.operation(), ChunkHash::of(&bytes));
+        let (operation, hash) = (self.operation(), at.proof(&bytes).hash);
         let writing = Writing::begin(self, operation.id, node);
         let request = WriteRequest { operation, node, at, len: bytes.len() as u32, hash };
         Box::pin(async move { host.serve_write(request, bytes, writing).await })
@@ -458,6 +466,7 @@ impl Client for MemoryHost {
             connected: *self.shared.connected.borrow() == Connection::Up,
             rtt: settings.rtt,
             bytes_per_second: settings.bytes_per_second,
+            window_bytes: settings.window_bytes,
         }
     }
 }

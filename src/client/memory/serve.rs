@@ -128,6 +128,7 @@ impl MemoryHost {
         self.check_write(&write)?;
         let written = self.tree().write(&write, bytes, boot_of(self.instance()));
         drop(writing);
+        self.count(|counters| counters.written_bytes += bytes.len() as u64);
         self.pass(&request, Stage::Answered).await?;
         Ok(written?)
     }

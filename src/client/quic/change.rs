@@ -13,7 +13,6 @@ use super::live::Waiting;
 use super::operations::Operations;
 use super::shared::{CallCount, Shared, locked};
 use super::stream::{Exchange, Fault};
-use crate::chunk::ChunkHash;
 use crate::client::{CallError, SentFirst, synced};
 use crate::proto::{
     BootId, Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation,
@@ -86,6 +85,10 @@ pub(super) async fn change(turn: Turn, change: Change) -> Result<Reply, CallErro
     let takes_long =
         matches!(&change, Change::CopyRange { .. } | Change::Allocate { .. } | Change::SetAttributes { .. });
     let request = |operation| Request::Change(ChangeRequest { operation, change: change.clone() });
+    if matches!(change, Change::WriteKnown { .. }) {
+        // Content, as of `write`: never given up either.
+        return unless_closed(shared, answered(&turn, Lane::Background, request, Bytes::new())).await;
+    }
     let work = answered(&turn, Lane::Metadata, request, Bytes::new());
     if takes_long {
         patiently(shared, ready(()), work).await
@@ -99,14 +102,9 @@ pub(super) async fn change(turn: Turn, change: Change) -> Result<Reply, CallErro
 pub(super) async fn write(turn: Turn, node: NodeId, at: WriteAt, bytes: Bytes) -> Result<Written, CallError> {
     let shared = &*Arc::clone(&turn.shared);
     let _count = CallCount::new(shared);
-    let (len, hash) = (bytes.len() as u32, ChunkHash::of(&bytes));
+    let (len, hash) = (bytes.len() as u32, at.proof(&bytes).hash);
     let request = |operation| Request::Write(WriteRequest { operation, node, at, len, hash });
-    let answer = tokio::select! {
-        biased;
-        () = shared.closed() => return Err(CallError::Closed),
-        answer = answered(&turn, Lane::Background, request, bytes) => answer?,
-    };
-    match answer {
+    match unless_closed(shared, answered(&turn, Lane::Background, request, bytes)).await? {
         Reply::Written(written) if written.len == u64::from(len) => Ok(written),
         _ => Err(CallError::BadAnswer("a reply of another kind or length than to a write".into())),
     }
@@ -182,6 +180,17 @@ async fn patiently<T>(
     }
 }
 
+async fn unless_closed<T>(
+    shared: &Shared,
+    work: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    tokio::select! {
+        biased;
+        () = shared.closed() => Err(CallError::Closed),
+        answer = work => answer,
+    }
+}
+
 async fn within<T>(
     shared: &Shared,
     deadline: Duration,
@@ -237,12 +246,7 @@ pub(super) async fn lock(shared: &Arc<Shared>, call: LockCall) -> Result<LockAns
     let _place = if waits { shared.lock_waits.acquire().await.ok() } else { None };
     let turn = Turn::begin_in(Series::Locks, shared, None, &SentFirst::default());
     let request = |operation| Request::Lock(LockRequest { operation, call });
-    let answer = tokio::select! {
-        biased;
-        () = shared.closed() => return Err(CallError::Closed),
-        answer = answered(&turn, Lane::Metadata, request, Bytes::new()) => answer?,
-    };
-    match answer {
+    match unless_closed(shared, answered(&turn, Lane::Metadata, request, Bytes::new())).await? {
         Reply::Lock(answer) => Ok(answer),
         _ => Err(CallError::BadAnswer("a reply of another kind than to a lock".into())),
     }

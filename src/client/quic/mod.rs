@@ -197,10 +197,12 @@ impl Client for QuicClient {
     fn link(&self) -> LinkState {
         let states: Vec<_> = self.shared.states().collect();
         let live = states.iter().find_map(|state| state.live.as_ref());
+        let stats = live.map(|live| live.connection.stats());
         LinkState {
             connected: self.shared.is_connected(),
-            rtt: live.map_or(Duration::ZERO, |live| live.connection.rtt()),
+            rtt: stats.as_ref().map_or(Duration::ZERO, |stats| stats.rtt),
             bytes_per_second: self.shared.meter().bytes_per_second(),
+            window_bytes: stats.map_or(0, |stats| stats.congestion_window_bytes),
         }
     }
 }

@@ -8,8 +8,6 @@ use crate::config::words::Word;
 enum Takes {
     Nothing,
     Number,
-    /// One of these words, separated by `, `.
-    Words(&'static str),
 }
 
 /// Meant for mount(8), systemd or a desktop: nobody needs to hear that wormhole does nothing with them. So is what begins with
@@ -73,9 +71,6 @@ pub(super) fn ignored(word: &Word) -> Result<Option<&'static str>, OptionError> 
     match takes {
         Takes::Nothing => word.flag()?,
         Takes::Number => word.value("a number of bytes", crate::config::units::bytes).map(|_| ())?,
-        Takes::Words(allowed) => {
-            word.value(allowed, |text| allowed.split(", ").any(|known| known == text).then_some(()))?;
-        }
     }
     Ok(Some(reason))
 }
@@ -87,7 +82,6 @@ pub fn options_without_effect() -> Vec<(&'static str, Vec<String>)> {
         let typed = match takes {
             Takes::Nothing => (*name).to_owned(),
             Takes::Number => format!("{name}=BYTES"),
-            Takes::Words(words) => format!("{name}={}", words.replace(", ", "|")),
         };
         let reason = if reason.is_empty() { "this is what happens anyway" } else { reason };
         match reasons.iter_mut().find(|(known, _)| *known == reason) {

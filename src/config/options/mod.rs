@@ -17,6 +17,7 @@ pub use table::{OPTION_FAMILIES, OptionEntry, OptionFamily};
 use super::units::Size;
 use super::words;
 use super::{Environment, OptionError};
+use crate::fs::DedupWish;
 use crate::proto::CompressionWish;
 use crate::transport::{CongestionKind, TransportChoice};
 
@@ -233,6 +234,8 @@ pub struct TransferOptions {
     pub connections: Option<u8>,
     /// Whether content comes compressed: `compress=`.
     pub compression: Option<CompressionWish>,
+    /// Whether the host is asked for content before it is sent: `dedup=`.
+    pub dedup: DedupWish,
     /// What carries content: `transport=`.
     pub transport: TransportChoice,
     /// Congestion control: `cc=`.

@@ -7,6 +7,7 @@ use super::{Accounts, CacheMode, IdMapKind, LocalLocks, MountOptions, Visibility
 use crate::config::units::{self, Size};
 use crate::config::words::Word;
 use crate::config::{Environment, OptionError};
+use crate::fs::DedupWish;
 use crate::proto::CompressionWish;
 
 /// Connections beyond this add handshakes, not speed; NFS has the same limit.
@@ -214,6 +215,14 @@ impl MountOptions {
                     "off" => Some(CompressionWish::Never),
                     _ => None,
                 })?);
+            }
+            "dedup" => {
+                transfer.dedup = word.value("auto, on, off", |text| match text {
+                    "auto" => Some(DedupWish::Worthwhile),
+                    "on" => Some(DedupWish::Always),
+                    "off" => Some(DedupWish::Never),
+                    _ => None,
+                })?;
             }
             "transport" => transfer.transport = word.value("auto, quic, tcp", |text| text.parse().ok())?,
             "cc" => {

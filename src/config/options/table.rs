@@ -145,6 +145,11 @@ const TRANSFER: &[OptionEntry] = &[
         "zstd on the way: auto where it is faster, on wherever it is smaller (auto)",
     ),
     option(
+        "dedup",
+        "auto|on|off",
+        "what is written and the host has already is not sent: auto where it is faster, on wherever it spares bytes (auto)",
+    ),
+    option(
         "cc",
         "delivery|cubic|bbr|newreno",
         "congestion control (delivery; over TCP the kernel's bbr on long ways)",

@@ -245,6 +245,7 @@ fn wrong_values_die_here_with_the_name_and_what_is_allowed() {
         "uidfile=here",
         "nomap=maybe",
         "compress=max",
+        "dedup=yes",
         "compress",
         "rsize=big",
         "ro=1",
@@ -293,7 +294,7 @@ const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root
     dmask=0 idmap=none uidfile=/a gidfile=/a port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval nosoftreval timeo=1 retrans=1 actimeo=1 \
     acregmin=1 acregmax=1 acdirmin=1 acdirmax=1 noac attr_timeout=1 entry_timeout=1 negative_timeout=1 cache=none \
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \
-    transport=auto cc=bbr compress=auto bg fg retry=1 _netdev nofail noauto user x-y";
+    transport=auto cc=bbr compress=auto dedup=off bg fg retry=1 _netdev nofail noauto user x-y";
 
 /// What is accepted beyond the contract, because people bring it.
 const BEYOND: &str =

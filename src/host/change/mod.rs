@@ -16,10 +16,12 @@
 //! A change that was first sent to an earlier life of the session may or may not have been done. [`Certainty`] says so.
 
 mod content;
+mod known;
 mod make;
 mod modify;
 mod names;
 
+pub(super) use known::have;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -78,10 +80,12 @@ impl Changer<'_> {
             Change::RemoveXattr { node, name } => self.remove_xattr(node, name),
             Change::Allocate { node, range, how } => self.allocate(node, range, how),
             Change::CopyRange { from, range, to, offset } => self.copy_range(from, range, to, offset),
+            Change::WriteKnown { node, offset, chunks } => self.write_known(node, offset, &chunks),
         }
         .map(|reply| match reply {
             Done::Changed(changed) => Reply::Changed(changed),
             Done::Written(written) => Reply::Written(written),
+            Done::Taken(written, chunks) => Reply::Taken { written, chunks },
         })
     }
 
@@ -116,6 +120,7 @@ fn cannot_tell<T>(what: &str) -> Result<T, WireError> {
 pub(super) enum Done {
     Changed(Changed),
     Written(crate::proto::Written),
+    Taken(crate::proto::Written, Vec<bool>),
 }
 
 /// The node and what changed besides.

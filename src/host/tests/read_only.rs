@@ -34,6 +34,7 @@ fn every_change(guest: &Guest, node: NodeId) -> Vec<Change> {
         Change::RemoveXattr { node, name: b"user.x".to_vec() },
         Change::Allocate { node, range, how: AllocateHow::Grow },
         Change::CopyRange { from: node, range, to: node, offset: 1 },
+        Change::WriteKnown { node, offset: 0, chunks: vec![ChunkHash::of(b"old")] },
     ];
     for (at, change) in changes.iter().enumerate() {
         let place = match change {
@@ -49,6 +50,7 @@ fn every_change(guest: &Guest, node: NodeId) -> Vec<Change> {
             Change::RemoveXattr { .. } => 9,
             Change::Allocate { .. } => 10,
             Change::CopyRange { .. } => 11,
+            Change::WriteKnown { .. } => 12,
         };
         assert_eq!(at, place, "one of each kind, in this order");
     }

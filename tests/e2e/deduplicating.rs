@@ -1,0 +1,93 @@
+//! Content that is written and that the host has already is not sent.
+
+use std::fs;
+use std::time::Duration;
+
+use super::relay::Relay;
+use crate::world::{Mount, World, noise, wait_until};
+
+fn reads(mount: &Mount, metric: &str) -> u64 {
+    let status = mount.status();
+    status[metric].as_u64().unwrap_or_else(|| panic!("no {metric} in {status}"))
+}
+
+/// Bytes on the wire, both ways, for writing a file.
+fn sent_by_writing(mount: &Mount, name: &str, content: &[u8]) -> u64 {
+    let wire = || reads(mount, "wire_sent_bytes") + reads(mount, "wire_received_bytes");
+    let before = wire();
+    fs::write(mount.path(name), content).unwrap();
+    wire() - before
+}
+
+#[test]
+fn the_same_content_written_under_two_names_is_sent_once() {
+    let world = World::new();
+    let content = noise(64 << 20, 1);
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "dedup=on");
+    let first = sent_by_writing(&mount, "first", &content);
+    assert!(first > content.len() as u64, "{first} bytes");
+    let second = sent_by_writing(&mount, "second", &content);
+    assert!(second < content.len() as u64 / 100, "{second} bytes for a copy");
+    assert_eq!(reads(&mount, "deduplicated_bytes"), content.len() as u64);
+    for name in ["first", "second"] {
+        assert!(fs::read(world.source().join(name)).unwrap() == content, "{name}");
+    }
+    mount.umount();
+    let mount = world.mount(&host.ticket, "dedup=off");
+    let third = sent_by_writing(&mount, "third", &content);
+    assert!(third > content.len() as u64, "{third} bytes");
+    assert_eq!(reads(&mount, "deduplicated_bytes"), 0);
+    mount.umount();
+}
+
+#[test]
+fn on_a_long_way_most_of_a_copy_is_not_sent_unless_told_otherwise() {
+    let world = World::new();
+    let content = noise(96 << 20, 1);
+    fs::write(world.source().join("first"), &content).unwrap();
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let mount = world.mount(&host.ticket_for(relay.address()), "transport=quic");
+    assert!(fs::read(mount.path("first")).unwrap() == content, "the host has seen its chunks");
+    relay.delay(Duration::from_millis(10));
+    wait_until("the way is known to be long", || {
+        fs::metadata(mount.path("absent")).unwrap_err();
+        mount.status()["rtt_ms"].as_f64().unwrap() > 8.0
+    });
+    sent_by_writing(&mount, "second", &content);
+    let spared = reads(&mount, "deduplicated_bytes");
+    assert!(spared > 48 << 20, "{spared} bytes");
+    assert!(fs::read(world.source().join("second")).unwrap() == content);
+    relay.delay(Duration::ZERO);
+    mount.umount();
+}
+
+/// What the host knew of its content is gone with its daemon, in the middle of a file.
+#[test]
+fn a_copy_is_whole_although_the_host_is_killed_under_it() {
+    let world = World::new();
+    let mut host = world.host();
+    let listen = host.listening.to_string();
+    let mount = world.mount(&host.ticket, "dedup=on");
+    let content = noise(200_000_000, 3);
+    fs::write(world.path("content"), &content).unwrap();
+    fs::write(mount.path("first"), &content).unwrap();
+    // Another process: this one starts a host, which closes a copy of its files and so waits for a host.
+    let mut writer = std::process::Command::new("dd")
+        .arg(format!("if={}", world.path("content").display()))
+        .arg(format!("of={}", mount.path("second").display()))
+        .args(["bs=1M", "conv=fsync", "status=none"])
+        .spawn()
+        .unwrap();
+    wait_until("some of it has arrived", || {
+        fs::metadata(world.source().join("second")).is_ok_and(|file| file.len() > 20_000_000)
+    });
+    host.kill();
+    host = world.host_on(&listen, &[]);
+    assert!(writer.wait().unwrap().success());
+    assert!(reads(&mount, "deduplicated_bytes") >= 15_000_000);
+    assert!(fs::read(world.source().join("second")).unwrap() == content);
+    mount.umount();
+    drop(host);
+}

@@ -29,23 +29,48 @@ impl FileSystem {
     ) -> Result<u32, FsError> {
         let file = self.file_to_write(handle)?;
         let len = bytes.len() as u32;
-        if bytes.len() as u64 > WRITE_BYTES_MAX {
-            return Err(FsError::Invalid);
-        }
-        self.unheard_failure(&file)?;
+        let place = self.place_for(&file, (offset, from_page), bytes.len())?;
         if bytes.is_empty() {
             return Ok(0);
         }
-        let place = if file.appends && !from_page {
-            Place::End(self.with_record(file.inode, |record| record.attributes.size)?)
-        } else {
-            Place::Offset(offset)
-        };
         self.send_behind(file.inode, place, bytes).await?;
         if file.syncs {
             self.sync_file(&file, false).await?;
         }
         Ok(len)
+    }
+
+    /// The same, if nothing has to be waited for. What is not written is not copied.
+    pub fn write_now(
+        self: &Arc<Self>,
+        handle: u64,
+        offset: u64,
+        bytes: &[u8],
+        from_page: bool,
+    ) -> Option<Result<u32, FsError>> {
+        let file = self.file_to_write(handle).ok().filter(|file| !file.syncs && !bytes.is_empty())?;
+        match self.place_for(&file, (offset, from_page), bytes.len()) {
+            Ok(place) => self.send_now(file.inode, place, bytes).then_some(Ok(bytes.len() as u32)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Where a write goes, unless it cannot be, or the handle has to hear of an earlier one.
+    fn place_for(
+        &self,
+        file: &OpenFile,
+        (offset, from_page): (u64, bool),
+        len: usize,
+    ) -> Result<Place, FsError> {
+        if len as u64 > WRITE_BYTES_MAX {
+            return Err(FsError::Invalid);
+        }
+        self.unheard_failure(file)?;
+        if file.appends && !from_page {
+            self.with_record(file.inode, |record| Place::End(record.attributes.size))
+        } else {
+            Ok(Place::Offset(offset))
+        }
     }
 
     /// Reserves room, or makes holes and zeroes.
@@ -144,23 +169,20 @@ impl FileSystem {
         answer: Result<Written, FsError>,
     ) -> Result<Written, FsError> {
         let completed = Instant::now();
-        match &answer {
-            Ok(written) => {
-                self.learn_own([&written.attributes], asked, completed);
-                self.with_record(inode, |record| {
-                    record.pages = None;
-                    match attempt {
-                        Some(attempt) => record.writes.accepted(attempt, written.boot, len),
-                        None => record.writes.changed(written.boot, written.len),
-                    }
-                })?;
-            }
-            Err(_) => {
-                // Some of it may have been written.
-                lock(&self.inodes).outdate(inode, completed);
-                if attempt.is_some() {
-                    let _ = self.with_record(inode, |record| record.writes.not_accepted(len));
+        if let Ok(written) = &answer {
+            self.learn_own([&written.attributes], asked, completed);
+            self.with_record(inode, |record| {
+                record.pages = None;
+                match attempt {
+                    Some(attempt) => record.writes.accepted(attempt, written.boot, len),
+                    None => record.writes.changed(written.boot, written.len),
                 }
+            })?;
+        } else {
+            // Some of it may have been written.
+            lock(&self.inodes).outdate(inode, completed);
+            if attempt.is_some() {
+                let _ = self.with_record(inode, |record| record.writes.not_accepted(len));
             }
         }
         answer

@@ -473,6 +473,10 @@ impl Filesystem for Glue {
     ) {
         tracing::trace!(%number, offset, len = data.len(), "write");
         let from_page = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // Most writes wait for nothing: a small one costs less than to hand it on.
+        if let Some(written) = self.fs.write_now(handle.0, offset, data, from_page) {
+            return reply::written("write", reply, written);
+        }
         let bytes = Bytes::copy_from_slice(data);
         self.spawn(move |fs| async move {
             reply::written("write", reply, fs.write(handle.0, offset, bytes, from_page).await);

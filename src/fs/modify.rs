@@ -8,6 +8,9 @@ use super::xattr::SUM_XATTR;
 use super::{FileSystem, FsError, lock};
 use crate::proto::{Attributes, Change, Errno, NodeId, SetAttributes, XattrHow};
 
+/// Run as the owner, run as the group.
+const SET_ID_BITS: u16 = 0o6000;
+
 impl FileSystem {
     /// Changes attributes. What they are then, as users see them, and how long that holds.
     pub async fn setattr(&self, inode: Inode, set: SetAttributes) -> Result<(Attributes, Duration), FsError> {
@@ -26,15 +29,19 @@ impl FileSystem {
         Ok((self.config.ownership.present(attributes)?, ttl))
     }
 
+    /// Whether a file has bits that a write by anybody but root takes away.
+    pub(super) fn has_set_id(&self, inode: Inode) -> Result<bool, FsError> {
+        self.with_record(inode, |record| record.attributes.permissions & SET_ID_BITS != 0)
+    }
+
     /// Takes away the bits that lend a program its file's user and group, as a write by anybody but root does.
     ///
     /// A host that does not act as root does it by itself when it writes, and need not allow it here.
     pub(super) async fn drop_set_id(&self, inode: Inode) -> Result<(), FsError> {
-        const SET_ID_BITS: u16 = 0o6000;
-        let permissions = self.with_record(inode, |record| record.attributes.permissions)?;
-        if permissions & SET_ID_BITS == 0 {
+        if !self.has_set_id(inode)? {
             return Ok(());
         }
+        let permissions = self.with_record(inode, |record| record.attributes.permissions)?;
         let set = SetAttributes { permissions: Some(permissions & !SET_ID_BITS), ..SetAttributes::default() };
         match self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await {
             Err(error) if error.errno() != Errno::EPERM => return Err(error),

@@ -113,13 +113,31 @@ impl FileSystem {
             Ok(Err(_)) => {}
             Err(_) => return Err(self.too_late()),
         }
+        self.queue(inode, under, place, bytes);
+        Ok(())
+    }
+
+    /// Queues a write if there is room; whether there was.
+    pub(super) fn send_now(
+        self: &Arc<Self>,
+        inode: Inode,
+        under: Option<SessionRun>,
+        place: Place,
+        bytes: &[u8],
+    ) -> bool {
+        let Ok(room) = self.sending.budget.try_acquire_many(bytes.len() as u32) else { return false };
+        room.forget();
+        self.queue(inode, under, place, Bytes::copy_from_slice(bytes));
+        true
+    }
+
+    fn queue(self: &Arc<Self>, inode: Inode, under: Option<SessionRun>, place: Place, bytes: Bytes) {
         {
             let mut files = lock(&self.sending.files);
             let number = self.sending.writes.fetch_add(1, Ordering::Relaxed) + 1;
             files.entry(inode).or_default().behind.push_under(under, number, place, bytes);
         }
         self.send_next(inode);
-        Ok(())
     }
 
     /// Has more of a file sent at once as long as somebody waits.
@@ -238,6 +256,9 @@ impl FileSystem {
     }
 
     fn next_extent(self: &Arc<Self>, inode: Inode) -> Option<(ExtentId, Extent, Way)> {
+        if !lock(&self.sending.files).get(&inode).is_some_and(File::may_send) {
+            return None;
+        }
         let link = self.client.link();
         let mut files = lock(&self.sending.files);
         let mut offers = lock(&self.sending.offers);

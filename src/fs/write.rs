@@ -39,27 +39,57 @@ impl FileSystem {
     ) -> Result<u32, FsError> {
         let file = self.file_to_write(handle)?;
         let len = bytes.len() as u32;
-        if bytes.len() as u64 > WRITE_BYTES_MAX {
-            return Err(FsError::Invalid);
-        }
-        self.unheard_failure(&file)?;
+        self.check_write(&file, bytes.len())?;
         if bytes.is_empty() {
             return Ok(0);
         }
         if how.drops_set_id {
             self.drop_set_id(file.inode).await?;
         }
-        let place = if how.appends {
-            Place::End(self.with_record(file.inode, |record| record.attributes.size)?)
-        } else {
-            Place::Offset(offset)
-        };
-        let under = self.locked_in(&file, handle);
+        let (under, place) = (self.locked_in(&file, handle), self.place_for(&file, offset, how)?);
         self.send_behind(file.inode, under, place, bytes).await?;
         if how.syncs {
             self.sync_file(&file, false).await?;
         }
         Ok(len)
+    }
+
+    /// The same, if nothing has to be waited for. What is not written is not copied.
+    pub fn write_now(
+        self: &Arc<Self>,
+        handle: u64,
+        offset: u64,
+        bytes: &[u8],
+        how: WriteHow,
+    ) -> Option<Result<u32, FsError>> {
+        let file = self.file_to_write(handle).ok().filter(|_| !how.syncs && !bytes.is_empty())?;
+        if how.drops_set_id && self.has_set_id(file.inode).ok()? {
+            return None;
+        }
+        let place = self.check_write(&file, bytes.len()).and_then(|()| self.place_for(&file, offset, how));
+        match place {
+            Ok(place) => {
+                let under = self.locked_in(&file, handle);
+                self.send_now(file.inode, under, place, bytes).then_some(Ok(bytes.len() as u32))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Whether so much can be written at once, and the handle has nothing to hear of an earlier write.
+    fn check_write(&self, file: &OpenFile, len: usize) -> Result<(), FsError> {
+        if len as u64 > WRITE_BYTES_MAX {
+            return Err(FsError::Invalid);
+        }
+        self.unheard_failure(file)
+    }
+
+    fn place_for(&self, file: &OpenFile, offset: u64, how: WriteHow) -> Result<Place, FsError> {
+        if how.appends {
+            self.with_record(file.inode, |record| Place::End(record.attributes.size))
+        } else {
+            Ok(Place::Offset(offset))
+        }
     }
 
     /// Reserves room, or makes holes and zeroes.
@@ -158,23 +188,20 @@ impl FileSystem {
         answer: Result<Written, FsError>,
     ) -> Result<Written, FsError> {
         let completed = Instant::now();
-        match &answer {
-            Ok(written) => {
-                self.learn_own([&written.attributes], asked, completed);
-                self.with_record(inode, |record| {
-                    record.pages = None;
-                    match attempt {
-                        Some(attempt) => record.writes.accepted(attempt, written.boot, len),
-                        None => record.writes.changed(written.boot, written.len),
-                    }
-                })?;
-            }
-            Err(_) => {
-                // Some of it may have been written.
-                lock(&self.inodes).outdate(inode, completed);
-                if attempt.is_some() {
-                    let _ = self.with_record(inode, |record| record.writes.not_accepted(len));
+        if let Ok(written) = &answer {
+            self.learn_own([&written.attributes], asked, completed);
+            self.with_record(inode, |record| {
+                record.pages = None;
+                match attempt {
+                    Some(attempt) => record.writes.accepted(attempt, written.boot, len),
+                    None => record.writes.changed(written.boot, written.len),
                 }
+            })?;
+        } else {
+            // Some of it may have been written.
+            lock(&self.inodes).outdate(inode, completed);
+            if attempt.is_some() {
+                let _ = self.with_record(inode, |record| record.writes.not_accepted(len));
             }
         }
         answer

@@ -160,7 +160,11 @@ async fn the_last_write_counts_whichever_way_it_went() {
         let (start, end) = ((to + shift) as usize, (to + shift) as usize + bytes.len());
         expected.resize(expected.len().max(end), 0);
         expected[start..end].copy_from_slice(bytes);
-        world.fs.write(opened.handle, to + shift, Bytes::copy_from_slice(bytes), WriteHow::default()).await.unwrap();
+        world
+            .fs
+            .write(opened.handle, to + shift, Bytes::copy_from_slice(bytes), WriteHow::default())
+            .await
+            .unwrap();
         if dice(10) == 0 {
             tokio::task::yield_now().await;
         }

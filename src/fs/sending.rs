@@ -31,7 +31,7 @@ const BUDGET_BYTES: usize = 32 * 1024 * 1024;
 const UNDER_WAY_MAX: usize = 16;
 
 /// How long the end of a file that goes as hashes waits for what makes up a chunk with it.
-const HOLD: Duration = Duration::from_millis(100);
+const HOLD: Duration = Duration::from_millis(500);
 
 /// The unaccepted writes of all files.
 pub(super) struct Sending {

@@ -30,8 +30,9 @@ const BUDGET_BYTES: usize = 32 * 1024 * 1024;
 /// Extents of one file under way at once: what joins in the queue meanwhile makes larger ones of small writes.
 const UNDER_WAY_MAX: usize = 16;
 
-/// How long the end of a file that goes as hashes waits for what makes up a chunk with it.
-const HOLD: Duration = Duration::from_millis(500);
+/// How long the end of a file that goes as hashes waits for what makes up a chunk with it, once nothing else of the file is under way: until
+/// then the link is busy, and its writer perhaps waits for room.
+const HOLD: Duration = Duration::from_millis(100);
 
 /// The unaccepted writes of all files.
 pub(super) struct Sending {
@@ -200,9 +201,13 @@ impl FileSystem {
         // From here on, and not only from when the task runs.
         let awaited = Arc::clone(&self.sending.awaited).notified_owned();
         self.runtime.spawn(async move {
-            let _ = timeout(HOLD, awaited).await;
+            // Whoever waits has said up to where.
+            let is_awaited = timeout(HOLD, awaited).await.is_ok();
             if let Some(file) = lock(&fs.sending.files).get_mut(&inode) {
-                (file.has_timer, file.due) = (false, file.due.max(due));
+                file.has_timer = false;
+                if !is_awaited && file.under_way == 0 {
+                    file.due = file.due.max(due);
+                }
             }
             fs.send_next(inode);
         });

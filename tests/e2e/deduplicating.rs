@@ -29,8 +29,8 @@ fn the_same_content_written_under_two_names_is_sent_once() {
     assert!(first > content.len() as u64, "{first} bytes");
     let second = sent_by_writing(&mount, "second", &content);
     assert!(second < content.len() as u64 / 100, "{second} bytes for a copy");
-    // The program's buffer does not begin on a page, so the kernel cuts it within chunks; a machine that is busy for half a
-    // second in between has one sent.
+    // The program's buffer does not begin on a page, so the kernel cuts it within chunks; a machine that is busy for long in
+    // between has one sent.
     let spared = reads(&mount, "deduplicated_bytes");
     assert!(spared >= content.len() as u64 / 100 * 99, "{spared} bytes");
     for name in ["first", "second"] {

@@ -7,6 +7,7 @@
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -16,6 +17,9 @@ use super::{FetchError, Fetcher, FileContent};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange};
 use crate::client::CallError;
 use crate::proto::{ErrorCode, ManifestRequest};
+
+/// How long a warm-up waits for the hashes of a run: what a hard disk needs to read 32 MiB while others use it.
+const WARM_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Fetcher {
     /// A file is being opened: where the cache may hold what is in it, its first hashes are asked for. Returns at once.
@@ -29,6 +33,25 @@ impl Fetcher {
             state.manifests.reached(content, window);
             state.manifests.next(content, at).into_iter().collect()
         });
+    }
+
+    /// Chunks are about to be brought for later: asks for hashes as for a reader who has come so far, and waits for theirs, as nobody
+    /// waits for the chunks.
+    pub(super) async fn learn_hashes(&self, content: &FileContent, run: ChunkRange) {
+        if run.first == ChunkIndex(0) {
+            self.opening(content);
+        }
+        self.ask_hashes_beyond(content, run);
+        let deadline = Instant::now() + WARM_PATIENCE;
+        loop {
+            let answered = self.hashes_came.notified();
+            tokio::pin!(answered);
+            answered.as_mut().enable();
+            let is_asked = self.with_state(|state| state.manifests.is_asked(&content.key, run));
+            if !is_asked || timeout_at(deadline, answered).await.is_err() {
+                return;
+            }
+        }
     }
 
     fn ask_hashes(

@@ -201,6 +201,14 @@ impl Manifests {
         }
     }
 
+    /// Whether hashes of some of these chunks are under way.
+    pub(super) fn is_asked(&self, key: &FileKey, chunks: ChunkRange) -> bool {
+        let chunks = chunks.as_range();
+        let overlaps =
+            |question: &Question| question.chunks.start < chunks.end && chunks.start < question.chunks.end;
+        self.files.peek(key).is_some_and(|asking| asking.questions.iter().any(overlaps))
+    }
+
     /// Until when to wait for hashes of `chunks` that are under way, which are to be read ahead or not; `None` where there is nothing
     /// to wait for.
     pub(super) fn patience(

@@ -97,6 +97,11 @@ impl Fetcher {
     /// Has the disk cache hold a run of chunks of a settled content. Dropping the call ends the request.
     pub async fn warm(&self, content: &FileContent, run: ChunkRange) -> Result<Warmed, FetchError> {
         let mut known = self.known_of(content, run, true).await;
+        if known.hashes.iter().any(|known| !matches!(known, Some((_, true)))) {
+            // The cache may hold it under another name.
+            self.learn_hashes(content, run).await;
+            known = self.known_of(content, run, true).await;
+        }
         for may_offer in [true, false] {
             let (warmed, is_whole) = self.warm_once(content, run, &known).await?;
             if is_whole {

@@ -34,7 +34,8 @@ const UNDER_WAY_MAX: usize = 16;
 /// The same while somebody waits for them: nothing more will join.
 const UNDER_WAY_HURRIED_MAX: usize = 64;
 
-/// How long the end of a file that goes as hashes waits for what makes up a chunk with it.
+/// How long the end of a file that goes as hashes waits for what makes up a chunk with it, once nothing else of the file is under way: until
+/// then the link is busy, and its writer perhaps waits for room.
 const HOLD: Duration = Duration::from_millis(100);
 
 /// The unaccepted writes of all files.
@@ -286,9 +287,13 @@ impl FileSystem {
         // From here on, and not only from when the task runs.
         let awaited = Arc::clone(&self.sending.awaited).notified_owned();
         self.runtime.spawn(async move {
-            let _ = timeout(HOLD, awaited).await;
+            // Whoever waits has said up to where.
+            let is_awaited = timeout(HOLD, awaited).await.is_ok();
             if let Some(file) = lock(&fs.sending.files).get_mut(&inode) {
-                (file.has_timer, file.due) = (false, file.due.max(due));
+                file.has_timer = false;
+                if !is_awaited && file.under_way == 0 {
+                    file.due = file.due.max(due);
+                }
             }
             fs.send_next(inode);
         });

@@ -75,6 +75,25 @@ async fn a_copy_is_not_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_not_sent_to_warm_the_cache_with_it() {
+    let copies = Copies::new().await;
+    let chunks = SIZE.div_ceil(CHUNK_BYTES);
+    for (name, sent, questions) in [("g", 0, 2..=9), ("other", SIZE, 2..=4)] {
+        let (fetcher, content) = (copies.fetcher(), content(&copies.host, name).await);
+        copies.host.reset_counters();
+        let (mut host_bytes, mut cached_bytes) = (0, 0);
+        for first in (0..chunks).step_by(4) {
+            let run = ChunkRange::new(ChunkIndex(first), 4.min(chunks - first));
+            let warmed = fetcher.warm(&content, run).await.unwrap();
+            (host_bytes, cached_bytes) = (host_bytes + warmed.host_bytes, cached_bytes + warmed.cached_bytes);
+        }
+        assert_eq!((host_bytes, cached_bytes), (sent, SIZE - sent), "{name}");
+        let asked = copies.host.counters().manifests;
+        assert!(questions.contains(&asked), "{asked} questions about {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_saved_is_counted() {
     let copies = Copies::new().await;
     let (fetcher, content) = (copies.fetcher(), content(&copies.host, "g").await);

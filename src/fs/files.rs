@@ -15,6 +15,7 @@ use crate::proto::{Attributes, Errno, NodeId, OpenAccess, OpenId};
 
 /// How a program opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of open(2) or stands for one")]
 pub struct OpenRequest {
     /// For reading, or for reading and writing.
     pub reads: bool,

@@ -4,11 +4,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, FopenFlags, INodeNo, TimeOrNow, WriteFlags};
+use fuser::{FileAttr, FileType, FopenFlags, INodeNo, Request, TimeOrNow, WriteFlags};
 
-use crate::fs::{Entry, FsError, Inode, LockWish, OpenMode, OpenRequest, WriteHow};
+use crate::fs::{CreateRequest, Entry, FsError, Inode, LockWish, OpenMode, OpenRequest, WriteHow};
 use crate::proto::{
-    AllocateHow, Attributes, Errno, FileKind, LockKind, LockRange, RenameHow, SetTime, Timestamp, XattrHow,
+    AllocateHow, Attributes, Caller, Errno, FileKind, LockKind, LockRange, RenameHow, SetTime, Timestamp,
+    XattrHow,
 };
 
 /// What `st_blksize` says, in bytes. `cp` and many others read in blocks of this size; one block is one request.
@@ -111,6 +112,22 @@ pub(super) const fn open_request(flags: i32) -> OpenRequest {
         writes: mode != libc::O_RDONLY,
         is_direct: flags & libc::O_DIRECT != 0,
         copies: false,
+    }
+}
+
+/// Who makes a request.
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask: (umask & 0o777) as u16 }
+}
+
+/// How a file is to be made, from the mode and the flags of `open(2)`.
+pub(super) const fn create_request(caller: Caller, mode: u32, flags: i32) -> CreateRequest {
+    CreateRequest {
+        permissions: permissions(mode),
+        caller,
+        open: open_request(flags),
+        exclusive: flags & libc::O_EXCL != 0,
+        truncate: flags & libc::O_TRUNC != 0,
     }
 }
 

@@ -18,12 +18,13 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::convert::caller;
 use super::reply::{GENERATION, failed};
 use super::session::KernelLimits;
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
-use crate::fs::{CreateRequest, DirectoryItem, FileSystem, Inode, Made, OpenRequest};
-use crate::proto::{Caller, LockRange, SeekTarget, SetAttributes};
+use crate::fs::{DirectoryItem, FileSystem, Inode, Made, OpenRequest};
+use crate::proto::{LockRange, SeekTarget, SetAttributes};
 
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
@@ -59,11 +60,6 @@ macro_rules! answered {
 
 pub(super) fn inode(number: INodeNo) -> Inode {
     Inode(number.0)
-}
-
-/// Who makes a request.
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask: (umask & 0o777) as u16 }
 }
 
 impl Filesystem for Glue {
@@ -413,13 +409,7 @@ impl Filesystem for Glue {
     ) {
         tracing::trace!(%parent, ?name, mode, flags, "create");
         self.fs.note_copier(request.pid());
-        let create = CreateRequest {
-            permissions: convert::permissions(mode),
-            caller: caller(request, umask),
-            open: convert::open_request(flags),
-            exclusive: flags & libc::O_EXCL != 0,
-            truncate: flags & libc::O_TRUNC != 0,
-        };
+        let create = convert::create_request(caller(request, umask), mode, flags);
         let name = name.as_bytes().to_vec();
         self.spawn(move |fs| async move {
             reply::created(reply, fs.create(inode(parent), &name, create).await);

@@ -68,8 +68,8 @@ impl Session {
             run,
             locks,
             operations,
-            lock_operations,
             begun,
+            lock_operations,
             opens,
             descriptors,
         }

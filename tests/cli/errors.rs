@@ -38,7 +38,7 @@ fn wrong_mount_options_end_with_1_and_name_themselves() {
         ("cache=full", vec!["cache=full", "strict"]),
         ("transport=udp", vec!["transport=udp", "quic, tcp"]),
         ("idmap=all", vec!["idmap=all", "none, user, file"]),
-        ("lock", vec!["lock", "not available"]),
+        ("bwlimit=1M", vec!["bwlimit", "not available"]),
         ("cache_dir=here", vec!["cache_dir", "absolute"]),
     ] {
         refused(&["mount", "nas:/m", "/mnt", "-o", list], 1, &parts);

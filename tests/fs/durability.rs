@@ -120,13 +120,13 @@ async fn scattered_writes_and_their_fsync_are_one_round_trip() {
     let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
     world.host.hold(is_write_or_sync);
     for number in 0..50u8 {
-        world.write(opened.handle, u64::from(number) * 10_000, &[number; 4096]).await.unwrap();
+        world.write(opened.handle, u64::from(number) * 8192, &[number; 4096]).await.unwrap();
     }
     let syncing = held_at_once(&world, opened.handle, 51).await;
     world.host.release_all();
     syncing.await.unwrap().unwrap();
     assert_eq!(world.host.counters().syncs, 1);
-    assert_eq!(world.host.content_at("f", 490_000, 1), [49]);
+    assert_eq!(world.host.content_at("f", 49 * 8192, 1), [49]);
 }
 
 #[tokio::test]

@@ -19,35 +19,40 @@ pub const OPTIONS_FOR_OTHERS: &[&str] = &[
 
 /// Accepted because people bring them, with the reason why they change nothing.
 const WITHOUT_EFFECT: &[(&str, Takes, &str)] = &[
-    ("atime", Takes::Nothing, READ_ONLY),
-    ("noatime", Takes::Nothing, READ_ONLY),
-    ("diratime", Takes::Nothing, READ_ONLY),
-    ("nodiratime", Takes::Nothing, READ_ONLY),
-    ("relatime", Takes::Nothing, READ_ONLY),
-    ("norelatime", Takes::Nothing, READ_ONLY),
-    ("strictatime", Takes::Nothing, READ_ONLY),
-    ("nostrictatime", Takes::Nothing, READ_ONLY),
-    ("lazytime", Takes::Nothing, READ_ONLY),
-    ("nolazytime", Takes::Nothing, READ_ONLY),
-    ("sync", Takes::Nothing, READ_ONLY),
-    ("async", Takes::Nothing, READ_ONLY),
-    ("dirsync", Takes::Nothing, READ_ONLY),
-    ("wsize", Takes::Number, READ_ONLY),
+    ("atime", Takes::Nothing, ACCESS_TIMES),
+    ("noatime", Takes::Nothing, ACCESS_TIMES),
+    ("diratime", Takes::Nothing, ACCESS_TIMES),
+    ("nodiratime", Takes::Nothing, ACCESS_TIMES),
+    ("relatime", Takes::Nothing, ACCESS_TIMES),
+    ("norelatime", Takes::Nothing, ACCESS_TIMES),
+    ("strictatime", Takes::Nothing, ACCESS_TIMES),
+    ("nostrictatime", Takes::Nothing, ACCESS_TIMES),
+    ("lazytime", Takes::Nothing, ACCESS_TIMES),
+    ("nolazytime", Takes::Nothing, ACCESS_TIMES),
+    ("async", Takes::Nothing, "programs that want to wait for the disk say so"),
     ("mand", Takes::Nothing, LOCKS),
     ("nomand", Takes::Nothing, LOCKS),
     ("intr", Takes::Nothing, INTERRUPTIBLE),
     ("nointr", Takes::Nothing, INTERRUPTIBLE),
     ("reconnect", Takes::Nothing, "a lost connection is always made again"),
-    ("rsize", Takes::Number, "the size of requests follows the reader and the link"),
+    ("rsize", Takes::Number, REQUEST_SIZES),
+    ("wsize", Takes::Number, REQUEST_SIZES),
 ];
 
-const READ_ONLY: &str = "the mount is read-only";
+const ACCESS_TIMES: &str = "reading moves no time of access";
+const REQUEST_SIZES: &str = "the size of requests follows the program and the link";
 const LOCKS: &str = "the kernel has no mandatory locks any more";
 const INTERRUPTIBLE: &str = "every operation can be interrupted";
 
 /// What the contract promises for later, with the one value that is refused (any if empty) and what to do instead.
-const NOT_YET: &[(&str, &str, &str)] =
-    &[("remount", "", "unmount and mount again"), ("bwlimit", "", "limit the host's sending instead")];
+const NOT_YET: &[(&str, &str, &str)] = &[
+    ("remount", "", "unmount and mount again"),
+    ("bwlimit", "", "limit the host's sending instead"),
+    ("sync", "", SYNCHRONOUS),
+    ("dirsync", "", SYNCHRONOUS),
+];
+
+const SYNCHRONOUS: &str = "open files with O_SYNC, or call fsync";
 
 /// Refuses what is promised for later.
 pub(super) fn refuse_not_yet(word: &Word) -> Result<(), OptionError> {

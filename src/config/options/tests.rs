@@ -207,7 +207,7 @@ fn what_has_no_effect_is_accepted_and_said() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_in_words() {
-    for list in ["remount", "bwlimit=1M:2M"] {
+    for list in ["remount", "bwlimit=1M:2M", "sync", "dirsync"] {
         let error = parse(list).unwrap_err();
         assert!(matches!(error, OptionError::NotAvailable { .. }), "{list}: {error}");
         assert!(error.to_string().contains(list.split('=').next().unwrap()), "{list}: {error}");

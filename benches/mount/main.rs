@@ -98,6 +98,8 @@ enum Scenario {
     Cold,
     /// The same after a remount, from the disk cache
     Remount,
+    /// One file written and synced
+    Write,
     /// First bytes, random reads, seeks
     Latency,
     /// Many readers at once

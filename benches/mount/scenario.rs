@@ -76,6 +76,9 @@ impl Bench<'_> {
         if self.arguments.wants(Scenario::Remount) {
             self.remount(bytes)?;
         }
+        if self.arguments.wants(Scenario::Write) {
+            self.write(&file, bytes)?;
+        }
         if self.arguments.wants(Scenario::Latency) {
             self.latency()?;
         }
@@ -208,6 +211,58 @@ impl Bench<'_> {
         let received = mount.status()?["wire_received_bytes"].as_f64().unwrap_or(f64::NAN);
         self.report.add("received over the wire for it", received / 1e3, "kB");
         mount.stop()
+    }
+
+    /// `file` written into an empty folder of the mount, and synced; each time under the same name, which is free again.
+    fn write(&mut self, file: &Path, bytes: u64) -> Result<(), Failure> {
+        let target = self.data.join("written");
+        fs::create_dir_all(&target)?;
+        let peer = if self.arguments.sshfs && sshfs::is_installed() {
+            let peer = Sshfs::start(self.net, &self.data, &self.state)?;
+            Some(self.written("sshfs, written and synced", file, bytes, &peer.point, || peer.cpu_seconds())?)
+        } else {
+            None
+        };
+        let host = Host::start(self.net, &self.data, &self.state)?;
+        // Content that the host has already would not be sent.
+        let options = format!("{},dedup=off", self.arguments.mount_options());
+        let mount = Mount::start(self.net, &host, &self.state, &options)?;
+        let used = || host.daemon.cpu_seconds() + mount.daemon.cpu_seconds();
+        let what = "written and synced";
+        let speed = self.written(what, file, bytes, &mount.point, used)?;
+        if let Some(peer) = peer {
+            self.report.add_beside(what, speed, "MB/s", peer, "sshfs");
+        }
+        if let Some(mbit) = self.arguments.link_mbit {
+            self.report.add_beside(what, speed, "MB/s", mbit / 8.0, "the link");
+        }
+        mount.stop()
+    }
+
+    /// The median rate in megabytes a second, also reported, with the processor time that the daemons (`used`) and the writer took.
+    fn written(
+        &mut self,
+        what: &str,
+        file: &Path,
+        bytes: u64,
+        point: &Path,
+        used: impl Fn() -> f64,
+    ) -> Result<f64, Failure> {
+        let target = point.join("written/large");
+        let mut runs = Vec::new();
+        for _ in 0..self.arguments.runs {
+            let before = used();
+            let mut writer = Command::new("dd");
+            writer.arg(format!("if={}", file.display())).arg(format!("of={}", target.display()));
+            let took = run(writer.args(["bs=1M", "conv=fsync", "status=none"]))?;
+            runs.push(Ceiling::new(bytes, took.seconds, took.cpu_seconds + used() - before));
+            fs::remove_file(&target)?;
+        }
+        runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
+        let median = &runs[runs.len() / 2];
+        self.report.add(what, median.mb_per_second, "MB/s");
+        self.report.add(&format!("{what}, processor"), median.cpu_seconds_per_gib, "s/GiB");
+        Ok(median.mb_per_second)
     }
 
     fn latency(&mut self) -> Result<(), Failure> {

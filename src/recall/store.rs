@@ -208,10 +208,13 @@ impl Notebook {
     /// Takes what own changes have made of files.
     pub(super) fn take_changed(&self, files: impl IntoIterator<Item = Attributes>) {
         let mut desk = self.queue.lock();
+        let mut is_sooner = false;
         for attributes in files {
-            desk.waiting.take_changed(Instant::now(), attributes);
+            is_sooner |= desk.waiting.take_changed(Instant::now(), attributes);
         }
-        self.queue.changed.notify_all();
+        if is_sooner {
+            self.queue.changed.notify_all();
+        }
     }
 
     /// Waits until all notes are with the cache, up to a time. Whether they are. Blocks.

@@ -59,15 +59,19 @@ impl Waiting {
         }
     }
 
-    /// Takes what an own change has made of a file.
-    pub(super) fn take_changed(&mut self, now: Instant, attributes: Attributes) {
+    /// Takes what an own change has made of a file. Whether something is to be written sooner than before.
+    pub(super) fn take_changed(&mut self, now: Instant, attributes: Attributes) -> bool {
         let known = self.changed.entry(attributes.node).or_insert(attributes);
         // Answers to changes that are under way at once come in any order.
         if known.ctime <= attributes.ctime {
             *known = attributes;
         }
         let due = if self.changed.len() > JOINED_MAX { now } else { now + JOIN_WAIT };
-        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+        let is_sooner = self.due.is_none_or(|before| due < before);
+        if is_sooner {
+            self.due = Some(due);
+        }
+        is_sooner
     }
 
     /// What to write next; `hurry`: also what could wait. `at` is the time of what was joined.
@@ -128,7 +132,8 @@ mod tests {
     fn changes_of_one_file_are_joined_and_the_last_one_is_written() {
         let (mut waiting, start) = (Waiting::default(), Instant::now());
         for (after_ms, ctime) in [(0, 10), (300, 30), (600, 20)] {
-            waiting.take_changed(start + Duration::from_millis(after_ms), file(1, ctime));
+            let is_sooner = waiting.take_changed(start + Duration::from_millis(after_ms), file(1, ctime));
+            assert_eq!(is_sooner, after_ms == 0, "the writer is woken once");
             assert_eq!(written(&mut waiting, start + Duration::from_millis(after_ms), false), []);
         }
         assert!(

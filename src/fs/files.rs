@@ -9,6 +9,7 @@ use super::inodes::Inode;
 use super::nodes::{Age, Lookup};
 use super::open_mode::OpenMode;
 use super::read::ReadState;
+use super::unsynced::Heard;
 use super::{FileSystem, FsError, lock};
 use crate::fetch::FirstPiece;
 use crate::proto::{Attributes, Errno, NodeId, OpenAccess, OpenId};
@@ -57,8 +58,8 @@ pub(super) struct OpenFile {
     pub reads: Mutex<ReadState>,
     /// The beginning of the file, until the first read takes it.
     pub first: Mutex<Option<FirstPiece>>,
-    /// How many of the file's failures were told through this handle, or before it was opened.
-    pub failures_heard: Mutex<u64>,
+    /// Which of the file's failures were told through this handle, or before it was opened.
+    pub failures_heard: Mutex<Heard>,
     /// Whether locks were ever taken through it.
     pub has_locked: AtomicBool,
     /// Whether some of them were lost: nothing is read or written through it any more.

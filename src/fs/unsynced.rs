@@ -5,7 +5,8 @@
 //!
 //! What the host's kernel has accepted it will bring to the disk, whatever becomes of the daemon; it is lost only if the machine goes
 //! down. So each acceptance tells the run of the kernel ([`BootId`]), and so does a sync: where they differ, something is lost.
-//! An error counts for the file, and every handle on it hears of it once.
+//! An error counts for the file, and every handle on it hears of it: of [`Teller`]s each tells it once. A write is not enough, as of a long one
+//! that fails in its middle the kernel says how far it came, and nobody why it ended; nor is a close, which may be that of a child process.
 
 use super::FsError;
 use crate::proto::BootId;
@@ -20,6 +21,18 @@ pub(super) struct SyncBegun {
     last: Attempt,
     bytes: u64,
 }
+
+/// Who tells a program of failures. Whoever comes later in this order has told it for those before him.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Teller {
+    Write,
+    Close,
+    Sync,
+}
+
+/// How many failures each [`Teller`] has told through a handle, or need not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Heard([u64; 3]);
 
 /// The writes of one file.
 #[derive(Debug, Clone, Default)]
@@ -111,14 +124,15 @@ impl Writes {
         self.failure = Some(error);
     }
 
-    /// How many failures there were: what a new handle has not to hear of.
-    pub(super) const fn failures(&self) -> u64 {
-        self.failures
+    /// What a new handle has not to hear of.
+    pub(super) const fn failures(&self) -> Heard {
+        Heard([self.failures; 3])
     }
 
-    /// What a handle that has heard of `heard` failures is to be told now.
-    pub(super) fn unheard(&self, heard: &mut u64) -> Option<FsError> {
-        let is_news = std::mem::replace(heard, self.failures) < self.failures;
+    /// What is to be told now through a handle of which `heard` is known.
+    pub(super) fn unheard(&self, heard: &mut Heard, teller: Teller) -> Option<FsError> {
+        let is_news = heard.0[teller as usize] < self.failures;
+        heard.0[..=teller as usize].fill(self.failures);
         self.failure.clone().filter(|_| is_news)
     }
 }
@@ -130,6 +144,12 @@ mod tests {
     const FIRST: BootId = BootId([1; 16]);
     const SECOND: BootId = BootId([2; 16]);
 
+    const NOTHING: Heard = Heard([0; 3]);
+
+    fn unheard(writes: &Writes, heard: &mut Heard) -> Option<FsError> {
+        writes.unheard(heard, Teller::Sync)
+    }
+
     fn write(writes: &mut Writes, boot: BootId) {
         let attempt = writes.begins(10, false);
         writes.accepted(attempt, boot, 10);
@@ -137,62 +157,79 @@ mod tests {
 
     #[test]
     fn a_sync_by_another_kernel_than_the_one_that_accepted_is_a_loss_that_each_handle_hears_of_once() {
-        let (mut writes, mut one, mut other) = (Writes::default(), 0, 0);
+        let (mut writes, mut one, mut other) = (Writes::default(), NOTHING, NOTHING);
         write(&mut writes, FIRST);
         let begun = writes.sync_begins();
         writes.synced(begun, SECOND);
-        assert_eq!(writes.unheard(&mut one), Some(FsError::LostWrites));
-        assert_eq!(writes.unheard(&mut one), None);
-        assert_eq!(writes.unheard(&mut other), Some(FsError::LostWrites));
+        assert_eq!(unheard(&writes, &mut one), Some(FsError::LostWrites));
+        assert_eq!(unheard(&writes, &mut one), None);
+        assert_eq!(unheard(&writes, &mut other), Some(FsError::LostWrites));
         let mut later = writes.failures();
-        assert_eq!(writes.unheard(&mut later), None);
+        assert_eq!(unheard(&writes, &mut later), None);
         // What comes after is another matter.
         write(&mut writes, SECOND);
         writes.synced(writes.sync_begins(), SECOND);
-        assert_eq!(writes.unheard(&mut one), None);
+        assert_eq!(unheard(&writes, &mut one), None);
+    }
+
+    #[test]
+    fn what_a_write_or_a_close_was_told_a_sync_is_told_too() {
+        let (mut writes, mut heard) = (Writes::default(), NOTHING);
+        let tellers = [Teller::Write, Teller::Close, Teller::Sync];
+        writes.failed(FsError::LostWrites);
+        for teller in tellers {
+            assert_eq!(writes.unheard(&mut heard, teller), Some(FsError::LostWrites), "{teller:?}");
+            assert_eq!(writes.unheard(&mut heard, teller), None, "{teller:?}");
+        }
+        writes.failed(FsError::LostWrites);
+        assert!(writes.unheard(&mut heard, Teller::Sync).is_some());
+        assert!(
+            tellers.iter().all(|teller| writes.unheard(&mut heard, *teller).is_none()),
+            "it was the last"
+        );
     }
 
     #[test]
     fn a_write_after_a_loss_does_not_hide_it() {
-        let (mut writes, mut heard) = (Writes::default(), 0);
+        let (mut writes, mut heard) = (Writes::default(), NOTHING);
         write(&mut writes, FIRST);
         write(&mut writes, SECOND);
         writes.synced(writes.sync_begins(), SECOND);
-        assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
-        assert_eq!(writes.unheard(&mut heard), None);
+        assert_eq!(unheard(&writes, &mut heard), Some(FsError::LostWrites));
+        assert_eq!(unheard(&writes, &mut heard), None);
     }
 
     #[test]
     fn what_was_synced_is_safe_and_what_came_during_the_sync_is_not() {
-        let (mut writes, mut heard) = (Writes::default(), 0);
+        let (mut writes, mut heard) = (Writes::default(), NOTHING);
         write(&mut writes, FIRST);
         writes.synced(writes.sync_begins(), FIRST);
         write(&mut writes, SECOND);
-        assert_eq!(writes.unheard(&mut heard), None, "the first was on the disk");
+        assert_eq!(unheard(&writes, &mut heard), None, "the first was on the disk");
         let begun = writes.sync_begins();
         write(&mut writes, SECOND);
         writes.synced(begun, SECOND);
         assert_eq!(writes.unsynced_bytes(), 10);
         write(&mut writes, FIRST);
-        assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
+        assert_eq!(unheard(&writes, &mut heard), Some(FsError::LostWrites));
     }
 
     #[test]
     fn a_sync_covers_what_was_under_way_as_it_began_and_not_what_was_sent_anew() {
-        let (mut writes, mut heard) = (Writes::default(), 0);
+        let (mut writes, mut heard) = (Writes::default(), NOTHING);
         let (under_way, refused) = (writes.begins(10, false), writes.begins(5, false));
         let begun = writes.sync_begins();
         writes.accepted(under_way, FIRST, 10);
         writes.synced(begun, FIRST);
         assert_eq!((writes.unsynced_bytes(), writes.repeated()), (0, 0));
         writes.heard_of(SECOND);
-        assert_eq!(writes.unheard(&mut heard), None, "all that was accepted is on the disk");
+        assert_eq!(unheard(&writes, &mut heard), None, "all that was accepted is on the disk");
         let again = writes.begins(5, true);
         assert!(again > refused);
         writes.accepted(again, FIRST, 5);
         writes.synced(begun, FIRST);
         assert_eq!(writes.repeated(), 1, "the sync has to be done once more");
         writes.heard_of(SECOND);
-        assert_eq!(writes.unheard(&mut heard), Some(FsError::LostWrites));
+        assert_eq!(unheard(&writes, &mut heard), Some(FsError::LostWrites));
     }
 }

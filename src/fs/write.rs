@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::behind::Place;
 use super::files::OpenFile;
 use super::inodes::{Inode, Record};
-use super::unsynced::Attempt;
+use super::unsynced::{Attempt, Teller};
 use super::{FileSystem, FsError, lock};
 use crate::chunk::ByteRange;
 use crate::client::{Client, SentFirst};
@@ -49,7 +49,7 @@ impl FileSystem {
         let (under, place) = (self.locked_in(&file, handle), self.place_for(&file, offset, how)?);
         self.send_behind(file.inode, under, place, bytes).await?;
         if how.syncs {
-            self.sync_file(&file, false).await?;
+            self.sync_file(&file, false, Teller::Write).await?;
         }
         Ok(len)
     }
@@ -81,7 +81,7 @@ impl FileSystem {
         if len as u64 > WRITE_BYTES_MAX {
             return Err(FsError::Invalid);
         }
-        self.unheard_failure(file)
+        self.unheard_failure(file, Teller::Write)
     }
 
     fn place_for(&self, file: &OpenFile, offset: u64, how: WriteHow) -> Result<Place, FsError> {
@@ -132,13 +132,13 @@ impl FileSystem {
                 record.writes.heard_of(boot);
             }
         })?;
-        self.unheard_failure(&file)
+        self.unheard_failure(&file, Teller::Close)
     }
 
     /// Returns when the host's disk has everything that was written to the file.
     pub async fn fsync(self: &Arc<Self>, handle: u64, data_only: bool) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
-        self.sync_file(&file, data_only).await
+        self.sync_file(&file, data_only, Teller::Sync).await
     }
 
     /// Returns when the host's disk has the directory's entries.
@@ -151,7 +151,12 @@ impl FileSystem {
     }
 
     /// Has the host sync as soon as it has what is under way: one round trip for both.
-    async fn sync_file(self: &Arc<Self>, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
+    async fn sync_file(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        data_only: bool,
+        teller: Teller,
+    ) -> Result<(), FsError> {
         let (inode, writes) = (file.inode, self.writes_so_far());
         if !self.config.read_only {
             let _hurry = self.hurry(inode);
@@ -163,7 +168,7 @@ impl FileSystem {
                 self.sync_until(inode, writes, data_only).await?;
             }
         }
-        self.unheard_failure(file)
+        self.unheard_failure(file, teller)
     }
 
     /// A sync of what is under way, of which the first `writes` are over then.
@@ -216,10 +221,13 @@ impl FileSystem {
         Ok(file)
     }
 
-    fn unheard_failure(&self, file: &OpenFile) -> Result<(), FsError> {
+    fn unheard_failure(&self, file: &OpenFile, teller: Teller) -> Result<(), FsError> {
         let mut heard = lock(&file.failures_heard);
         let inodes = lock(&self.inodes);
-        inodes.get(file.inode).and_then(|record| record.writes.unheard(&mut heard)).map_or(Ok(()), Err)
+        inodes
+            .get(file.inode)
+            .and_then(|record| record.writes.unheard(&mut heard, teller))
+            .map_or(Ok(()), Err)
     }
 
     pub(super) fn with_record<T>(

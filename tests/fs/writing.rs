@@ -241,6 +241,26 @@ async fn a_failure_behind_the_writers_back_is_told_once_to_each_handle() {
     world.fs.flush(later.handle).await.unwrap();
 }
 
+/// Of one that a program's long write was cut into, the kernel tells nobody: it says how much was written before.
+#[tokio::test]
+async fn a_failure_that_a_write_was_told_is_told_by_the_close_and_the_sync_behind_it() {
+    let world = world(MemoryHost::new());
+    let (_, opened) = world.fs.create(Inode::ROOT, b"f", create(true)).await.unwrap();
+    let handle = opened.handle;
+    world
+        .host
+        .set_errors(|request| matches!(request, Request::Write(_)).then(|| WireError::system(Errno::ENOSPC)));
+    world.write(handle, 0, b"lost").await.unwrap();
+    world.fs.all_sent().await;
+    world.host.set_errors(|_| None);
+    assert_eq!(world.write(handle, 4, b"told").await.unwrap_err().errno(), Errno::ENOSPC);
+    assert_eq!(world.write(handle, 4, b"goes").await.unwrap(), 4);
+    assert_eq!(world.fs.flush(handle).await.unwrap_err().errno(), Errno::ENOSPC);
+    world.fs.flush(handle).await.unwrap();
+    assert_eq!(world.fs.fsync(handle, false).await.unwrap_err().errno(), Errno::ENOSPC);
+    world.fs.fsync(handle, false).await.unwrap();
+}
+
 #[tokio::test]
 async fn who_waits_for_a_host_that_is_away_is_told_and_nothing_is_lost() {
     let patience = std::time::Duration::from_millis(50);

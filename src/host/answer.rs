@@ -16,11 +16,9 @@ use crate::proto::{
 };
 use crate::transport::{Lane, RecvStream, SendStream, StreamError};
 
-/// How long a request may take to arrive once its stream is open; it is one small frame.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a client that sends content may fall silent within it: a link that was cut comes back on another connection.
-const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a client may fall silent within a request. A stream is open as soon as a later one is, and on a narrow way others go before it; a
+/// link that was cut comes back on another connection.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Most bytes of a request: above the largest, the value of an extended attribute. Answers may be longer.
 const REQUEST_BYTES_MAX: usize = XATTR_VALUE_BYTES_MAX + 8 * 1024;
@@ -42,23 +40,34 @@ pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Vec<u8>, Wi
         receive.read_exact(&mut body).await.map_err(|error| cut_short(&error))?;
         Ok(body)
     };
-    let late = |_| Err(malformed(format!("no whole request within {} s", REQUEST_DEADLINE.as_secs())));
-    timeout(REQUEST_DEADLINE, read).await.unwrap_or_else(late)
+    patiently(&AtomicU64::new(0), read).await
 }
 
 /// Reads the bytes that follow a request, at the client's pace as long as it has one.
 pub(super) async fn read_body(receive: &mut RecvStream, len: usize) -> Result<Bytes, WireError> {
     let came = AtomicU64::new(0);
-    let mut read = pin!(receive.read_bytes(len, |bytes| {
-        came.fetch_add(bytes, Ordering::Relaxed);
-    }));
+    let read = async {
+        let read = receive.read_bytes(len, |bytes| {
+            came.fetch_add(bytes, Ordering::Relaxed);
+        });
+        read.await.map_err(|error| malformed(format!("the content ends too soon: {error}")))
+    };
+    patiently(&came, read).await
+}
+
+/// Waits as long as the client is not silent for [`PAUSE_MAX`]. `came` counts what has come.
+async fn patiently<T>(
+    came: &AtomicU64,
+    read: impl Future<Output = Result<T, WireError>>,
+) -> Result<T, WireError> {
+    let mut read = pin!(read);
     loop {
         let before = came.load(Ordering::Relaxed);
-        match timeout(BODY_PAUSE_MAX, &mut read).await {
-            Ok(Ok(bytes)) => return Ok(bytes),
-            Ok(Err(error)) => return Err(malformed(format!("the content ends too soon: {error}"))),
+        match timeout(PAUSE_MAX, &mut read).await {
+            Ok(read) => return read,
+            // Nothing was done, and it may be asked for again: the way is to blame rather than the client.
             Err(_) if came.load(Ordering::Relaxed) == before => {
-                return Err(malformed("the content does not come"));
+                return Err(WireError::new(ErrorCode::Busy, "the request does not come"));
             }
             Err(_) => {}
         }
@@ -137,5 +146,27 @@ impl Drop for Answer {
             // The stream would be finished, and half an answer would look like a whole one.
             let _ = self.send.reset(0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_take_long_and_one_that_does_not_come_may_be_asked_again() {
+        let came = AtomicU64::new(0);
+        let slow = async {
+            for _ in 0..10 {
+                tokio::time::sleep(PAUSE_MAX * 3 / 4).await;
+                came.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(7)
+        };
+        assert_eq!(patiently(&came, slow).await, Ok(7));
+        let silent = patiently(&came, pending::<Result<(), WireError>>()).await;
+        assert_eq!(silent.unwrap_err().code, ErrorCode::Busy);
     }
 }

@@ -44,6 +44,9 @@ const BATCH_ENTRIES: usize = 1024;
 /// How long notes may take to reach the cache when a mount ends.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
+/// How long an answer from notes waits for those that are on their way to the cache: they are the newer ones.
+const CATCH_UP_WAIT: Duration = Duration::from_secs(1);
+
 /// A client that remembers.
 pub struct RecallClient {
     shared: Arc<Shared>,
@@ -53,7 +56,7 @@ struct Shared {
     /// `None`: never asked.
     host: Option<Arc<dyn Client>>,
     records: Records,
-    notebook: Option<Notebook>,
+    notebook: Option<Arc<Notebook>>,
     sub_path: Vec<u8>,
     root: Attributes,
     /// Whether notes answer for a host that is out of reach.
@@ -82,7 +85,7 @@ impl RecallClient {
         let is_writable = cache.is_writable();
         let records = Records::new(cache, scope);
         // What cannot be kept need not be noted.
-        let notebook = is_writable.then(|| Notebook::new(records.clone())).transpose()?;
+        let notebook = is_writable.then(|| Notebook::new(records.clone()).map(Arc::new)).transpose()?;
         let root = host.root();
         let shared = Shared {
             host: Some(host),
@@ -389,11 +392,26 @@ impl Shared {
 
     /// What the notes say to a request; `None` if nothing.
     async fn recall(&self, request: &Request) -> Option<Result<Reply, CallError>> {
-        let (records, request) = (self.records.clone(), request.clone());
-        // The disk is read; the task fails only while the runtime shuts down.
-        let known = tokio::task::spawn_blocking(move || recall(&records, &request)).await.ok().flatten();
+        let request = request.clone();
+        let known = self.look_up(move |records| recall(records, &request)).await;
         self.count(known.is_some());
         known
+    }
+
+    /// Reads in the notes, all that were made until now if the cache takes them.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Records) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        let (records, notebook) = (self.records.clone(), self.notebook.clone());
+        let look = move || {
+            if let Some(notebook) = notebook {
+                notebook.flush(CATCH_UP_WAIT);
+            }
+            look(&records)
+        };
+        // The disk is read; the task fails only while the runtime shuts down.
+        tokio::task::spawn_blocking(look).await.ok().flatten()
     }
 
     async fn answer_offline(&self, request: Request) -> Result<Reply, CallError> {
@@ -479,8 +497,7 @@ impl Shared {
 
     /// Whether the notes had a complete listing; then it was sent.
     async fn list_from_notes(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) -> bool {
-        let records = self.records.clone();
-        let known = tokio::task::spawn_blocking(move || records.listing(node)).await.ok().flatten();
+        let known = self.look_up(move |records| records.listing(node)).await;
         let Some(mut entries) = known else { return false };
         self.count(true);
         while !entries.is_empty() {

@@ -180,8 +180,8 @@ struct Queue {
 struct Desk {
     waiting: Waiting,
     is_writing: bool,
-    /// Whether somebody waits until all is written.
-    hurry: bool,
+    /// How many wait until all is written.
+    hurries: usize,
     ends: bool,
 }
 
@@ -221,7 +221,7 @@ impl Notebook {
     pub(super) fn flush(&self, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
         let mut desk = self.queue.lock();
-        desk.hurry = true;
+        desk.hurries += 1;
         self.queue.changed.notify_all();
         while desk.is_writing || !desk.waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -230,7 +230,7 @@ impl Notebook {
             }
             desk = self.queue.changed.wait_timeout(desk, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        desk.hurry = false;
+        desk.hurries -= 1;
         !desk.is_writing && desk.waiting.is_empty()
     }
 }
@@ -258,7 +258,7 @@ impl Queue {
         desk.is_writing = false;
         self.changed.notify_all();
         while !desk.ends {
-            let hurry = desk.hurry;
+            let hurry = desk.hurries > 0;
             desk = match desk.waiting.next(Instant::now(), now(), hurry) {
                 Next::Write(at, note) => {
                     desk.is_writing = true;

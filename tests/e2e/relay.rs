@@ -5,13 +5,20 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a thread of the relay waits for a packet before it looks whether it should end.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How often it looks for a new TCP connection.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Packets on their way to a client at most.
+const PACKETS_MAX: usize = 4096;
+
+/// When a packet is to arrive, and the packet.
+type Packet = (Instant, Vec<u8>);
 
 /// The relay; its threads end when it is dropped.
 pub(crate) struct Relay {
@@ -75,7 +82,7 @@ impl Relay {
         self.state.udp_blocked.store(true, Ordering::SeqCst);
     }
 
-    /// From now on each UDP packet towards a client takes so long, one after the other: a long way, and a narrow one.
+    /// From now on each UDP packet towards a client takes so long: a long way.
     pub(crate) fn delay(&self, by: Duration) {
         self.state.delay_ms.store(by.as_millis() as u64, Ordering::SeqCst);
     }
@@ -130,17 +137,29 @@ impl State {
         upstream.connect(self.host).unwrap();
         upstream.set_read_timeout(Some(PATIENCE)).unwrap();
         let (state, back, front) = (Arc::clone(self), Arc::clone(&upstream), Arc::clone(front));
-        thread::spawn(move || state.carry_to_client(&back, &front, client));
+        let (on_its_way, arriving) = mpsc::sync_channel(PACKETS_MAX);
+        thread::spawn(move || state.carry_to_client(&back, &on_its_way));
+        let state = Arc::clone(self);
+        thread::spawn(move || state.hand_to_client(&arriving, &front, client));
         upstream
     }
 
-    fn carry_to_client(&self, upstream: &UdpSocket, front: &UdpSocket, client: SocketAddr) {
+    fn carry_to_client(&self, upstream: &UdpSocket, on_its_way: &SyncSender<Packet>) {
         let mut packet = vec![0; 65_536];
         while !self.has_ended() {
             let Ok(len) = upstream.recv(&mut packet) else { continue };
-            thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst)));
-            if !self.is_cut() && front.send_to(&packet[..len], client).is_ok() {
-                self.bytes_to_client.fetch_add(len as u64, Ordering::SeqCst);
+            let due = Instant::now() + Duration::from_millis(self.delay_ms.load(Ordering::SeqCst));
+            // A full way loses it.
+            let _ = on_its_way.try_send((due, packet[..len].to_vec()));
+        }
+    }
+
+    /// Ends with the thread that carries.
+    fn hand_to_client(&self, arriving: &Receiver<Packet>, front: &UdpSocket, client: SocketAddr) {
+        for (due, packet) in arriving {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if !self.is_cut() && front.send_to(&packet, client).is_ok() {
+                self.bytes_to_client.fetch_add(packet.len() as u64, Ordering::SeqCst);
             }
         }
     }

@@ -3,11 +3,12 @@
 //! What was written through the page cache is read again from memory, as long as the machine has some to spare; nothing else
 //! holds as much of what large files contain. A page costs 0.25 s of processor time a GiB where memory is at hand, and 0.4 to 3 s
 //! in a virtual machine that must first ask for it: there the cache would be slower than the network, and is written around
-//! it for 0.05 s a GiB.
+//! it for 0.05 s a GiB. So is what comes as fast as a disk gives it back: then the processor is what there is too little of, and from the
+//! disk it is read again as fast.
 //!
-//! Pure: what a segment cost comes in, the way of the next one comes out.
+//! Pure: what a segment cost, and when, comes in, the way of the next one comes out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a GiB through the page cache may cost before the cheaper way is taken: twice what it costs where memory is
 /// at hand.
@@ -19,6 +20,9 @@ const SEGMENTS_AROUND: u32 = 8;
 
 /// Less than this says nothing of the cost.
 const JUDGED_BYTES_MIN: u64 = 1024 * 1024;
+
+/// What comes faster than this, in bytes per second, is written around the page cache: 2 Gbit/s, half of what a disk in flash reads.
+const BYTES_PER_SECOND_THROUGH_MAX: u64 = 250_000_000;
 
 const GIB: u128 = 1 << 30;
 
@@ -37,28 +41,40 @@ pub(super) struct WayChoice {
     segments_around: u32,
     through_bytes: u64,
     through_cost: Duration,
+    /// When the segment began, and what was written of it.
+    began: Option<Instant>,
+    bytes: u64,
 }
 
 impl WayChoice {
     /// The way of a segment that begins now.
-    pub(super) fn next_segment(&mut self) -> Way {
+    pub(super) fn next_segment(&mut self, now: Instant) -> Way {
         if self.is_dear() {
             self.segments_around = SEGMENTS_AROUND;
         }
+        let comes_fast = self.comes_fast(now);
         (self.through_bytes, self.through_cost) = (0, Duration::ZERO);
-        if self.segments_around == 0 {
-            return Way::Through;
+        (self.began, self.bytes) = (Some(now), 0);
+        if self.segments_around > 0 {
+            self.segments_around -= 1;
+            return Way::Around;
         }
-        self.segments_around -= 1;
-        Way::Around
+        if comes_fast { Way::Around } else { Way::Through }
     }
 
     /// So many bytes of a segment were written that way, for so much processor time.
     pub(super) fn wrote(&mut self, way: Way, bytes: u64, cost: Duration) {
+        self.bytes += bytes;
         if way == Way::Through {
             self.through_bytes += bytes;
             self.through_cost += cost;
         }
+    }
+
+    fn comes_fast(&self, now: Instant) -> bool {
+        let taken_ns = self.began.map_or(u128::MAX, |began| now.saturating_duration_since(began).as_nanos());
+        let allowed = u128::from(BYTES_PER_SECOND_THROUGH_MAX).saturating_mul(taken_ns) / 1_000_000_000;
+        self.bytes >= JUDGED_BYTES_MIN && u128::from(self.bytes) > allowed
     }
 
     fn is_dear(&self) -> bool {
@@ -73,17 +89,31 @@ mod tests {
 
     const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 
-    /// Writes segments on a machine where a GiB through the page cache costs what `cost_ms` says of each; gives their ways.
+    /// Writes segments that come slowly on a machine where a GiB through the page cache costs what `cost_ms` says of each; gives their ways.
     fn ways(cost_ms: &[u64]) -> Vec<Way> {
-        let mut choice = WayChoice::default();
+        let (mut choice, mut now) = (WayChoice::default(), Instant::now());
         let write = |&cost_ms| {
-            let way = choice.next_segment();
+            let way = choice.next_segment(now);
             for _ in 0..16 {
                 choice.wrote(way, SEGMENT_BYTES / 16, Duration::from_millis(cost_ms) / 256);
             }
+            now += Duration::from_secs(1);
             way
         };
         cost_ms.iter().map(write).collect()
+    }
+
+    #[test]
+    fn what_comes_fast_goes_around_the_page_cache_from_the_second_segment_to_the_first_that_is_slow() {
+        let (mut choice, mut now) = (WayChoice::default(), Instant::now());
+        let ways = [100, 100, 100, 300, 300].map(|took_ms| {
+            let way = choice.next_segment(now);
+            choice.wrote(way, SEGMENT_BYTES, Duration::ZERO);
+            now += Duration::from_millis(took_ms);
+            way
+        });
+        let [through, around] = [Way::Through, Way::Around];
+        assert_eq!(ways, [through, around, around, around, through]);
     }
 
     #[test]
@@ -103,17 +133,22 @@ mod tests {
 
     #[test]
     fn a_few_bytes_say_nothing() {
-        let mut choice = WayChoice::default();
-        choice.wrote(Way::Through, JUDGED_BYTES_MIN - 1, Duration::from_secs(1));
-        assert_eq!(choice.next_segment(), Way::Through);
-        choice.wrote(Way::Through, JUDGED_BYTES_MIN, Duration::from_secs(1));
-        assert_eq!(choice.next_segment(), Way::Around);
+        for (bytes, second) in [(JUDGED_BYTES_MIN - 1, Way::Through), (JUDGED_BYTES_MIN, Way::Around)] {
+            for (cost, took) in [(Duration::from_secs(1), Duration::from_secs(1)), Default::default()] {
+                let (mut choice, now) = (WayChoice::default(), Instant::now());
+                choice.next_segment(now);
+                choice.wrote(Way::Through, bytes, cost);
+                assert_eq!(choice.next_segment(now + took), second);
+            }
+        }
     }
 
     #[test]
     fn what_went_around_is_no_reason_to_go_on_around() {
         let mut choice = WayChoice::default();
+        let now = Instant::now();
+        choice.next_segment(now);
         choice.wrote(Way::Around, SEGMENT_BYTES, Duration::from_secs(9));
-        assert_eq!(choice.next_segment(), Way::Through);
+        assert_eq!(choice.next_segment(now + Duration::from_secs(1)), Way::Through);
     }
 }

@@ -208,7 +208,7 @@ impl Writer {
         let known = shared.index().segments().keys().next_back().copied().unwrap_or(0);
         // Numbers are not used again, also not after everything was cleared under our feet.
         let id = youngest.max(known) + 1;
-        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment());
+        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment(Instant::now()));
         let segment = OpenSegment::create(&shared.directory, lock, &shared.secret, id, capacity_bytes, way)?;
         self.take_up(segment);
         Ok(())
@@ -234,7 +234,7 @@ impl Writer {
             return Ok(false);
         }
         shared.directory.rename_segment(lock, last.id, Form::Sealed, Form::Open)?;
-        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment());
+        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment(Instant::now()));
         let segment =
             OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes, way)?;
         self.take_up(segment);

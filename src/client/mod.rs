@@ -160,15 +160,20 @@ pub struct LinkState {
     pub rtt: Duration,
     /// Rate at which content arrived lately, in bytes per second; 0 while unknown.
     pub bytes_per_second: u64,
+    /// Rate at which the host takes in what is written, in bytes per second; 0 while unknown.
+    pub sent_bytes_per_second: u64,
     /// Bytes that may be on their way to the host at a time; 0 while unknown.
     pub window_bytes: u64,
 }
 
+/// Above this rate of the link it takes longer to look for content that need not be sent than to send it, in bytes per second: both ends hash
+/// what one of them has to read.
+pub const FAST_BYTES_PER_SECOND: u64 = 300_000_000;
+
 impl LinkState {
-    /// Rate at which content goes to the host, in bytes per second: a window a round trip; 0 while unknown.
-    pub fn sent_bytes_per_second(&self) -> u64 {
-        let rtt_us = self.rtt.as_micros().max(1) as u64;
-        self.window_bytes.saturating_mul(1_000_000) / rtt_us
+    /// Whether content goes to the host faster than [`FAST_BYTES_PER_SECOND`].
+    pub const fn sends_fast(&self) -> bool {
+        self.sent_bytes_per_second > FAST_BYTES_PER_SECOND
     }
 }
 

@@ -43,7 +43,13 @@ impl Client for Scripted {
     }
 
     fn link(&self) -> LinkState {
-        LinkState { connected: true, rtt: std::time::Duration::ZERO, bytes_per_second: 0, window_bytes: 0 }
+        LinkState {
+            connected: true,
+            rtt: std::time::Duration::ZERO,
+            bytes_per_second: 0,
+            sent_bytes_per_second: 0,
+            window_bytes: 0,
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! In reading order: [`content`] (names), [`memory`], [`inflight`], [`queue`] (tables), [`ledger`] (the tables under one
 //! budget), [`manifests`] (which hashes to ask for): pure. [`request`]: the task that brings chunks. [`hashes`]: the one that
 //! learns which of them the disk has under another name. [`delta`]: what an earlier version had elsewhere. [`read`]: those who
-//! wait. [`warm`]: what is brought for later.
+//! wait. [`warm`]: what is brought for later. [`written`]: what is kept of what was written here.
 
 mod content;
 mod delta;
@@ -28,6 +28,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 mod warm;
+mod written;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -194,8 +195,8 @@ impl Fetcher {
     pub fn remember(&self, content: &FileContent) {
         if content.settled {
             self.cache.flush_file(&content.key);
-            self.cache.flush_file(&content.history);
         }
+        self.cache.flush_file(&content.history);
     }
 
     /// How much each of those who read ahead now may have ahead of it, in bytes: its share of the budget.

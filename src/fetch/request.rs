@@ -61,8 +61,7 @@ async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> 
     fetcher.wait_for_hashes(start).await;
     let link = fetcher.client.link();
     let delta = fetcher.deltas.searched(&start.content, link.bytes_per_second);
-    let held =
-        if start.content.settled { load(fetcher, start, delta.is_none()).await } else { Held::default() };
+    let held = load(fetcher, start, delta.is_none()).await;
     let mut missing = start.chunks.iter().filter(|index| !held.delivered.contains_key(index));
     let Some(first) = missing.next() else { return Ok(()) };
     let last = missing.next_back().unwrap_or(first);
@@ -124,7 +123,9 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
     let this = Arc::clone(fetcher);
     let (content, chunks) = (start.content, start.chunks);
     let load = move || {
-        let current = load_known(&*this.cache, &content.key, chunks.iter());
+        // What is noted under a version that is not settled may be of another content.
+        let now = content.settled.then(|| load_known(&*this.cache, &content.key, chunks.iter()));
+        let current = now.unwrap_or_default();
         if !asks_about_earlier {
             return (current, BTreeMap::new());
         }
@@ -196,7 +197,9 @@ async fn ask_host(
                 let same = held.earlier.remove(&index);
                 let chunk = same.ok_or_else(|| bad_answer("content that is not held called known"))?;
                 fetcher.deliver(start, index, &chunk, Source::Disk)?;
-                fetcher.record(content, index, chunk.hash());
+                if content.settled {
+                    fetcher.record(content, index, chunk.hash());
+                }
                 compared(true);
             }
             ContentPart::End { .. } => {

@@ -8,7 +8,7 @@
 //! - `nodes`: names and attributes
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
-//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `unsynced` (pure), `sending`, `write`: changes of content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced` (pure), `sending`, `write`: changes of content
 //! - `own_locks` (pure), `locks`: file locks
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
@@ -41,6 +41,7 @@ mod modify;
 mod nodes;
 mod offers;
 mod open_mode;
+mod own_content;
 mod own_locks;
 mod read;
 mod recent;

@@ -8,7 +8,7 @@
 //! - Where it has none, one extent in [`RARELY_ONE_IN`] is asked about, and of a next file fewer at its beginning.
 //! - After a file that it had, the next one begins with hashes.
 //!
-//! On links above [`LINK_BYTES_PER_SECOND_MAX`] finding costs more than sending: both ends hash what one has to read.
+//! On links above [`crate::client::FAST_BYTES_PER_SECOND`] nothing is asked.
 
 use std::num::NonZeroUsize;
 
@@ -18,9 +18,6 @@ use super::config::DedupWish;
 use crate::chunk::{ByteRange, CHUNK_BYTES};
 use crate::client::LinkState;
 use crate::proto::WRITE_BYTES_MAX;
-
-/// Above this rate of the link nothing is asked, in bytes per second; as for what moved (`fetch::delta`).
-const LINK_BYTES_PER_SECOND_MAX: u64 = 300_000_000;
 
 /// Bytes written in a row before the first question: small files are sent sooner than asked about.
 const RUN_BYTES_MIN: u64 = 1024 * 1024;
@@ -106,7 +103,9 @@ impl Offers {
         if self.goes_as_hashes(file, link) {
             return Way::Hashes;
         }
-        let Some(writing) = self.files.peek_mut(&file).filter(|_| !is_fast(link)) else { return Way::Bytes };
+        let Some(writing) = self.files.peek_mut(&file).filter(|_| !link.sends_fast()) else {
+            return Way::Bytes;
+        };
         let Mood::Unsure { fruitless } = writing.mood else { return Way::Bytes };
         let is_time = fruitless + writing.questions < eager
             || (writing.questions == 0 && writing.since_question > RARELY_ONE_IN);
@@ -178,7 +177,7 @@ impl Offers {
             DedupWish::Always => true,
             DedupWish::Worthwhile => {
                 let is_finding = |writing: &Writing| matches!(writing.mood, Mood::Finding { .. });
-                !is_fast(link) && self.files.peek(&file).is_some_and(is_finding)
+                !link.sends_fast() && self.files.peek(&file).is_some_and(is_finding)
             }
         }
     }
@@ -212,10 +211,6 @@ impl Writing {
     }
 }
 
-fn is_fast(link: &LinkState) -> bool {
-    link.sent_bytes_per_second() > LINK_BYTES_PER_SECOND_MAX
-}
-
 const fn is_whole_chunks(extent: ByteRange) -> bool {
     extent.len > 0 && extent.offset.is_multiple_of(CHUNK_BYTES) && extent.len.is_multiple_of(CHUNK_BYTES)
 }
@@ -236,6 +231,7 @@ mod tests {
         connected: true,
         rtt: Duration::from_millis(50),
         bytes_per_second: 0,
+        sent_bytes_per_second: 125_000_000,
         window_bytes: 6_250_000,
     };
 
@@ -291,7 +287,7 @@ mod tests {
         assert_eq!(offers.way(FILE, mib(0), &LINK), Way::Bytes);
         assert_eq!(offers.way(FILE, ByteRange::new(MIB, MIB - 1), &LINK), Way::Bytes);
         assert_eq!(offers.way(FILE, mib(5), &LINK), Way::Bytes, "not in a row");
-        let fast = LinkState { rtt: Duration::from_micros(200), ..LINK };
+        let fast = LinkState { sent_bytes_per_second: 600_000_000, ..LINK };
         assert_eq!(offers.way(FILE, mib(6), &fast), Way::Bytes);
         assert_eq!(offers.way(FILE, mib(7), &LINK), Way::BytesAndQuestion);
         offers.answered(FILE, 4);

@@ -4,7 +4,7 @@
 //! a file's content or times, or changes them, first waits until the host has what was written before; `close` does, too, and tells
 //! what went wrong. `fsync` only waits until everything is with the client: the host waits for the rest, so both are one round trip.
 //!
-//! Of what the host has already only hashes are sent (`offers`).
+//! Of what the host has already only hashes are sent (`offers`). What is written front to back stays in the cache (`own_content`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,9 +19,10 @@ use super::behind::{Behind, Extent, ExtentId, Place};
 use super::config::DedupWish;
 use super::inodes::Inode;
 use super::offers::{Offers, Way};
+use super::own_content::{OwnContent, Parts};
 use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
-use crate::chunk::{CHUNK_BYTES, ChunkHash};
+use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex};
 use crate::client::{CallError, Client, SentFirst};
 use crate::proto::{Attributes, ErrorCode, FileKind, SessionRun, WriteAt};
 
@@ -45,6 +46,7 @@ pub(super) struct Sending {
     writes: AtomicU64,
     budget: Semaphore,
     offers: Mutex<Offers>,
+    own_content: Mutex<OwnContent>,
     deduplicated_bytes: AtomicU64,
     /// Told when somebody waits for what is held back.
     awaited: Arc<Notify>,
@@ -76,6 +78,7 @@ impl Sending {
             writes: AtomicU64::new(0),
             budget: Semaphore::new(BUDGET_BYTES),
             offers: Mutex::new(Offers::new(dedup)),
+            own_content: Mutex::default(),
             deduplicated_bytes: AtomicU64::new(0),
             awaited: Arc::default(),
             progress: watch::channel(()).0,
@@ -133,6 +136,9 @@ impl FileSystem {
     }
 
     fn queue(self: &Arc<Self>, inode: Inode, under: Option<SessionRun>, place: Place, bytes: Bytes) {
+        if let Place::Offset(offset) = place {
+            self.keep_chunks(inode, offset, &bytes);
+        }
         {
             let mut files = lock(&self.sending.files);
             let number = self.sending.writes.fetch_add(1, Ordering::Relaxed) + 1;
@@ -424,6 +430,32 @@ impl FileSystem {
         if bytes > 0 {
             tracing::warn!(inode = inode.0, bytes, "what was to be appended behind it is not sent either");
             self.sending.budget.add_permits(bytes as usize);
+        }
+    }
+
+    /// Has whole chunks that are written kept for those who read them again.
+    fn keep_chunks(self: &Arc<Self>, inode: Inode, offset: u64, bytes: &Bytes) {
+        if !self.fetcher.keeps_written() {
+            return;
+        }
+        let whole = lock(&self.sending.own_content).take(inode.0, offset, bytes);
+        if !whole.is_empty() {
+            let fs = Arc::clone(self);
+            self.runtime.spawn(async move { fs.keep_written(inode, whole) });
+        }
+    }
+
+    /// The same for the end of a file.
+    pub(super) fn keep_last_chunk(&self, inode: Inode) {
+        let last = lock(&self.sending.own_content).end(inode.0);
+        self.keep_written(inode, last);
+    }
+
+    fn keep_written(&self, inode: Inode, chunks: impl IntoIterator<Item = (ChunkIndex, Parts)>) {
+        let Some(attributes) = lock(&self.inodes).get(inode).map(|record| record.attributes) else { return };
+        let history = self.content_of(&attributes).history;
+        for (index, parts) in chunks {
+            self.fetcher.keep_written(&history, index, parts.concat().into());
         }
     }
 

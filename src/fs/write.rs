@@ -125,6 +125,7 @@ impl FileSystem {
     pub async fn flush(self: &Arc<Self>, handle: u64) -> Result<(), FsError> {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         let _hurry = self.hurry(file.inode);
+        self.keep_last_chunk(file.inode);
         self.sent(file.inode).await?;
         // What the host has accepted may be lost already; asked for under the table's lock, as the answer to a write may be newer.
         self.with_record(file.inode, |record| {

@@ -247,8 +247,13 @@ impl Client for RecallClient {
     }
 
     fn link(&self) -> LinkState {
-        const NONE: LinkState =
-            LinkState { connected: false, rtt: Duration::ZERO, bytes_per_second: 0, window_bytes: 0 };
+        const NONE: LinkState = LinkState {
+            connected: false,
+            rtt: Duration::ZERO,
+            bytes_per_second: 0,
+            sent_bytes_per_second: 0,
+            window_bytes: 0,
+        };
         self.shared.host.as_ref().map_or(NONE, |host| host.link())
     }
 }

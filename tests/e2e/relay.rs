@@ -36,6 +36,7 @@ struct State {
     ended: AtomicBool,
     bytes_to_client: AtomicU64,
     delay_ms: AtomicU64,
+    to_host_bytes_per_second: AtomicU64,
 }
 
 impl Relay {
@@ -53,6 +54,7 @@ impl Relay {
             ended: AtomicBool::new(false),
             bytes_to_client: AtomicU64::new(0),
             delay_ms: AtomicU64::new(0),
+            to_host_bytes_per_second: AtomicU64::new(u64::MAX),
         });
         let shared = Arc::clone(&state);
         thread::spawn(move || shared.carry_to_host(&Arc::new(front)));
@@ -85,6 +87,11 @@ impl Relay {
     /// From now on each UDP packet towards a client takes so long: a long way.
     pub(crate) fn delay(&self, by: Duration) {
         self.state.delay_ms.store(by.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// From now on no more UDP passes towards the host; what comes faster waits, and is lost where too much waits.
+    pub(crate) fn narrow(&self, bytes_per_second: u64) {
+        self.state.to_host_bytes_per_second.store(bytes_per_second, Ordering::SeqCst);
     }
 
     /// Payload carried towards clients so far.
@@ -129,6 +136,8 @@ impl State {
             let upstream = upstreams.entry(client).or_insert_with(|| self.new_upstream(client, front));
             // A host that is down refuses; the next packet tries again.
             let _ = upstream.send(&packet[..len]);
+            let taken = len as f64 / self.to_host_bytes_per_second.load(Ordering::SeqCst) as f64;
+            thread::sleep(Duration::from_secs_f64(taken));
         }
     }
 

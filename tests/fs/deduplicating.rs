@@ -19,7 +19,7 @@ fn world(dedup: DedupWish) -> World {
     let host = MemoryHost::new();
     host.create_generated("old", 5 * MIB, 1);
     host.set_link(Duration::from_millis(50), 0);
-    host.set_window(6_250_000);
+    host.set_upload(125_000_000, 6_250_000);
     World::with_config(host, FsConfig { freshness: LASTING, read_only: false, dedup, ..FsConfig::default() })
 }
 
@@ -75,7 +75,7 @@ async fn nothing_is_asked_where_it_is_off_the_link_fast_or_the_host_an_older_one
     let content = off.host.content("old");
     off.write_file("one", &content, MIB as usize).await;
     let fast = world(DedupWish::Worthwhile);
-    fast.host.set_link(Duration::from_micros(200), 0);
+    fast.host.set_upload(600_000_000, 6_250_000);
     fast.write_file("one", &content, MIB as usize).await;
     for world in [off, fast] {
         let counters = world.host.counters();

@@ -6,6 +6,7 @@ mod deduplicating;
 mod directories;
 mod disconnected;
 mod durability;
+mod keeping;
 mod locking;
 mod names;
 mod owners;

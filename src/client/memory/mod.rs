@@ -82,6 +82,7 @@ struct Settings {
     deadline: Duration,
     rtt: Duration,
     bytes_per_second: u64,
+    sent_bytes_per_second: u64,
     window_bytes: u64,
 }
 
@@ -107,6 +108,7 @@ impl MemoryHost {
             deadline: DEADLINE_DEFAULT,
             rtt: Duration::from_millis(1),
             bytes_per_second: 0,
+            sent_bytes_per_second: 0,
             window_bytes: 0,
         };
         let host = Self {
@@ -311,9 +313,10 @@ impl MemoryHost {
         (settings.rtt, settings.bytes_per_second) = (rtt, bytes_per_second);
     }
 
-    /// What it tells of how much may be on its way to the host.
-    pub fn set_window(&self, window_bytes: u64) {
-        self.settings().window_bytes = window_bytes;
+    /// What it tells of the way to the host: its rate, and how much may be under way.
+    pub fn set_upload(&self, sent_bytes_per_second: u64, window_bytes: u64) {
+        let mut settings = self.settings();
+        (settings.sent_bytes_per_second, settings.window_bytes) = (sent_bytes_per_second, window_bytes);
     }
 
     /// Every request waits so long before it is answered.
@@ -466,6 +469,7 @@ impl Client for MemoryHost {
             connected: *self.shared.connected.borrow() == Connection::Up,
             rtt: settings.rtt,
             bytes_per_second: settings.bytes_per_second,
+            sent_bytes_per_second: settings.sent_bytes_per_second,
             window_bytes: settings.window_bytes,
         }
     }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::call::{Retry, Stopped};
 use super::live::Waiting;
 use super::operations::Operations;
-use super::shared::{CallCount, Shared, locked};
+use super::shared::{CallCount, MeteredWrite, Shared, locked};
 use super::stream::{Exchange, Fault};
 use crate::client::{CallError, SentFirst, synced};
 use crate::proto::{
@@ -102,10 +102,14 @@ pub(super) async fn change(turn: Turn, change: Change) -> Result<Reply, CallErro
 pub(super) async fn write(turn: Turn, node: NodeId, at: WriteAt, bytes: Bytes) -> Result<Written, CallError> {
     let shared = &*Arc::clone(&turn.shared);
     let _count = CallCount::new(shared);
+    let metered = MeteredWrite::new(shared);
     let (len, hash) = (bytes.len() as u32, at.proof(&bytes).hash);
     let request = |operation| Request::Write(WriteRequest { operation, node, at, len, hash });
     match unless_closed(shared, answered(&turn, Lane::Background, request, bytes)).await? {
-        Reply::Written(written) if written.len == u64::from(len) => Ok(written),
+        Reply::Written(written) if written.len == u64::from(len) => {
+            metered.accepted(written.len);
+            Ok(written)
+        }
         _ => Err(CallError::BadAnswer("a reply of another kind or length than to a write".into())),
     }
 }

@@ -1,4 +1,4 @@
-//! (P) How fast content arrives while some is on its way.
+//! (P) How fast content arrives while some is on its way; in either direction: of what is written arrives the consent.
 //!
 //! Counted is the time between arrivals while at least one read is under way, and the bytes that came at the end of
 //! each such time. So neither idleness nor the first round trip of a read makes the link look slow.

@@ -202,6 +202,7 @@ impl Client for QuicClient {
             connected: self.shared.is_connected(),
             rtt: stats.as_ref().map_or(Duration::ZERO, |stats| stats.rtt),
             bytes_per_second: self.shared.meter().bytes_per_second(),
+            sent_bytes_per_second: self.shared.write_meter().bytes_per_second(),
             window_bytes: stats.map_or(0, |stats| stats.congestion_window_bytes),
         }
     }

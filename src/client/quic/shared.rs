@@ -35,6 +35,7 @@ pub(super) struct Shared {
     changes: watch::Sender<()>,
     host: Mutex<Host>,
     meter: Mutex<Meter>,
+    write_meter: Mutex<Meter>,
     unplaced: AtomicUsize,
     calls: AtomicUsize,
     started_at: Instant,
@@ -87,6 +88,7 @@ impl Shared {
                 acts_as: welcome.acts_as,
             }),
             meter: Mutex::default(),
+            write_meter: Mutex::default(),
             unplaced: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             started_at: Instant::now(),
@@ -176,6 +178,10 @@ impl Shared {
         locked(&self.meter)
     }
 
+    pub(super) fn write_meter(&self) -> MutexGuard<'_, Meter> {
+        locked(&self.write_meter)
+    }
+
     /// Whether the host answers on some connection.
     pub(super) fn is_connected(&self) -> bool {
         self.states().any(|state| state.phase == Phase::Connected)
@@ -218,6 +224,26 @@ impl<'a> CallCount<'a> {
 impl Drop for CallCount<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a write in its meter until dropped.
+pub(super) struct MeteredWrite<'a>(&'a Shared);
+
+impl<'a> MeteredWrite<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        shared.write_meter().begin();
+        Self(shared)
+    }
+
+    pub(super) fn accepted(&self, bytes: u64) {
+        self.0.write_meter().arrived(self.0.now(), bytes);
+    }
+}
+
+impl Drop for MeteredWrite<'_> {
+    fn drop(&mut self) {
+        self.0.write_meter().end();
     }
 }
 

@@ -22,7 +22,7 @@ use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{
     Block, ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk, cut_blocks,
 };
-use crate::client::{CallError, Lane};
+use crate::client::{CallError, FAST_BYTES_PER_SECOND, Lane};
 use crate::proto::{DELTA_BYTES_MAX, Reply, Request};
 
 /// Files of which it is known how they differ from what they were.
@@ -30,10 +30,6 @@ const FILES_MAX: NonZero<usize> = NonZero::new(64).expect("not 0");
 
 /// Windows of one file whose blocks are known: 256 MiB of it, for 100 kB each.
 const WINDOWS_MAX: NonZero<usize> = NonZero::new(16).expect("not 0");
-
-/// Above this rate of the link looking for what moved takes longer than to send it, in bytes per second: both ends cut and hash
-/// what is looked for, and one loads it from disk.
-const LINK_BYTES_PER_SECOND_MAX: u64 = 300_000_000;
 
 /// Parts of one request that are asked of the host at a time.
 const PARTS_INFLIGHT_MAX: usize = 8;
@@ -200,7 +196,7 @@ impl Deltas {
 
     /// The same, where it pays to look for what moved over a link of that rate.
     pub(super) fn searched(&self, content: &FileContent, bytes_per_second: u64) -> Option<Arc<FileDelta>> {
-        if bytes_per_second > LINK_BYTES_PER_SECOND_MAX {
+        if bytes_per_second > FAST_BYTES_PER_SECOND {
             return None;
         }
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,95 @@
+//! What was written here is read here again without being sent back, as long as the host still has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use wormhole::cache::{CacheConfig, DiskCache};
+use wormhole::chunk::CHUNK_BYTES;
+use wormhole::client::memory::MemoryHost;
+use wormhole::fetch::{FetchConfig, Fetcher};
+use wormhole::fs::{FileSystem, FsConfig, Inode};
+
+use super::changing::create;
+use super::{FLEETING, World};
+
+/// A mount with a disk cache of its own.
+fn world(host: MemoryHost) -> (World, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = CacheConfig {
+        directory: directory.path().to_owned(),
+        size_bytes: 64 << 20,
+        min_free_ratio: 0.0,
+        segment_bytes: Some(1 << 20),
+    };
+    let cache = Arc::new(DiskCache::open(&config).unwrap());
+    let fetcher = Fetcher::new(host.client(), cache as _, FetchConfig::default());
+    let config = FsConfig { freshness: FLEETING, read_only: false, ..FsConfig::default() };
+    let fs = FileSystem::new(host.client(), Arc::clone(&fetcher), config);
+    (World { host, fs, fetcher }, directory)
+}
+
+impl World {
+    async fn write_whole(&self, name: &str, content: &[u8]) {
+        let (_, opened) = self.fs.create(Inode::ROOT, name.as_bytes(), create(true)).await.unwrap();
+        for (number, part) in content.chunks(1 << 20).enumerate() {
+            self.write(opened.handle, (number as u64) << 20, part).await.unwrap();
+        }
+        self.fs.flush(opened.handle).await.unwrap();
+        self.fs.release(opened.handle).await.unwrap();
+        // So that the next change can be told from this one; it does not lie still yet.
+        self.host.advance(Duration::from_millis(50));
+    }
+
+    /// How many bytes the host sends for reading it all, which must be as on the host.
+    async fn costs(&self, name: &str) -> u64 {
+        let before = self.host.counters().content_bytes;
+        let opened = self.open(name).await;
+        let content = self.host.content(name);
+        for (number, part) in content.chunks(1 << 20).enumerate() {
+            let read = self.read(opened.handle, (number as u64) << 20, part.len() as u64).await.unwrap();
+            assert!(read == part, "{name}: the {number}th MiB is another one");
+        }
+        self.fs.release(opened.handle).await.unwrap();
+        self.host.counters().content_bytes - before
+    }
+}
+
+fn noise(len: usize, seed: u8) -> Vec<u8> {
+    let host = MemoryHost::new();
+    host.create_generated("noise", len as u64, seed.into());
+    host.content("noise")
+}
+
+#[tokio::test]
+async fn what_was_written_is_not_sent_back_right_away_and_later_and_under_another_version() {
+    let (world, _directory) = world(MemoryHost::new());
+    let sizes = [("small", 5000), ("chunk", CHUNK_BYTES as usize), ("large", (3 << 20) + 77)];
+    for (seed, (name, len)) in sizes.into_iter().enumerate() {
+        world.write_whole(name, &noise(len, seed as u8)).await;
+        assert_eq!(world.costs(name).await, 0, "{name}");
+    }
+    // What lies still is kept under its version, too.
+    world.host.advance(Duration::from_secs(10));
+    for (name, _) in sizes {
+        assert_eq!(world.costs(name).await, 0, "{name}");
+    }
+    // Somebody changes one byte of what was written here.
+    world.host.write("large", 2 << 20, "!");
+    world.host.advance(Duration::from_secs(10));
+    assert_eq!(world.costs("large").await, CHUNK_BYTES);
+}
+
+#[tokio::test]
+async fn on_a_fast_link_and_behind_who_writes_at_the_same_time_the_host_is_believed() {
+    let host = MemoryHost::new();
+    let (world, _directory) = world(host.clone());
+    world.write_whole("f", &noise(2 << 20, 1)).await;
+    host.write("f", 0, "another one was here");
+    host.write("f", 1 << 20, "and here");
+    host.advance(Duration::from_millis(50));
+    assert_eq!(world.costs("f").await, 2 * CHUNK_BYTES);
+    host.set_upload(400_000_000, 1 << 20);
+    world.write_whole("fast", &noise(2 << 20, 2)).await;
+    assert_eq!(world.costs("fast").await, 2 << 20);
+}

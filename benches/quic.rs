@@ -133,8 +133,8 @@ async fn fetch(address: SocketAddr, streams: u64, bytes: u64) -> Result<(), Fail
 }
 
 fn print_loopback_head() {
-    println!("| packets of | streams | fair | MB/s | CPU s per GiB | link |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| packets of | streams | MB/s | CPU s per GiB | link |");
+    println!("| --- | --- | --- | --- | --- |");
 }
 
 async fn loopback_over_tcp() -> Result<(), Failure> {
@@ -142,7 +142,7 @@ async fn loopback_over_tcp() -> Result<(), Failure> {
     let tuning = TransportTuning { transport, ..TransportTuning::default() };
     for streams in [8, 1] {
         let (best, cpu, stats) = loopback_with(&tuning, streams).await?;
-        println!("| TCP | {streams} | | {:.0} | {cpu:.2} | {} |", best / 1e6, link_words(&stats));
+        println!("| TCP | {streams} | {:.0} | {cpu:.2} | {} |", best / 1e6, link_words(&stats));
     }
     Ok(())
 }
@@ -150,23 +150,15 @@ async fn loopback_over_tcp() -> Result<(), Failure> {
 async fn loopback(congestion: CongestionKind) -> Result<(), Failure> {
     print_loopback_head();
     loopback_over_tcp().await?;
-    for (datagram_bytes_max, streams, fair_streams) in [
-        (65_507, 8, false),
-        (65_507, 8, true),
-        (65_507, 1, false),
-        (8_952, 8, false),
-        (1_452, 8, false),
-        (1_452, 1, false),
-    ] {
-        let tuning =
-            TransportTuning { datagram_bytes_max, fair_streams, congestion, ..TransportTuning::default() };
+    for (datagram_bytes_max, streams) in [(65_507, 8), (65_507, 1), (8_952, 8), (1_452, 8), (1_452, 1)] {
+        let tuning = TransportTuning { datagram_bytes_max, congestion, ..TransportTuning::default() };
         let tuning = match env::var("QUIC_ACK_PACKETS") {
             Ok(packets) => TransportTuning { ack_threshold_packets: packets.parse()?, ..tuning },
             Err(_) => tuning,
         };
         let (best, cpu, stats) = loopback_with(&tuning, streams).await?;
         println!(
-            "| {datagram_bytes_max} | {streams} | {fair_streams} | {:.0} | {cpu:.2} | {} |",
+            "| {datagram_bytes_max} | {streams} | {:.0} | {cpu:.2} | {} |",
             best / 1e6,
             link_words(&stats)
         );

@@ -1,6 +1,7 @@
 //! The two halves of a stream, whatever carries it.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::VarInt;
@@ -32,6 +33,9 @@ pub enum StreamError {
     #[error("more than {0} bytes")]
     TooLong(usize),
 }
+
+/// Gives each stream its turn within its lane.
+static TURN: AtomicU32 = AtomicU32::new(0);
 
 /// The half that writes. Dropped, it finishes what was written.
 pub struct SendStream(Sending);
@@ -100,8 +104,11 @@ impl SendStream {
     /// Orders what is written from now on. On a stream that is already finished there is nothing to order.
     pub fn set_lane(&self, lane: Lane) {
         match &self.0 {
-            // The only failure is that the stream is closed.
-            Sending::Quic(stream) => drop(stream.set_priority(lane.priority())),
+            Sending::Quic(stream) => {
+                let turn = TURN.fetch_add(1, Ordering::Relaxed);
+                // The only failure is that the stream is closed.
+                drop(stream.set_priority(lane.priority(turn)));
+            }
             Sending::Tcp(stream) => stream.set_lane(lane),
         }
     }

@@ -104,10 +104,6 @@ pub struct TransportTuning {
     pub ack_delay_max: Duration,
     /// Congestion control.
     pub congestion: CongestionKind,
-    /// Whether streams of one lane take turns packet by packet. Off: what was asked first is answered whole first, which is
-    /// what a reader wants, in fewer and longer frames.
-    /// A small request in a lane waits for what that lane holds already, which is why there are lanes.
-    pub fair_streams: bool,
     /// Round trip assumed until one is measured: the handshake's first retransmission comes after three of these. The
     /// standard's 333 ms would make one lost packet cost a second.
     pub initial_rtt: Duration,
@@ -132,7 +128,6 @@ impl TransportTuning {
             ack_threshold_packets: 64,
             ack_delay_max: Duration::from_millis(5),
             congestion: CongestionKind::default(),
-            fair_streams: false,
             initial_rtt: Duration::from_millis(100),
             datagram_bytes_max: UDP_PAYLOAD_BYTES_MAX,
         }
@@ -145,7 +140,8 @@ impl TransportTuning {
             .stream_receive_window(var_int(self.stream_receive_window_bytes))
             .receive_window(var_int(self.receive_window_bytes))
             .send_window(self.send_window_bytes)
-            .send_fairness(self.fair_streams)
+            // Among streams of one priority, of which there are none (`Lane::priority`).
+            .send_fairness(true)
             .max_concurrent_bidi_streams(self.bidirectional_streams_max.into())
             .max_concurrent_uni_streams(self.unidirectional_streams_max.into())
             .keep_alive_interval(Some(self.keep_alive_interval))
@@ -258,7 +254,7 @@ mod tests {
             (LOOPBACK, ["initial_mtu: 65507", "min_mtu: 1200", "enable_segmentation_offload: false"]),
         ] {
             let told = config(path);
-            for part in wanted.into_iter().chain(["keep_alive_interval: Some(1s)", "send_fairness: false"]) {
+            for part in wanted.into_iter().chain(["keep_alive_interval: Some(1s)", "send_fairness: true"]) {
                 assert!(told.contains(part), "{part} is missing in {told}");
             }
         }

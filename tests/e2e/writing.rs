@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
-use crate::world::{WORMHOLE, World, noise, printed_by, run};
+use super::relay::Relay;
+use crate::world::{WORMHOLE, World, noise, printed_by, run, wait_until};
 
 #[test]
 fn nothing_is_written_unless_all_three_allow_it() {
@@ -30,10 +31,33 @@ fn nothing_is_written_unless_all_three_allow_it() {
     let keys = world.path("host-state/authorized_keys");
     let text = fs::read_to_string(&keys).unwrap().replace(" exports=", " ro exports=");
     fs::write(&keys, text).unwrap();
-    crate::world::wait_until("the key may no longer write", || {
-        fs::write(mount.path("newer"), "x").is_err_and(read_only)
-    });
+    wait_until("the key may no longer write", || fs::write(mount.path("newer"), "x").is_err_and(read_only));
     assert_eq!(fs::read(mount.path("new")).unwrap(), b"x", "reading goes on");
+}
+
+/// What is on its way behind a writer's back keeps nobody waiting for a name: not even the MiB of it that was begun.
+#[test]
+fn who_asks_for_a_name_goes_before_what_was_written() {
+    let world = World::new();
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let mount = world.mount(&host.ticket_for(relay.address()), "transport=quic");
+    relay.narrow(1_000_000);
+    fs::write(world.path("content"), noise(12_000_000, 1)).unwrap();
+    // A program of its own: who starts one closes a copy of its files, which waits.
+    let to = format!("of={}", mount.path("large").display());
+    let from = format!("if={}", world.path("content").display());
+    let mut writer = Command::new("dd").args([&from, &to, "bs=1M", "status=none"]).spawn().unwrap();
+    let unsent = || mount.status()["unsent_bytes"].as_u64().unwrap();
+    wait_until("it is on its way", || unsent() > 10_000_000);
+    for number in 0..10 {
+        fs::create_dir(mount.path(&format!("folder {number}"))).unwrap();
+    }
+    let left = unsent();
+    assert!(left > 6_000_000, "{left} bytes are left");
+    relay.narrow(u64::MAX);
+    assert!(writer.wait().unwrap().success());
+    mount.umount();
 }
 
 #[test]
@@ -181,7 +205,7 @@ fn a_large_file_is_whole_although_the_host_is_killed_under_it() {
             .unwrap();
         let has_begun =
             || fs::metadata(world.source().join("large")).is_ok_and(|file| file.len() > 20_000_000);
-        crate::world::wait_until("some of it has arrived", has_begun);
+        wait_until("some of it has arrived", has_begun);
         host.kill();
         host = world.host_on(&listen, &[]);
         assert!(writer.wait().unwrap().success());
@@ -217,7 +241,7 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     };
     let reads = |metric: &str| mount.status()[metric].as_u64().unwrap();
     order("write 10000");
-    crate::world::wait_until("the host has it", || reads("unsent_bytes") == 0);
+    wait_until("the host has it", || reads("unsent_bytes") == 0);
     assert_eq!(reads("unsynced_bytes"), 10_000);
     order("sync 0");
     assert_eq!(reads("unsynced_bytes"), 0);
@@ -233,7 +257,7 @@ fn status_tells_what_the_host_does_not_have_and_ending_waits_for_it() {
     // So long that connections are given up and made anew, with what was under way on them.
     std::thread::sleep(std::time::Duration::from_millis(2500));
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).unwrap();
-    crate::world::wait_until("the daemon has ended", || mount.daemon().is_none());
+    wait_until("the daemon has ended", || mount.daemon().is_none());
     assert!(fs::read(world.source().join("file")).unwrap() == vec![b'x'; 3_010_000]);
     writer.kill().unwrap();
     writer.wait().unwrap();
@@ -304,7 +328,7 @@ fn a_machine_that_restarts_before_a_sync_is_told_through_each_handle_once_and_ne
         host.kill();
         *host = rebooted(&world, &listen, &format!("boot {boots}"));
         let noticed = || mount.status()["host_restarts"].as_u64().unwrap() > instances;
-        crate::world::wait_until("the client has noticed", || {
+        wait_until("the client has noticed", || {
             // Who asks finds out.
             let _ = fs::metadata(mount.path("other"));
             noticed()
@@ -312,7 +336,7 @@ fn a_machine_that_restarts_before_a_sync_is_told_through_each_handle_once_and_ne
     };
     let accepted = |writer: &mut Writer| {
         assert_eq!(writer.order("os.write(one, b'x' * 5000)"), "done");
-        crate::world::wait_until("the host has it", || mount.status()["unsent_bytes"] == 0);
+        wait_until("the host has it", || mount.status()["unsent_bytes"] == 0);
     };
     // Write, restart, fsync.
     accepted(&mut writer);

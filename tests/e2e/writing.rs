@@ -51,7 +51,7 @@ fn who_asks_for_a_name_goes_before_what_was_written() {
     let unsent = || mount.status()["unsent_bytes"].as_u64().unwrap();
     wait_until("it is on its way", || unsent() > 10_000_000);
     for number in 0..10 {
-        fs::create_dir(mount.path(&format!("folder {number}"))).unwrap();
+        fs::create_dir(mount.path(format!("folder {number}"))).unwrap();
     }
     let left = unsent();
     assert!(left > 6_000_000, "{left} bytes are left");

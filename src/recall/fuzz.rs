@@ -550,3 +550,20 @@ fn what_came_back_to_a_name_is_there() {
     say(&notebook, [Note::Listing(of, vec![entry(4)])]);
     assert_eq!((is_there(3), is_there(4)), (Some(false), Some(true)), "it was listed since");
 }
+
+#[test]
+fn a_listing_whose_parts_were_evicted_is_written_once_more() {
+    let (torn, records, notebook) = one_export();
+    let long: Vec<_> =
+        (0..1500).map(|number| DirectoryEntry { name: vec![b'x'; number], ..entry(1) }).collect();
+    let listing = || Note::Listing(node(9), long.clone());
+    say(&notebook, [listing()]);
+    let head = torn.known_hash(&Subject::Listing(node(9)).key(Scope::new(&[1; 32], "export")), ChunkIndex(0));
+    torn.kept().chunks.retain(|hash, _| Some(*hash) == head);
+    assert_eq!(records.listing(node(9)), None);
+    say(&notebook, [listing()]);
+    assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500));
+    torn.kept().known.clear();
+    say(&notebook, [listing()]);
+    assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500), "what led to it was evicted");
+}

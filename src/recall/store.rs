@@ -369,11 +369,12 @@ impl Writer {
         let lasting: Vec<_> =
             entries.iter().map(|entry| (&entry.name, record::lasting(entry.attributes))).collect();
         let digest = self.digest(&lasting);
-        let key = Subject::Listing(directory).key(self.records.scope);
-        if self.has(&key, digest) {
+        let subject = Subject::Listing(directory);
+        let key = subject.key(self.records.scope);
+        if self.has(&key, digest) && self.is_whole(&subject) {
             return;
         }
-        let Some(head) = self.store(at, &Subject::Listing(directory), &entries) else { return };
+        let Some(head) = self.store(at, &subject, &entries) else { return };
         for entry in entries {
             let leads_to = self.digest(&Some(entry.attributes.node));
             let name = Subject::Name(directory, &entry.name).key(self.records.scope);
@@ -382,6 +383,16 @@ impl Writer {
             self.written.put(node, Written { digest: Some(digest), head, at });
         }
         self.written.put(key, Written { digest: Some(digest), head, at });
+    }
+
+    /// Whether a record could be read: its parts may have been evicted before its head, and what leads to it, too.
+    fn is_whole(&self, subject: &Subject<'_>) -> bool {
+        let head = self.records.head(subject);
+        match head.and_then(|head| self.records.body(subject, head)) {
+            Some(Body::Here(_)) => true,
+            Some(Body::Parts(parts)) => parts.iter().all(|part| self.records.cache.contains(*part)),
+            None => false,
+        }
     }
 
     fn node_digest(&self, attributes: &Attributes) -> (FileKey, u64) {

@@ -106,7 +106,9 @@ impl Told {
                 names.push(found.map(|seen| seen.node));
             }
             Note::Listing(directory, entries) => {
-                entries.iter().for_each(|entry| said(&entry.attributes));
+                for entry in entries {
+                    said(&entry.attributes);
+                }
                 let names = entries.iter().map(|entry| (entry.name.clone(), entry.attributes.node));
                 self.listings.entry(*directory).or_default().push(names.collect());
             }
@@ -139,7 +141,7 @@ impl Told {
             assert!(records.node(of).is_none_or(|seen| seen.node == of && self.was_seen(&seen)));
             assert!(records.link(of).is_none_or(|seen| self.links[&of].contains(&seen)));
             for name in (0..NAMES).map(name) {
-                self.check_name(of, &name, records.name(of, &name).map(|seen| seen.what));
+                self.check_name(of, &name, records.name(of, &name));
             }
             if let Some(listing) = records.listing(of) {
                 self.check_listing(of, &listing);
@@ -152,9 +154,9 @@ impl Told {
         assert!(records.acts_as().is_none_or(|user| self.users.contains(&user)));
     }
 
-    fn check_name(&self, parent: NodeId, name: &[u8], found: Option<Option<Attributes>>) {
+    fn check_name(&self, parent: NodeId, name: &[u8], found: Option<SeenName>) {
         let listings = || self.listings.get(&parent).into_iter().flatten();
-        match found {
+        match found.map(|seen| seen.what) {
             Some(Some(seen)) => assert!(self.may_be(parent, name, &seen), "it never led there"),
             Some(None) => {
                 let was_unlisted = listings().any(|listing| !listing.contains_key(name));
@@ -461,7 +463,12 @@ fn damage_files(directory: &Path, older: &HashMap<PathBuf, Vec<u8>>, numbers: &m
         let before = older.get(path).or_else(|| older.get(other));
         match numbers.below(4) {
             0 => {
-                take_block(&mut bytes, &fs::read(other).unwrap(), (0, [512, 4096][numbers.below(2)]), numbers)
+                take_block(
+                    &mut bytes,
+                    &fs::read(other).unwrap(),
+                    (0, [512, 4096][numbers.below(2)]),
+                    numbers,
+                );
             }
             1 => before.into_iter().for_each(|before| take_block(&mut bytes, before, (0, 4096), numbers)),
             2 => bytes = before.unwrap_or(&bytes).clone(),

@@ -1,4 +1,6 @@
-//! Content for the tests of this crate.
+//! Content for the tests of this crate, and mutations of it.
+
+pub(crate) mod fuzz;
 
 /// Bytes that no codec and no luck makes equal: different for each seed, the same for the same.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -7,6 +7,8 @@
 //! Notes are chunks of the disk cache like any others, so its bounds, eviction, sharing and checks hold for them. Each is found by a key
 //! that names its subject ([`record`]); what was noted last holds.
 
+#[cfg(test)]
+mod fuzz;
 mod own;
 mod record;
 mod store;

@@ -20,6 +20,9 @@ const BODY_IN_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Longest body, so that its head fits into a chunk many times over.
 pub(super) const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Most chunks of a body. A head that lists more was not written here; the same chunk over and over would fill the memory.
+const PARTS_MAX: usize = BODY_BYTES_MAX / CHUNK_BYTES as usize;
+
 /// Whose records: one host's, as seen through one export. What one export shows another need not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope([u8; 32]);
@@ -130,11 +133,12 @@ pub(super) fn encode<T: Serialize>(key: &FileKey, value: &T) -> Option<Vec<Bytes
 
 /// Where the body of the record `key` is; `None` when this is not its head.
 pub(super) fn decode_head(key: &FileKey, head: &[u8]) -> Option<Body> {
-    let head: Head = postcard::from_bytes(head).ok()?;
-    (head.format == FORMAT && head.key == *key.as_bytes()).then_some(head.body)
+    let head: Head = decode_body(head)?;
+    let is_too_long = matches!(&head.body, Body::Parts(parts) if parts.len() > PARTS_MAX);
+    (head.format == FORMAT && head.key == *key.as_bytes() && !is_too_long).then_some(head.body)
 }
 
-/// What a body says; `None` when it says nothing that is understood.
+/// What a body says; `None` when it says nothing that is understood, or something stands behind it.
 pub(super) fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     let (value, rest) = postcard::take_from_bytes(body).ok()?;
     rest.is_empty().then_some(value)
@@ -186,6 +190,17 @@ mod tests {
             decode_body::<SeenListing>(&bytes);
             decode_body::<SeenName>(&bytes);
         }
+    }
+
+    #[test]
+    fn a_head_says_no_more_than_was_written() {
+        let head =
+            |parts| postcard::to_stdvec(&(FORMAT, [1_u8; 32], Body::Parts(vec![ChunkHash::of(b""); parts])));
+        let mut longest = head(PARTS_MAX).unwrap();
+        assert!(decode_head(&key(1), &longest).is_some());
+        assert_eq!(decode_head(&key(1), &head(PARTS_MAX + 1).unwrap()), None, "it would fill the memory");
+        longest.push(0);
+        assert_eq!(decode_head(&key(1), &longest), None, "something stands behind it");
     }
 
     #[test]

@@ -59,8 +59,8 @@ pub(super) struct Records {
     last_listing: Arc<Mutex<Option<LastListing>>>,
 }
 
-/// A decoded listing, and the hash of its record's head.
-type LastListing = (ChunkHash, Arc<SeenListing>);
+/// A decoded listing, of which directory it is, and the hash of its record's head.
+type LastListing = (NodeId, ChunkHash, Arc<SeenListing>);
 
 impl Records {
     pub(super) fn new(cache: Arc<dyn ChunkCache>, scope: Scope) -> Self {
@@ -97,12 +97,12 @@ impl Records {
         let subject = Subject::Listing(directory);
         let head = self.head(&subject)?;
         let last = self.last_listing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, listing)) = last.filter(|(of, _)| *of == head) {
+        if let Some((_, _, listing)) = last.filter(|(of, known, _)| (*of, *known) == (directory, head)) {
             return Some(listing);
         }
         let listing = Arc::new(self.read(&subject, head)?);
         *self.last_listing.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((head, Arc::clone(&listing)));
+            Some((directory, head, Arc::clone(&listing)));
         Some(listing)
     }
 
@@ -278,8 +278,11 @@ impl Queue {
 /// What the cache has of a subject: a digest of what it says, and the head of the record that says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Written {
-    digest: u64,
+    /// `None`: something else was noted since, so the same is to be written once more.
+    digest: Option<u64>,
     head: ChunkHash,
+    /// When it was seen.
+    at: Timestamp,
 }
 
 struct Writer {
@@ -316,12 +319,33 @@ impl Writer {
 
     fn write_name(&mut self, at: Timestamp, parent: NodeId, name: &[u8], found: Option<Attributes>) {
         let leads_to = found.map(|attributes| attributes.node);
+        self.settle_name(parent, name, self.digest(&leads_to));
         let is_news = self.put(at, &Subject::Name(parent, name), &found, leads_to);
         if let Some(attributes) = found {
             if is_news {
                 self.add_to_listing(parent, name, attributes);
             }
             self.write_node(at, attributes);
+        }
+    }
+
+    /// A name and the listing of its directory speak of the same, and the later one counts. So a name that is where it was before a listing without
+    /// it is news, and so is a listing that is what it was before one of its names said something else.
+    fn settle_name(&mut self, parent: NodeId, name: &[u8], digest: u64) {
+        let scope = self.records.scope;
+        let (key, listing) = (Subject::Name(parent, name).key(scope), Subject::Listing(parent).key(scope));
+        let Some(listed) = self.written.get_mut(&listing) else { return };
+        let listed_at = listed.at;
+        match self.written.get_mut(&key) {
+            Some(named) if named.at < listed_at => named.digest = None,
+            Some(named) if named.digest != Some(digest) => self.forget_digest(&listing),
+            _ => {}
+        }
+    }
+
+    fn forget_digest(&mut self, key: &FileKey) {
+        if let Some(written) = self.written.get_mut(key) {
+            written.digest = None;
         }
     }
 
@@ -337,7 +361,7 @@ impl Writer {
             listing.what.push(DirectoryEntry { name: name.to_vec(), attributes });
             self.store(listing.at, &subject, &listing.what);
             // The next listing of the host is to be written, whatever it says.
-            self.written.pop(&subject.key(self.records.scope));
+            self.forget_digest(&subject.key(self.records.scope));
         }
     }
 
@@ -345,19 +369,30 @@ impl Writer {
         let lasting: Vec<_> =
             entries.iter().map(|entry| (&entry.name, record::lasting(entry.attributes))).collect();
         let digest = self.digest(&lasting);
-        let key = Subject::Listing(directory).key(self.records.scope);
-        if self.has(&key, digest) {
+        let subject = Subject::Listing(directory);
+        let key = subject.key(self.records.scope);
+        if self.has(&key, digest) && self.is_whole(&subject) {
             return;
         }
-        let Some(head) = self.store(at, &Subject::Listing(directory), &entries) else { return };
+        let Some(head) = self.store(at, &subject, &entries) else { return };
         for entry in entries {
             let leads_to = self.digest(&Some(entry.attributes.node));
             let name = Subject::Name(directory, &entry.name).key(self.records.scope);
-            self.written.put(name, Written { digest: leads_to, head });
+            self.written.put(name, Written { digest: Some(leads_to), head, at });
             let (node, digest) = self.node_digest(&entry.attributes);
-            self.written.put(node, Written { digest, head });
+            self.written.put(node, Written { digest: Some(digest), head, at });
         }
-        self.written.put(key, Written { digest, head });
+        self.written.put(key, Written { digest: Some(digest), head, at });
+    }
+
+    /// Whether a record could be read: its parts may have been evicted before its head, and what leads to it, too.
+    fn is_whole(&self, subject: &Subject<'_>) -> bool {
+        let head = self.records.head(subject);
+        match head.and_then(|head| self.records.body(subject, head)) {
+            Some(Body::Here(_)) => true,
+            Some(Body::Parts(parts)) => parts.iter().all(|part| self.records.cache.contains(*part)),
+            None => false,
+        }
     }
 
     fn node_digest(&self, attributes: &Attributes) -> (FileKey, u64) {
@@ -379,13 +414,13 @@ impl Writer {
         }
         let head = self.store(at, subject, what);
         if let Some(head) = head {
-            self.written.put(key, Written { digest, head });
+            self.written.put(key, Written { digest: Some(digest), head, at });
         }
         head.is_some()
     }
 
     fn has(&mut self, key: &FileKey, digest: u64) -> bool {
-        let same = self.written.get(key).filter(|written| written.digest == digest).copied();
+        let same = self.written.get(key).filter(|written| written.digest == Some(digest)).copied();
         // It may have been evicted since, or dropped on its way to the disk.
         same.is_some_and(|written| self.records.cache.contains(written.head))
     }

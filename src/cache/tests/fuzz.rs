@@ -4,87 +4,13 @@
 //! Each runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib cache::tests::fuzz -- --nocapture` runs each of them for ten minutes; one that
 //! fails names its seed, and `WORMHOLE_FUZZ_SEED` repeats it.
 
-use std::time::{Duration, Instant};
-
 use super::super::manifest::ManifestPage;
 use super::super::pins::Pin;
 use super::super::record::{Covers, Entry, HEADER_BYTES, Key, Kind, Secret, TRAILER_BYTES, decode_trailer};
 use super::super::segment::read_records;
 use super::*;
 use crate::chunk::ChunkRange;
-
-/// A small generator of numbers: the same for the same seed, on every machine.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Below `end`; 0 where that is 0.
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % (end as u64).max(1)) as usize
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
-    }
-}
-
-/// Changes something: bits, bytes, numbers at their limits, length, order.
-fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
-    for _ in 0..=numbers.below(4) {
-        let at = numbers.below(bytes.len());
-        match numbers.below(8) {
-            0 if !bytes.is_empty() => bytes[at] ^= 1 << numbers.below(8),
-            1 if !bytes.is_empty() => bytes[at] = numbers.next() as u8,
-            2 | 3 if bytes.len() >= at + 4 => {
-                let limits = [0, 1, 63, 64, u32::MAX, u32::MAX - 63, 1 << 31, 1 << 18, bytes.len() as u32];
-                let number = limits[numbers.below(limits.len())].wrapping_add(numbers.below(3) as u32);
-                bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
-            }
-            4 => bytes.truncate(at),
-            5 => {
-                let len = numbers.below(100);
-                bytes.splice(at..at, numbers.bytes(len));
-            }
-            6 if !bytes.is_empty() => {
-                let end = at + numbers.below(bytes.len() - at);
-                let copy = bytes[at..end].to_vec();
-                let to = numbers.below(bytes.len());
-                bytes.splice(to..to, copy);
-            }
-            _ if !bytes.is_empty() => {
-                let end = at + numbers.below(bytes.len() - at);
-                bytes[at..end].fill(0);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Runs `one` with seed after seed as long as it is told to.
-fn fuzz(name: &str, one: impl Fn(&mut Numbers) + std::panic::RefUnwindSafe) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    if let Some(seed) = number("WORMHOLE_FUZZ_SEED") {
-        one(&mut Numbers(seed));
-        return;
-    }
-    let seconds = number("WORMHOLE_FUZZ_SECONDS");
-    let wanted = seconds.map_or(Duration::from_millis(300), Duration::from_secs);
-    let first = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    let (start, mut runs) = (Instant::now(), 0);
-    while start.elapsed() < wanted {
-        let seed = first.wrapping_add(runs);
-        let outcome = std::panic::catch_unwind(|| one(&mut Numbers(seed)));
-        assert!(outcome.is_ok(), "{name}: WORMHOLE_FUZZ_SEED={seed} fails");
-        runs += 1;
-    }
-    println!("{name}: {runs} runs from seed {first}, {} s", start.elapsed().as_secs());
-}
+use crate::chunk::testing::fuzz::{Numbers, fuzz, mutate, mutate_in_place};
 
 const SECRET: Secret = Secret::new([7; 32]);
 
@@ -152,14 +78,6 @@ fn footers_that_bear_the_right_checksum() {
             assert!(entry.offset >= HEADER_BYTES && entry.end() <= offset && entry.len <= 1 << 18);
         }
     });
-}
-
-/// Without changing the length.
-fn mutate_in_place(bytes: &mut [u8], numbers: &mut Numbers) {
-    let mut changed = bytes.to_vec();
-    mutate(&mut changed, numbers);
-    changed.resize(bytes.len(), 0);
-    bytes.copy_from_slice(&changed);
 }
 
 #[test]

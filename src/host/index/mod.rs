@@ -5,6 +5,8 @@
 //! [`FILE_BYTES_MIN`]. What was noted is written once a second, so that is what a crash costs.
 
 mod build;
+#[cfg(test)]
+mod fuzz;
 mod slot;
 mod table;
 #[cfg(test)]

@@ -111,9 +111,14 @@ impl IndexKey {
             slot[48] = 1;
             slot[64..96].copy_from_slice(sum.as_bytes());
         }
+        self.seal(&mut slot);
+        slot
+    }
+
+    /// Writes the checksum of a slot into it.
+    pub(super) fn seal(&self, slot: &mut [u8]) {
         let mac = self.mac(&slot[MAC_BYTES..]);
         slot[..MAC_BYTES].copy_from_slice(&mac);
-        slot
     }
 
     /// What [`Self::encode`] wrote for `tag`; `None` where anything is wrong.

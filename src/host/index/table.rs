@@ -56,6 +56,10 @@ impl Table {
         let mut head = vec![0; HEAD_BYTES];
         let len = read_up_to(&file, &mut head, 0)?;
         if let Some(key) = key_in(&head[..len], sets) {
+            if file.metadata()?.len() > length(sets) {
+                // Somebody wrote behind the end; nothing is read there, but it would take its room for ever.
+                file.set_len(length(sets))?;
+            }
             return Ok(Self { file, key, sets });
         }
         let key = IndexKey::new(fresh_key);
@@ -99,7 +103,7 @@ impl Table {
 
     /// Most that [`Self::bytes`] comes to.
     pub(super) const fn bytes_max(&self) -> u64 {
-        (HEAD_BYTES as u64 + self.sets * SET_BYTES as u64).next_multiple_of(4096)
+        length(self.sets).next_multiple_of(4096)
     }
 
     /// The slot of a set for a stretch, and what is in it: its own, else an empty or damaged one, else the oldest.
@@ -124,6 +128,11 @@ impl Table {
         read_up_to(&self.file, &mut set, offset)?;
         Ok(set)
     }
+}
+
+/// Longest that a file of so many sets is, in bytes.
+const fn length(sets: u64) -> u64 {
+    HEAD_BYTES as u64 + sets * SET_BYTES as u64
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

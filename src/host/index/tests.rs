@@ -133,6 +133,22 @@ fn a_full_table_stays_in_its_bound_and_keeps_the_newest() {
 }
 
 #[test]
+fn what_stands_behind_the_end_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = small(folder.path(), 2);
+    index.note(file(1, 300), NOW, ChunkIndex(0), hash(0));
+    index.flush();
+    drop(index);
+    let path = folder.path().join(INDEX_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.resize(1 << 20, 1);
+    fs::write(&path, bytes).unwrap();
+    let index = small(folder.path(), 2);
+    assert!(index.bytes() <= index.bytes_max(), "{} of {}", index.bytes(), index.bytes_max());
+    assert_eq!(index.hashes(file(1, 300), all(1)), [Some(hash(0))]);
+}
+
+#[test]
 fn a_million_hashes_are_opened_at_once() {
     const STRETCHES: u64 = 1_000_000 / STRETCH_CHUNKS;
     let folder = tempfile::tempdir().unwrap();

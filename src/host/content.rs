@@ -184,9 +184,8 @@ async fn send_chunk(
         return send(context, ContentHeader::Chunk { index, hash, len }, chunk.bytes(), answer).await;
     };
     let packed_len = packed.len() as u32;
-    send(context, ContentHeader::Packed { index, hash, len, packed_len }, packed, answer).await?;
-    context.counters().content_bytes_saved.add(u64::from(len - packed_len));
-    Ok(())
+    let header = ContentHeader::Packed { index, hash, len, packed_len };
+    send_packed(context, header, len - packed_len, packed, answer).await
 }
 
 async fn send_piece(
@@ -198,13 +197,32 @@ async fn send_piece(
     let range = request.range.clamp_to(request.version.size);
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let ranges = std::iter::once(range);
-    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, VerifiedChunk::compute);
+    let make = Wrapped { packing: context.packing(request.node), known: Arc::default() };
+    let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, make);
     while let Some(part) = parts.next().await {
-        let chunk = part.map_err(Stop::Failed)?.content;
-        let ByteRange { offset, len } = range;
-        let header = ContentHeader::Piece { offset, hash: chunk.hash(), len: len as u32 };
-        send(context, header, chunk.bytes(), answer).await?;
+        let Parcel { chunk, packed } = part.map_err(Stop::Failed)?.content;
+        let (offset, hash, len) = (range.offset, chunk.hash(), range.len as u32);
+        match packed {
+            None => send(context, ContentHeader::Piece { offset, hash, len }, chunk.bytes(), answer).await?,
+            Some(packed) => {
+                let packed_len = packed.len() as u32;
+                let header = ContentHeader::PackedPiece { offset, hash, len, packed_len };
+                send_packed(context, header, len - packed_len, &packed, answer).await?;
+            }
+        }
     }
+    Ok(())
+}
+
+async fn send_packed(
+    context: &ClientContext,
+    header: ContentHeader,
+    saved: u32,
+    packed: &Bytes,
+    answer: &mut Answer,
+) -> Result<(), Gone> {
+    send(context, header, packed, answer).await?;
+    context.counters().content_bytes_saved.add(u64::from(saved));
     Ok(())
 }
 

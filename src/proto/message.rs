@@ -462,6 +462,17 @@ pub enum ContentHeader {
         /// How many follow; fewer than `len`.
         packed_len: u32,
     },
+    /// Exactly the bytes that were asked for, compressed; `packed_len` raw bytes follow, one frame of zstd.
+    PackedPiece {
+        /// Where they begin in the file.
+        offset: u64,
+        /// BLAKE3 of the bytes that come out.
+        hash: ChunkHash,
+        /// How many come out, as of [`Self::Piece`].
+        len: u32,
+        /// How many follow; fewer than `len`.
+        packed_len: u32,
+    },
 }
 
 #[cfg(test)]

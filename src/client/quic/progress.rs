@@ -29,6 +29,8 @@ pub(super) enum Next {
     Same { index: ChunkIndex },
     /// A piece's bytes follow.
     Piece { offset: u64, hash: ChunkHash, len: usize },
+    /// A piece follows, compressed.
+    PackedPiece { offset: u64, hash: ChunkHash, len: usize, packed_len: usize },
     /// That was all.
     End { observed: Timestamp },
 }
@@ -97,14 +99,15 @@ impl Progress {
                 Ok(Next::Same { index })
             }
             ContentHeader::Piece { offset, hash, len } => {
-                if self.request.whole_chunks {
-                    return Err("a piece where whole chunks were asked for");
-                }
-                let piece = self.piece();
-                if offset != self.request.range.offset || u64::from(len) != piece.len {
-                    return Err("another piece than asked for");
-                }
+                self.expect_piece(offset, len)?;
                 Ok(Next::Piece { offset, hash, len: len as usize })
+            }
+            ContentHeader::PackedPiece { offset, hash, len, packed_len } => {
+                self.expect_piece(offset, len)?;
+                if packed_len >= len {
+                    return Err("a piece that compression made larger");
+                }
+                Ok(Next::PackedPiece { offset, hash, len: len as usize, packed_len: packed_len as usize })
             }
             ContentHeader::End { observed } => {
                 let complete = if self.request.whole_chunks {
@@ -128,9 +131,21 @@ impl Progress {
                 self.mark(index)
             }
             Next::Same { index } => self.mark(index),
-            Next::Piece { .. } => !std::mem::replace(&mut self.piece_arrived, true),
+            Next::Piece { .. } | Next::PackedPiece { .. } => {
+                !std::mem::replace(&mut self.piece_arrived, true)
+            }
             Next::End { .. } => true,
         }
+    }
+
+    fn expect_piece(&self, offset: u64, len: u32) -> Result<(), &'static str> {
+        if self.request.whole_chunks {
+            return Err("a piece where whole chunks were asked for");
+        }
+        if offset != self.request.range.offset || u64::from(len) != self.piece().len {
+            return Err("another piece than asked for");
+        }
+        Ok(())
     }
 
     fn mark(&mut self, index: ChunkIndex) -> bool {
@@ -234,6 +249,8 @@ mod tests {
                 ContentHeader::Chunk { index: ChunkIndex(index), hash, len },
                 ContentHeader::Same { index: ChunkIndex(index) },
                 ContentHeader::Piece { offset, hash, len },
+                ContentHeader::Packed { index: ChunkIndex(index), hash, len, packed_len: len / 2 },
+                ContentHeader::PackedPiece { offset, hash, len, packed_len: len / 2 },
                 ContentHeader::End { observed: Timestamp(0) },
                 ContentHeader::Failed(crate::proto::ErrorCode::Busy),
             ] {
@@ -270,6 +287,9 @@ mod tests {
         let piece = Progress::new(request(90, 50, 100, false)).unwrap();
         assert!(piece.check(&ContentHeader::Piece { offset: 90, hash, len: 50 }).is_err());
         assert!(piece.check(&ContentHeader::Piece { offset: 90, hash, len: 10 }).is_ok());
+        let packed = |offset, packed_len| ContentHeader::PackedPiece { offset, hash, len: 10, packed_len };
+        assert!(piece.check(&packed(90, 9)).is_ok());
+        assert!(piece.check(&packed(90, 10)).is_err() && piece.check(&packed(91, 9)).is_err());
         assert!(piece.check(&ContentHeader::End { observed: Timestamp(0) }).is_err());
         assert!(Progress::new(request(0, 65 * CHUNK_BYTES, 1, true)).is_none());
     }

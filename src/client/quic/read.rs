@@ -117,7 +117,7 @@ impl Reading<'_> {
         waiting: &mut Waiting<'_>,
         metered: Option<&Metered<'_>>,
     ) -> Result<ContentPart, Fault> {
-        let mut arrived = |bytes| {
+        let arrived = |bytes| {
             waiting.arrived(bytes);
             if let Some(metered) = metered {
                 metered.arrived(bytes);
@@ -131,10 +131,7 @@ impl Reading<'_> {
                 ContentPart::Chunk { index, chunk: VerifiedChunk::verify(hash, bytes).map_err(unproved)? }
             }
             Next::Packed { index, hash, len, packed_len } => {
-                let packed = exchange.bytes(packed_len, &mut arrived).await?;
-                // What it took less to send came as fast.
-                arrived((len - packed_len) as u64);
-                let bytes = unpack(&packed, len)?;
+                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
                 ContentPart::Chunk { index, chunk: VerifiedChunk::verify(hash, bytes).map_err(unproved)? }
             }
             Next::Piece { offset, hash, len } => {
@@ -142,10 +139,27 @@ impl Reading<'_> {
                 let bytes = VerifiedChunk::verify(hash, bytes).map_err(unproved)?.into_bytes();
                 ContentPart::Piece { offset, bytes }
             }
+            Next::PackedPiece { offset, hash, len, packed_len } => {
+                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
+                let bytes = VerifiedChunk::verify(hash, bytes).map_err(unproved)?.into_bytes();
+                ContentPart::Piece { offset, bytes }
+            }
             Next::Same { index } => ContentPart::Same { index },
             Next::End { observed } => ContentPart::End { observed },
         })
     }
+}
+
+/// The next `packed_len` raw bytes, from which `len` come out.
+async fn unpacked(
+    exchange: &mut Exchange,
+    (len, packed_len): (usize, usize),
+    mut arrived: impl FnMut(u64),
+) -> Result<Bytes, Fault> {
+    let packed = exchange.bytes(packed_len, &mut arrived).await?;
+    // What it took less to send came as fast.
+    arrived((len - packed_len) as u64);
+    unpack(&packed, len)
 }
 
 /// The `len` bytes that were compressed to `packed`.

@@ -288,7 +288,7 @@ async fn a_file_that_may_not_be_read_says_so() {
 }
 
 #[tokio::test]
-async fn chunks_come_compressed_where_that_is_wished_and_not_in_vain() {
+async fn content_comes_compressed_where_that_is_wished_and_not_in_vain() {
     let text = b"All work and no play makes a dull link. ".repeat(10_000);
     let world = World::new(|export| {
         for (name, content) in [("text", &text), ("text.ZIP", &text), ("noise", &noise(1, text.len()))] {
@@ -311,6 +311,12 @@ async fn chunks_come_compressed_where_that_is_wished_and_not_in_vain() {
         }
         let joined: Vec<u8> = parts.iter().flat_map(|part| part.bytes.to_vec()).collect();
         assert!(joined == fs::read(world.path(name)).unwrap());
+        let piece = ByteRange::new(5, 100_000);
+        let request = ReadRequest { range: piece, whole_chunks: false, ..chunks(&file, 0, 0) };
+        let (pieces, _) = guest.read(request).await.unwrap();
+        let is_packed = matches!(pieces[0].header, ContentHeader::PackedPiece { offset: 5, .. });
+        assert_eq!(is_packed, expected, "{wish:?} {name}");
+        assert!(pieces[0].bytes == joined[5..100_005]);
         let status = world.host.status();
         assert_eq!(status.content_bytes_saved > saved, expected, "{wish:?} {name}");
         saved = status.content_bytes_saved;

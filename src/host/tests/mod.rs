@@ -224,7 +224,8 @@ impl Guest {
                 ContentHeader::Chunk { hash, len, .. } | ContentHeader::Piece { hash, len, .. } => {
                     (hash, len)
                 }
-                ContentHeader::Packed { hash, len, packed_len, .. } => {
+                ContentHeader::Packed { hash, len, packed_len, .. }
+                | ContentHeader::PackedPiece { hash, len, packed_len, .. } => {
                     let packed = answered.raw(packed_len).await;
                     let bytes: Bytes = zstd::bulk::decompress(&packed, len as usize).unwrap().into();
                     assert!(bytes.len() as u32 == len && packed_len < len && ChunkHash::of(&bytes) == hash);

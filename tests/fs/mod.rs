@@ -7,6 +7,7 @@ mod directories;
 mod disconnected;
 mod durability;
 mod locking;
+mod model;
 mod names;
 mod owners;
 mod reading;

@@ -82,10 +82,10 @@ impl Scene {
         let quiet = |scene: &Self| {
             let state = scene.state();
             let under_way = state.worlds.changes_under_way();
-            (!under_way && state.restarts == 0 && !state.is_hindered)
+            (!under_way && state.breaks == 0 && !state.is_hindered)
                 .then_some((state.changes, state.hindrances))
         };
-        let before = quiet(self).filter(|_| !self.rules.keeps_copies);
+        let before = quiet(self);
         let (entry, id) = self.walk(mount, path).await?;
         if entry.attributes.kind != FileKind::Regular {
             return None;
@@ -98,13 +98,16 @@ impl Scene {
                 // A host that is away may be stood in for by copies.
                 let by_copy =
                     self.rules.keeps_copies && (was_hindered || self.state().hindrances != hindrances);
+                if by_copy {
+                    self.state().breaks_off();
+                }
                 let from_content = if by_copy { 0 } else { from_content };
                 Some(Handle { number: opened.handle, inode: entry.inode, node, id, from_content })
             }
             Err(error) => {
                 assert!(matches!(error.errno(), Errno::ESTALE | Errno::ENOENT), "{error} by an open");
                 assert!(
-                    before.is_none() || before != quiet(self),
+                    before.is_none() || before != quiet(self) || self.rules.keeps_copies,
                     "{error} by an open while nothing changed"
                 );
                 None
@@ -194,7 +197,8 @@ impl Scene {
             }
             FileCall::Read { at, units } => self.read(mount, file, (at, units), own).await,
             FileCall::Size => {
-                if own.iter().any(|queued| queued.place.is_none()) {
+                let is_lost = !own.is_empty() && self.state().breaks > 0;
+                if is_lost || own.iter().any(|queued| queued.place.is_none()) {
                     // Where the end will be nobody knows.
                     return;
                 }
@@ -257,7 +261,7 @@ impl Scene {
             None => Op::Append { node: key.1, units, tag },
         };
         let op = self.begin(op, after);
-        self.state().queued.entry(key).or_default().push(Queued { op, place, tag });
+        self.state().queued.entry(key).or_default().push(Queued { op, place, tag, may_be_lost: false });
         op
     }
 
@@ -314,22 +318,21 @@ impl Scene {
     pub(super) fn written(&self, mount: usize, file: &Handle, own: Vec<Queued>, told: Result<(), FsError>) {
         let floor = self.own_contents(file, &own);
         let mut state = self.state();
+        let key = (mount, file.id);
         let is_lost = told.is_err();
         if let Err(error) = told {
             assert!(state.may_be_lost(&error), "{error} by a sync or a close");
+            // Also of those that were made after it had begun; who tells next may say nothing of them any more.
+            state.queued.entry(key).or_default().iter_mut().for_each(|queued| queued.may_be_lost = true);
         }
-        let key = (mount, file.id);
         let known = state.floors.entry(key).or_default();
         *known = floor.max(*known);
         for Queued { op, .. } in own {
             let queued = state.queued.entry(key).or_default();
-            let before = queued.len();
-            queued.retain(|queued| queued.op != op);
-            if queued.len() == before {
-                // Somebody else was told first.
-                continue;
-            }
-            if is_lost {
+            // If it is not there somebody else was told first.
+            let Some(at) = queued.iter().position(|queued| queued.op == op) else { continue };
+            let may_be_lost = queued.remove(at).may_be_lost;
+            if is_lost || may_be_lost {
                 state.worlds.give_up(op);
             } else {
                 state.worlds.end(op, &Seen::Done);

@@ -3,13 +3,14 @@
 use wormhole::fs::FsError;
 use wormhole::proto::{FileKind, NodeId};
 
-use super::scene::{Path, Scene};
+use super::scene::{NAMES, Path, Scene};
 use super::tree::{Id, Name, Op, ROOT, Tag};
 use super::worlds::Seen;
 
-/// What such a process does.
+/// What such a process does; all files are read at once.
 #[derive(Debug, Clone)]
 pub(super) enum Local {
+    Read,
     Create { path: Path },
     Write { path: Path, at: usize, units: usize },
     Append { path: Path, units: usize },
@@ -29,6 +30,7 @@ impl Scene {
 
     fn try_to_act(&self, act: &Local) -> Option<()> {
         match *act {
+            Local::Read => self.read_all_locally(),
             Local::Create { path } => {
                 let (parent, name) = self.free_place(path)?;
                 let make = |new| Op::Create { new, parent, name, exclusive: true, truncate: false };
@@ -72,6 +74,25 @@ impl Scene {
                 });
             }
         }
+        Some(())
+    }
+
+    fn read_all_locally(&self) {
+        let folders = [None, Some(0), Some(1)].into_iter();
+        let all = folders.flat_map(|folder| (0..NAMES.len() as Name).map(move |name| Path { folder, name }));
+        for path in all {
+            // What is no file is left.
+            let _ = self.read_locally(path);
+        }
+    }
+
+    /// What the host has is so, whatever copies there are of it.
+    pub(super) fn read_locally(&self, path: Path) -> Option<()> {
+        let node = self.file_at(path)?;
+        let tags = self.tags(&self.host.content(path.text()));
+        let mut state = self.state();
+        let read = state.worlds.begin(Op::Read { node, at: 0, units: usize::MAX }, Vec::new());
+        state.worlds.end(read, &Seen::Tags(tags));
         Some(())
     }
 

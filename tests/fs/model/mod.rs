@@ -24,13 +24,12 @@ use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::memory::Stage;
-use wormhole::proto::{RenameHow, Request};
+use wormhole::proto::{RenameHow, Request, WriteAt};
 
 use self::calls::{Call, FileCall};
 use self::local::Local;
 use self::scene::{Handle, NAMES, Path, Rules, Scene};
-use self::tree::{Name, Op};
-use self::worlds::Seen;
+use self::tree::Name;
 
 /// Most calls under way at once, and writes on their way: the model follows every order.
 const CALLS_MAX: usize = 3;
@@ -57,14 +56,19 @@ enum Step {
 #[derive(Debug, Clone, Copy)]
 enum Held {
     Writes(Stage),
+    /// Those that begin with a unit.
+    WritesAt(usize),
     Changes(Stage),
     Reads(u64),
     Looks(Stage),
 }
 
 impl Held {
-    fn holds(self, request: &Request, stage: Stage) -> bool {
+    fn holds(self, unit_bytes: usize, request: &Request, stage: Stage) -> bool {
         match (self, request) {
+            (Self::WritesAt(unit), Request::Write(write)) => {
+                stage == Stage::Arrived && write.at == WriteAt::Offset((unit * unit_bytes) as u64)
+            }
             (Self::Writes(at), Request::Write(_)) | (Self::Changes(at), Request::Change(_)) => stage == at,
             (Self::Reads(part), Request::Read(..)) => stage == Stage::Part(part),
             (
@@ -88,7 +92,7 @@ fn path() -> impl Strategy<Value = Path> {
 /// One of the names that files mostly have.
 fn file_path() -> impl Strategy<Value = Path> {
     prop_oneof![
-        3 => (0..2 as Name).prop_map(|name| Path { folder: None, name }),
+        3 => Just(Path { folder: None, name: 0 }),
         1 => path(),
     ]
 }
@@ -107,7 +111,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (2..4 as Name).prop_map(|name| Call::MakeDir { path: Path { folder: None, name } }),
         2 => (path(), proptest::bool::weighted(0.3))
             .prop_map(|(path, directory)| Call::Remove { path, directory }),
-        3 => (path(), path(), how()).prop_map(|(from, to, how)| Call::Rename { from, to, how }),
+        4 => (file_path(), path(), how()).prop_map(|(from, to, how)| Call::Rename { from, to, how }),
         1 => (file_path(), path()).prop_map(|(from, to)| Call::Link { from, to }),
     ]
 }
@@ -126,6 +130,7 @@ fn file_call() -> impl Strategy<Value = FileCall> {
 
 fn local() -> impl Strategy<Value = Local> {
     prop_oneof![
+        4 => Just(Local::Read),
         1 => file_path().prop_map(|path| Local::Create { path }),
         4 => (file_path(), 0usize..5, 1usize..4).prop_map(|(path, at, units)| Local::Write { path, at, units }),
         1 => (file_path(), 1usize..3).prop_map(|(path, units)| Local::Append { path, units }),
@@ -141,6 +146,7 @@ fn held() -> impl Strategy<Value = Held> {
     let stage = || prop_oneof![Just(Stage::Arrived), Just(Stage::Answered)];
     prop_oneof![
         3 => stage().prop_map(Held::Writes),
+        3 => (0usize..4).prop_map(Held::WritesAt),
         2 => stage().prop_map(Held::Changes),
         1 => (0u64..3).prop_map(Held::Reads),
         2 => stage().prop_map(Held::Looks),
@@ -152,10 +158,10 @@ fn step() -> impl Strategy<Value = Step> {
         16 => (0usize..2, call()).prop_map(|(mount, call)| Step::Call(mount, call)),
         24 => (0usize..2, 0usize..4, file_call()).prop_map(|(mount, file, call)| Step::File(mount, file, call)),
         3 => (0usize..2, 0usize..4).prop_map(|(mount, file)| Step::Close(mount, file)),
-        9 => local().prop_map(Step::Local),
+        12 => local().prop_map(Step::Local),
         1 => Just(Step::Cut),
         2 => Just(Step::Mend),
-        2 => held().prop_map(Step::Hold),
+        4 => held().prop_map(Step::Hold),
         3 => Just(Step::LetGo),
         1 => Just(Step::Restart),
         2 => Just(Step::Age),
@@ -244,14 +250,15 @@ impl History {
             Step::Mend => self.calm().await,
             Step::Hold(held) => {
                 scene.hinder();
-                scene.host.hold(move |request, stage| held.holds(request, stage));
+                let unit_bytes = scene.rules.unit_bytes;
+                scene.host.hold(move |request, stage| held.holds(unit_bytes, request, stage));
             }
             Step::LetGo => {
                 scene.host.release_one();
                 self.collect().await;
             }
             Step::Restart => {
-                scene.state().restarted();
+                scene.state().breaks_off();
                 scene.host.restart();
             }
             Step::Age => scene.age().await,
@@ -350,11 +357,10 @@ impl History {
     async fn compare(&self, mount: usize, path: Path) {
         let scene = &self.scene;
         let opened = scene.call(mount, Call::Open { path }).await;
-        let Some(node) = scene.file_at(path) else { return };
+        if scene.read_locally(path).is_none() {
+            return;
+        }
         let content = scene.host.content(path.text());
-        let read = Op::Read { node, at: 0, units: usize::MAX };
-        let read = scene.look(read, Vec::new());
-        scene.end_look(read, Ok(Seen::Tags(scene.tags(&content))));
         let file = opened.unwrap_or_else(|| panic!("{} cannot be opened", path.text()));
         let mut seen = Vec::new();
         loop {

@@ -17,8 +17,8 @@ pub(super) const NAMES: [&str; 4] = ["a", "b", "d", "e"];
 const FOLDERS: [Name; 2] = [2, 3];
 
 /// How long copies hold where they hold at all, and longer.
-const LIFETIME: Duration = Duration::from_millis(2);
-const LONGER: Duration = Duration::from_millis(4);
+const LIFETIME: Duration = Duration::from_millis(5);
+const LONGER: Duration = Duration::from_millis(7);
 
 /// Below the root, or one directory further down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub(super) struct Queued {
     /// From which unit to which; `None` for one at the end.
     pub(super) place: Option<(usize, usize)>,
     pub(super) tag: Tag,
+    /// Somebody was told of a failure that may be its.
+    pub(super) may_be_lost: bool,
 }
 
 /// What is known so far.
@@ -78,7 +80,8 @@ pub(super) struct State {
     /// The first of the recorded contents that a mount may still show, as it has written since.
     pub(super) floors: HashMap<(usize, Id), usize>,
     pub(super) last_tag: Tag,
-    pub(super) restarts: usize,
+    /// How often something happened by which writes may be lost.
+    pub(super) breaks: usize,
     /// The link is cut, or answers are held back.
     pub(super) is_hindered: bool,
     pub(super) hindrances: usize,
@@ -98,22 +101,22 @@ pub(super) struct Scene {
 impl State {
     fn put_under_way(&mut self, op: Op, after: Vec<OpId>) -> OpId {
         let id = self.worlds.begin(op, after);
-        if self.restarts > 0 {
+        if self.breaks > 0 {
             self.worlds.relax();
         }
         id
     }
 
-    /// The host restarts.
-    pub(super) fn restarted(&mut self) {
-        self.restarts += 1;
+    /// From now on something may be lost: the host restarts, or a file was opened while it was away, and it does not know of that.
+    pub(super) fn breaks_off(&mut self) {
+        self.breaks += 1;
         self.worlds.relax();
     }
 
-    /// Whether something may have failed because the host has restarted: nothing of what has no name is left then, what moved meanwhile is
-    /// not found again, and what was not synced may be lost.
+    /// Whether something may have failed because the host does not know who has what open: nothing of what has no name is left then, what
+    /// moved meanwhile is not found again, and what was not synced may be lost.
     pub(super) fn may_be_lost(&self, error: &FsError) -> bool {
-        self.restarts > 0 && matches!(error.errno(), Errno::EIO | Errno::ESTALE)
+        self.breaks > 0 && matches!(error.errno(), Errno::EIO | Errno::ESTALE)
     }
 }
 
@@ -136,7 +139,7 @@ impl Scene {
             queued: HashMap::new(),
             floors: HashMap::new(),
             last_tag: 0,
-            restarts: 0,
+            breaks: 0,
             is_hindered: false,
             hindrances: 0,
             is_fresh: true,

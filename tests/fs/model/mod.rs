@@ -69,9 +69,10 @@ impl Held {
             (Self::WritesAt(unit), Request::Write(write)) => {
                 stage == Stage::Arrived && write.at == WriteAt::Offset((unit * unit_bytes) as u64)
             }
-            (Self::Writes(at), Request::Write(_)) | (Self::Changes(at), Request::Change(_)) => stage == at,
             (Self::Reads(part), Request::Read(..)) => stage == Stage::Part(part),
-            (
+            (Self::Writes(at), Request::Write(_))
+            | (Self::Changes(at), Request::Change(_))
+            | (
                 Self::Looks(at),
                 Request::Lookup { .. }
                 | Request::GetAttributes { .. }

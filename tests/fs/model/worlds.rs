@@ -50,7 +50,7 @@ struct Pending {
 /// All states that may be.
 #[derive(Debug)]
 pub(super) struct Worlds {
-    worlds: BTreeSet<World>,
+    left: BTreeSet<World>,
     pending: BTreeMap<OpId, Pending>,
     /// What was made by operations of which the answer was seen.
     known: BTreeSet<Id>,
@@ -61,7 +61,7 @@ impl Worlds {
     pub(super) fn new() -> Self {
         let world = World { tree: Tree::new(), done: BTreeMap::new() };
         let known = BTreeSet::from([super::tree::ROOT]);
-        Self { worlds: BTreeSet::from([world]), pending: BTreeMap::new(), known, begun: 0 }
+        Self { left: BTreeSet::from([world]), pending: BTreeMap::new(), known, begun: 0 }
     }
 
     /// The number of the next operation, which is that of what it makes, too.
@@ -86,18 +86,18 @@ impl Worlds {
     /// An operation is over. If it led to a node: which one that was, if it can be only one.
     pub(super) fn end(&mut self, id: OpId, seen: &Seen) -> Option<Id> {
         let op = self.pending[&id].op.clone();
-        let (mut left, mut nodes) = (BTreeSet::new(), BTreeSet::new());
+        let (mut fitting, mut nodes) = (BTreeSet::new(), BTreeSet::new());
         for mut world in self.reached(id) {
             let Some(outcome) = world.done.remove(&id) else { continue };
             if self.fits(&world, &outcome, seen) {
-                left.insert(world);
+                fitting.insert(world);
                 nodes.extend(outcome.node());
             }
         }
         if matches!(seen, Seen::Error(Errno::ESTALE | Errno::ENOENT)) {
             // What has no name may be gone, and then nothing was done.
-            left.extend(
-                self.worlds
+            fitting.extend(
+                self.left
                     .iter()
                     .filter(|world| {
                         matches!(world.tree.clone().apply(&op), Outcome::Nameless(_))
@@ -107,13 +107,13 @@ impl Worlds {
             );
         }
         assert!(
-            !left.is_empty(),
+            !fitting.is_empty(),
             "{op:?} cannot have come to {seen:?}; it could in none of {:#?}, with {:?} under way",
-            self.worlds,
+            self.left,
             self.pending
         );
         self.pending.remove(&id);
-        self.worlds = left;
+        self.left = fitting;
         let node = nodes.pop_first().filter(|_| nodes.is_empty());
         self.known.extend(node);
         node
@@ -122,12 +122,12 @@ impl Worlds {
     /// An operation is over, and may have happened or not.
     pub(super) fn give_up(&mut self, id: OpId) {
         let mut left = BTreeSet::new();
-        for mut world in self.reached(id).into_iter().chain(self.worlds.clone()) {
+        for mut world in self.reached(id).into_iter().chain(self.left.clone()) {
             world.done.remove(&id);
             left.insert(world);
         }
         self.pending.remove(&id);
-        self.worlds = left;
+        self.left = left;
     }
 
     /// Whether anything may still happen.
@@ -142,8 +142,8 @@ impl Worlds {
 
     /// Every state in which the operation has happened.
     fn reached(&self, id: OpId) -> BTreeSet<World> {
-        let (mut reached, mut seen) = (BTreeSet::new(), self.worlds.clone());
-        let mut open: Vec<World> = self.worlds.iter().cloned().collect();
+        let (mut reached, mut seen) = (BTreeSet::new(), self.left.clone());
+        let mut open: Vec<World> = self.left.iter().cloned().collect();
         while let Some(world) = open.pop() {
             if world.done.contains_key(&id) {
                 reached.insert(world);

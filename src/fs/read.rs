@@ -67,7 +67,8 @@ impl FileSystem {
         if self.is_behind(file.inode) || self.check_locked(&file).is_err() {
             return None;
         }
-        let age = if self.is_connected() { Age::Fresh } else { Age::Any };
+        let holds_on = self.config.serves_stale && !self.is_connected();
+        let age = if holds_on { Age::Any } else { Age::Fresh };
         let (attributes, _) = self.attributes_copy(file.inode, age).ok()??;
         let range = cut(range).clamp_to(attributes.size);
         if range.is_empty() {

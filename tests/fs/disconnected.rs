@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use wormhole::chunk::ByteRange;
 use wormhole::client::memory::MemoryHost;
-use wormhole::fs::{Inode, Lookup, OpenRequest};
+use wormhole::fs::{FsConfig, Inode, Lookup, OpenRequest};
 use wormhole::proto::Errno;
 
 use super::{FLEETING, World};
@@ -52,12 +53,25 @@ async fn listings_attributes_links_and_statistics_go_on() {
 async fn what_was_read_can_be_read_again_also_through_a_new_open() {
     let world = World::new(host(), FLEETING);
     let file = world.open("d/f").await;
-    world.fs.read(file.handle, wormhole::chunk::ByteRange::new(0, 128 * 1024)).await.unwrap();
+    world.fs.read(file.handle, ByteRange::new(0, 128 * 1024)).await.unwrap();
     world.host.set_connected(false);
     let again = world.open("d/f").await;
     for handle in [file.handle, again.handle] {
         assert_eq!(world.read(handle, 0, 100).await.unwrap(), b"content");
     }
+}
+
+#[tokio::test]
+async fn who_wants_no_old_answers_gets_none_from_memory_either() {
+    let config = FsConfig { freshness: FLEETING, serves_stale: false, ..FsConfig::default() };
+    let world = World::with_config(host(), config);
+    let file = world.open("d/f").await;
+    let range = ByteRange::new(0, 128 * 1024);
+    world.fs.read(file.handle, range).await.unwrap();
+    world.host.set_connected(false);
+    assert!(world.fs.read_now(file.handle, range).is_none());
+    world.host.set_deadline(Duration::from_millis(1));
+    assert_eq!(world.read(file.handle, 0, 100).await.unwrap_err().errno(), Errno::ETIMEDOUT);
 }
 
 #[tokio::test]

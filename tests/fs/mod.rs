@@ -8,6 +8,7 @@ mod disconnected;
 mod durability;
 mod keeping;
 mod locking;
+mod model;
 mod names;
 mod owners;
 mod reading;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::tree::{Body, Node, Tree};
+use super::tree::{Body, Node, Opener, Tree};
 use crate::chunk::{
     BLOCK_BYTES_MAX, BLOCK_LEAD_BYTES, ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk,
     cut_blocks,
@@ -13,8 +13,8 @@ use crate::client::ContentPart;
 use crate::proto::{
     ActingUser, Attributes, BootId, CURRENT_BYTES_MAX, DirectoryEntry, Errno, ErrorCode, Features, FileKind,
     FsStatistics, InstanceId, KNOWN_HASHES_MAX, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, MANIFEST_CHUNKS_MAX,
-    ManifestRequest, NAME_BYTES_MAX, NodeId, OpenAccess, OpenId, READ_CHUNKS_MAX, ReadRequest, Reply,
-    Request, SeekTarget, SessionRun, Version, Welcome, WireError,
+    ManifestRequest, NAME_BYTES_MAX, NodeId, OpenAccess, READ_CHUNKS_MAX, ReadRequest, Reply, Request,
+    SeekTarget, SessionRun, Version, Welcome, WireError,
 };
 
 /// A read under way: which part comes next.
@@ -26,8 +26,13 @@ pub(super) struct ReadCursor {
 }
 
 impl Tree {
-    /// The answer to a request that has one message for an answer.
-    pub(super) fn answer(&mut self, request: &Request, instance: InstanceId) -> Result<Reply, WireError> {
+    /// The answer to a client's request that has one message for an answer.
+    pub(super) fn answer(
+        &mut self,
+        client: u64,
+        request: &Request,
+        instance: InstanceId,
+    ) -> Result<Reply, WireError> {
         match request {
             Request::Hello(_) => self.welcome(instance),
             Request::Ping => Ok(Reply::Done),
@@ -39,12 +44,12 @@ impl Tree {
             Request::GetXattr { node, name } => self.get_xattr(*node, name),
             Request::ListXattr { node } => self.node(*node).map(list_xattr),
             Request::Access { node, mask } => self.permitted(*node, *mask).map(|()| Reply::Done),
-            Request::Open { node, open } => self.open(*node, *open, OpenAccess::READ),
-            Request::OpenFor { node, open, access } => self.open(*node, *open, *access),
-            Request::Change(request) => self.change(&request.change, boot_of(instance)),
+            Request::Open { node, open } => self.open(*node, (client, *open), OpenAccess::READ),
+            Request::OpenFor { node, open, access } => self.open(*node, (client, *open), *access),
+            Request::Change(request) => self.change(client, &request.change, boot_of(instance)),
             Request::Sync { node, .. } => self.node(*node).map(|_| Reply::Synced { boot: boot_of(instance) }),
             Request::Close { node, open } => {
-                self.set_open(*node, *open, false);
+                self.set_open(*node, (client, *open), false);
                 Ok(Reply::Done)
             }
             Request::Seek { node, offset, target } => self.seek_in(*node, *offset, *target),
@@ -199,7 +204,7 @@ impl Tree {
         value.map(Reply::Bytes).ok_or(system(Errno::ENODATA))
     }
 
-    fn open(&mut self, id: NodeId, open: OpenId, access: OpenAccess) -> Result<Reply, WireError> {
+    fn open(&mut self, id: NodeId, open: Opener, access: OpenAccess) -> Result<Reply, WireError> {
         let directory = self.node(id)?.body.kind() == FileKind::Directory;
         if directory {
             return Err(system(Errno::EISDIR));

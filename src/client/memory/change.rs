@@ -4,29 +4,29 @@ use std::collections::BTreeMap;
 
 use super::answer::{regular, system};
 use super::content::Content;
-use super::tree::{Body, Node, Tree};
+use super::tree::{Body, Node, Opener, Tree};
 use crate::chunk::ByteRange;
 use crate::proto::{
     AllocateHow, Attributes, BootId, Change, Changed, Errno, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId,
-    OpenAccess, OpenId, RenameHow, Reply, SetAttributes, SetTime, WireError, WriteAt, WriteRequest, Written,
+    OpenAccess, RenameHow, Reply, SetAttributes, SetTime, WireError, WriteAt, WriteRequest, Written,
     XattrHow,
 };
 
 impl Tree {
-    /// Changes something.
-    pub(super) fn change(&mut self, change: &Change, boot: BootId) -> Result<Reply, WireError> {
+    /// Changes something for a client.
+    pub(super) fn change(&mut self, client: u64, change: &Change, boot: BootId) -> Result<Reply, WireError> {
         let changed = match change {
             Change::Create { parent, name, permissions, caller, open, access, exclusive, truncate } => {
                 let permissions = permissions & !caller.umask;
                 let body = Body::File(Content::default());
                 match self.make(*parent, name, body, permissions) {
                     Err(error) if error.errno() == Errno::EEXIST && !exclusive => {
-                        self.open_existing(*parent, name, (*open, *access), *truncate)?
+                        self.open_existing(*parent, name, ((client, *open), *access), *truncate)?
                     }
                     made => {
                         let made = made?;
                         if let Some(made) = made.node {
-                            self.set_open(made.node, *open, true);
+                            self.set_open(made.node, (client, *open), true);
                         }
                         made
                     }
@@ -125,7 +125,7 @@ impl Tree {
         &mut self,
         parent: NodeId,
         name: &[u8],
-        (open, access): (OpenId, OpenAccess),
+        (open, access): (Opener, OpenAccess),
         truncate: bool,
     ) -> Result<Changed, WireError> {
         let id = self.child(parent, name)?.ok_or(system(Errno::ENOENT))?;
@@ -171,8 +171,11 @@ impl Tree {
     ) -> Result<Changed, WireError> {
         let id = self.child(from, from_name)?.ok_or(system(Errno::ENOENT))?;
         let there = self.child(to, to_name)?;
+        // The answer tells of them.
+        self.known.extend(there.into_iter().chain([id]));
         let is_directory = self.entries(id).is_some();
-        if is_directory && self.lies_below(to, id) {
+        let swaps_with_parent = |there| how == RenameHow::Exchange && self.lies_below(from, there);
+        if self.lies_below(to, id) || there.is_some_and(swaps_with_parent) {
             return Err(system(Errno::EINVAL));
         }
         match (how, there) {
@@ -262,14 +265,7 @@ impl Tree {
     /// Changes content: both times move on.
     fn alter_content(&mut self, id: NodeId, change: impl FnOnce(&mut Content)) -> Result<(), WireError> {
         regular(self.node(id)?)?;
-        let stamp = self.tick();
-        if let Some(node) = self.nodes.get_mut(&id)
-            && let Body::File(content) = &mut node.body
-        {
-            change(content);
-            (node.mtime, node.ctime) = (stamp, stamp);
-        }
-        Ok(())
+        self.change_file(id, change).map_err(system)
     }
 
     /// Changes a node: `ctime` moves on.

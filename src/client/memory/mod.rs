@@ -250,6 +250,28 @@ impl MemoryHost {
         }
     }
 
+    /// From now on the contents of files are recorded, each as it is between two changes.
+    pub fn record_contents(&self) {
+        self.tree().recorded.get_or_insert_default();
+    }
+
+    /// How many contents were recorded of a file that has changed; the last is what it has now.
+    pub fn recorded_contents(&self, node: NodeId) -> usize {
+        self.tree().recorded.as_ref().and_then(|all| all.get(&node)).map_or(0, Vec::len)
+    }
+
+    /// `len` bytes from `offset` on of a recorded content, by its number from 0, cut at its end.
+    pub fn recorded_content(&self, node: NodeId, number: usize, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let tree = self.tree();
+        let content = tree.recorded.as_ref()?.get(&node)?.get(number)?;
+        Some(content.read(offset, len))
+    }
+
+    /// What a path leads to, if it leads anywhere.
+    pub fn node_at(&self, path: impl AsRef<[u8]>) -> Option<NodeId> {
+        self.tree().find(path.as_ref())
+    }
+
     /// What `stat` would tell now; no request is counted.
     pub fn attributes_of(&self, path: impl AsRef<[u8]>) -> Attributes {
         let tree = self.tree();

@@ -102,7 +102,7 @@ impl MemoryHost {
         }
         let answer = match request {
             Request::TestLock(test) => Ok(self.answer_test(test)),
-            request => self.tree().answer(request, self.instance()),
+            request => self.tree().answer(self.client, request, self.instance()),
         };
         self.pass(request, Stage::Answered).await?;
         Ok(answer?)

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex};
-use crate::proto::{ErrorCode, OpenAccess, OpenId, SeekTarget};
+use crate::proto::{ErrorCode, OpenAccess, OpenId, RenameHow, SeekTarget};
 
 fn read_of(attributes: &Attributes, offset: u64, len: u64) -> ReadRequest {
     ReadRequest::chunks_of(attributes, ByteRange::new(offset, len))
@@ -84,6 +84,58 @@ async fn after_a_restart_nodes_are_unknown_until_looked_up() {
     assert_eq!(code(client.attributes(node).await), Some(ErrorCode::UnknownNode));
     assert_eq!(client.lookup(host.root_node(), b"f").await.unwrap().node, node);
     assert!(client.attributes(node).await.is_ok());
+}
+
+#[tokio::test]
+async fn clients_number_their_opens_each_for_itself() {
+    let host = MemoryHost::new();
+    let node = host.create_file("f", "text");
+    let (one, other) = (host.client(), host.another_client().client());
+    for client in [&one, &other] {
+        client.lookup(host.root_node(), b"f").await.unwrap();
+        client.open(node, OpenId(1), OpenAccess::READ).await.unwrap();
+    }
+    host.unlink("f");
+    other.close(node, OpenId(1)).await.unwrap();
+    assert!(one.attributes(node).await.is_ok(), "it is open for the first");
+    one.close(node, OpenId(1)).await.unwrap();
+    assert_eq!(host.opens(node), 0);
+}
+
+#[tokio::test]
+async fn names_that_no_client_was_told_change_places_once_and_not_with_what_holds_them() {
+    let host = MemoryHost::new();
+    let (file, folder) = (host.create_file("f", ""), host.create_dir("d"));
+    let inner = host.create_file("d/inner", "");
+    let client = host.client();
+    let exchange = |from_parent, from_name: &[u8]| Change::Rename {
+        from_parent,
+        from_name: from_name.to_vec(),
+        to_parent: host.root_node(),
+        to_name: b"d".to_vec(),
+        how: RenameHow::Exchange,
+        expected: None,
+    };
+    client.change(exchange(host.root_node(), b"f"), &SentFirst::default()).await.unwrap();
+    assert_eq!((host.node_at("d"), host.node_at("f")), (Some(file), Some(folder)));
+    host.rename("d", "file");
+    host.rename("f", "d");
+    let refused = client.change(exchange(folder, b"inner"), &SentFirst::default()).await;
+    assert_eq!(code(refused), Some(ErrorCode::System(Errno::EINVAL)));
+    assert_eq!(host.node_at("d/inner"), Some(inner));
+}
+
+#[tokio::test]
+async fn contents_are_recorded_between_any_two_changes() {
+    let host = MemoryHost::new();
+    let node = host.create_file("f", "one");
+    host.record_contents();
+    assert_eq!(host.recorded_contents(node), 0);
+    host.write("f", 0, "two");
+    host.truncate("f", 1);
+    let recorded: Vec<_> =
+        (0..host.recorded_contents(node)).filter_map(|at| host.recorded_content(node, at, 0, 9)).collect();
+    assert_eq!(recorded, [&b"one"[..], b"two", b"t"]);
 }
 
 #[tokio::test]

@@ -24,6 +24,9 @@ pub(super) enum Body {
     Special(FileKind),
 }
 
+/// A client, and its number for an open file.
+pub(super) type Opener = (u64, OpenId);
+
 /// One file, directory or link.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
@@ -37,7 +40,8 @@ pub(super) struct Node {
     pub(super) ctime: Timestamp,
     pub(super) btime: Timestamp,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(super) opens: BTreeSet<OpenId>,
+    /// Clients number theirs each for itself.
+    pub(super) opens: BTreeSet<Opener>,
 }
 
 /// The tree and what the host remembers of its clients.
@@ -47,6 +51,8 @@ pub(super) struct Tree {
     pub(super) root: NodeId,
     /// Nodes that a client was told of since the last restart.
     pub(super) known: HashSet<NodeId>,
+    /// If contents are recorded: what each file was before its first change, and after each.
+    pub(super) recorded: Option<HashMap<NodeId, Vec<Content>>>,
     next_inode: u64,
     now: Timestamp,
     granularity_ns: i64,
@@ -94,6 +100,7 @@ impl Tree {
             nodes: HashMap::new(),
             root: NodeId { device: DEVICE, inode: 0, birth_ns: 0 },
             known: HashSet::new(),
+            recorded: None,
             next_inode: 2,
             now: START,
             granularity_ns: 1,
@@ -206,10 +213,24 @@ impl Tree {
         change: impl FnOnce(&mut Content),
     ) -> Result<(), Errno> {
         let id = self.find(path).ok_or(Errno::ENOENT)?;
+        self.change_file(id, change)
+    }
+
+    /// The same for a node.
+    pub(super) fn change_file(&mut self, id: NodeId, change: impl FnOnce(&mut Content)) -> Result<(), Errno> {
         let stamp = self.tick();
         let node = self.nodes.get_mut(&id).ok_or(Errno::ENOENT)?;
         let Body::File(content) = &mut node.body else { return Err(Errno::EINVAL) };
-        change(content);
+        let recorded = self.recorded.as_mut().map(|all| all.entry(id).or_default());
+        if let Some(recorded) = recorded {
+            if recorded.is_empty() {
+                recorded.push(content.clone());
+            }
+            change(content);
+            recorded.push(content.clone());
+        } else {
+            change(content);
+        }
         (node.mtime, node.ctime) = (stamp, stamp);
         Ok(())
     }
@@ -225,7 +246,7 @@ impl Tree {
     }
 
     /// An open of a node, or its end.
-    pub(super) fn set_open(&mut self, id: NodeId, open: OpenId, is_open: bool) {
+    pub(super) fn set_open(&mut self, id: NodeId, open: Opener, is_open: bool) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if is_open {
             node.opens.insert(open);

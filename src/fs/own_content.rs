@@ -5,16 +5,13 @@
 
 use std::num::NonZeroUsize;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 
 use crate::chunk::{CHUNK_BYTES, ChunkIndex};
 
-/// Files of which the beginning of a chunk is held, by the 256 KiB and what lies beside it in the same write.
+/// Files of which the beginning of a chunk is held: 8 MiB in all, however small the writes are.
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
-
-/// The content of a chunk, in its order.
-pub(super) type Parts = Vec<Bytes>;
 
 /// The chunks that are being written.
 #[derive(Debug)]
@@ -26,8 +23,7 @@ pub(super) struct OwnContent {
 #[derive(Debug)]
 struct Begun {
     index: ChunkIndex,
-    parts: Parts,
-    len: u64,
+    content: BytesMut,
 }
 
 impl Default for OwnContent {
@@ -38,36 +34,41 @@ impl Default for OwnContent {
 
 impl OwnContent {
     /// A program has written `bytes` at `offset` of a file. Gives the chunks that are whole by that.
-    pub(super) fn take(&mut self, file: u64, offset: u64, bytes: &Bytes) -> Vec<(ChunkIndex, Parts)> {
-        let (mut whole, mut offset, mut bytes) = (Vec::new(), offset, bytes.clone());
+    pub(super) fn take(&mut self, file: u64, offset: u64, bytes: &[u8]) -> Vec<(ChunkIndex, Bytes)> {
+        let (mut whole, mut offset, mut bytes) = (Vec::new(), offset, bytes);
         while !bytes.is_empty() {
             let index = ChunkIndex::containing(offset);
-            let part = bytes.split_to(bytes.len().min((index.offset() + CHUNK_BYTES - offset) as usize));
-            let len = part.len() as u64;
+            let room = (index.offset() + CHUNK_BYTES - offset) as usize;
+            let (part, rest) = bytes.split_at(bytes.len().min(room));
             match self.begun.get_mut(&file) {
-                Some(begun) if begun.index.offset() + begun.len == offset => {
-                    begun.parts.push(part);
-                    begun.len += len;
-                }
+                Some(begun) if begun.end() == offset => begun.content.extend_from_slice(part),
                 _ if offset == index.offset() => {
-                    self.begun.put(file, Begun { index, parts: vec![part], len });
+                    self.begun.put(file, Begun { index, content: part.into() });
                 }
                 _ => {
                     self.begun.pop(&file);
                 }
             }
-            let is_whole = |begun: &Begun| begun.len == CHUNK_BYTES;
+            let is_whole = |begun: &Begun| begun.content.len() as u64 == CHUNK_BYTES;
             if self.begun.peek(&file).is_some_and(is_whole) {
                 whole.extend(self.end(file));
             }
-            offset += len;
+            offset += part.len() as u64;
+            bytes = rest;
         }
         whole
     }
 
     /// The file ends here for now: gives its last chunk, if that was written from its beginning.
-    pub(super) fn end(&mut self, file: u64) -> Option<(ChunkIndex, Parts)> {
-        self.begun.pop(&file).map(|begun| (begun.index, begun.parts))
+    pub(super) fn end(&mut self, file: u64) -> Option<(ChunkIndex, Bytes)> {
+        self.begun.pop(&file).map(|begun| (begun.index, begun.content.freeze()))
+    }
+}
+
+impl Begun {
+    /// Where in the file what is held of it ends.
+    fn end(&self) -> u64 {
+        self.index.offset() + self.content.len() as u64
     }
 }
 
@@ -102,7 +103,7 @@ mod tests {
         }
         assert_eq!(own.begun.len(), FILES_MAX.get());
         assert_eq!(own.end(0), None);
-        assert_eq!(own.end(999), Some((ChunkIndex(0), vec![noise(9)])));
+        assert_eq!(own.end(999), Some((ChunkIndex(0), noise(9))));
     }
 
     proptest! {
@@ -119,9 +120,9 @@ mod tests {
             out.extend(own.end(FILE));
             let chunks = content.chunks(CHUNK_BYTES as usize).enumerate();
             prop_assert_eq!(out.len(), content.len().div_ceil(CHUNK_BYTES as usize));
-            for ((index, parts), (number, chunk)) in out.into_iter().zip(chunks) {
+            for ((index, whole), (number, chunk)) in out.into_iter().zip(chunks) {
                 prop_assert_eq!(index, ChunkIndex(number as u64));
-                prop_assert!(parts.concat() == chunk);
+                prop_assert!(whole == chunk);
             }
         }
     }

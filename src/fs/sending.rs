@@ -19,7 +19,7 @@ use super::behind::{Behind, Extent, ExtentId, Place};
 use super::config::DedupWish;
 use super::inodes::Inode;
 use super::offers::{Offers, Way};
-use super::own_content::{OwnContent, Parts};
+use super::own_content::OwnContent;
 use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex};
@@ -451,11 +451,11 @@ impl FileSystem {
         self.keep_written(inode, last);
     }
 
-    fn keep_written(&self, inode: Inode, chunks: impl IntoIterator<Item = (ChunkIndex, Parts)>) {
+    fn keep_written(&self, inode: Inode, chunks: impl IntoIterator<Item = (ChunkIndex, Bytes)>) {
         let Some(attributes) = lock(&self.inodes).get(inode).map(|record| record.attributes) else { return };
         let history = self.content_of(&attributes).history;
-        for (index, parts) in chunks {
-            self.fetcher.keep_written(&history, index, parts.concat().into());
+        for (index, content) in chunks {
+            self.fetcher.keep_written(&history, index, content);
         }
     }
 

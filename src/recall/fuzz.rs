@@ -16,7 +16,7 @@ use super::record::{
 };
 use super::*;
 use crate::cache::{CacheConfig, CacheStats, DiskCache, FileKey};
-use crate::chunk::testing::fuzz::{Numbers, fuzz, mutate, take_block};
+use crate::chunk::testing::fuzz::{Numbers, files_below, fuzz, mutate, take_block};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::testing::attributes;
 use crate::proto::{FileKind, FsStatistics, Timestamp};
@@ -442,16 +442,6 @@ fn what_leads_elsewhere() {
         }
         assert!(torn.kept().loaded_bytes_max <= BODY_BYTES_MAX, "{}", torn.kept().loaded_bytes_max);
     });
-}
-
-fn files_below(directory: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
-    }
-    files.sort();
-    files
 }
 
 /// Changes some files of a cache: anyhow, or to what they or others were before.

@@ -10,7 +10,7 @@ use super::super::record::{Covers, Entry, HEADER_BYTES, Key, Kind, Secret, TRAIL
 use super::super::segment::read_records;
 use super::*;
 use crate::chunk::ChunkRange;
-use crate::chunk::testing::fuzz::{Numbers, fuzz, mutate, mutate_in_place};
+use crate::chunk::testing::fuzz::{Numbers, files_below, fuzz, mutate, mutate_in_place};
 
 const SECRET: Secret = Secret::new([7; 32]);
 
@@ -172,14 +172,4 @@ fn whole_directories() {
         drop(gc(&config.directory, None));
         assert!(disk_bytes(directory.path()) <= 1 << 18);
     });
-}
-
-fn files_below(directory: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
-    }
-    files.sort();
-    files
 }

@@ -104,3 +104,14 @@ pub(crate) fn fuzz(name: &str, one: impl Fn(&mut Numbers) + RefUnwindSafe) {
     }
     println!("{name}: {runs} runs from seed {first}, {} s", start.elapsed().as_secs());
 }
+
+/// All files of a folder and of those in it, in order.
+pub(crate) fn files_below(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
+}

@@ -2,16 +2,19 @@
 //!
 //! It decides nothing: [`Mux`](super::mux::Mux) says what to send, [`Records`] seals and opens, [`Pace`] says how much at once.
 
+use std::ffi::OsString;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::congestion::KernelCongestion;
 use super::handle::{Shared, locked};
 use super::handshake::Agreed;
 use super::mux::{Batch, Violation};
@@ -64,11 +67,17 @@ impl From<Violation> for End {
     }
 }
 
+/// Has the kernel control the connection so. One that does not have it, or keeps it for others, goes on as it was.
+pub(super) fn set_congestion(stream: &TcpStream, name: &str) {
+    let _ = setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name));
+}
+
 pub(super) struct Driver {
     stream: TcpStream,
     shared: Arc<Shared>,
     records: Records,
     patience: Patience,
+    congestion: KernelCongestion,
     started_at: Instant,
     incoming: Vec<u8>,
     /// What of `incoming` is filled.
@@ -84,14 +93,21 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>, agreed: Agreed, patience: Patience) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        shared: Arc<Shared>,
+        agreed: Agreed,
+        patience: Patience,
+        congestion: KernelCongestion,
+    ) -> Self {
         let now = Instant::now();
         let received = agreed.sealed.len();
         // Fresh zeroes: of a connection that receives little only the first pages are ever touched.
         let mut incoming = vec![0; received.max(RECEIVE_BYTES + RECORD_BYTES_MAX)];
         incoming[..received].copy_from_slice(&agreed.sealed);
-        let driver = Self {
+        let mut driver = Self {
             stream,
+            congestion,
             shared,
             records: agreed.records,
             patience,
@@ -272,8 +288,12 @@ impl Driver {
         Ok(())
     }
 
-    fn ask_kernel(&self) {
+    fn ask_kernel(&mut self) {
         if let Ok(info) = tcp_info(&self.stream) {
+            if let Some(name) = self.congestion.look(&info) {
+                tracing::debug!("this way loses what it carries: {name} goes on");
+                set_congestion(&self.stream, name);
+            }
             *locked(&self.shared.counters.info) = info;
         }
     }

@@ -1,24 +1,22 @@
 //! TCP sockets: a host's, which listens, and a client's, which connects.
 
-use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::driver::{Driver, Patience};
+use super::congestion::KernelCongestion;
+use super::driver::{Driver, Patience, set_congestion};
 use super::handle::{Shared, TcpConnection, locked};
 use super::handshake::{self, Agreed, HandshakeError};
 use super::mux::{Limits, Mux, Side};
 use crate::io::sys::tcp_info;
-use crate::transport::congestion::CongestionKind;
 use crate::transport::identity::PublicKey;
 use crate::transport::tuning::TransportTuning;
 
@@ -149,14 +147,15 @@ impl TcpIncoming {
 
     /// Does the handshake.
     pub(in crate::transport) async fn handshake(
-        mut self,
+        self,
         tuning: &TransportTuning,
         registry: &Registry,
     ) -> Result<(TcpConnection, PublicKey), TcpProblem> {
-        prepare(&self.stream, tuning).map_err(|error| error.to_string())?;
-        let agreed = Box::pin(handshake::as_host(&mut self.stream, self.config));
+        let mut connected =
+            Connected::new(self.stream, self.address, tuning).map_err(|error| error.to_string())?;
+        let agreed = Box::pin(handshake::as_host(&mut connected.stream, self.config));
         let agreed = within(HANDSHAKE_TIMEOUT, agreed).await?;
-        Ok(start(self.stream, self.address, agreed, Side::Host, tuning, registry))
+        Ok(start(connected, agreed, Side::Host, tuning, registry))
     }
 }
 
@@ -167,6 +166,21 @@ pub(in crate::transport) struct Connected {
     address: SocketAddr,
     /// The round trip that the kernel measured.
     pub(in crate::transport) rtt: Duration,
+    congestion: KernelCongestion,
+}
+
+impl Connected {
+    /// Prepares a connection for what we do with it.
+    fn new(stream: TcpStream, address: SocketAddr, tuning: &TransportTuning) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let rtt = tcp_info(&stream).map_or(Duration::MAX, |info| info.rtt);
+        let congestion = KernelCongestion::new(tuning.congestion, rtt <= tuning.tcp_rtt_max);
+        set_congestion(&stream, congestion.first());
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_user_timeout(Some(tuning.idle_timeout))?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+        Ok(Self { stream, address, rtt, congestion })
+    }
 }
 
 /// Connects to `address`; nothing is proved yet.
@@ -182,9 +196,7 @@ pub(in crate::transport) async fn connect(
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         return Err(words(io::ErrorKind::ConnectionRefused.into()));
     }
-    prepare(&stream, tuning).map_err(words)?;
-    let rtt = tcp_info(&stream).map_or(Duration::MAX, |info| info.rtt);
-    Ok(Connected { stream, address, rtt })
+    Connected::new(stream, address, tuning).map_err(words)
 }
 
 /// Whether a socket was connected to itself: who dials a port of this machine on which nobody listens may be given that very
@@ -195,16 +207,15 @@ fn is_its_own_peer(stream: &TcpStream) -> bool {
 
 /// Does the handshake on a connection.
 pub(in crate::transport) async fn secure(
-    connected: Connected,
+    mut connected: Connected,
     mut config: ClientConfig,
     tuning: &TransportTuning,
     registry: &Registry,
 ) -> Result<(TcpConnection, PublicKey), TcpProblem> {
-    let Connected { mut stream, address, .. } = connected;
     config.enable_secret_extraction = true;
-    let agreed = Box::pin(handshake::as_client(&mut stream, Arc::new(config)));
+    let agreed = Box::pin(handshake::as_client(&mut connected.stream, Arc::new(config)));
     let agreed = within(tuning.idle_timeout, agreed).await?;
-    Ok(start(stream, address, agreed, Side::Client, tuning, registry))
+    Ok(start(connected, agreed, Side::Client, tuning, registry))
 }
 
 async fn within(
@@ -215,34 +226,8 @@ async fn within(
     timeout(time, handshake).await.unwrap_or_else(late).map_err(|error| error.to_string())
 }
 
-fn prepare(stream: &TcpStream, tuning: &TransportTuning) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    if let Some(name) = kernels_congestion_control(stream, tuning) {
-        // A kernel that does not have it, or keeps it for others, uses its own.
-        let _ = setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name));
-    }
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(tuning.idle_timeout))?;
-    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
-}
-
-/// The kernel's name of the congestion control that is wanted; `None` for what it uses anyway.
-///
-/// Ours is rate-based, and so is the kernel's `bbr`: on a long way with some loss it moves twenty times what `cubic` does. A
-/// short way has no need of its pacing.
-fn kernels_congestion_control(stream: &TcpStream, tuning: &TransportTuning) -> Option<&'static str> {
-    let is_short = tcp_info(stream).is_ok_and(|info| info.rtt <= tuning.tcp_rtt_max);
-    match tuning.congestion {
-        CongestionKind::Delivery if is_short => None,
-        CongestionKind::Delivery | CongestionKind::Bbr => Some("bbr"),
-        CongestionKind::Cubic => Some("cubic"),
-        CongestionKind::NewReno => Some("reno"),
-    }
-}
-
 fn start(
-    stream: TcpStream,
-    address: SocketAddr,
+    connected: Connected,
     mut agreed: Agreed,
     side: Side,
     tuning: &TransportTuning,
@@ -259,7 +244,8 @@ fn start(
     let shared = Arc::new(Shared::new(Mux::new(side, limits)));
     let active = registry.add(&shared);
     let (peer_key, content) = (agreed.peer_key, std::mem::take(&mut agreed.content));
-    let driver = Driver::new(stream, Arc::clone(&shared), agreed, patience);
+    let Connected { stream, address, congestion, .. } = connected;
+    let driver = Driver::new(stream, Arc::clone(&shared), agreed, patience, congestion);
     tokio::spawn(async move {
         driver.run(content).await;
         drop(active);
@@ -270,26 +256,24 @@ fn start(
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::getsockopt;
+    use nix::sys::socket::{getsockopt, sockopt};
 
     use super::*;
+    use crate::transport::congestion::CongestionKind;
 
     #[tokio::test]
     async fn the_kernel_is_told_which_congestion_control() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        // Every kernel has reno.
-        for (congestion, tcp_rtt_max, wanted) in [
-            (CongestionKind::NewReno, Duration::ZERO, Some("reno")),
-            (CongestionKind::Delivery, Duration::from_secs(1), None),
-            (CongestionKind::Delivery, Duration::ZERO, Some("bbr")),
-        ] {
-            let tuning = TransportTuning { tcp_rtt_max, congestion, ..TransportTuning::default() };
+        // Every kernel has reno, and most have cubic.
+        for (congestion, wanted) in [(CongestionKind::NewReno, "reno"), (CongestionKind::Delivery, "cubic")] {
+            let tuning = TransportTuning {
+                tcp_rtt_max: Duration::from_secs(1),
+                congestion,
+                ..TransportTuning::default()
+            };
             let connected = connect(listener.local_addr().unwrap(), &tuning).await.unwrap();
-            assert_eq!(kernels_congestion_control(&connected.stream, &tuning), wanted);
-            if wanted == Some("reno") {
-                let used = getsockopt(&connected.stream, sockopt::TcpCongestion).unwrap();
-                assert_eq!(used.to_string_lossy().trim_end_matches('\0'), "reno");
-            }
+            let used = getsockopt(&connected.stream, sockopt::TcpCongestion).unwrap();
+            assert_eq!(used.to_string_lossy().trim_end_matches('\0'), wanted);
         }
     }
 

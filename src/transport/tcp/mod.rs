@@ -8,9 +8,10 @@
 //!
 //! 1. [`handshake`], [`record`]: rustls makes the keys, records are sealed and opened here
 //! 2. [`frame`], [`mux`]: many streams over one connection
-//! 3. [`pace`], [`driver`]: the task between the socket and the streams
+//! 3. [`pace`], [`congestion`], [`driver`]: the task between the socket and the streams
 //! 4. [`handle`], [`endpoint`]: what the rest of the transport uses
 
+mod congestion;
 mod driver;
 mod endpoint;
 mod frame;

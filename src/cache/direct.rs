@@ -4,11 +4,11 @@
 //! through the page cache, too, and on the same files.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::sys::uio::pwritev;
 use tracing::debug;
 
 use super::way::Way;
@@ -72,11 +72,12 @@ impl Direct {
         open().inspect_err(|error| self.note(error)).ok()
     }
 
-    /// Writes whole blocks. Says `None` where that is refused from now on.
-    pub(super) fn write(&self, file: &File, blocks: &[u8], at: u64) -> Option<io::Result<()>> {
-        let write = || file.write_all_at(blocks, at);
+    /// Writes whole blocks, one behind the other. Says `None` where that is refused from now on.
+    pub(super) fn write(&self, file: &File, blocks: Vec<IoSlice<'_>>, at: u64) -> Option<io::Result<()>> {
+        let write = move || write_all_at(file, blocks, at);
         #[cfg(test)]
-        let write = || if self.how == DirectIo::RefusesToWrite { Err(Errno::EINVAL.into()) } else { write() };
+        let write =
+            move || if self.how == DirectIo::RefusesToWrite { Err(Errno::EINVAL.into()) } else { write() };
         let result = write().inspect_err(|error| self.note(error));
         (!self.is_refused()).then_some(result)
     }
@@ -89,4 +90,21 @@ impl Direct {
             debug!("the file system of the cache takes no direct I/O, the page cache is used: {error}");
         }
     }
+}
+
+/// Writes all of `slices`, one behind the other, from `at` on.
+pub(super) fn write_all_at(file: &File, mut slices: Vec<IoSlice<'_>>, mut at: u64) -> io::Result<()> {
+    let mut slices = &mut slices[..];
+    while !slices.is_empty() {
+        match pwritev(file, slices, at as i64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(bytes) => {
+                IoSlice::advance_slices(&mut slices, bytes);
+                at += bytes as u64;
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }

@@ -15,13 +15,13 @@ use nix::sys::uio::preadv;
 
 use super::directory::Directory;
 use super::index::Location;
-use super::record::{HEADER_BYTES, SegmentId, record_bytes};
+use super::record::{BLOCK_BYTES, HEADER_BYTES, SegmentId, record_bytes};
 use super::spare::{Lent, Spares};
-use super::staging::BLOCK_BYTES;
+use crate::io::AlignedBuffer;
 use crate::io::sys::is_cached;
 
-/// Bytes between two payloads in a row: padding and a header.
-const GAP_BYTES_MAX: usize = 2 * HEADER_BYTES as usize;
+/// Bytes between two payloads in a row: padding, a gap and a header.
+const BETWEEN_BYTES_MAX: usize = (HEADER_BYTES + BLOCK_BYTES) as usize;
 
 /// Fewest bytes that are read around the page cache: for less, what the kernel reads ahead is worth more. Its readahead
 /// is 128 KiB nearly everywhere.
@@ -90,35 +90,45 @@ impl SegmentFile {
     }
 }
 
-/// Whether the record at `second` lies right behind the one at `first`.
+/// Whether the record at `second` lies right behind the one at `first`, or behind a gap.
 pub(super) fn are_neighbours(first: &Location, second: &Location) -> bool {
-    first.segment == second.segment
-        && u64::from(first.offset) + record_bytes(first.len) == u64::from(second.offset)
+    let end = u64::from(first.offset) + record_bytes(first.len);
+    first.segment == second.segment && (end..end + u64::from(BLOCK_BYTES)).contains(&second.offset.into())
 }
 
-/// The blocks that hold one payload: which of the file, and how many of them the payload before has, too.
+/// The blocks that hold one payload: which of the file, and how many of them the payload before has, too, or how many lie
+/// between.
 struct Blocks {
     start: u64,
     shared_bytes: usize,
+    hole_bytes: usize,
     buffer: Lent,
 }
 
 /// Reads a run around the page cache, each payload into a buffer of its own: they are kept and dropped one by one.
 /// `None` where the file ends before the run does.
 fn read_direct(file: &File, spares: &Arc<Spares>, run: &[Location]) -> io::Result<Option<Vec<Bytes>>> {
-    let block = BLOCK_BYTES as u64;
+    let block = u64::from(BLOCK_BYTES);
     let mut parts: Vec<Blocks> = Vec::with_capacity(run.len());
-    let mut read_end = 0u64;
+    let mut read_end = None;
     for at in run {
         let (start, end) = (at.payload_start() / block * block, at.payload_end().next_multiple_of(block));
-        let shared_bytes = read_end.saturating_sub(start) as usize;
-        parts.push(Blocks { start, shared_bytes, buffer: spares.lend((end - start) as usize) });
-        read_end = end;
+        let before = read_end.unwrap_or(start);
+        let (shared, hole) = (before.saturating_sub(start), start.saturating_sub(before));
+        let (shared_bytes, hole_bytes) = (shared as usize, hole as usize);
+        parts.push(Blocks { start, shared_bytes, hole_bytes, buffer: spares.lend((end - start) as usize) });
+        read_end = Some(end);
     }
     let Some((first, last)) = parts.first().zip(run.last()) else { return Ok(Some(Vec::new())) };
     let (start, wanted) = (first.start, last.payload_end() - first.start);
-    let mut slices: Vec<IoSliceMut<'_>> =
-        parts.iter_mut().map(|part| IoSliceMut::new(&mut part.buffer[part.shared_bytes..])).collect();
+    let mut holes = AlignedBuffer::zeroed(parts.iter().map(|part| part.hole_bytes).sum());
+    let (mut holes, mut slices) = (&mut holes[..], Vec::with_capacity(2 * parts.len()));
+    for part in &mut parts {
+        let (hole, rest) = holes.split_at_mut(part.hole_bytes);
+        holes = rest;
+        slices.extend((!hole.is_empty()).then(|| IoSliceMut::new(hole)));
+        slices.push(IoSliceMut::new(&mut part.buffer[part.shared_bytes..]));
+    }
     if (preadv(file, &mut slices, start as i64)? as u64) < wanted {
         return Ok(None);
     }
@@ -149,15 +159,14 @@ fn read_buffered(file: &File, run: &[Location]) -> Vec<Option<Bytes>> {
 
 /// Fills `payloads` from `start` on. Returns how many bytes of the file were read, gaps included.
 fn fill(file: &File, run: &[Location], payloads: &mut [Vec<u8>], start: u64) -> u64 {
-    let mut gaps = vec![0; run.len() * GAP_BYTES_MAX];
+    let mut between = vec![0; run.len() * BETWEEN_BYTES_MAX];
     let mut slices = Vec::with_capacity(2 * run.len());
-    for ((at, payload), gap) in run.iter().zip(payloads).zip(gaps.chunks_mut(GAP_BYTES_MAX)) {
-        let gap_bytes = record_bytes(at.len) as usize - payload.len();
+    let mut end = start;
+    for ((at, payload), between) in run.iter().zip(payloads).zip(between.chunks_mut(BETWEEN_BYTES_MAX)) {
+        slices.push(IoSliceMut::new(&mut between[..(at.payload_start() - end) as usize]));
         slices.push(IoSliceMut::new(payload));
-        slices.push(IoSliceMut::new(&mut gap[..gap_bytes]));
+        end = at.payload_end();
     }
-    // What follows the last payload is not wanted.
-    slices.pop();
     preadv(file, &mut slices, start as i64).map_or(0, |read| read as u64)
 }
 
@@ -168,7 +177,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::record::PAYLOAD_BYTES_MAX;
+    use super::super::record::{PAYLOAD_BYTES_MAX, gap_bytes};
     use super::*;
 
     proptest! {
@@ -176,11 +185,12 @@ mod tests {
         #[test]
         fn around_the_page_cache_lie_the_same_bytes(
             first in 0..200u32,
-            lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX], 1..9),
+            lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX, Just(PAYLOAD_BYTES_MAX)], 1..9),
             missing in prop_oneof![Just(0u64), 1..9000u64],
         ) {
             let mut offset = HEADER_BYTES * first;
             let run: Vec<Location> = lens.iter().map(|&len| {
+                offset += gap_bytes(offset, len);
                 let at = Location { segment: 1, offset, len };
                 offset += record_bytes(len) as u32;
                 at
@@ -196,7 +206,7 @@ mod tests {
             let expected = read_buffered(&buffered, &run);
             let spares = Arc::new(Spares::default());
             // What was in a buffer before must not be seen.
-            (0..9).map(|_| spares.lend(270_336 - 4096)).collect::<Vec<_>>().iter_mut().for_each(|old| old.fill(0xee));
+            (0..9).map(|_| spares.lend(PAYLOAD_BYTES_MAX as usize)).collect::<Vec<_>>().iter_mut().for_each(|old| old.fill(0xee));
             let found = read_direct(direct.as_ref().unwrap_or(&buffered), &spares, &run).unwrap();
             prop_assert_eq!(found.is_some(), missing == 0);
             for (at, payload) in run.iter().zip(&expected) {

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::direct::Direct;
+use super::direct::{Direct, write_all_at};
 use super::directory::{Directory, DirectoryLock};
 use super::eviction::Form;
 use super::record::{
-    Entry, HEADER_BYTES, Key, Kind, Secret, SegmentId, TRAILER_BYTES, decode_trailer, footer_bytes,
-    stored_bytes,
+    BLOCK_BYTES, Entry, HEADER_BYTES, Header, Key, Kind, Secret, SegmentId, TRAILER_BYTES, decode_trailer,
+    footer_bytes, gap_bytes, stored_bytes,
 };
-use super::staging::{BLOCK_BYTES, Staging};
+use super::staging::Staging;
 use super::way::Way;
 
 /// How much is read from the end of a finished segment at once, in bytes: the footer of 370 records, which is more
@@ -78,7 +78,7 @@ impl OpenSegment {
     ) -> io::Result<Self> {
         let end = u64::from(records.end);
         file.set_len(end)?;
-        let tail_bytes = end % BLOCK_BYTES as u64;
+        let tail_bytes = end % u64::from(BLOCK_BYTES);
         let mut tail = vec![0; tail_bytes as usize];
         file.read_exact_at(&mut tail, end - tail_bytes)?;
         Ok(Self {
@@ -103,7 +103,7 @@ impl OpenSegment {
         &self.entries
     }
 
-    /// How many of the records with these payload lengths fit, from the first on.
+    /// How many of the records with these payload lengths fit for sure, from the first on.
     pub(super) fn fitting(&self, lens: impl Iterator<Item = usize>) -> usize {
         let used = u64::from(self.end) + footer_bytes(self.entries.len());
         let mut left = u64::from(self.capacity_bytes).saturating_sub(used);
@@ -129,6 +129,7 @@ impl OpenSegment {
         while !rest.is_empty() && result.is_ok() {
             let (end, mut entries) = self.stage(secret, staging, rest);
             result = self.write(&directory.direct, staging);
+            staging.let_go();
             match &result {
                 Ok(()) => {
                     rest = &rest[entries.len()..];
@@ -149,8 +150,9 @@ impl OpenSegment {
         let (mut end, mut entries) = (self.end, Vec::with_capacity(records.len()));
         staging.begin(&self.tail);
         for (kind, key, payload) in records {
-            let entry = Entry { key: *key, kind: *kind, offset: end, len: payload.len() as u32 };
-            if !staging.push(&secret.encode_record(*kind, key, entry.len), payload) {
+            let len = payload.len() as u32;
+            let entry = Entry { key: *key, kind: *kind, offset: end + gap_bytes(end, len), len };
+            if !staging.push(&secret.encode_lead(end, *kind, key, len), payload) {
                 break;
             }
             end = entry.end() as u32;
@@ -164,16 +166,17 @@ impl OpenSegment {
         let start = u64::from(self.end) - self.tail.len() as u64;
         if let Some(file) = &self.direct {
             let blocks = staging.blocks();
+            let bytes: usize = blocks.iter().map(|block| block.len()).sum();
             if let Some(result) = direct.write(file, blocks, start) {
                 result?;
-                self.file_bytes = start + blocks.len() as u64;
+                self.file_bytes = start + bytes as u64;
                 return Ok(());
             }
             self.direct = None;
             self.cut();
         }
-        self.file.write_all_at(staging.bytes(), start)?;
-        self.file_bytes = start + staging.bytes().len() as u64;
+        write_all_at(&self.file, staging.slices(), start)?;
+        self.file_bytes = start + staging.len() as u64;
         Ok(())
     }
 
@@ -276,13 +279,14 @@ fn walk(file: &File, secret: &Secret, id: SegmentId, from: u32, file_bytes: u64)
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
             result => result?,
         }
-        let Some(entry) =
-            secret.decode_record(records.end, &header).filter(|entry| entry.end() <= file_bytes)
-        else {
-            break;
-        };
-        records.end = entry.end() as u32;
-        records.entries.push(entry);
+        match secret.decode_header(records.end, &header) {
+            Some(Header::Record(entry)) if entry.end() <= file_bytes => {
+                records.end = entry.end() as u32;
+                records.entries.push(entry);
+            }
+            Some(Header::Gap(end)) if u64::from(end) <= file_bytes => records.end = end,
+            _ => break,
+        }
     }
     Ok(records)
 }

@@ -4,11 +4,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::PAYLOAD_BYTES_MAX;
-use super::staging::BLOCK_BYTES;
 use crate::io::AlignedBuffer;
 
-/// Size of the buffers that are kept: a full chunk lies in one block more than it has.
-const KEPT_BYTES: usize = PAYLOAD_BYTES_MAX as usize + BLOCK_BYTES;
+/// Size of the buffers that are kept: what a full chunk lies in.
+const KEPT_BYTES: usize = PAYLOAD_BYTES_MAX as usize;
 
 /// Most buffers kept: what eight requests take, 8 MiB. A reader lets go of one for each it asks for.
 const KEPT_MAX: usize = 32;
@@ -87,7 +86,7 @@ mod tests {
         let again = spares.lend(KEPT_BYTES);
         assert_eq!((again.as_ptr(), again[0]), (address, 7));
         assert_ne!(spares.lend(KEPT_BYTES).as_ptr(), address, "two at once");
-        drop(spares.lend(BLOCK_BYTES));
+        drop(spares.lend(KEPT_BYTES / 2));
         let many: Vec<Lent> = (0..2 * KEPT_MAX).map(|_| spares.lend(KEPT_BYTES)).collect();
         drop(many);
         assert_eq!(spares.kept().len(), KEPT_MAX);

@@ -15,10 +15,9 @@ use super::manifest::{DirtyPage, FileKey, Lookup, ManifestPage, PageId};
 use super::payload::Reading;
 use super::pinning::Pinning;
 use super::queue::{Item, Payload, Pushed};
-use super::record::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Secret, footer_bytes, stored_bytes};
+use super::record::{BLOCK_BYTES, HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Secret, footer_bytes, stored_bytes};
 use super::recovery::recover;
 use super::shared::{Bounds, Counters, Proven, Shared, Wanted};
-use super::staging::BLOCK_BYTES;
 use super::writer::Writer;
 use super::{CacheStats, ChunkCache};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
@@ -57,7 +56,7 @@ impl CacheConfig {
         let chosen = (self.size_bytes / SEGMENTS).clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
         let segment_bytes = self.segment_bytes.unwrap_or(chosen);
         // Files take whole blocks: one of another size would take more than it says.
-        let segment_bytes = segment_bytes - segment_bytes % BLOCK_BYTES as u64;
+        let segment_bytes = segment_bytes - segment_bytes % u64::from(BLOCK_BYTES);
         if !SEGMENT_BYTES_POSSIBLE.contains(&segment_bytes) {
             return Err(CacheError::SegmentSize { segment_bytes });
         }

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use quinn::VarInt;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 
 use super::tcp::{TcpRecvStream, TcpSendStream};
+use crate::io::room_for;
 use crate::proto::Lane;
 
 /// Why a stream does not go on.
@@ -172,7 +173,7 @@ impl RecvStream {
     ) -> Result<Bytes, StreamError> {
         match &mut self.0 {
             Receiving::Quic(stream) => {
-                let mut buffer = BytesMut::with_capacity(len);
+                let mut buffer = room_for(len);
                 while buffer.len() < len {
                     let missing = len - buffer.len();
                     let read = stream.read_buf(&mut (&mut buffer).limit(missing)).await;

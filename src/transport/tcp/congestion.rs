@@ -98,9 +98,11 @@ mod tests {
 
     #[test]
     fn what_was_chosen_by_name_stays() {
-        for (kind, name) in
-            [(CongestionKind::Cubic, "cubic"), (CongestionKind::Bbr, "bbr"), (CongestionKind::NewReno, "reno")]
-        {
+        for (kind, name) in [
+            (CongestionKind::Cubic, "cubic"),
+            (CongestionKind::Bbr, "bbr"),
+            (CongestionKind::NewReno, "reno"),
+        ] {
             let mut congestion = KernelCongestion::new(kind, true);
             assert_eq!(congestion.first(), name);
             for segments in 1..9 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::io::room_for;
 use crate::proto::Lane;
 
 /// Longest piece that is laid down in one place, in bytes; what a read or a write of the protocol asks for at most. A peer
@@ -158,7 +159,7 @@ impl Receiving {
         if self.filling_left < len || self.filling_left > len.saturating_add(more) {
             self.lay_down();
             let piece = len.saturating_add(more).min(PIECE_BYTES_MAX).max(len);
-            self.filling = BytesMut::with_capacity(piece);
+            self.filling = room_for(piece);
             self.filling_left = piece;
         }
     }
@@ -215,7 +216,7 @@ impl Receiving {
         if first.len() == len {
             return (first, grant);
         }
-        let mut joined = BytesMut::with_capacity(len);
+        let mut joined = room_for(len);
         joined.extend_from_slice(&first);
         while joined.len() < len
             && let Some((next, more)) = self.take(len - joined.len())

@@ -24,7 +24,7 @@ use crate::io::sys::tcp_info;
 use crate::transport::connection::CloseReason;
 
 /// Bytes asked of the socket at once. What is opened there is still in the processor's cache when it is laid down.
-const RECEIVE_BYTES: usize = 256 << 10;
+const RECEIVE_BYTES: usize = 512 << 10;
 /// How often the kernel is asked how the way is, while there is something to do.
 const INFO_EVERY: Duration = Duration::from_millis(100);
 /// How long the last words may take to leave, and the peer to read them.

@@ -27,7 +27,7 @@ const BACKLOG: i32 = 1_024;
 /// Pause after the system refused to hand a connection over: it has no descriptors, and will have some later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the kernel may hold that is not on its way yet, in bytes: what is urgent waits behind it.
-const UNSENT_BYTES_MAX: u32 = 256 << 10;
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 /// Why there is no connection.
 pub(in crate::transport) type TcpProblem = String;

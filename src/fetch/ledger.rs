@@ -9,7 +9,7 @@ use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
 use super::memory::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
-use crate::chunk::ChunkRange;
+use crate::chunk::{CHUNK_BYTES, ChunkRange};
 
 /// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
@@ -55,6 +55,8 @@ struct AheadRun {
 #[derive(Debug)]
 pub(super) struct Ledger<W> {
     budget: Budget,
+    /// Requests under way ahead, within the budget.
+    ahead_requests_max: usize,
     memory: Memory,
     inflight: Inflight<W>,
     queue: Queue<AheadRun>,
@@ -64,6 +66,7 @@ pub(super) struct Ledger<W> {
 impl<W> Ledger<W> {
     pub(super) fn new(budget: Budget) -> Self {
         Self {
+            ahead_requests_max: budget.ahead_requests_max,
             budget,
             memory: Memory::new(),
             inflight: Inflight::new(),
@@ -123,6 +126,14 @@ impl<W> Ledger<W> {
         }
         self.make_room();
         (parts, starts)
+    }
+
+    /// From now on so many bytes may be on their way ahead of readers, in whole requests and never less than one; more than the
+    /// budget allows make no difference.
+    pub(super) fn limit_in_flight(&mut self, bytes: u64) {
+        let request_bytes = self.budget.request_chunks * CHUNK_BYTES;
+        let requests = usize::try_from(bytes / request_bytes).unwrap_or(usize::MAX);
+        self.ahead_requests_max = requests.clamp(1, self.budget.ahead_requests_max.max(1));
     }
 
     /// Chunks that an owner will probably read. What does not fit the queue is forgotten.
@@ -218,7 +229,7 @@ impl<W> Ledger<W> {
     /// In the second case the oldest of what others left unread makes room.
     fn fits(&self, owner: OwnerId, bytes: u64, requests: usize) -> bool {
         let running = self.inflight.ahead_requests();
-        if running > 0 && running + requests > self.budget.ahead_requests_max {
+        if running > 0 && running + requests > self.ahead_requests_max {
             return false;
         }
         let most = self.budget.ahead_bytes_max;
@@ -243,7 +254,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::chunk::{CHUNK_BYTES, ChunkIndex};
+    use crate::chunk::ChunkIndex;
 
     const CHUNK_COST: u64 = CHUNK_BYTES + ENTRY_BYTES;
 
@@ -295,6 +306,21 @@ mod tests {
         let mut ledger: Ledger<u32> = Ledger::new(Budget { ahead_requests_max: 0, ..budget(16) });
         ledger.ahead(&FileContent::sample(0, 100), range(0, 40), owner(1));
         assert_eq!((ledger.queued_runs(), ledger.admit().len()), (0, 0));
+    }
+
+    #[test]
+    fn a_limit_holds_in_whole_requests_and_within_the_budget() {
+        let mut ledger: Ledger<u32> = Ledger::new(budget(64));
+        ledger.limit_in_flight(3 * 4 * CHUNK_BYTES - 1);
+        ledger.ahead(&FileContent::sample(0, 100), range(0, 48), owner(1));
+        let starts = ledger.admit();
+        assert_eq!((starts.len(), ledger.queued_runs()), (2, 10));
+        deliver_all(&mut ledger, &starts);
+        ledger.limit_in_flight(0);
+        let starts = ledger.admit();
+        assert_eq!(starts.len(), 1);
+        ledger.limit_in_flight(u64::MAX);
+        assert_eq!(ledger.admit().len(), 8 - 1, "what the budget allows");
     }
 
     #[test]

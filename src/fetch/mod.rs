@@ -40,6 +40,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use crate::cache::ChunkCache;
 use crate::chunk::ChunkRange;
 use crate::client::Client;
+use crate::prefetch::in_flight_limit;
 use crate::proto::READ_CHUNKS_MAX;
 pub use content::{FileContent, OwnerId};
 use delta::Deltas;
@@ -174,7 +175,9 @@ impl Fetcher {
     pub fn ahead(&self, content: &FileContent, range: ChunkRange, owner: OwnerId) {
         self.people.want();
         self.ask_hashes_beyond(content, range);
+        let link = self.client.link();
         let launches = self.with_state(|state| {
+            state.ledger.limit_in_flight(in_flight_limit(link.rtt, link.bytes_per_second));
             state.ledger.ahead(content, range, owner);
             state.admit()
         });

@@ -79,6 +79,20 @@ async fn bytes_are_the_hosts_wherever_they_come_from() {
 }
 
 #[tokio::test]
+async fn a_short_link_has_few_requests_in_flight_and_a_long_one_many() {
+    for (rtt_ms, bytes_per_second, expected) in [(0, 1 << 30, 4), (50, 125_000_000, 15), (50, 0, 20)] {
+        let host = MemoryHost::new();
+        host.create_generated("file", 20 * MIB, 1);
+        host.set_link(Duration::from_millis(rtt_ms), bytes_per_second);
+        let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
+        host.hold(|request, _| is_read(request));
+        fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 80), owner(1));
+        settle().await;
+        assert_eq!(fetcher.statistics().ahead_requests, expected, "{rtt_ms} ms");
+    }
+}
+
+#[tokio::test]
 async fn a_piece_costs_its_bytes_and_whole_chunks_serve_it_too() {
     let host = MemoryHost::new();
     host.create_generated("file", 3 * MIB, 1);

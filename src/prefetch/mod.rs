@@ -29,7 +29,7 @@ use std::time::Instant;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex, ChunkRange};
 use cursor::{Cursor, Relation};
 use history::{PieceTouches, RunKind, Runs};
-pub use window::{Limits, window_limit};
+pub use window::{Limits, in_flight_limit, window_limit};
 
 /// Most runs that one open file keeps apart.
 ///

@@ -43,10 +43,10 @@ struct Arguments {
     /// What to measure; everything unless named
     #[arg(long, value_enum)]
     only: Vec<Scenario>,
-    /// Size of the file that is read cold, in MiB
+    /// Size of each file, in MiB
     #[arg(long, default_value_t = 1024)]
     size_mib: u64,
-    /// Files and bytes of each, in MiB, of the parallel readers
+    /// How many files are read at a time by the parallel readers
     #[arg(long, default_value_t = 16)]
     readers: usize,
     /// How often each cold read is done

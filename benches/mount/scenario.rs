@@ -319,9 +319,7 @@ impl Bench<'_> {
     }
 
     fn readers(&mut self, bytes: u64) -> Result<(), Failure> {
-        let count = self.arguments.readers;
-        // Memory bounds the data: sparse files of one size would all have one hash, so each begins with its own bytes.
-        let each = bytes.min(8 * 1024 * MIB / count as u64);
+        let (count, each) = (self.arguments.readers, bytes);
         for number in 0..count {
             probe::write_random(&self.data.join(format!("reader {number}")), each, 100 + number as u64)?;
         }

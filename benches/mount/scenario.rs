@@ -66,12 +66,7 @@ impl Bench<'_> {
         // What was just written is too young to be kept in a cache.
         std::thread::sleep(std::time::Duration::from_millis(2200));
         if self.arguments.wants(Scenario::Cold) {
-            let peer = if self.arguments.sshfs && sshfs::is_installed() {
-                Some(self.cold_sshfs(bytes)?)
-            } else {
-                None
-            };
-            self.cold(bytes, raw.as_ref(), peer)?;
+            self.cold(bytes, raw.as_ref())?;
         }
         if self.arguments.wants(Scenario::Remount) {
             self.remount(bytes)?;
@@ -115,26 +110,26 @@ impl Bench<'_> {
         Ok(Parts { quic, tcp, others })
     }
 
-    fn cold_sshfs(&mut self, bytes: u64) -> Result<f64, Failure> {
-        let mut speeds = Vec::new();
-        for _ in 0..self.arguments.runs {
-            let peer = Sshfs::start(self.net, &self.data, &self.state)?;
-            let before = peer.cpu_seconds();
-            let took = run(Command::new("timeout").args(["60", "cat"]).arg(peer.point.join("large")))?;
-            let cpu = took.cpu_seconds + peer.cpu_seconds() - before;
-            speeds.push(Ceiling::new(bytes, took.seconds, cpu));
-        }
-        speeds.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
-        let median = &speeds[speeds.len() / 2];
-        self.report.add("sshfs, one cold `cat`", median.mb_per_second, "MB/s");
-        self.report.add("sshfs, processor", median.cpu_seconds_per_gib, "s/GiB");
-        Ok(median.mb_per_second)
+    fn has_peer(&self) -> bool {
+        self.arguments.sshfs && sshfs::is_installed()
     }
 
-    fn cold(&mut self, bytes: u64, parts: Option<&Parts>, peer: Option<f64>) -> Result<(), Failure> {
+    fn cold_sshfs(&self, bytes: u64) -> Result<Ceiling, Failure> {
+        let peer = Sshfs::start(self.net, &self.data, &self.state)?;
+        let before = peer.cpu_seconds();
+        let took = run(Command::new("timeout").args(["60", "cat"]).arg(peer.point.join("large")))?;
+        let cpu = took.cpu_seconds + peer.cpu_seconds() - before;
+        Ok(Ceiling::new(bytes, took.seconds, cpu))
+    }
+
+    /// The file, read through a mount that knows nothing; in turns with sshfs, as the machine's speed wanders.
+    fn cold(&mut self, bytes: u64, parts: Option<&Parts>) -> Result<(), Failure> {
         let host = Host::start(self.net, &self.data, &self.state)?;
-        let (mut runs, mut transport) = (Vec::new(), Value::Null);
+        let (mut runs, mut peer_runs, mut transport) = (Vec::new(), Vec::new(), Value::Null);
         for _ in 0..self.arguments.runs {
+            if self.has_peer() {
+                peer_runs.push(self.cold_sshfs(bytes)?);
+            }
             self.forget_cache()?;
             let mount = Mount::start(self.net, &host, &self.state, &self.arguments.mount_options())?;
             let before = host.daemon.cpu_seconds() + mount.daemon.cpu_seconds();
@@ -144,9 +139,10 @@ impl Bench<'_> {
             transport = mount.status()?["transport"].take();
             mount.stop()?;
         }
-        runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
-        let median = &runs[runs.len() / 2];
-        let (speed, cpu) = (median.mb_per_second, median.cpu_seconds_per_gib);
+        let peer = self.report_median("sshfs, one cold `cat`", peer_runs);
+        let Some(Ceiling { mb_per_second: speed, cpu_seconds_per_gib: cpu }) = median(runs) else {
+            return Ok(());
+        };
         let transport = transport.as_str().unwrap_or_default();
         let what = format!("one cold `cat` over {transport}");
         let what = what.as_str();
@@ -213,23 +209,27 @@ impl Bench<'_> {
         mount.stop()
     }
 
-    /// `file` written into an empty folder of the mount, and synced; each time under the same name, which is free again.
+    /// `file` written into an empty folder of the mount, and synced; each time under the same name, which is free again. In turns
+    /// with sshfs.
     fn write(&mut self, file: &Path, bytes: u64) -> Result<(), Failure> {
-        let target = self.data.join("written");
-        fs::create_dir_all(&target)?;
-        let peer = if self.arguments.sshfs && sshfs::is_installed() {
-            let peer = Sshfs::start(self.net, &self.data, &self.state)?;
-            Some(self.written("sshfs, written and synced", file, bytes, &peer.point, || peer.cpu_seconds())?)
-        } else {
-            None
-        };
+        fs::create_dir_all(self.data.join("written"))?;
+        let peer =
+            if self.has_peer() { Some(Sshfs::start(self.net, &self.data, &self.state)?) } else { None };
         let host = Host::start(self.net, &self.data, &self.state)?;
         // Content that the host has already would not be sent.
         let options = format!("{},dedup=off", self.arguments.mount_options());
         let mount = Mount::start(self.net, &host, &self.state, &options)?;
-        let used = || host.daemon.cpu_seconds() + mount.daemon.cpu_seconds();
+        let (mut runs, mut peer_runs) = (Vec::new(), Vec::new());
+        for _ in 0..self.arguments.runs {
+            if let Some(peer) = &peer {
+                peer_runs.push(written(file, bytes, &peer.point, || peer.cpu_seconds())?);
+            }
+            let used = || host.daemon.cpu_seconds() + mount.daemon.cpu_seconds();
+            runs.push(written(file, bytes, &mount.point, used)?);
+        }
+        let peer = self.report_median("sshfs, written and synced", peer_runs);
         let what = "written and synced";
-        let speed = self.written(what, file, bytes, &mount.point, used)?;
+        let Some(speed) = self.report_median(what, runs) else { return Ok(()) };
         if let Some(peer) = peer {
             self.report.add_beside(what, speed, "MB/s", peer, "sshfs");
         }
@@ -239,30 +239,12 @@ impl Bench<'_> {
         mount.stop()
     }
 
-    /// The median rate in megabytes a second, also reported, with the processor time that the daemons (`used`) and the writer took.
-    fn written(
-        &mut self,
-        what: &str,
-        file: &Path,
-        bytes: u64,
-        point: &Path,
-        used: impl Fn() -> f64,
-    ) -> Result<f64, Failure> {
-        let target = point.join("written/large");
-        let mut runs = Vec::new();
-        for _ in 0..self.arguments.runs {
-            let before = used();
-            let mut writer = Command::new("dd");
-            writer.arg(format!("if={}", file.display())).arg(format!("of={}", target.display()));
-            let took = run(writer.args(["bs=1M", "conv=fsync", "status=none"]))?;
-            runs.push(Ceiling::new(bytes, took.seconds, took.cpu_seconds + used() - before));
-            fs::remove_file(&target)?;
-        }
-        runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
-        let median = &runs[runs.len() / 2];
+    /// Reports the median of `runs`, with its processor time. Returns its rate in megabytes a second.
+    fn report_median(&mut self, what: &str, runs: Vec<Ceiling>) -> Option<f64> {
+        let median = median(runs)?;
         self.report.add(what, median.mb_per_second, "MB/s");
         self.report.add(&format!("{what}, processor"), median.cpu_seconds_per_gib, "s/GiB");
-        Ok(median.mb_per_second)
+        Some(median.mb_per_second)
     }
 
     fn latency(&mut self) -> Result<(), Failure> {
@@ -348,4 +330,22 @@ impl Bench<'_> {
             _ => Ok(()),
         }
     }
+}
+
+fn median(mut runs: Vec<Ceiling>) -> Option<Ceiling> {
+    runs.sort_by(|a, b| a.mb_per_second.total_cmp(&b.mb_per_second));
+    let middle = runs.len() / 2;
+    runs.into_iter().nth(middle)
+}
+
+/// Writes `file` below `point`, syncs and removes it. Counts the processor time of the writer and of the daemons (`used`).
+fn written(file: &Path, bytes: u64, point: &Path, used: impl Fn() -> f64) -> Result<Ceiling, Failure> {
+    let target = point.join("written/large");
+    let before = used();
+    let mut writer = Command::new("dd");
+    writer.arg(format!("if={}", file.display())).arg(format!("of={}", target.display()));
+    let took = run(writer.args(["bs=1M", "conv=fsync", "status=none"]))?;
+    let cpu = took.cpu_seconds + used() - before;
+    fs::remove_file(&target)?;
+    Ok(Ceiling::new(bytes, took.seconds, cpu))
 }

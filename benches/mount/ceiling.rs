@@ -243,6 +243,40 @@ pub(crate) fn raw_client(
 
 /// `cat` of a file that a FUSE daemon of ours makes up from memory: what the kernel and the library allow.
 pub(crate) fn fuse_stub(folder: &Path, bytes: u64, is_direct: bool) -> Result<Ceiling, Failure> {
+    with_stub(folder, bytes, is_direct, |file| {
+        let mut cat = Command::new("cat");
+        cat.arg(file);
+        cat
+    })
+}
+
+/// `dd` of `source` into a file system that forgets it, past the page cache.
+pub(crate) fn fuse_stub_write(folder: &Path, source: &Path, bytes: u64) -> Result<Ceiling, Failure> {
+    with_stub(folder, bytes, true, |file| write_command(source, file, &["conv=notrunc"]))
+}
+
+/// `dd` of `source` to where it would be hosted, and `fsync`.
+pub(crate) fn raw_write(folder: &Path, source: &Path, bytes: u64) -> Result<Ceiling, Failure> {
+    let target = folder.join("written where it lies");
+    let took = run(&mut write_command(source, &target, &["conv=fsync"]))?;
+    std::fs::remove_file(&target)?;
+    Ok(Ceiling::new(bytes, took.seconds, took.cpu_seconds))
+}
+
+/// The writer of every measurement.
+pub(crate) fn write_command(source: &Path, target: &Path, how: &[&str]) -> Command {
+    let mut writer = Command::new("dd");
+    writer.arg(format!("if={}", source.display())).arg(format!("of={}", target.display()));
+    writer.args(["bs=1M", "status=none"]).args(how);
+    writer
+}
+
+fn with_stub(
+    folder: &Path,
+    bytes: u64,
+    is_direct: bool,
+    user: impl FnOnce(&Path) -> Command,
+) -> Result<Ceiling, Failure> {
     let point = folder.join("stub");
     std::fs::create_dir_all(&point)?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -252,7 +286,7 @@ pub(crate) fn fuse_stub(folder: &Path, bytes: u64, is_direct: bool) -> Result<Ce
     let file = point.join("zeroes");
     wait_until("the stub is there", || file.exists())?;
     let cpu_before = daemon.cpu_seconds();
-    let took = run(Command::new("cat").arg(&file))?;
+    let took = run(&mut user(&file))?;
     let cpu = took.cpu_seconds + daemon.cpu_seconds() - cpu_before;
     drop(daemon);
     Ok(Ceiling::new(bytes, took.seconds, cpu))

@@ -22,11 +22,19 @@ const MIB: u64 = 1 << 20;
 const RANDOM_READS: usize = 200;
 const SEEKS: usize = 20;
 
-/// What the transports reach alone, and what the other parts of a cold read cost in processor time, in seconds per GiB.
+/// What the transports reach alone, and what the other parts of a cold read, and of a write, cost in processor time, in seconds per
+/// GiB.
 struct Parts {
     quic: Ceiling,
     tcp: Ceiling,
-    others: f64,
+    of_reading: f64,
+    of_writing: f64,
+}
+
+impl Parts {
+    fn transport(&self, name: &str) -> &Ceiling {
+        if name == "tcp" { &self.tcp } else { &self.quic }
+    }
 }
 
 struct Bench<'a> {
@@ -72,7 +80,7 @@ impl Bench<'_> {
             self.remount(bytes)?;
         }
         if self.arguments.wants(Scenario::Write) {
-            self.write(&file, bytes)?;
+            self.write(&file, bytes, raw.as_ref())?;
         }
         if self.arguments.wants(Scenario::Latency) {
             self.latency()?;
@@ -106,8 +114,26 @@ impl Bench<'_> {
             self.report.add(name, ceiling.mb_per_second, "MB/s");
             self.report.add(&format!("{name}, processor"), ceiling.cpu_seconds_per_gib, "s/GiB");
         }
-        let others = 2.0 * hash.cpu_seconds_per_gib + write.cpu_seconds_per_gib + cached.cpu_seconds_per_gib;
-        Ok(Parts { quic, tcp, others })
+        let of_reading =
+            2.0 * hash.cpu_seconds_per_gib + write.cpu_seconds_per_gib + cached.cpu_seconds_per_gib;
+        let of_writing = self.parts_of_writing(file, bytes, &disk)? + 2.0 * hash.cpu_seconds_per_gib;
+        Ok(Parts { quic, tcp, of_reading, of_writing })
+    }
+
+    /// What FUSE and the disk cost a writer. Both read the file, which a writer does once.
+    fn parts_of_writing(&mut self, file: &Path, bytes: u64, disk: &Ceiling) -> Result<f64, Failure> {
+        if !self.arguments.wants(Scenario::Write) {
+            return Ok(0.0);
+        }
+        let stub = ceiling::fuse_stub_write(&self.state, file, bytes)?;
+        let lies = ceiling::raw_write(&self.data, file, bytes)?;
+        for (name, part) in
+            [("FUSE stub, written to, writer included", &stub), ("written and synced where it lies", &lies)]
+        {
+            self.report.add(name, part.mb_per_second, "MB/s");
+            self.report.add(&format!("{name}, processor"), part.cpu_seconds_per_gib, "s/GiB");
+        }
+        Ok(stub.cpu_seconds_per_gib + lies.cpu_seconds_per_gib - disk.cpu_seconds_per_gib)
     }
 
     fn has_peer(&self) -> bool {
@@ -147,7 +173,7 @@ impl Bench<'_> {
         let what = format!("one cold `cat` over {transport}");
         let what = what.as_str();
         self.report.add(what, speed, "MB/s");
-        let raw = parts.map(|parts| (parts, if transport == "tcp" { &parts.tcp } else { &parts.quic }));
+        let raw = parts.map(|parts| (parts, parts.transport(transport)));
         if let Some((_, raw)) = raw {
             self.report.add_beside(what, speed, "MB/s", raw.mb_per_second, "raw transport");
         }
@@ -157,11 +183,8 @@ impl Bench<'_> {
         if let Some(peer) = peer {
             self.report.add_beside(what, speed, "MB/s", peer, "sshfs");
         }
-        let what = "processor of both daemons and the reader";
-        match raw.map(|(parts, raw)| parts.others + raw.cpu_seconds_per_gib) {
-            Some(sum) => self.report.add_beside(what, cpu, "s/GiB", sum, "sum of the parts"),
-            None => self.report.add(what, cpu, "s/GiB"),
-        }
+        let sum = raw.map(|(parts, raw)| parts.of_reading + raw.cpu_seconds_per_gib);
+        self.report_processor(cpu, sum);
         Ok(())
     }
 
@@ -211,7 +234,7 @@ impl Bench<'_> {
 
     /// `file` written into an empty folder of the mount, and synced; each time under the same name, which is free again. In turns
     /// with sshfs.
-    fn write(&mut self, file: &Path, bytes: u64) -> Result<(), Failure> {
+    fn write(&mut self, file: &Path, bytes: u64, parts: Option<&Parts>) -> Result<(), Failure> {
         fs::create_dir_all(self.data.join("written"))?;
         let peer =
             if self.has_peer() { Some(Sshfs::start(self.net, &self.data, &self.state)?) } else { None };
@@ -228,15 +251,31 @@ impl Bench<'_> {
             runs.push(written(file, bytes, &mount.point, used)?);
         }
         let peer = self.report_median("sshfs, written and synced", peer_runs);
-        let what = "written and synced";
-        let Some(speed) = self.report_median(what, runs) else { return Ok(()) };
+        let transport = mount.status()?["transport"].take();
+        let transport = transport.as_str().unwrap_or_default();
+        let what = format!("written and synced over {transport}");
+        let what = what.as_str();
+        let Some(Ceiling { mb_per_second: speed, cpu_seconds_per_gib: cpu }) = median(runs) else {
+            return Ok(());
+        };
+        self.report.add(what, speed, "MB/s");
         if let Some(peer) = peer {
             self.report.add_beside(what, speed, "MB/s", peer, "sshfs");
         }
         if let Some(mbit) = self.arguments.link_mbit {
             self.report.add_beside(what, speed, "MB/s", mbit / 8.0, "the link");
         }
+        let sum = parts.map(|parts| parts.of_writing + parts.transport(transport).cpu_seconds_per_gib);
+        self.report_processor(cpu, sum);
         mount.stop()
+    }
+
+    fn report_processor(&mut self, cpu: f64, sum_of_parts: Option<f64>) {
+        let what = "processor of both daemons and the program";
+        match sum_of_parts {
+            Some(sum) => self.report.add_beside(what, cpu, "s/GiB", sum, "sum of the parts"),
+            None => self.report.add(what, cpu, "s/GiB"),
+        }
     }
 
     /// Reports the median of `runs`, with its processor time. Returns its rate in megabytes a second.
@@ -342,9 +381,7 @@ fn median(mut runs: Vec<Ceiling>) -> Option<Ceiling> {
 fn written(file: &Path, bytes: u64, point: &Path, used: impl Fn() -> f64) -> Result<Ceiling, Failure> {
     let target = point.join("written/large");
     let before = used();
-    let mut writer = Command::new("dd");
-    writer.arg(format!("if={}", file.display())).arg(format!("of={}", target.display()));
-    let took = run(writer.args(["bs=1M", "conv=fsync", "status=none"]))?;
+    let took = run(&mut ceiling::write_command(file, &target, &["conv=fsync"]))?;
     let cpu = took.cpu_seconds + used() - before;
     fs::remove_file(&target)?;
     Ok(Ceiling::new(bytes, took.seconds, cpu))

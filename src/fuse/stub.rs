@@ -1,4 +1,4 @@
-//! A file system that serves zeroes from memory: what FUSE itself can do on this machine, the ceiling that a benchmark
+//! A file system that serves zeroes from memory and forgets what is written: what FUSE itself can do on this machine, the ceiling that a benchmark
 //! puts beside its result.
 
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 
 use super::convert::absent_attr;
@@ -40,7 +40,7 @@ impl StubMount {
 
 /// Mounts a folder with one file, `zeroes`, of `size_bytes`; read past the page cache if `is_direct`.
 pub fn mount_stub(folder: &Path, size_bytes: u64, is_direct: bool) -> Result<StubMount, FuseError> {
-    let config = FuseConfig { source: "wormhole-stub".into(), ..FuseConfig::default() };
+    let config = FuseConfig { source: "wormhole-stub".into(), read_only: false, ..FuseConfig::default() };
     let stub =
         Stub { size_bytes, is_direct, zeroes: vec![0; ANSWER_BYTES_MAX], limits: KernelLimits::of(&config) };
     let mounted = serve(stub, folder, &config, |_| Ok(None))?;
@@ -59,7 +59,7 @@ impl Stub {
         if number.0 == INodeNo::ROOT.0 {
             FileAttr { ino: number, kind: FileType::Directory, perm: 0o555, nlink: 2, ..absent_attr() }
         } else {
-            FileAttr { ino: number, size: self.size_bytes, perm: 0o444, nlink: 1, ..absent_attr() }
+            FileAttr { ino: number, size: self.size_bytes, perm: 0o644, nlink: 1, ..absent_attr() }
         }
     }
 }
@@ -100,5 +100,20 @@ impl Filesystem for Stub {
     ) {
         let left = self.size_bytes.saturating_sub(offset).min(u64::from(size)) as usize;
         reply.data(&self.zeroes[..left.min(ANSWER_BYTES_MAX)]);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        bytes: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.written(bytes.len() as u32);
     }
 }

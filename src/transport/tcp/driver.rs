@@ -20,7 +20,7 @@ use super::handshake::Agreed;
 use super::mux::{Batch, Violation};
 use super::pace::Pace;
 use super::record::{Opened, RECORD_BYTES_MAX, RecordError, Records};
-use crate::io::sys::tcp_info;
+use crate::io::sys::{TcpInfo, tcp_info};
 use crate::transport::connection::CloseReason;
 
 /// Bytes asked of the socket at once. What is opened there is still in the processor's cache when it is laid down.
@@ -70,6 +70,14 @@ impl From<Violation> for End {
 /// Has the kernel control the connection so. One that does not have it, or keeps it for others, goes on as it was.
 pub(super) fn set_congestion(stream: &TcpStream, name: &str) {
     let _ = setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name));
+}
+
+/// Changes the congestion control where the way turns out to need another.
+fn heed_loss(stream: &TcpStream, congestion: &mut KernelCongestion, info: &TcpInfo) {
+    if let Some(name) = congestion.look(info) {
+        tracing::debug!("this way loses what it carries: {name} goes on");
+        set_congestion(stream, name);
+    }
 }
 
 pub(super) struct Driver {
@@ -290,10 +298,7 @@ impl Driver {
 
     fn ask_kernel(&mut self) {
         if let Ok(info) = tcp_info(&self.stream) {
-            if let Some(name) = self.congestion.look(&info) {
-                tracing::debug!("this way loses what it carries: {name} goes on");
-                set_congestion(&self.stream, name);
-            }
+            heed_loss(&self.stream, &mut self.congestion, &info);
             *locked(&self.shared.counters.info) = info;
         }
     }
@@ -319,6 +324,38 @@ impl Driver {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+    use crate::transport::congestion::CongestionKind;
+
+    #[tokio::test]
+    async fn a_short_way_that_loses_goes_on_with_another_congestion_control() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let used = || {
+            let name = getsockopt(&stream, sockopt::TcpCongestion).unwrap();
+            name.to_string_lossy().trim_end_matches('\0').to_owned()
+        };
+        set_congestion(&stream, "bbr");
+        if used() != "bbr" {
+            eprintln!("LEFT OUT: this kernel has no bbr");
+            return;
+        }
+        let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
+        set_congestion(&stream, congestion.first());
+        for (segments, expected) in [(10_000, "cubic"), (20_000, "cubic"), (30_000, "bbr")] {
+            assert_eq!(used(), "cubic");
+            let lost = if segments > 10_000 { segments / 10 } else { 0 };
+            let info = TcpInfo { segments_sent: segments, segments_lost: lost, ..TcpInfo::default() };
+            heed_loss(&stream, &mut congestion, &info);
+            assert_eq!(used(), expected, "after {segments}");
         }
     }
 }

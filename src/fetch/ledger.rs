@@ -14,6 +14,10 @@ use crate::chunk::{CHUNK_BYTES, ChunkRange};
 /// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
 
+/// Requests that have brought everything and wait for room in the disk cache, beside those under way. Each holds its chunks: of 64 of them
+/// a mount that read from the disk of its cache took 385 MiB. 16 of 1 MiB that wait 20 ms pass 800 MB/s by a disk that is slower.
+const KEEPING_REQUESTS_MAX: usize = 16;
+
 /// What the ledger may spend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Budget {
@@ -55,8 +59,10 @@ struct AheadRun {
 #[derive(Debug)]
 pub(super) struct Ledger<W> {
     budget: Budget,
-    /// Requests under way ahead, within the budget.
+    /// Requests under way ahead, within the budget, with those that have brought everything and keep it.
     ahead_requests_max: usize,
+    /// What they may still bring, in bytes.
+    in_flight_bytes_max: u64,
     memory: Memory,
     inflight: Inflight<W>,
     queue: Queue<AheadRun>,
@@ -67,6 +73,7 @@ impl<W> Ledger<W> {
     pub(super) fn new(budget: Budget) -> Self {
         Self {
             ahead_requests_max: budget.ahead_requests_max,
+            in_flight_bytes_max: u64::MAX,
             budget,
             memory: Memory::new(),
             inflight: Inflight::new(),
@@ -129,11 +136,14 @@ impl<W> Ledger<W> {
     }
 
     /// From now on so many bytes may be on their way ahead of readers, in whole requests and never less than one; more than the
-    /// budget allows make no difference.
+    /// budget allow make no difference.
     pub(super) fn limit_in_flight(&mut self, bytes: u64) {
-        let request_bytes = self.budget.request_chunks * CHUNK_BYTES;
-        let requests = usize::try_from(bytes / request_bytes).unwrap_or(usize::MAX);
-        self.ahead_requests_max = requests.clamp(1, self.budget.ahead_requests_max.max(1));
+        let request_chunks = self.budget.request_chunks;
+        let requests = (bytes / (request_chunks * CHUNK_BYTES)).max(1);
+        self.in_flight_bytes_max = requests.saturating_mul(request_chunks * (CHUNK_BYTES + ENTRY_BYTES));
+        let requests = usize::try_from(requests).unwrap_or(usize::MAX);
+        self.ahead_requests_max =
+            requests.saturating_add(KEEPING_REQUESTS_MAX).min(self.budget.ahead_requests_max);
     }
 
     /// Chunks that an owner will probably read. What does not fit the queue is forgotten.
@@ -228,8 +238,9 @@ impl<W> Ledger<W> {
     /// Whether an owner may have `bytes` more on their way, in so many requests: while there is room for all, or it has less than its share.
     /// In the second case the oldest of what others left unread makes room.
     fn fits(&self, owner: OwnerId, bytes: u64, requests: usize) -> bool {
-        let running = self.inflight.ahead_requests();
-        if running > 0 && running + requests > self.ahead_requests_max {
+        let (running, under_way) = (self.inflight.ahead_requests(), self.inflight.ahead_bytes());
+        let is_too_many = running > 0 && running + requests > self.ahead_requests_max;
+        if is_too_many || under_way > 0 && under_way + bytes > self.in_flight_bytes_max {
             return false;
         }
         let most = self.budget.ahead_bytes_max;
@@ -321,6 +332,30 @@ mod tests {
         assert_eq!(starts.len(), 1);
         ledger.limit_in_flight(u64::MAX);
         assert_eq!(ledger.admit().len(), 8 - 1, "what the budget allows");
+    }
+
+    #[test]
+    fn what_has_come_and_waits_for_the_disk_holds_up_the_link_only_where_it_is_much() {
+        let mut ledger: Ledger<u32> = Ledger::new(Budget { ahead_requests_max: 64, ..budget(400) });
+        ledger.limit_in_flight(2 * 4 * CHUNK_BYTES);
+        ledger.ahead(&FileContent::sample(0, 400), range(0, 200), owner(1));
+        let mut running = Vec::new();
+        loop {
+            let starts = ledger.admit();
+            assert!(starts.len() <= 2, "in flight");
+            for start in &starts {
+                for index in start.chunks.iter() {
+                    ledger.deliver(start.request, start.content.chunk(index), &chunk());
+                }
+                running.push(start.request);
+            }
+            if starts.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(running.len(), 2 + KEEPING_REQUESTS_MAX);
+        ledger.end(running[0]);
+        assert_eq!(ledger.admit().len(), 1);
     }
 
     #[test]

@@ -231,7 +231,7 @@ impl Fetcher {
         if chunk.bytes().len() as u64 != content.chunk_bytes(index) {
             return Err(bad_answer("a chunk of another length than the file has there"));
         }
-        let delivery = self.with_state(|state| {
+        let (delivery, launches) = self.with_state(|state| {
             match source {
                 Source::Disk => state.counters.hits_disk += 1,
                 Source::Host => {
@@ -239,8 +239,10 @@ impl Fetcher {
                     state.counters.host_bytes += chunk.bytes().len() as u64;
                 }
             }
-            state.ledger.deliver(start.request, content.chunk(index), chunk.bytes())
+            let delivery = state.ledger.deliver(start.request, content.chunk(index), chunk.bytes());
+            (delivery, state.admit())
         });
+        self.launch(launches);
         for waiter in delivery.into_iter().flat_map(|delivery| delivery.waiters) {
             // Whoever has gone meanwhile does not mind.
             let _ = waiter.send(Ok(chunk.bytes().clone()));

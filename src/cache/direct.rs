@@ -73,7 +73,7 @@ impl Direct {
     }
 
     /// Writes whole blocks, one behind the other. Says `None` where that is refused from now on.
-    pub(super) fn write(&self, file: &File, blocks: Vec<IoSlice<'_>>, at: u64) -> Option<io::Result<()>> {
+    pub(super) fn write(&self, file: &File, blocks: &[&[u8]], at: u64) -> Option<io::Result<()>> {
         let write = move || write_all_at(file, blocks, at);
         #[cfg(test)]
         let write =
@@ -93,7 +93,8 @@ impl Direct {
 }
 
 /// Writes all of `slices`, one behind the other, from `at` on.
-pub(super) fn write_all_at(file: &File, mut slices: Vec<IoSlice<'_>>, mut at: u64) -> io::Result<()> {
+pub(super) fn write_all_at(file: &File, slices: &[&[u8]], mut at: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
     let mut slices = &mut slices[..];
     while !slices.is_empty() {
         match pwritev(file, slices, at as i64) {

@@ -167,7 +167,7 @@ impl OpenSegment {
         if let Some(file) = &self.direct {
             let blocks = staging.blocks();
             let bytes: usize = blocks.iter().map(|block| block.len()).sum();
-            if let Some(result) = direct.write(file, blocks, start) {
+            if let Some(result) = direct.write(file, &blocks, start) {
                 result?;
                 self.file_bytes = start + bytes as u64;
                 return Ok(());
@@ -175,7 +175,7 @@ impl OpenSegment {
             self.direct = None;
             self.cut();
         }
-        write_all_at(&self.file, staging.slices(), start)?;
+        write_all_at(&self.file, &staging.slices(), start)?;
         self.file_bytes = start + staging.len() as u64;
         Ok(())
     }

@@ -2,7 +2,6 @@
 //! records that come behind it. In whole blocks at aligned addresses, so that it can go around the page cache: small things are
 //! gathered in a buffer, and what begins a block and lies at such an address is taken from there.
 
-use std::io::IoSlice;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -73,22 +72,22 @@ impl Staging {
     }
 
     /// The piece.
-    pub(super) fn slices(&self) -> Vec<IoSlice<'_>> {
+    pub(super) fn slices(&self) -> Vec<&[u8]> {
         let bytes_of = self.parts.iter().map(|part| match part {
             Part::Gathered(range) => &self.buffer[range.clone()],
             Part::InPlace(bytes) => bytes,
         });
-        bytes_of.map(IoSlice::new).collect()
+        bytes_of.collect()
     }
 
     /// The piece in whole blocks. Zeroes behind it: whoever walks through the records shall find the end there, and
     /// not the records of an earlier piece.
-    pub(super) fn blocks(&mut self) -> Vec<IoSlice<'_>> {
+    pub(super) fn blocks(&mut self) -> Vec<&[u8]> {
         let end = self.filled.next_multiple_of(BLOCK);
         self.buffer[self.filled..end].fill(0);
         let mut slices = self.slices();
         if let (Some(last), Some(Part::Gathered(range))) = (slices.last_mut(), self.parts.last()) {
-            *last = IoSlice::new(&self.buffer[range.start..end]);
+            *last = &self.buffer[range.start..end];
         }
         slices
     }
@@ -123,8 +122,8 @@ mod tests {
     use super::*;
     use crate::io::room_for;
 
-    fn joined(slices: &[IoSlice<'_>]) -> Vec<u8> {
-        slices.iter().flat_map(|slice| slice.iter().copied()).collect()
+    fn joined(slices: &[&[u8]]) -> Vec<u8> {
+        slices.concat()
     }
 
     fn payload(len: usize, aligned: bool, filled_with: u8) -> Bytes {

@@ -8,9 +8,9 @@ use super::manifest::ManifestPage;
 use super::record::{Key, Kind};
 use crate::chunk::VerifiedChunk;
 
-/// Most bytes of chunks that wait to be written: at 1 GB/s this covers a disk that stalls for 64 ms, and it is what
+/// Most bytes of chunks that wait to be written: at 1 GB/s this covers a disk that stalls for 48 ms, and it is what
 /// inserts cost in memory at worst, unless the readers' memory holds the same chunks. Beyond it inserts are dropped: the cache may forget, the reader must not wait.
-pub(super) const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(super) const QUEUE_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// Manifest pages may go beyond by this many bytes: a page of 8 KiB saves the transfer of 64 MiB.
 const MANIFEST_EXTRA_BYTES: usize = 4 * 1024 * 1024;

@@ -18,7 +18,7 @@ use crate::chunk::{ChunkIndex, VerifiedChunk};
 /// 1 Gbit/s and 50 ms as slow as the disk, 17 MB/s.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The same for a disk that takes [`FAST_BYTES_PER_SECOND`]: 64 MiB, which are all requests there may be, have found room
+/// The same for a disk that takes [`FAST_BYTES_PER_SECOND`]: 64 MiB, more than all requests that may wait, have found room
 /// by then.
 const PATIENCE_FAST: Duration = Duration::from_millis(300);
 

@@ -15,8 +15,8 @@ use crate::chunk::{CHUNK_BYTES, ChunkRange};
 const QUEUE_RUNS_MAX: usize = 4096;
 
 /// Requests that have brought everything and wait for room in the disk cache, beside those under way. Each holds its chunks: of 64 of them
-/// a mount that read from the disk of its cache took 385 MiB. 16 of 1 MiB that wait 20 ms pass 800 MB/s by a disk that is slower.
-const KEEPING_REQUESTS_MAX: usize = 16;
+/// a mount that read from the disk of its cache took 385 MiB. 8 of 1 MiB, and those under way, that wait 20 ms pass 600 MB/s by a disk that is slower.
+const KEEPING_REQUESTS_MAX: usize = 8;
 
 /// What the ledger may spend.
 #[derive(Debug, Clone, Copy)]

@@ -237,7 +237,7 @@ impl Secret {
         let is_one =
             (HEADER_BYTES..BLOCK_BYTES).contains(&gap_bytes) && gap_bytes.is_multiple_of(HEADER_BYTES);
         let sound = is_one && header[48..] == self.mac(Covers::Record, &[&header[..48]]);
-        sound.then(|| Header::Gap(offset + gap_bytes))
+        offset.checked_add(gap_bytes).filter(|_| sound).map(Header::Gap)
     }
 
     fn decode_record(&self, offset: u32, header: &[u8; HEADER_BYTES as usize]) -> Option<Entry> {

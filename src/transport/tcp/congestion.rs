@@ -11,9 +11,10 @@ const CUBIC: &str = "cubic";
 const BBR: &str = "bbr";
 
 /// So many segments tell whether a way loses.
-const JUDGED_SEGMENTS: u64 = 4_096;
-/// One lost in so many is more than congestion alone explains: at 1 ms `cubic` moves 80 MB/s there, by the usual formula.
-const LOSSY_ONE_IN: u64 = 500;
+const JUDGED_SEGMENTS: u64 = 16_384;
+/// One lost in so many is more than congestion alone explains where the way is short; `cubic` moves 80 MB/s with it at 1 ms, by the
+/// usual formula (Mathis et al., 1997).
+const LOSSY_ONE_IN: u64 = 2_000;
 /// A queue that overflows once, as at the beginning, is no lossy way; one that loses this often in a row is.
 const LOSSY_TIMES: u32 = 2;
 
@@ -63,16 +64,16 @@ impl KernelCongestion {
 mod tests {
     use super::*;
 
-    /// What becomes of a short way that loses so many of a thousand segments, one number a second of traffic.
-    fn after(lost_in_1000: &[u64]) -> Vec<Option<&'static str>> {
+    /// What becomes of a short way that loses so many of ten thousand segments, one number a second of traffic.
+    fn after(lost_in_10000: &[u64]) -> Vec<Option<&'static str>> {
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         let mut info = TcpInfo::default();
         let mut second = |lost: &u64| {
-            info.segments_sent += 10_000;
-            info.segments_lost += lost * 10;
+            info.segments_sent += 20_000;
+            info.segments_lost += lost * 2;
             congestion.look(&info)
         };
-        lost_in_1000.iter().map(&mut second).collect()
+        lost_in_10000.iter().map(&mut second).collect()
     }
 
     #[test]
@@ -88,7 +89,7 @@ mod tests {
     fn little_traffic_says_nothing() {
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         for segments in 1..100 {
-            let info = TcpInfo { segments_sent: segments * 40, segments_lost: 0, ..TcpInfo::default() };
+            let info = TcpInfo { segments_sent: segments * 160, segments_lost: 0, ..TcpInfo::default() };
             assert_eq!(congestion.look(&info), None);
         }
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
@@ -107,8 +108,8 @@ mod tests {
             assert_eq!(congestion.first(), name);
             for segments in 1..9 {
                 let info = TcpInfo {
-                    segments_sent: segments * 10_000,
-                    segments_lost: segments * 1_000,
+                    segments_sent: segments * 20_000,
+                    segments_lost: segments * 2_000,
                     ..TcpInfo::default()
                 };
                 assert_eq!(congestion.look(&info), None);

@@ -350,9 +350,9 @@ mod tests {
         }
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         set_congestion(&stream, congestion.first());
-        for (segments, expected) in [(10_000, "cubic"), (20_000, "cubic"), (30_000, "bbr")] {
+        for (segments, expected) in [(20_000, "cubic"), (40_000, "cubic"), (60_000, "bbr")] {
             assert_eq!(used(), "cubic");
-            let lost = if segments > 10_000 { segments / 10 } else { 0 };
+            let lost = if segments > 20_000 { segments / 10 } else { 0 };
             let info = TcpInfo { segments_sent: segments, segments_lost: lost, ..TcpInfo::default() };
             heed_loss(&stream, &mut congestion, &info);
             assert_eq!(used(), expected, "after {segments}");

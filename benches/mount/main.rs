@@ -43,12 +43,15 @@ struct Arguments {
     /// What to measure; everything unless named
     #[arg(long, value_enum)]
     only: Vec<Scenario>,
-    /// Size of each file, in MiB
+    /// Size of the file that is read and written, in MiB
     #[arg(long, default_value_t = 1024)]
     size_mib: u64,
     /// How many files are read at a time by the parallel readers
     #[arg(long, default_value_t = 16)]
     readers: usize,
+    /// Size of each of their files, in MiB; all of them lie in --data-dir
+    #[arg(long, default_value_t = 512)]
+    reader_mib: u64,
     /// How often each cold read is done
     #[arg(long, default_value_t = 3)]
     runs: usize,

@@ -87,7 +87,7 @@ impl Bench<'_> {
         }
         fs::remove_file(file)?;
         if self.arguments.wants(Scenario::Readers) {
-            self.readers(bytes)?;
+            self.readers()?;
         }
         Ok(())
     }
@@ -339,8 +339,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn readers(&mut self, bytes: u64) -> Result<(), Failure> {
-        let (count, each) = (self.arguments.readers, bytes);
+    fn readers(&mut self) -> Result<(), Failure> {
+        let (count, each) = (self.arguments.readers, self.arguments.reader_mib * MIB);
         for number in 0..count {
             probe::write_random(&self.data.join(format!("reader {number}")), each, 100 + number as u64)?;
         }

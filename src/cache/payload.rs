@@ -187,10 +187,12 @@ mod tests {
             first in 0..200u32,
             lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX, Just(PAYLOAD_BYTES_MAX)], 1..9),
             missing in prop_oneof![Just(0u64), 1..9000u64],
+            // Segments of before there were gaps are read, too.
+            has_gaps: bool,
         ) {
             let mut offset = HEADER_BYTES * first;
             let run: Vec<Location> = lens.iter().map(|&len| {
-                offset += gap_bytes(offset, len);
+                offset += if has_gaps { gap_bytes(offset, len) } else { 0 };
                 let at = Location { segment: 1, offset, len };
                 offset += record_bytes(len) as u32;
                 at

@@ -1,5 +1,5 @@
-//! A file system that serves zeroes from memory and forgets what is written: what FUSE itself can do on this machine, the ceiling that a benchmark
-//! puts beside its result.
+//! A file system that serves zeroes from memory and forgets what is written: what FUSE itself can do on this machine,
+//! the ceiling that a benchmark puts beside its result.
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -44,14 +44,14 @@ pub(super) trait Make: Clone + Send + 'static {
     /// That.
     type Made: Send + 'static;
 
-    /// Makes it.
-    fn make(self, bytes: Bytes) -> impl Future<Output = Self::Made> + Send;
+    /// Makes it of the bytes at `range`.
+    fn make(self, range: ByteRange, bytes: Bytes) -> impl Future<Output = Self::Made> + Send;
 }
 
 impl<T: Send + 'static, F: Fn(Bytes) -> T + Clone + Send + 'static> Make for F {
     type Made = T;
 
-    async fn make(self, bytes: Bytes) -> T {
+    async fn make(self, _: ByteRange, bytes: Bytes) -> T {
         self(bytes)
     }
 }
@@ -95,7 +95,7 @@ impl<R: Iterator<Item = ByteRange>, M: Make> ReadAhead<R, M> {
                     "the file is shorter than it says",
                 ));
             }
-            let content = make.make(context.lending.lend(bytes)).await;
+            let content = make.make(range, context.lending.lend(bytes)).await;
             Ok(Part { range, content, _leave: leave })
         })));
     }

@@ -12,7 +12,7 @@ use super::index::FileVersion;
 use super::packing::Packing;
 use super::places::Place;
 use super::tree::Handle;
-use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange};
 use crate::proto::{
     ContentHeader, KNOWN_HASHES_MAX, NodeId, READ_CHUNKS_MAX, ReadRequest, Reply, Version, WireError,
 };
@@ -112,20 +112,46 @@ async fn send_chunks(
     let version = request.version;
     let (of, observed) = (FileVersion { node: request.node, version }, now());
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
-    let known = request.known.iter().copied().flatten().collect();
-    let make = Wrapped { packing: context.packing(request.node), known };
+    let make = Wrapped {
+        packing: context.packing(request.node),
+        known: request.known.iter().copied().flatten().collect(),
+        first: chunks.first,
+        noted: noted(context, of, chunks, &request.known).await.map_err(Stop::Failed)?,
+    };
     let mut parts = ReadAhead::new(context_of_reads, file, version, ranges, make);
     let mut position = 0;
     while let Some(part) = parts.next().await {
         let part = part.map_err(Stop::Failed)?;
         let (index, known) = (ChunkIndex::containing(part.range.offset), request.known.get(position));
-        let hash = part.content.chunk.hash();
+        let hash = part.content.hash;
         context.index.note(of, observed, index, hash);
         note_place(context, of.node, (index, part.range), hash);
         send_chunk(context, index, known.copied().flatten(), &part.content, answer).await?;
         position += 1;
     }
     Ok(())
+}
+
+/// The hashes of a request's chunks, where the index has them. Of a chunk that the client names a hash of none is taken on trust:
+/// it is held against content.
+async fn noted(
+    context: &ClientContext,
+    of: FileVersion,
+    chunks: ChunkRange,
+    named: &[Option<ChunkHash>],
+) -> Result<Arc<[Option<ChunkHash>]>, WireError> {
+    let mut noted = match context.index.hashes_at_hand(of, chunks) {
+        Some(noted) => noted,
+        None => {
+            let index = Arc::clone(&context.index);
+            context.blocking(move |_| Ok(index.hashes(of, chunks))).await?
+        }
+    };
+    for (noted, _) in noted.iter_mut().zip(named).filter(|(_, named)| named.is_some()) {
+        *noted = None;
+    }
+    context.counters().index_hits.add(noted.iter().flatten().count() as u64);
+    Ok(noted.into())
 }
 
 /// Takes note of where a chunk is, if it is a whole one: somebody may write it again.
@@ -146,24 +172,41 @@ struct Wrapped {
     packing: Option<Packing>,
     /// Hashes of chunks that will probably not be sent.
     known: Arc<[ChunkHash]>,
+    /// The first chunk of the request.
+    first: ChunkIndex,
+    /// What the chunks' hashes are, where that was found before.
+    noted: Arc<[Option<ChunkHash>]>,
 }
 
-/// A chunk, and what it was compressed to where that is worth it.
+impl Wrapped {
+    /// For what is never in the index.
+    fn unnoted(packing: Option<Packing>) -> Self {
+        Self { packing, known: Arc::default(), first: ChunkIndex(0), noted: Arc::default() }
+    }
+
+    fn noted(&self, index: ChunkIndex) -> Option<ChunkHash> {
+        *self.noted.get(usize::try_from(index.0.checked_sub(self.first.0)?).ok()?)?
+    }
+}
+
+/// Content, its hash, and what it was compressed to where that is worth it.
 struct Parcel {
-    chunk: VerifiedChunk,
+    hash: ChunkHash,
+    bytes: Bytes,
     packed: Option<Bytes>,
 }
 
 impl Make for Wrapped {
     type Made = Parcel;
 
-    async fn make(self, bytes: Bytes) -> Parcel {
-        let chunk = VerifiedChunk::compute(bytes);
+    async fn make(self, range: ByteRange, bytes: Bytes) -> Parcel {
+        let noted = self.noted(ChunkIndex::containing(range.offset));
+        let hash = noted.unwrap_or_else(|| ChunkHash::of(&bytes));
         let packed = match self.packing {
-            Some(packing) if !self.known.contains(&chunk.hash()) => packing.pack(chunk.bytes()).await,
+            Some(packing) if !self.known.contains(&hash) => packing.pack(&bytes).await,
             _ => None,
         };
-        Parcel { chunk, packed }
+        Parcel { hash, bytes, packed }
     }
 }
 
@@ -171,17 +214,17 @@ async fn send_chunk(
     context: &ClientContext,
     index: ChunkIndex,
     known: Option<ChunkHash>,
-    Parcel { chunk, packed }: &Parcel,
+    Parcel { hash, bytes, packed }: &Parcel,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
-    let hash = chunk.hash();
+    let hash = *hash;
     if known == Some(hash) {
         context.counters().chunks_same.add(1);
         return answer.frame(&ContentHeader::Same { index }).await;
     }
-    let len = chunk.bytes().len() as u32;
+    let len = bytes.len() as u32;
     let Some(packed) = packed else {
-        return send(context, ContentHeader::Chunk { index, hash, len }, chunk.bytes(), answer).await;
+        return send(context, ContentHeader::Chunk { index, hash, len }, bytes, answer).await;
     };
     let packed_len = packed.len() as u32;
     let header = ContentHeader::Packed { index, hash, len, packed_len };
@@ -197,13 +240,13 @@ async fn send_piece(
     let range = request.range.clamp_to(request.version.size);
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let ranges = std::iter::once(range);
-    let make = Wrapped { packing: context.packing(request.node), known: Arc::default() };
+    let make = Wrapped::unnoted(context.packing(request.node));
     let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, make);
     while let Some(part) = parts.next().await {
-        let Parcel { chunk, packed } = part.map_err(Stop::Failed)?.content;
-        let (offset, hash, len) = (range.offset, chunk.hash(), range.len as u32);
+        let Parcel { hash, bytes, packed } = part.map_err(Stop::Failed)?.content;
+        let (offset, len) = (range.offset, range.len as u32);
         match packed {
-            None => send(context, ContentHeader::Piece { offset, hash, len }, chunk.bytes(), answer).await?,
+            None => send(context, ContentHeader::Piece { offset, hash, len }, &bytes, answer).await?,
             Some(packed) => {
                 let packed_len = packed.len() as u32;
                 let header = ContentHeader::PackedPiece { offset, hash, len, packed_len };

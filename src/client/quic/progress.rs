@@ -13,7 +13,12 @@ pub(super) struct Progress {
     arrived: u64,
     last_hash: Option<ChunkHash>,
     piece_arrived: bool,
+    /// What came did not bear the name it came under.
+    is_doubted: bool,
 }
+
+/// The hash of no content that anybody knows. Who names it for a chunk gets that chunk, hashed anew.
+const NO_CONTENT: ChunkHash = ChunkHash::from_bytes([0; 32]);
 
 // One bit a chunk.
 const _: () = assert!(READ_CHUNKS_MAX <= u64::BITS as u64);
@@ -45,7 +50,20 @@ impl Progress {
             request.range.len <= crate::chunk::CHUNK_BYTES
         };
         let chunks = if request.whole_chunks { chunks } else { ChunkRange::new(chunks.first, 0) };
-        allowed.then_some(Self { request, chunks, arrived: 0, last_hash: None, piece_arrived: false })
+        allowed.then_some(Self {
+            request,
+            chunks,
+            arrived: 0,
+            last_hash: None,
+            piece_arrived: false,
+            is_doubted: false,
+        })
+    }
+
+    /// Something came that does not bear the name it came under. From now on the host shall not believe what it noted of this file
+    /// before.
+    pub(super) fn doubt(&mut self) {
+        self.is_doubted = true;
     }
 
     /// Bytes of content that the answer may still bring.
@@ -59,6 +77,15 @@ impl Progress {
 
     /// What to ask for now: the request from the first chunk on that has not come.
     pub(super) fn remaining(&self) -> ReadRequest {
+        let mut request = self.missing_of_request();
+        if self.is_doubted && request.whole_chunks {
+            request.known.resize(request.range.chunks().count as usize, None);
+            request.known.iter_mut().for_each(|known| *known = known.or(Some(NO_CONTENT)));
+        }
+        request
+    }
+
+    fn missing_of_request(&self) -> ReadRequest {
         if !self.request.whole_chunks || self.chunks.count == 0 || self.arrived == 0 {
             return self.request.clone();
         }

@@ -87,7 +87,12 @@ impl Reading<'_> {
                 return Err(Stopped::Refused(WireError { code, text: String::new() }));
             }
             let next = self.progress.check(&header).map_err(broken)?;
-            let part = self.receive(next, &mut exchange, &mut waiting, metered.as_ref()).await?;
+            let received = self.receive(next, &mut exchange, &mut waiting, metered.as_ref()).await;
+            let part = received.inspect_err(|fault| {
+                if matches!(fault, Fault::Broken(_)) {
+                    self.progress.doubt();
+                }
+            })?;
             let fresh = self.progress.note(next);
             if let end @ ContentPart::End { .. } = part {
                 exchange.complete();

@@ -14,11 +14,14 @@ mod tests;
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(super) use self::build::{Builder, Progress};
+use lru::LruCache;
+
 use self::slot::{STRETCH_CHUNKS, Stretch, StretchId};
 use self::table::Table;
 use super::core::seconds_now;
@@ -34,6 +37,9 @@ pub(super) const FILE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// Most stretches that wait to be written: a second's worth at 16 GiB/s, 2 MiB of memory.
 const PENDING_MAX: usize = 1024;
+
+/// Stretches that are remembered as they are on disk, so that reading a file asks for each once: 128 KiB of memory, 64 readers.
+const RECENT_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// One version of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +66,7 @@ pub(super) struct HashIndex {
     /// `None` where it cannot be kept: then nothing is ever known.
     table: Option<Table>,
     pending: Mutex<HashMap<StretchId, Stretch>>,
+    recent: Mutex<LruCache<StretchId, Stretch>>,
     /// Whether it is closed. One writes at a time, so that none takes back what another wrote.
     writing: Mutex<bool>,
     has_warned: AtomicBool,
@@ -85,6 +92,7 @@ impl HashIndex {
         Self {
             table,
             pending: Mutex::default(),
+            recent: Mutex::new(LruCache::new(RECENT_MAX)),
             writing: Mutex::default(),
             has_warned: AtomicBool::new(false),
         }
@@ -105,18 +113,17 @@ impl HashIndex {
 
     /// The hashes of some chunks, where they are known. Blocks on the disk.
     pub(super) fn hashes(&self, file: FileVersion, chunks: ChunkRange) -> Vec<Option<ChunkHash>> {
-        let mut last: Option<(StretchId, Stretch)> = None;
-        let mut hash_of = |index: ChunkIndex| {
-            let (id, at) = file.stretch(index);
-            if last.as_ref().is_none_or(|(known, _)| *known != id) {
-                last = Some((id, self.stretch(&id)));
-            }
-            last.as_ref()?.1.get(at)
-        };
-        if file.version.size < FILE_BYTES_MIN {
-            return vec![None; chunks.count as usize];
-        }
-        chunks.iter().map(&mut hash_of).collect()
+        let hashes = collect(file, chunks, |id| Some(self.stretch(id)));
+        hashes.unwrap_or_else(|| vec![None; chunks.count as usize])
+    }
+
+    /// The same without asking the disk; `None` where that cannot be said.
+    pub(super) fn hashes_at_hand(
+        &self,
+        file: FileVersion,
+        chunks: ChunkRange,
+    ) -> Option<Vec<Option<ChunkHash>>> {
+        collect(file, chunks, |id| self.stretch_at_hand(id))
     }
 
     /// The hash of the whole file, where it is known. Blocks on the disk.
@@ -173,10 +180,13 @@ impl HashIndex {
         file: FileVersion,
         observed: Timestamp,
         id: StretchId,
-        change: impl FnOnce(&mut Stretch),
+        change: impl Fn(&mut Stretch),
     ) {
         if self.table.is_none() || !file.is_worth_noting(observed) {
             return;
+        }
+        if let Some(stretch) = lock(&self.recent).peek_mut(&id) {
+            change(stretch);
         }
         let mut pending = lock(&self.pending);
         if pending.len() < PENDING_MAX || pending.contains_key(&id) {
@@ -185,12 +195,46 @@ impl HashIndex {
     }
 
     fn stretch(&self, id: &StretchId) -> Stretch {
+        if let Some(known) = self.stretch_at_hand(id) {
+            return known;
+        }
         let mut known = self.table.as_ref().and_then(|table| table.read(id)).unwrap_or_default();
         if let Some(newer) = lock(&self.pending).get(id) {
             known.join(newer);
         }
+        lock(&self.recent).put(*id, known.clone());
         known
     }
+
+    fn stretch_at_hand(&self, id: &StretchId) -> Option<Stretch> {
+        if self.table.is_none() {
+            return Some(Stretch::default());
+        }
+        lock(&self.recent).get(id).cloned()
+    }
+}
+
+/// The hashes of some chunks, out of the stretches they are in; `None` where one of these is `None`.
+fn collect(
+    file: FileVersion,
+    chunks: ChunkRange,
+    stretch: impl Fn(&StretchId) -> Option<Stretch>,
+) -> Option<Vec<Option<ChunkHash>>> {
+    if file.version.size < FILE_BYTES_MIN {
+        return Some(vec![None; chunks.count as usize]);
+    }
+    let mut last: Option<(StretchId, Stretch)> = None;
+    let mut hashes = Vec::with_capacity(chunks.count as usize);
+    for index in chunks.iter() {
+        let (id, at) = file.stretch(index);
+        let stretch = match last.take() {
+            Some((known, found)) if known == id => found,
+            _ => stretch(&id)?,
+        };
+        hashes.push(stretch.get(at));
+        last = Some((id, stretch));
+    }
+    Some(hashes)
 }
 
 /// What the locks guard is whole between any two statements.

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+
+use super::Laid;
 
 /// The BLAKE3 hash of a chunk's plain bytes: 32 bytes, shown as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,6 +20,12 @@ impl ChunkHash {
     /// The hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// Whether this is the hash of `bytes`.
+    fn check(self, bytes: &[u8]) -> Result<(), HashMismatch> {
+        let actual = Self::of(bytes);
+        if actual == self { Ok(()) } else { Err(HashMismatch { expected: self, actual }) }
     }
 
     /// The 32 bytes of the hash.
@@ -52,23 +60,19 @@ pub struct HashMismatch {
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifiedChunk {
     hash: ChunkHash,
-    bytes: Bytes,
+    laid: Laid,
 }
 
 impl VerifiedChunk {
     /// Names `bytes` by hashing them. For whoever reads the original.
     pub fn compute(bytes: Bytes) -> Self {
-        Self { hash: ChunkHash::of(&bytes), bytes }
+        Self { hash: ChunkHash::of(&bytes), laid: bytes.into() }
     }
 
     /// Accepts `bytes` if their hash is `expected`. For whoever got them from a peer or a disk.
     pub fn verify(expected: ChunkHash, bytes: Bytes) -> Result<Self, HashMismatch> {
-        let actual = ChunkHash::of(&bytes);
-        if actual == expected {
-            Ok(Self { hash: actual, bytes })
-        } else {
-            Err(HashMismatch { expected, actual })
-        }
+        expected.check(&bytes)?;
+        Ok(Self { hash: expected, laid: bytes.into() })
     }
 
     /// The name of the bytes.
@@ -78,18 +82,48 @@ impl VerifiedChunk {
 
     /// The plain bytes; sharing them copies nothing.
     pub const fn bytes(&self) -> &Bytes {
-        &self.bytes
+        self.laid.bytes()
+    }
+
+    /// The same, as they lie.
+    pub const fn laid(&self) -> &Laid {
+        &self.laid
     }
 
     /// Gives up the proof, keeps the bytes.
     pub fn into_bytes(self) -> Bytes {
-        self.bytes
+        self.laid.bytes().clone()
     }
 }
 
 impl fmt::Debug for VerifiedChunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VerifiedChunk({} bytes, {:?})", self.bytes.len(), self.hash)
+        write!(f, "VerifiedChunk({} bytes, {:?})", self.bytes().len(), self.hash)
+    }
+}
+
+/// Chunks that are laid down side by side while they come, each verified as it does.
+#[derive(Debug, Default)]
+pub struct VerifiedRun {
+    bytes: BytesMut,
+    chunks: Vec<(ChunkHash, usize)>,
+}
+
+impl VerifiedRun {
+    /// Accepts the next chunk if its hash is `expected`. It is not copied where it lies right behind those before, in what was one
+    /// [`BytesMut`].
+    pub fn push(&mut self, expected: ChunkHash, bytes: BytesMut) -> Result<(), HashMismatch> {
+        expected.check(&bytes)?;
+        self.chunks.push((expected, bytes.len()));
+        self.bytes.unsplit(bytes);
+        Ok(())
+    }
+
+    /// The chunks, in their order.
+    pub fn finish(self) -> impl Iterator<Item = VerifiedChunk> {
+        let (hashes, lengths): (Vec<_>, Vec<_>) = self.chunks.into_iter().unzip();
+        let parts = Laid::cut(self.bytes.freeze(), lengths);
+        hashes.into_iter().zip(parts).map(|(hash, laid)| VerifiedChunk { hash, laid })
     }
 }
 
@@ -126,6 +160,25 @@ mod tests {
         let error = VerifiedChunk::verify(chunk.hash(), Bytes::from_static(b"contenu")).unwrap_err();
         assert_eq!(error.expected, chunk.hash());
         assert_eq!(VerifiedChunk::verify(chunk.hash(), chunk.bytes().clone()).unwrap(), chunk);
+    }
+
+    #[test]
+    fn a_run_takes_chunks_where_they_lie_and_none_that_is_another() {
+        let mut room = BytesMut::from(&b"contentandmore"[..]);
+        let address = room.as_ptr();
+        let more = room.split_off(7);
+        let mut run = VerifiedRun::default();
+        run.push(ChunkHash::of(b"content"), room).unwrap();
+        assert!(run.push(ChunkHash::of(b"content"), BytesMut::from(&b"contenu"[..])).is_err());
+        run.push(ChunkHash::of(b"andmore"), more).unwrap();
+        let chunks: Vec<VerifiedChunk> = run.finish().collect();
+        assert_eq!(
+            chunks,
+            [&b"content"[..], b"andmore"].map(|part| VerifiedChunk::compute(Bytes::from(part)))
+        );
+        let laid = [chunks[0].laid().clone(), chunks[1].laid().clone()];
+        let joined = Laid::join(&laid, 0, 14);
+        assert_eq!((joined.as_ptr(), &joined[..]), (address, &b"contentandmore"[..]));
     }
 
     #[test]

@@ -28,8 +28,8 @@ pub use crate::transport::Lane;
 /// A call under way; dropping it cancels the request on the host.
 pub type CallFuture<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
 
-/// How many parts of an answer wait for a reader that is slower than the link.
-pub const PARTS_QUEUED_MAX: usize = 4;
+/// How many parts of an answer wait for a reader that is slower than the link: four chunks, and the end.
+pub const PARTS_QUEUED_MAX: usize = 5;
 
 /// Calls to one export of one host.
 pub trait Client: Send + Sync + 'static {

@@ -3,13 +3,11 @@
 //! The budget covers chunks in memory and chunks under way. A demand always starts, and memory makes room for it; what is
 //! read ahead starts only where it does not push out what others have read ahead and not used yet.
 
-use bytes::Bytes;
-
 use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
 use super::memory::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
-use crate::chunk::{CHUNK_BYTES, ChunkRange};
+use crate::chunk::{CHUNK_BYTES, ChunkRange, Laid};
 
 /// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
@@ -44,7 +42,7 @@ pub(super) struct Start {
 #[derive(Debug)]
 pub(super) enum Part {
     /// It is in memory.
-    Here(Bytes),
+    Here(Laid),
     /// It is under way; the waiter made for it will be told.
     Waits(ChunkKey, WaiterId),
 }
@@ -66,7 +64,7 @@ pub(super) struct Ledger<W> {
     memory: Memory,
     inflight: Inflight<W>,
     queue: Queue<AheadRun>,
-    evicted: Vec<Bytes>,
+    evicted: Vec<Laid>,
 }
 
 impl<W> Ledger<W> {
@@ -96,12 +94,12 @@ impl<W> Ledger<W> {
     }
 
     /// Buffers that were evicted since the last call, to be freed outside of any lock.
-    pub(super) fn take_evicted(&mut self) -> Vec<Bytes> {
+    pub(super) fn take_evicted(&mut self) -> Vec<Laid> {
         std::mem::take(&mut self.evicted)
     }
 
     /// A chunk in memory, for a reader.
-    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Bytes> {
+    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Laid> {
         self.memory.get(key)
     }
 
@@ -124,8 +122,8 @@ impl<W> Ledger<W> {
         let mut parts = Vec::with_capacity(chunks.count as usize);
         for index in chunks.iter() {
             let key = content.chunk(index);
-            parts.push(if let Some(bytes) = self.memory.get(&key) {
-                Part::Here(bytes)
+            parts.push(if let Some(chunk) = self.memory.get(&key) {
+                Part::Here(chunk)
             } else {
                 let joined = self.inflight.join(&key, &mut waiter);
                 Part::Waits(key, joined.expect("what was missing has just begun"))
@@ -184,15 +182,10 @@ impl<W> Ledger<W> {
     }
 
     /// A chunk has come. Says who waits for it; `None` where nobody wants it any more.
-    pub(super) fn deliver(
-        &mut self,
-        request: RequestId,
-        key: ChunkKey,
-        bytes: &Bytes,
-    ) -> Option<Delivery<W>> {
+    pub(super) fn deliver(&mut self, request: RequestId, key: ChunkKey, chunk: &Laid) -> Option<Delivery<W>> {
         let delivery = self.inflight.deliver(request, &key)?;
         let unread_for = delivery.owner.filter(|_| delivery.waiters.is_empty());
-        self.memory.insert(key, bytes.clone(), unread_for);
+        self.memory.insert(key, chunk.clone(), unread_for);
         self.make_room();
         Some(delivery)
     }
@@ -286,9 +279,9 @@ mod tests {
         ChunkRange::new(ChunkIndex(first), count)
     }
 
-    fn chunk() -> Bytes {
+    fn chunk() -> Laid {
         static CHUNK: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
-        Bytes::from_static(&CHUNK)
+        bytes::Bytes::from_static(&CHUNK).into()
     }
 
     fn deliver_all(ledger: &mut Ledger<u32>, starts: &[Start]) {

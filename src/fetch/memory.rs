@@ -1,14 +1,17 @@
 //! Chunks in memory, within a budget. Pure: no clock, no task.
 //!
+//! A chunk counts for its own bytes. One that was laid down in a run with its neighbours keeps the run, and they are read, and go, one after
+//! the other.
+//!
 //! What was read ahead and not read yet is worth more than what was read: it was paid for and is about to be used. So
 //! chunks that were read go first, least recently used first, and only then unread ones, oldest first.
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use lru::LruCache;
 
 use super::content::{ChunkKey, OwnerId};
+use crate::chunk::Laid;
 
 /// What a chunk costs beside its bytes, in bytes: key, links, and the header of its buffer.
 ///
@@ -18,8 +21,8 @@ pub(super) const ENTRY_BYTES: u64 = 256;
 /// Chunks in memory.
 #[derive(Debug)]
 pub(super) struct Memory {
-    read: LruCache<ChunkKey, Bytes>,
-    unread: LruCache<ChunkKey, (Bytes, OwnerId)>,
+    read: LruCache<ChunkKey, Laid>,
+    unread: LruCache<ChunkKey, (Laid, OwnerId)>,
     bytes: u64,
     unread_bytes: HashMap<OwnerId, u64>,
     unread_bytes_total: u64,
@@ -27,8 +30,8 @@ pub(super) struct Memory {
 }
 
 /// What a chunk counts for, in bytes.
-const fn cost(bytes: &Bytes) -> u64 {
-    bytes.len() as u64 + ENTRY_BYTES
+const fn cost(chunk: &Laid) -> u64 {
+    chunk.bytes().len() as u64 + ENTRY_BYTES
 }
 
 impl Memory {
@@ -77,26 +80,26 @@ impl Memory {
     }
 
     /// A chunk for a reader; it counts as read from now on.
-    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Bytes> {
-        if let Some(bytes) = self.read.get(key) {
-            return Some(bytes.clone());
+    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Laid> {
+        if let Some(chunk) = self.read.get(key) {
+            return Some(chunk.clone());
         }
-        let bytes = self.take_unread(key)?;
-        self.read.put(*key, bytes.clone());
-        Some(bytes)
+        let chunk = self.take_unread(key)?;
+        self.read.put(*key, chunk.clone());
+        Some(chunk)
     }
 
     /// Keeps a chunk: for the reader who has it, or unread for the owner who asked for it ahead.
-    pub(super) fn insert(&mut self, key: ChunkKey, bytes: Bytes, unread_for: Option<OwnerId>) {
+    pub(super) fn insert(&mut self, key: ChunkKey, chunk: Laid, unread_for: Option<OwnerId>) {
         self.remove(&key);
-        self.bytes += cost(&bytes);
+        self.bytes += cost(&chunk);
         match unread_for {
             Some(owner) => {
-                *self.unread_bytes.entry(owner).or_default() += cost(&bytes);
-                self.unread_bytes_total += cost(&bytes);
-                self.unread.put(key, (bytes, owner));
+                *self.unread_bytes.entry(owner).or_default() += cost(&chunk);
+                self.unread_bytes_total += cost(&chunk);
+                self.unread.put(key, (chunk, owner));
             }
-            None => drop(self.read.put(key, bytes)),
+            None => drop(self.read.put(key, chunk)),
         }
     }
 
@@ -105,16 +108,16 @@ impl Memory {
         let keys: Vec<ChunkKey> =
             self.unread.iter().filter(|(_, (_, o))| wanted(*o)).map(|(k, _)| *k).collect();
         for key in keys {
-            if let Some(bytes) = self.take_unread(&key) {
+            if let Some(chunk) = self.take_unread(&key) {
                 self.wasted_chunks += 1;
-                self.read.put(key, bytes);
+                self.read.put(key, chunk);
                 self.read.demote(&key);
             }
         }
     }
 
     /// Makes room until at most `bytes` are held; what went is added to `evicted`.
-    pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<Bytes>) {
+    pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
         while self.bytes > bytes {
             let gone = match self.read.pop_lru() {
                 Some((_, gone)) => gone,
@@ -132,25 +135,26 @@ impl Memory {
     }
 
     fn remove(&mut self, key: &ChunkKey) {
-        if let Some(bytes) = self.read.pop(key).or_else(|| self.take_unread(key)) {
-            self.bytes -= cost(&bytes);
+        if let Some(chunk) = self.read.pop(key).or_else(|| self.take_unread(key)) {
+            self.bytes -= cost(&chunk);
         }
     }
 
-    fn take_unread(&mut self, key: &ChunkKey) -> Option<Bytes> {
-        let (bytes, owner) = self.unread.pop(key)?;
-        self.unread_bytes_total -= cost(&bytes);
+    fn take_unread(&mut self, key: &ChunkKey) -> Option<Laid> {
+        let (chunk, owner) = self.unread.pop(key)?;
+        self.unread_bytes_total -= cost(&chunk);
         let left = self.unread_bytes.get_mut(&owner).expect("every unread chunk is counted for its owner");
-        *left -= cost(&bytes);
+        *left -= cost(&chunk);
         if *left == 0 {
             self.unread_bytes.remove(&owner);
         }
-        Some(bytes)
+        Some(chunk)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -249,7 +253,7 @@ mod tests {
             for op in ops {
                 match &op {
                     Op::Insert { index, len, unread_for } => {
-                        memory.insert(key(*index), Bytes::from(vec![0; *len]), unread_for.map(owner));
+                        memory.insert(key(*index), Bytes::from(vec![0; *len]).into(), unread_for.map(owner));
                     }
                     Op::Get(index) => {
                         let there = memory.contains(&key(*index));
@@ -283,7 +287,7 @@ mod tests {
     #[test]
     fn what_was_read_goes_before_what_was_not() {
         let mut memory = Memory::new();
-        let chunk = Bytes::from(vec![0; 1000]);
+        let chunk = Laid::from(Bytes::from(vec![0; 1000]));
         memory.insert(key(0), chunk.clone(), Some(owner(0)));
         memory.insert(key(1), chunk.clone(), None);
         let mut evicted = Vec::new();

@@ -33,12 +33,11 @@ mod written;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::cache::ChunkCache;
-use crate::chunk::ChunkRange;
+use crate::chunk::{ChunkRange, Laid};
 use crate::client::Client;
 use crate::prefetch::in_flight_limit;
 use crate::proto::READ_CHUNKS_MAX;
@@ -103,7 +102,7 @@ pub struct Fetcher {
 }
 
 /// Who waits for a chunk.
-type Waiter = oneshot::Sender<Result<Bytes, Failed>>;
+type Waiter = oneshot::Sender<Result<Laid, Failed>>;
 
 /// Why a chunk did not come.
 #[derive(Debug, Clone)]

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::content::ChunkKey;
 use super::inflight::WaiterId;
 use super::ledger::Part;
 use super::{Failed, FetchError, Fetcher, FileContent};
-use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
+use crate::chunk::{ByteRange, ChunkIndex, ChunkRange, Laid};
 use crate::client::{CallError, ContentPart, Lane};
 use crate::prefetch::Demand;
 use crate::proto::ReadRequest;
@@ -19,25 +19,18 @@ use crate::proto::ReadRequest;
 impl Fetcher {
     /// The bytes of `range`, cut at the end of the file, if all of them are in memory. Neither waits nor blocks.
     ///
-    /// Inside one chunk this shares the chunk's buffer; across chunks it copies once.
+    /// Inside one chunk, and across chunks that lie side by side, this shares their buffer; else it copies once.
     pub fn read_memory(&self, content: &FileContent, range: ByteRange) -> Option<Bytes> {
         let range = range.clamp_to(content.version.size);
         let chunks = range.chunks();
         let (found, launches) = self.with_state(|state| {
-            let found = if chunks.count == 1 {
-                Some(Found::One(state.ledger.get(&content.chunk(chunks.first))?))
-            } else {
-                let keys = chunks.iter().map(|index| content.chunk(index));
-                Some(Found::Many(keys.map(|key| state.ledger.get(&key)).collect::<Option<_>>()?))
-            };
+            let keys = chunks.iter().map(|index| content.chunk(index));
+            let found: Vec<Laid> = keys.map(|key| state.ledger.get(&key)).collect::<Option<_>>()?;
             state.counters.hits_memory += 1;
-            Some((found?, state.admit()))
+            Some((found, state.admit()))
         })?;
         self.launch(launches);
-        Some(match found {
-            Found::One(chunk) => slice(&chunk, chunks.first, range),
-            Found::Many(parts) => join(&parts, chunks, range),
-        })
+        Some(join(&found, chunks, range))
     }
 
     /// The bytes of `range`, cut at the end of the file, from wherever they are. `demand` says whether exactly a piece
@@ -85,13 +78,10 @@ impl Fetcher {
             result => result,
         };
         let parts = parts.map_err(|failed| failed.error)?;
-        Ok(match parts.as_slice() {
-            [chunk] => slice(chunk, chunks.first, range),
-            parts => join(parts, chunks, range),
-        })
+        Ok(join(&parts, chunks, range))
     }
 
-    async fn wait_for_chunks(&self, content: &FileContent, chunks: ChunkRange) -> Result<Vec<Bytes>, Failed> {
+    async fn wait_for_chunks(&self, content: &FileContent, chunks: ChunkRange) -> Result<Vec<Laid>, Failed> {
         let mut receivers = VecDeque::new();
         let (parts, launches) = self.with_state(|state| {
             let (parts, starts) = state.ledger.demand(content, chunks, || {
@@ -106,7 +96,7 @@ impl Fetcher {
         let mut found = Vec::with_capacity(parts.len());
         for part in &parts {
             found.push(match part {
-                Part::Here(bytes) => bytes.clone(),
+                Part::Here(chunk) => chunk.clone(),
                 Part::Waits(..) => {
                     let receiver = receivers.pop_front().expect("every waiting part has its receiver");
                     receiver.await.unwrap_or_else(|_| Err(Failed::closed()))?
@@ -205,11 +195,6 @@ pub(super) fn bad_answer(what: &str) -> FetchError {
     FetchError::Call(CallError::BadAnswer(what.to_owned()))
 }
 
-enum Found {
-    One(Bytes),
-    Many(Vec<Bytes>),
-}
-
 /// A reader that goes away before it is served stands in no line.
 struct LeaveOnDrop<'a> {
     fetcher: &'a Fetcher,
@@ -228,19 +213,7 @@ impl Drop for LeaveOnDrop<'_> {
     }
 }
 
-/// The bytes of `range` in the one chunk that holds them, without copying.
-fn slice(chunk: &Bytes, index: ChunkIndex, range: ByteRange) -> Bytes {
-    let start = (range.offset - index.offset()) as usize;
-    chunk.slice(start..start + range.len as usize)
-}
-
-/// The bytes of `range` out of the chunks that hold them, copied once.
-fn join(parts: &[Bytes], chunks: ChunkRange, range: ByteRange) -> Bytes {
-    let mut joined = BytesMut::with_capacity(range.len as usize);
-    for (index, part) in chunks.iter().zip(parts) {
-        let start = range.offset.saturating_sub(index.offset()) as usize;
-        let end = ((range.end() - index.offset()) as usize).min(part.len());
-        joined.extend_from_slice(&part[start..end]);
-    }
-    joined.freeze()
+/// The bytes of `range` out of the chunks that hold them.
+fn join(parts: &[Laid], chunks: ChunkRange, range: ByteRange) -> Bytes {
+    Laid::join(parts, (range.offset - chunks.first.offset()) as usize, range.len as usize)
 }

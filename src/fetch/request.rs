@@ -239,13 +239,13 @@ impl Fetcher {
                     state.counters.host_bytes += chunk.bytes().len() as u64;
                 }
             }
-            let delivery = state.ledger.deliver(start.request, content.chunk(index), chunk.bytes());
+            let delivery = state.ledger.deliver(start.request, content.chunk(index), chunk.laid());
             (delivery, state.admit())
         });
         self.launch(launches);
         for waiter in delivery.into_iter().flat_map(|delivery| delivery.waiters) {
             // Whoever has gone meanwhile does not mind.
-            let _ = waiter.send(Ok(chunk.bytes().clone()));
+            let _ = waiter.send(Ok(chunk.laid().clone()));
         }
         Ok(())
     }

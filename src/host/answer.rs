@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -50,7 +50,9 @@ pub(super) async fn read_body(receive: &mut RecvStream, len: usize) -> Result<By
         let read = receive.read_bytes(len, |bytes| {
             came.fetch_add(bytes, Ordering::Relaxed);
         });
-        read.await.map_err(|error| malformed(format!("the content ends too soon: {error}")))
+        read.await
+            .map(BytesMut::freeze)
+            .map_err(|error| malformed(format!("the content ends too soon: {error}")))
     };
     patiently(&came, read).await
 }

@@ -65,6 +65,15 @@ pub fn room_for(len: usize) -> BytesMut {
     bytes
 }
 
+/// The same off the front of `room`, where that is enough: what is put into one such piece lies before what is put into the next.
+pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
+    if len < ALIGNED_BYTES_MIN || room.capacity() < len {
+        return room_for(len);
+    }
+    let rest = room.split_off(len);
+    std::mem::replace(room, rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +102,21 @@ mod tests {
             assert_eq!(moved.len(), len.next_multiple_of(DIRECT_ALIGN_BYTES));
             assert!(moved.iter().all(|&byte| byte == 0));
         }
+    }
+
+    #[test]
+    fn pieces_within_a_room_lie_side_by_side_until_it_is_full() {
+        let mut room = room_for(3 * ALIGNED_BYTES_MIN);
+        let mut pieces = Vec::new();
+        for len in [ALIGNED_BYTES_MIN, 12, 2 * ALIGNED_BYTES_MIN, ALIGNED_BYTES_MIN] {
+            let mut piece = room_within(&mut room, len);
+            piece.extend_from_slice(&vec![len as u8; len]);
+            pieces.push(piece.freeze());
+        }
+        let ends_at = |piece: &bytes::Bytes| piece.as_ptr_range().end;
+        assert_eq!(ends_at(&pieces[0]), pieces[2].as_ptr());
+        assert_eq!(pieces[2].as_ptr().align_offset(DIRECT_ALIGN_BYTES), 0);
+        assert_ne!(ends_at(&pieces[2]), pieces[3].as_ptr());
+        assert_eq!((pieces[1].len(), room.capacity()), (12, 0));
     }
 }

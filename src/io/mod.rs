@@ -51,7 +51,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::chunk::CHUNK_BYTES;
 
-pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES, room_for};
+pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES, room_for, room_within};
 pub use error::IoError;
 pub use pool::SMALL_READ_BYTES;
 pub use stats::EngineStats;

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use quinn::VarInt;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 
 use super::tcp::{TcpRecvStream, TcpSendStream};
-use crate::io::room_for;
+use crate::io::{room_for, room_within};
 use crate::proto::Lane;
 
 /// Why a stream does not go on.
@@ -140,13 +140,14 @@ impl SendStream {
 pub struct RecvStream(Receiving);
 
 enum Receiving {
-    Quic(quinn::RecvStream),
+    /// The stream, and where the next long pieces are laid side by side.
+    Quic(quinn::RecvStream, BytesMut),
     Tcp(TcpRecvStream),
 }
 
 impl RecvStream {
-    pub(super) const fn quic(stream: quinn::RecvStream) -> Self {
-        Self(Receiving::Quic(stream))
+    pub(super) fn quic(stream: quinn::RecvStream) -> Self {
+        Self(Receiving::Quic(stream, BytesMut::new()))
     }
 
     pub(super) const fn tcp(stream: TcpRecvStream) -> Self {
@@ -156,11 +157,19 @@ impl RecvStream {
     /// Up to `max` bytes of what came, in order and not copied; `None` at the end.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
         match &mut self.0 {
-            Receiving::Quic(stream) => {
+            Receiving::Quic(stream, _) => {
                 let chunk = stream.read_chunk(max, true).await.map_err(read_error)?;
                 Ok(chunk.map(|chunk| chunk.bytes))
             }
             Receiving::Tcp(stream) => stream.read(max).await,
+        }
+    }
+
+    /// The long pieces that are read next, `len` bytes of them, shall lie side by side.
+    pub fn lay_together(&mut self, len: usize) {
+        match &mut self.0 {
+            Receiving::Quic(_, room) => *room = room_for(len),
+            Receiving::Tcp(stream) => stream.lay_together(len),
         }
     }
 
@@ -170,10 +179,10 @@ impl RecvStream {
         &mut self,
         len: usize,
         mut arrived: impl FnMut(u64),
-    ) -> Result<Bytes, StreamError> {
+    ) -> Result<BytesMut, StreamError> {
         match &mut self.0 {
-            Receiving::Quic(stream) => {
-                let mut buffer = room_for(len);
+            Receiving::Quic(stream, room) => {
+                let mut buffer = room_within(room, len);
                 while buffer.len() < len {
                     let missing = len - buffer.len();
                     let read = stream.read_buf(&mut (&mut buffer).limit(missing)).await;
@@ -182,7 +191,7 @@ impl RecvStream {
                         count => arrived(count as u64),
                     }
                 }
-                Ok(buffer.freeze())
+                Ok(buffer)
             }
             Receiving::Tcp(stream) => stream.read_bytes(len, arrived).await,
         }
@@ -191,7 +200,7 @@ impl RecvStream {
     /// Fills `buffer`.
     pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), StreamError> {
         match &mut self.0 {
-            Receiving::Quic(stream) => stream.read_exact(buffer).await.map_err(|error| match error {
+            Receiving::Quic(stream, _) => stream.read_exact(buffer).await.map_err(|error| match error {
                 quinn::ReadExactError::FinishedEarly(_) => StreamError::EndedEarly,
                 quinn::ReadExactError::ReadError(error) => read_error(error),
             }),
@@ -217,7 +226,7 @@ impl RecvStream {
     /// Wants no more; the peer reads `code`. Fails where the stream has ended already.
     pub fn stop(&mut self, code: u32) -> Result<(), StreamError> {
         let was_open = match &mut self.0 {
-            Receiving::Quic(stream) => stream.stop(VarInt::from_u32(code)).is_ok(),
+            Receiving::Quic(stream, _) => stream.stop(VarInt::from_u32(code)).is_ok(),
             Receiving::Tcp(stream) => stream.stop(code),
         };
         was_open.then_some(()).ok_or(StreamError::Closed)

@@ -70,6 +70,6 @@ async fn ask(
     };
     let bytes = exchange.bytes(len, arrived).await?;
     exchange.complete();
-    let proved = VerifiedChunk::verify(hash, bytes).map_err(|error| broken(&error.to_string()))?;
+    let proved = VerifiedChunk::verify(hash, bytes.freeze()).map_err(|error| broken(&error.to_string()))?;
     Ok(proved.into_bytes())
 }

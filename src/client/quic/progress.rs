@@ -66,6 +66,11 @@ impl Progress {
         self.is_doubted = true;
     }
 
+    /// Whether chunks are asked for rather than a piece.
+    pub(super) const fn asks_for_chunks(&self) -> bool {
+        self.request.whole_chunks
+    }
+
     /// Bytes of content that the answer may still bring.
     pub(super) fn bytes_missing(&self) -> u64 {
         if !self.request.whole_chunks {
@@ -182,7 +187,8 @@ impl Progress {
         fresh
     }
 
-    fn has(&self, index: ChunkIndex) -> bool {
+    /// Whether a chunk of the request has come.
+    pub(super) fn has(&self, index: ChunkIndex) -> bool {
         self.arrived & (1 << (index.0 - self.chunks.first.0)) != 0
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::call::{Retry, Stopped, broken};
@@ -11,12 +11,15 @@ use super::patience::Patience;
 use super::progress::{Next, Progress};
 use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
-use crate::chunk::VerifiedChunk;
-use crate::client::{CallError, ContentPart};
+use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};
+use crate::client::{CallError, ContentPart, FAST_BYTES_PER_SECOND};
 use crate::proto::{ContentHeader, ErrorCode, ReadRequest, Reply, Request, WireError, encode_frame};
 use crate::transport::Lane;
 
 type Parts = mpsc::Sender<Result<ContentPart, CallError>>;
+
+/// Longest run of chunks that is handed out as a whole, in bytes: what the kernel asks for at a time.
+const RUN_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Delivers what `request` asks for into `parts`.
 pub(super) async fn read(shared: Arc<Shared>, request: ReadRequest, lane: Lane, parts: Parts) {
@@ -27,7 +30,8 @@ pub(super) async fn read(shared: Arc<Shared>, request: ReadRequest, lane: Lane, 
         return;
     };
     let patience = Patience::new(&shared);
-    let reading = Reading { shared: &shared, lane, parts: &parts, patience: &patience, progress };
+    let reading =
+        Reading { shared: &shared, lane, parts: &parts, patience: &patience, progress, gathered: None };
     let last = tokio::select! {
         biased;
         () = parts.closed() => return,
@@ -47,9 +51,50 @@ struct Reading<'a> {
     parts: &'a Parts,
     patience: &'a Patience<'a>,
     progress: Progress,
+    /// Chunks that have come and are not handed out yet.
+    gathered: Option<Gathered>,
 }
 
-impl Reading<'_> {
+/// Chunks in a row, to be handed out together.
+struct Gathered {
+    first: ChunkIndex,
+    run: VerifiedRun,
+    chunks: u64,
+}
+
+impl Gathered {
+    fn at(first: ChunkIndex) -> Self {
+        Self { first, run: VerifiedRun::default(), chunks: 0 }
+    }
+
+    fn goes_on_with(&self, index: ChunkIndex) -> bool {
+        self.first.0 + self.chunks == index.0
+    }
+
+    fn parts(self) -> impl Iterator<Item = ContentPart> {
+        let indices = (self.first.0..).map(ChunkIndex);
+        indices.zip(self.run.finish()).map(|(index, chunk)| ContentPart::Chunk { index, chunk })
+    }
+}
+
+/// What counts content while it comes.
+struct Flow<'live, 'shared> {
+    waiting: Waiting<'live>,
+    metered: Option<Metered<'shared>>,
+    patience: &'shared Patience<'shared>,
+}
+
+impl Flow<'_, '_> {
+    fn arrived(&mut self, bytes: u64) {
+        self.waiting.arrived(bytes);
+        if let Some(metered) = &self.metered {
+            metered.arrived(bytes);
+        }
+        self.patience.arrived(bytes);
+    }
+}
+
+impl<'a> Reading<'a> {
     /// The last part, or why there is none; `None` where nobody listens any more.
     async fn run(mut self) -> Option<Result<ContentPart, CallError>> {
         let mut retry = Retry::default();
@@ -67,10 +112,14 @@ impl Reading<'_> {
 
     async fn attempt(&mut self) -> Result<ContentPart, Stopped> {
         let live = self.shared.usable().await.map_err(Stopped::Call)?;
-        let mut waiting = Waiting::new(&live, self.progress.bytes_missing());
+        let waiting = Waiting::new(&live, self.progress.bytes_missing());
         let _permit = live.admit(self.lane).await.map_err(|_| Fault::Lost)?;
         let frame = encode_frame(&Request::Read(self.progress.remaining(), self.lane));
         let mut exchange = Exchange::begin(&live.connection, &frame, self.lane).await?;
+        let gathers = self.gathers();
+        if gathers {
+            exchange.lay_together(self.progress.bytes_missing() as usize);
+        }
         match exchange.frame::<Result<Reply, WireError>>().await? {
             Ok(Reply::Content) => {}
             Ok(_) => return Err(broken("a reply of another kind than content")),
@@ -79,7 +128,28 @@ impl Reading<'_> {
                 return Err(Stopped::Refused(refusal));
             }
         }
-        let mut metered = Some(Metered::new(self.shared));
+        let mut flow = Flow { waiting, metered: Some(Metered::new(self.shared)), patience: self.patience };
+        let ended = self.take_parts(&mut exchange, &mut flow, gathers).await;
+        // What has come and was proved is not asked for again.
+        self.hand_out_gathered(&mut flow).await?;
+        ended
+    }
+
+    /// Whether chunks are better handed out together, so that they can be read as one: where that makes nobody wait, and they are
+    /// what the kernel asks for at a time.
+    fn gathers(&self) -> bool {
+        self.progress.asks_for_chunks()
+            && self.progress.bytes_missing() <= RUN_BYTES_MAX
+            && self.shared.meter().bytes_per_second() > FAST_BYTES_PER_SECOND
+    }
+
+    /// Takes the parts as they come; returns the last one.
+    async fn take_parts(
+        &mut self,
+        exchange: &mut Exchange,
+        flow: &mut Flow<'_, 'a>,
+        gathers: bool,
+    ) -> Result<ContentPart, Stopped> {
         loop {
             let header: ContentHeader = exchange.frame().await?;
             if let ContentHeader::Failed(code) = header {
@@ -87,28 +157,24 @@ impl Reading<'_> {
                 return Err(Stopped::Refused(WireError { code, text: String::new() }));
             }
             let next = self.progress.check(&header).map_err(broken)?;
-            let received = self.receive(next, &mut exchange, &mut waiting, metered.as_ref()).await;
-            let part = received.inspect_err(|fault| {
-                if matches!(fault, Fault::Broken(_)) {
-                    self.progress.doubt();
+            if let (Next::Chunk { index, hash, len }, true) = (next, gathers) {
+                let bytes = exchange.bytes(len, |bytes| flow.arrived(bytes)).await?;
+                if !self.progress.has(index) {
+                    self.gather(index, hash, bytes, flow).await?;
                 }
-            })?;
+                self.progress.note(next);
+                self.patience.renew();
+                continue;
+            }
+            let part = self.receive(next, exchange, flow).await?;
             let fresh = self.progress.note(next);
             if let end @ ContentPart::End { .. } = part {
                 exchange.complete();
                 return Ok(end);
             }
-            if !fresh {
-                continue;
-            }
-            if let Err(mpsc::error::TrySendError::Full(part)) = self.parts.try_send(Ok(part)) {
-                // The reader is slower than the link: neither the meter nor the host is to blame.
-                drop(metered.take());
-                waiting.pause();
-                self.patience.pause();
-                self.parts.send(part).await.map_err(|_| Stopped::Dropped)?;
-                waiting.resume();
-                metered = Some(Metered::new(self.shared));
+            if fresh {
+                self.hand_out_gathered(flow).await?;
+                self.hand_out(part, flow).await?;
             }
             self.patience.renew();
         }
@@ -116,42 +182,72 @@ impl Reading<'_> {
 
     /// The part that `next` announces, with its bytes proved.
     async fn receive(
-        &self,
+        &mut self,
         next: Next,
         exchange: &mut Exchange,
-        waiting: &mut Waiting<'_>,
-        metered: Option<&Metered<'_>>,
+        flow: &mut Flow<'_, 'a>,
     ) -> Result<ContentPart, Fault> {
-        let arrived = |bytes| {
-            waiting.arrived(bytes);
-            if let Some(metered) = metered {
-                metered.arrived(bytes);
+        let arrived = |bytes| flow.arrived(bytes);
+        let (hash, bytes) = match next {
+            Next::Same { index } => return Ok(ContentPart::Same { index }),
+            Next::End { observed } => return Ok(ContentPart::End { observed }),
+            Next::Chunk { hash, len, .. } | Next::Piece { hash, len, .. } => {
+                (hash, exchange.bytes(len, arrived).await?.freeze())
             }
-            self.patience.arrived(bytes);
+            Next::Packed { hash, len, packed_len, .. } | Next::PackedPiece { hash, len, packed_len, .. } => {
+                (hash, unpacked(exchange, (len, packed_len), arrived).await?)
+            }
         };
-        let unproved = |error: crate::chunk::HashMismatch| Fault::Broken(error.to_string());
+        let chunk = VerifiedChunk::verify(hash, bytes).map_err(|error| self.unproved(&error))?;
         Ok(match next {
-            Next::Chunk { index, hash, len } => {
-                let bytes = exchange.bytes(len, arrived).await?;
-                ContentPart::Chunk { index, chunk: VerifiedChunk::verify(hash, bytes).map_err(unproved)? }
+            Next::Piece { offset, .. } | Next::PackedPiece { offset, .. } => {
+                ContentPart::Piece { offset, bytes: chunk.into_bytes() }
             }
-            Next::Packed { index, hash, len, packed_len } => {
-                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
-                ContentPart::Chunk { index, chunk: VerifiedChunk::verify(hash, bytes).map_err(unproved)? }
+            Next::Chunk { index, .. } | Next::Packed { index, .. } | Next::Same { index } => {
+                ContentPart::Chunk { index, chunk }
             }
-            Next::Piece { offset, hash, len } => {
-                let bytes = exchange.bytes(len, arrived).await?;
-                let bytes = VerifiedChunk::verify(hash, bytes).map_err(unproved)?.into_bytes();
-                ContentPart::Piece { offset, bytes }
-            }
-            Next::PackedPiece { offset, hash, len, packed_len } => {
-                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
-                let bytes = VerifiedChunk::verify(hash, bytes).map_err(unproved)?.into_bytes();
-                ContentPart::Piece { offset, bytes }
-            }
-            Next::Same { index } => ContentPart::Same { index },
             Next::End { observed } => ContentPart::End { observed },
         })
+    }
+
+    fn unproved(&mut self, error: &HashMismatch) -> Fault {
+        self.progress.doubt();
+        Fault::Broken(error.to_string())
+    }
+
+    /// Proves a chunk and keeps it with those before it, which are handed out if it is not their neighbour.
+    async fn gather(
+        &mut self,
+        index: ChunkIndex,
+        hash: ChunkHash,
+        bytes: BytesMut,
+        flow: &mut Flow<'_, 'a>,
+    ) -> Result<(), Stopped> {
+        if self.gathered.as_ref().is_some_and(|gathered| !gathered.goes_on_with(index)) {
+            self.hand_out_gathered(flow).await?;
+        }
+        let gathered = self.gathered.get_or_insert_with(|| Gathered::at(index));
+        gathered.chunks += 1;
+        gathered.run.push(hash, bytes).map_err(|error| self.unproved(&error).into())
+    }
+
+    async fn hand_out_gathered(&mut self, flow: &mut Flow<'_, 'a>) -> Result<(), Stopped> {
+        for part in self.gathered.take().into_iter().flat_map(Gathered::parts) {
+            self.hand_out(part, flow).await?;
+        }
+        Ok(())
+    }
+
+    async fn hand_out(&self, part: ContentPart, flow: &mut Flow<'_, 'a>) -> Result<(), Stopped> {
+        let Err(mpsc::error::TrySendError::Full(part)) = self.parts.try_send(Ok(part)) else { return Ok(()) };
+        // The reader is slower than the link: neither the meter nor the host is to blame.
+        flow.metered = None;
+        flow.waiting.pause();
+        self.patience.pause();
+        self.parts.send(part).await.map_err(|_| Stopped::Dropped)?;
+        flow.waiting.resume();
+        flow.metered = Some(Metered::new(self.shared));
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! One request on one stream: the frame out, frames and raw bytes back, cancelled when dropped.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 
 use crate::proto::{FRAME_HEADER_BYTES, decode_body, frame_len};
@@ -66,8 +66,13 @@ impl Exchange {
         decode_body(&body).map_err(|error| Fault::Broken(error.to_string()))
     }
 
+    /// The long portions of raw bytes that come next, `len` bytes of them, shall lie side by side.
+    pub(super) fn lay_together(&mut self, len: usize) {
+        self.receive.lay_together(len);
+    }
+
     /// The next `len` raw bytes. `arrived` is told of each portion.
-    pub(super) async fn bytes(&mut self, len: usize, arrived: impl FnMut(u64)) -> Result<Bytes, Fault> {
+    pub(super) async fn bytes(&mut self, len: usize, arrived: impl FnMut(u64)) -> Result<BytesMut, Fault> {
         let read = self.receive.read_bytes(len, arrived).await;
         read.map_err(|error| self.fault(&error))
     }

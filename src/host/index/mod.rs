@@ -175,13 +175,7 @@ impl HashIndex {
         self.table.as_ref().map_or(0, Table::bytes_max)
     }
 
-    fn note_in(
-        &self,
-        file: FileVersion,
-        observed: Timestamp,
-        id: StretchId,
-        change: impl Fn(&mut Stretch),
-    ) {
+    fn note_in(&self, file: FileVersion, observed: Timestamp, id: StretchId, change: impl Fn(&mut Stretch)) {
         if self.table.is_none() || !file.is_worth_noting(observed) {
             return;
         }

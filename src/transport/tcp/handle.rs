@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::mux::{Arrived, Mux};
@@ -228,11 +228,15 @@ impl TcpRecvStream {
         self.0.shared().wait(|mux, context| mux.poll_read(id, max, context)).await
     }
 
+    pub(in crate::transport) fn lay_together(&mut self, len: usize) {
+        self.0.shared().ask(|mux| mux.lay_together(self.0.id, len));
+    }
+
     pub(in crate::transport) async fn read_bytes(
         &mut self,
         len: usize,
         mut arrived: impl FnMut(u64),
-    ) -> Result<Bytes, StreamError> {
+    ) -> Result<BytesMut, StreamError> {
         let (id, mut told) = (self.0.id, 0);
         loop {
             let step =

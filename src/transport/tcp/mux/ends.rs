@@ -135,7 +135,7 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Ok(None)) };
         if let Some((bytes, grant)) = stream.receive.take(max) {
             self.grant(id, grant);
-            return Poll::Ready(Ok(Some(bytes)));
+            return Poll::Ready(Ok(Some(bytes.freeze())));
         }
         if let Some(end) = Self::end_of(stream, self.closed.is_some()) {
             return Poll::Ready(end.map(|()| None));
@@ -143,6 +143,13 @@ impl Mux {
         let grant = stream.receive.wait(1, context.waker());
         self.grant(id, grant);
         Poll::Pending
+    }
+
+    /// The long pieces that come next, `len` bytes of them, are to be laid side by side.
+    pub(in crate::transport::tcp) fn lay_together(&mut self, id: u32, len: usize) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.receive.lay_together(len);
+        }
     }
 
     /// Exactly `len` bytes, not copied where the peer wrote them in one piece. Comes back with the number of bytes that are

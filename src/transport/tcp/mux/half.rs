@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::io::room_for;
+use crate::io::{room_for, room_within};
 use crate::proto::Lane;
 
 /// Longest piece that is laid down in one place, in bytes; what a read or a write of the protocol asks for at most. A peer
@@ -106,7 +106,9 @@ pub(super) struct Reader {
 /// What the peer writes.
 #[derive(Debug)]
 pub(super) struct Receiving {
-    pieces: VecDeque<Bytes>,
+    pieces: VecDeque<BytesMut>,
+    /// Where the next long pieces are laid side by side.
+    room: BytesMut,
     /// A piece on its way.
     filling: BytesMut,
     /// Its bytes still to come.
@@ -132,6 +134,7 @@ impl Receiving {
     pub(super) fn new(credit: u64) -> Self {
         Self {
             pieces: VecDeque::new(),
+            room: BytesMut::new(),
             filling: BytesMut::new(),
             filling_left: 0,
             buffered: 0,
@@ -154,12 +157,17 @@ impl Receiving {
         self.buffered
     }
 
+    /// The long pieces that come next, `len` bytes of them, are to be laid side by side.
+    pub(super) fn lay_together(&mut self, len: usize) {
+        self.room = room_for(len);
+    }
+
     /// A payload begins: of `len` bytes, and `more` of the same piece follow in later ones.
     pub(super) fn begin(&mut self, len: usize, more: usize) {
         if self.filling_left < len || self.filling_left > len.saturating_add(more) {
             self.lay_down();
             let piece = len.saturating_add(more).min(PIECE_BYTES_MAX).max(len);
-            self.filling = room_for(piece);
+            self.filling = room_within(&mut self.room, piece);
             self.filling_left = piece;
         }
     }
@@ -195,10 +203,10 @@ impl Receiving {
 
     /// Up to `max` bytes of the first piece, which is not copied; `None` where nothing came. With the bytes comes how many of them
     /// may be granted anew.
-    pub(super) fn take(&mut self, max: usize) -> Option<(Bytes, usize)> {
+    pub(super) fn take(&mut self, max: usize) -> Option<(BytesMut, usize)> {
         if self.pieces.is_empty() && !self.filling.is_empty() {
             // What came of the piece goes on its way; the rest will follow behind.
-            self.pieces.push_back(self.filling.split().freeze());
+            self.pieces.push_back(self.filling.split());
         }
         let first = self.pieces.front_mut()?;
         let bytes = if first.len() <= max { self.pieces.pop_front()? } else { first.split_to(max) };
@@ -210,9 +218,9 @@ impl Receiving {
     }
 
     /// Exactly `len` bytes, which are there: the piece they came in, or several joined.
-    pub(super) fn take_exactly(&mut self, len: usize) -> (Bytes, usize) {
+    pub(super) fn take_exactly(&mut self, len: usize) -> (BytesMut, usize) {
         debug_assert!(self.buffered >= len);
-        let Some((first, mut grant)) = self.take(len) else { return (Bytes::new(), 0) };
+        let Some((first, mut grant)) = self.take(len) else { return (BytesMut::new(), 0) };
         if first.len() == len {
             return (first, grant);
         }
@@ -224,12 +232,13 @@ impl Receiving {
             joined.extend_from_slice(&next);
             grant += more;
         }
-        (joined.freeze(), grant)
+        (joined, grant)
     }
 
     /// Forgets what came. Returns how many bytes may be granted anew.
     pub(super) fn discard(&mut self) -> usize {
         self.pieces.clear();
+        self.room = BytesMut::new();
         (self.filling, self.filling_left) = (BytesMut::new(), 0);
         let grant = self.buffered - self.granted_ahead;
         (self.buffered, self.granted_ahead) = (0, 0);
@@ -238,7 +247,7 @@ impl Receiving {
 
     fn lay_down(&mut self) {
         if !self.filling.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.filling).freeze());
+            self.pieces.push_back(std::mem::take(&mut self.filling));
         }
         self.filling_left = 0;
     }

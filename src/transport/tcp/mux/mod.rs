@@ -18,7 +18,7 @@ mod transmit;
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use self::half::{Receiving, Sending};
 use super::frame::{
@@ -352,7 +352,7 @@ pub(super) enum Arrived {
     /// So many of the bytes.
     Part(usize),
     /// All of them.
-    All(Bytes),
+    All(BytesMut),
 }
 
 fn wait<T>(waiting: &mut Vec<Waker>, context: &Context<'_>) -> Poll<T> {

@@ -1,0 +1,116 @@
+//! Where content lies in memory: neighbours that were laid down side by side can be read as one, without copying.
+
+use bytes::{Bytes, BytesMut};
+
+/// Some content, and the run of content around it that it was laid down with. Sharing it copies nothing; it keeps the run.
+#[derive(Clone, Debug)]
+pub struct Laid {
+    bytes: Bytes,
+    run: Bytes,
+}
+
+impl Laid {
+    /// All bytes of a run of parts, of these lengths, as its parts.
+    pub(super) fn cut(run: Bytes, lengths: impl IntoIterator<Item = usize>) -> impl Iterator<Item = Self> {
+        let mut rest = run.clone();
+        lengths.into_iter().map(move |len| Self { bytes: rest.split_to(len), run: run.clone() })
+    }
+
+    /// The content itself.
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The content of neighbours without the first `skip` bytes, at most `len` of it: out of their run where they lie in one and
+    /// in this order, else copied once.
+    pub fn join(parts: &[Self], skip: usize, len: usize) -> Bytes {
+        Self::side_by_side(parts).map_or_else(
+            || Self::copied(parts, skip, len),
+            |whole| whole.slice(skip.min(whole.len())..skip.saturating_add(len).min(whole.len())),
+        )
+    }
+
+    fn side_by_side(parts: &[Self]) -> Option<Bytes> {
+        let first = parts.first()?;
+        let run = first.run.as_ptr_range();
+        let mut end = first.bytes.as_ptr();
+        for part in parts {
+            if part.run.as_ptr_range() != run || part.bytes.as_ptr() != end {
+                return None;
+            }
+            end = part.bytes.as_ptr_range().end;
+        }
+        let offset = |address: *const u8| address.addr() - run.start.addr();
+        Some(first.run.slice(offset(first.bytes.as_ptr())..offset(end)))
+    }
+
+    fn copied(parts: &[Self], mut skip: usize, len: usize) -> Bytes {
+        let mut joined = BytesMut::with_capacity(len);
+        for part in parts {
+            let from = skip.min(part.bytes.len());
+            skip -= from;
+            let until = from.saturating_add(len - joined.len()).min(part.bytes.len());
+            joined.extend_from_slice(&part.bytes[from..until]);
+        }
+        joined.freeze()
+    }
+}
+
+/// Content that lies alone.
+impl From<Bytes> for Laid {
+    fn from(bytes: Bytes) -> Self {
+        Self { run: bytes.clone(), bytes }
+    }
+}
+
+impl PartialEq for Laid {
+    /// Whether the content is the same, wherever it lies.
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Laid {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn neighbours_are_joined_however_they_lie(
+            // Lengths of parts, and whether each begins a new run.
+            parts in prop::collection::vec((0..50usize, any::<bool>()), 0..6),
+            skip in 0..120usize,
+            len in 0..120usize,
+        ) {
+            let whole: Vec<u8> = (0..255).cycle().take(parts.iter().map(|(len, _)| len).sum()).collect();
+            let (mut laid, mut at) = (Vec::new(), 0);
+            for run in parts.chunk_by(|_, (_, begins)| !begins) {
+                let lengths: Vec<usize> = run.iter().map(|(len, _)| *len).collect();
+                let bytes: usize = lengths.iter().sum();
+                laid.extend(Laid::cut(Bytes::copy_from_slice(&whole[at..at + bytes]), lengths));
+                at += bytes;
+            }
+            let expected: Vec<u8> = whole.iter().copied().skip(skip).take(len).collect();
+            prop_assert_eq!(Laid::join(&laid, skip, len), expected);
+        }
+    }
+
+    #[test]
+    fn what_lies_in_one_run_is_not_copied_and_other_orders_are_not_mistaken_for_it() {
+        let run = Bytes::from_static(b"abcdef");
+        let parts: Vec<Laid> = Laid::cut(run.clone(), [2, 3, 1]).collect();
+        assert_eq!(Laid::join(&parts, 1, 4).as_ptr(), run[1..].as_ptr());
+        assert_eq!(Laid::join(&parts[1..], 0, 9), "cdef");
+        let swapped = [parts[1].clone(), parts[0].clone()];
+        assert_eq!(Laid::join(&swapped, 1, 3), "dea");
+        let gap = [parts[0].clone(), parts[2].clone()];
+        assert_eq!(Laid::join(&gap, 0, 9), "abf");
+        // Neighbours in memory, of runs that end and begin there.
+        let halves = [Laid::from(run.slice(..3)), Laid::from(run.slice(3..))];
+        assert_eq!(Laid::join(&halves, 0, 9), "abcdef");
+    }
+}

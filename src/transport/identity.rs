@@ -11,11 +11,11 @@ use std::{
     str::FromStr,
 };
 
-use data_encoding::{BASE32_NOPAD, BASE64, HEXLOWER};
-use ring::{
+use aws_lc_rs::{
     rand::{SecureRandom as _, SystemRandom},
     signature::{Ed25519KeyPair, KeyPair as _},
 };
+use data_encoding::{BASE32_NOPAD, BASE64, HEXLOWER};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use thiserror::Error;
 

@@ -118,7 +118,7 @@ pub(super) struct CertifiedIdentity(Arc<CertifiedKey>);
 
 impl CertifiedIdentity {
     pub(super) fn new(identity: &Identity) -> Result<Self, TransportError> {
-        let key = rustls::crypto::ring::sign::any_eddsa_type(identity.pkcs8()).map_err(tls_error)?;
+        let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(identity.pkcs8()).map_err(tls_error)?;
         let spki = spki_of_key(identity.public_key());
         Ok(Self(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key))))
     }
@@ -126,13 +126,13 @@ impl CertifiedIdentity {
 
 fn provider() -> Arc<CryptoProvider> {
     let cipher_suites = cipher_suites(has_aes_instructions()).to_vec();
-    Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::ring::default_provider() })
+    Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::aws_lc_rs::default_provider() })
 }
 
 /// The ciphers of TLS 1.3, the cheapest first. AES of 128 bits costs four rounds of fourteen less than that of 256, and
 /// nobody can break either; where the processor has no instructions for AES, `ChaCha20` is several times faster.
 const fn cipher_suites(has_aes: bool) -> [SupportedCipherSuite; 3] {
-    use rustls::crypto::ring::cipher_suite::{
+    use rustls::crypto::aws_lc_rs::cipher_suite::{
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
     };
     if has_aes {
@@ -283,14 +283,14 @@ mod tests {
         assert!(suites(true)[0].contains("AES_128") && suites(false)[0].contains("CHACHA20"));
         let offered = provider().cipher_suites.clone();
         assert_eq!(offered, cipher_suites(has_aes_instructions()));
-        let known = rustls::crypto::ring::default_provider().cipher_suites;
+        let known = rustls::crypto::aws_lc_rs::default_provider().cipher_suites;
         assert!(offered.iter().all(|suite| known.contains(suite)));
     }
 
     #[test]
     fn spki_is_the_one_ring_makes() {
         let identity = Identity::generate().unwrap();
-        let signer = rustls::crypto::ring::sign::any_eddsa_type(identity.pkcs8()).unwrap();
+        let signer = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(identity.pkcs8()).unwrap();
         let spki = signer.public_key().unwrap();
         assert_eq!(spki.as_ref(), spki_of_key(identity.public_key()));
         assert_eq!(key_of_spki(&spki), Some(identity.public_key()));

@@ -80,7 +80,7 @@ fn files_are_mapped_shared_and_private_whether_large_or_small() {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     data_encoding::HEXLOWER.encode(digest.as_ref())
 }
 

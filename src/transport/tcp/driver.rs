@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +24,7 @@ use super::record::{Opened, RECORD_BYTES_MAX, RecordError, Records};
 use crate::io::sys::{TcpInfo, tcp_info};
 use crate::transport::connection::CloseReason;
 
-/// Bytes asked of the socket at once. What is opened there is still in the processor's cache when it is laid down.
+/// Bytes asked of the socket at once. What is opened is still in the processor's cache when it is proved.
 const RECEIVE_BYTES: usize = 512 << 10;
 /// How often the kernel is asked how the way is, while there is something to do.
 const INFO_EVERY: Duration = Duration::from_millis(100);
@@ -80,6 +81,18 @@ fn heed_loss(stream: &TcpStream, congestion: &mut KernelCongestion, info: &TcpIn
     }
 }
 
+/// How many bytes of content were opened.
+fn content(opened: Opened) -> Result<usize, End> {
+    match opened {
+        Opened::Content(len) => Ok(len),
+        Opened::Nothing => Ok(0),
+        Opened::End => {
+            let text = "the other side ended the connection".to_owned();
+            Err(End::Gone(CloseReason::Failed { text }))
+        }
+    }
+}
+
 pub(super) struct Driver {
     stream: TcpStream,
     shared: Arc<Shared>,
@@ -90,6 +103,8 @@ pub(super) struct Driver {
     incoming: Vec<u8>,
     /// What of `incoming` is filled.
     received: usize,
+    /// Where a record is opened that is not of one piece only.
+    opened: Vec<u8>,
     outgoing: Vec<u8>,
     /// What of `outgoing` the socket has taken.
     sent: usize,
@@ -122,6 +137,7 @@ impl Driver {
             started_at: now,
             incoming,
             received,
+            opened: vec![0; RECORD_BYTES_MAX],
             outgoing: Vec::new(),
             sent: 0,
             batch: Batch::default(),
@@ -245,23 +261,27 @@ impl Driver {
     fn open_records(&mut self) -> Result<(), End> {
         let (now, mut start) = (self.last_heard - self.started_at, 0);
         while let Some(len) = Records::whole(&self.incoming[start..self.received])? {
-            let record = &mut self.incoming[start..start + len];
-            match self.records.open(record)? {
-                Opened::Content(content) => {
-                    let content = &record[content];
-                    self.shared.with(|mux| mux.receive(content, now))?;
-                }
-                Opened::Nothing => {}
-                Opened::End => {
-                    let text = "the other side ended the connection".to_owned();
-                    return Err(End::Gone(CloseReason::Failed { text }));
-                }
-            }
+            self.open_record(start..start + len, now)?;
             start += len;
         }
         self.incoming.copy_within(start..self.received, 0);
         self.received -= start;
         Ok(())
+    }
+
+    /// Opens the record in these bytes of what came: into the piece that it is of, if it is nothing else.
+    fn open_record(&mut self, at: Range<usize>, now: Duration) -> Result<(), End> {
+        let (record, records) = (&self.incoming[at], &mut self.records);
+        let sealed_bytes = Records::sealed_bytes(record);
+        let in_place = self
+            .shared
+            .with(|mux| mux.receive_in_place(sealed_bytes, now, |room| content(records.open(record, room)?)));
+        if let Some(opened) = in_place {
+            return opened;
+        }
+        let opened = &mut self.opened[..sealed_bytes];
+        let len = content(records.open(record, opened)?)?;
+        Ok(self.shared.with(|mux| mux.receive(&opened[..len], now))?)
     }
 
     /// Waits until the socket or a stream has something, or it is time to ask whether the peer lives.

@@ -1,10 +1,10 @@
-//! TLS 1.3 records (RFC 8446, section 5) with the keys that rustls negotiated: seal a batch of frames, open what came, in place.
+//! TLS 1.3 records (RFC 8446, section 5) with the keys that rustls negotiated: seal a batch of frames, open what came where it will stay.
 //!
 //! rustls does the handshake, proves who is who, and derives every key; here is only what runs a hundred thousand times a
 //! second. Its own record layer copies each record once more in each direction and reads a socket in steps of 4 KiB, which
 //! costs a tenth of a transfer. The tests let rustls read what is sealed here, and the other way round.
 
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
@@ -82,8 +82,8 @@ impl Direction {
 /// What a record held.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// Content, in these bytes of the buffer.
-    Content(std::ops::Range<usize>),
+    /// So many bytes of content.
+    Content(usize),
     /// Nothing for whoever is above.
     Nothing,
     /// The peer will send no more.
@@ -176,19 +176,28 @@ impl Records {
         Ok((bytes.len() >= len).then_some(len))
     }
 
-    /// Opens one whole record, where it is.
-    pub(super) fn open(&mut self, record: &mut [u8]) -> Result<Opened, RecordError> {
-        let Some((header, sealed)) = record.split_first_chunk_mut::<RECORD_HEADER_BYTES>() else {
-            return Err(RecordError::Malformed);
-        };
+    /// What is sealed in `record`, a whole one, in bytes: its content, one for its kind, and padding.
+    pub(super) const fn sealed_bytes(record: &[u8]) -> usize {
+        record.len().saturating_sub(RECORD_HEADER_BYTES + TAG_BYTES)
+    }
+
+    /// Opens one whole record into `out`, which has room for its [`Self::sealed_bytes`] and no more. Content is at its beginning.
+    pub(super) fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<Opened, RecordError> {
+        let parts = record.split_first_chunk::<RECORD_HEADER_BYTES>();
+        let parts = parts.and_then(|(header, rest)| Some((header, rest.split_last_chunk::<TAG_BYTES>()?)));
+        let (header, (sealed, tag)) = parts.ok_or(RecordError::Malformed)?;
         let nonce = self.open.next_nonce()?;
-        let opened = self.open.key.open_in_place(nonce, Aad::from(*header), sealed);
-        let opened = opened.map_err(|_| RecordError::Forged)?;
+        let opened = self.open.key.open_separate_gather(nonce, Aad::from(*header), sealed, tag, out);
+        opened.map_err(|_| RecordError::Forged)?;
+        self.look_into(out)
+    }
+
+    fn look_into(&mut self, opened: &[u8]) -> Result<Opened, RecordError> {
         // The kind stands behind the content, and zeroes may stand behind the kind.
         let kind_at = opened.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Malformed)?;
         match (opened[kind_at], &opened[..kind_at]) {
             (APPLICATION_DATA, content) if content.len() <= RECORD_CONTENT_BYTES_MAX => {
-                Ok(Opened::Content(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + kind_at))
+                Ok(Opened::Content(kind_at))
             }
             (ALERT, [_, CLOSE_NOTIFY]) => Ok(Opened::End),
             (ALERT, [_, alert]) => Err(RecordError::Alert(*alert)),

@@ -175,18 +175,41 @@ impl Receiving {
     /// Part of the payload that was begun. Returns how many of the bytes may be granted anew at once.
     pub(super) fn put(&mut self, bytes: &[u8], now: Duration, wakes: &mut Vec<Waker>) -> usize {
         self.filling.extend_from_slice(bytes);
-        self.filling_left -= bytes.len();
-        self.buffered += bytes.len();
+        self.has_put(bytes.len(), now, wakes)
+    }
+
+    /// Lets `fill` put the next bytes of the payload where they stay, into `len` bytes of room, which must be less than is still to
+    /// come of the piece; otherwise it is not called. It says how many it has put there.
+    pub(super) fn fill<E>(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Option<Result<usize, E>> {
+        if len >= self.filling_left {
+            return None;
+        }
+        let start = self.filling.len();
+        // Zeroes cost little where they are overwritten at once.
+        self.filling.resize(start + len, 0);
+        let filled = fill(&mut self.filling[start..]);
+        self.filling.truncate(start + filled.as_ref().map_or(0, |filled| *filled));
+        Some(filled)
+    }
+
+    /// So many bytes were put behind the others. Returns how many of them may be granted anew at once.
+    pub(super) fn has_put(&mut self, len: usize, now: Duration, wakes: &mut Vec<Waker>) -> usize {
+        self.filling_left -= len;
+        self.buffered += len;
         if self.filling_left == 0 {
             self.lay_down();
         }
         let Some(reader) = &mut self.reader else { return 0 };
-        self.granted_ahead += bytes.len();
+        self.granted_ahead += len;
         let since = *reader.since.get_or_insert(now);
         if self.buffered >= reader.wanted || now.saturating_sub(since) >= TELL_AFTER {
             self.wake(wakes);
         }
-        bytes.len()
+        len
     }
 
     /// A reader waits until `wanted` bytes are there. Returns how many of those that are may be granted anew.

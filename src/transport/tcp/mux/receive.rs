@@ -56,6 +56,29 @@ impl Mux {
         Ok(())
     }
 
+    /// The same for what `fill` puts into `len` bytes of room, at once where it stays; it says how many bytes that are. `None`, and
+    /// nothing is called, where it may be more than content of one piece.
+    pub(in crate::transport::tcp) fn receive_in_place<E>(
+        &mut self,
+        len: usize,
+        now: Duration,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Option<Result<(), E>> {
+        let Expect::Content { stream: id, left, .. } = &mut self.expect else { return None };
+        let receive = &mut self.streams.get_mut(id)?.receive;
+        if *left <= len || receive.stopped.is_some() || self.closed.is_some() {
+            return None;
+        }
+        let filled = match receive.fill(len, fill)? {
+            Ok(filled) => filled,
+            Err(error) => return Some(Err(error)),
+        };
+        *left -= filled;
+        let (id, grant) = (*id, receive.has_put(filled, now, &mut self.wakes));
+        self.grant(id, grant);
+        Some(Ok(()))
+    }
+
     fn expect_header(&mut self) {
         self.expect = Expect::Header { bytes: [0; HEADER_BYTES], filled: 0 };
     }

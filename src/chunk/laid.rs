@@ -45,7 +45,8 @@ impl Laid {
     }
 
     fn copied(parts: &[Self], mut skip: usize, len: usize) -> Bytes {
-        let mut joined = BytesMut::with_capacity(len);
+        let there = parts.iter().map(|part| part.bytes.len()).sum();
+        let mut joined = BytesMut::with_capacity(len.min(there));
         for part in parts {
             let from = skip.min(part.bytes.len());
             skip -= from;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::cache::{CacheConfig, DiskCache, FileKey, NoCache};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex};

@@ -140,12 +140,11 @@ async fn noted(
     chunks: ChunkRange,
     named: &[Option<ChunkHash>],
 ) -> Result<Arc<[Option<ChunkHash>]>, WireError> {
-    let mut noted = match context.index.hashes_at_hand(of, chunks) {
-        Some(noted) => noted,
-        None => {
-            let index = Arc::clone(&context.index);
-            context.blocking(move |_| Ok(index.hashes(of, chunks))).await?
-        }
+    let mut noted = if let Some(noted) = context.index.hashes_at_hand(of, chunks) {
+        noted
+    } else {
+        let index = Arc::clone(&context.index);
+        context.blocking(move |_| Ok(index.hashes(of, chunks))).await?
     };
     for (noted, _) in noted.iter_mut().zip(named).filter(|(_, named)| named.is_some()) {
         *noted = None;

@@ -117,6 +117,6 @@ mod tests {
         assert_eq!(ends_at(&pieces[0]), pieces[2].as_ptr());
         assert_eq!(pieces[2].as_ptr().align_offset(DIRECT_ALIGN_BYTES), 0);
         assert_ne!(ends_at(&pieces[2]), pieces[3].as_ptr());
-        assert_eq!((pieces[1].len(), room.capacity()), (12, 0));
+        assert!(pieces[1].len() == 12 && room.capacity() < DIRECT_ALIGN_BYTES);
     }
 }

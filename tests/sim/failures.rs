@@ -152,11 +152,45 @@ async fn flipped_bits_are_asked_for_again_and_then_refused(kind: TransportKind) 
     let bytes = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Demand).await.unwrap();
     assert!(bytes == world.host.content("file"), "other bytes than the host's");
     assert_eq!(client.statistics().bad_answers, 1);
+    let named: Vec<Vec<bool>> =
+        world.server.reads().iter().map(|read| read.known.iter().map(Option::is_some).collect()).collect();
+    assert_eq!(named, [vec![], vec![true; 3]], "the host is not to believe what it noted");
     world.server.corrupt(u32::MAX);
     let error = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Demand).await.unwrap_err();
     assert!(matches!(error, CallError::BadAnswer(_)), "{error}");
     assert_eq!(client.statistics().bad_answers, 1 + 3);
     assert!(api(&client).ping().await.is_ok());
+}
+
+over_both!(a_run_that_is_cut_or_spoilt_goes_on_where_it_was);
+
+async fn a_run_that_is_cut_or_spoilt_goes_on_where_it_was(kind: TransportKind) {
+    let mut world = World::new(kind, THIN).await;
+    world.host.create_generated("file", 4 * CHUNK_BYTES, 9);
+    let config = ClientConfig { runs_from_bytes_per_second: 0, ..world.config() };
+    let client = QuicClient::connect(config).await.unwrap();
+    let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
+    for round in 0..3 {
+        let read = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Ahead);
+        let trouble = async {
+            // A run takes 125 ms here.
+            sleep(Duration::from_millis(60)).await;
+            match round {
+                0 => world.server.corrupt(1),
+                1 => {
+                    world.relay.set_cut(true);
+                    world.server = Server::start(&world.host, &world.identity);
+                    world.relay.set_target(world.server.address());
+                    world.relay.set_cut(false);
+                }
+                _ => {}
+            }
+        };
+        let (bytes, ()) = tokio::join!(read, trouble);
+        assert!(bytes.unwrap() == world.host.content("file"), "other bytes than the host's in round {round}");
+    }
+    assert!(client.statistics().bad_answers <= 1);
+    assert_eq!(client.statistics().reconnects, 1);
 }
 
 over_both!(an_idle_connection_costs_a_packet_a_second);

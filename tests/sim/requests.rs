@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
+use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, Laid};
 use wormhole::client::memory::Stage;
-use wormhole::client::quic::QuicClient;
-use wormhole::client::{CallError, Client, ListPart};
+use wormhole::client::quic::{ClientConfig, QuicClient};
+use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{
     CURRENT_BYTES_MAX, Errno, ErrorCode, OpenAccess, OpenId, ReadRequest, Request, SeekTarget, close,
 };
@@ -59,6 +59,43 @@ async fn every_request_is_answered_as_by_the_host_itself(kind: TransportKind) {
     let too_much =
         client.read_current(file.node, ByteRange::new(0, CURRENT_BYTES_MAX + 1)).await.unwrap_err();
     assert_eq!(too_much.code(), Some(ErrorCode::Malformed));
+}
+
+over_both!(a_short_read_over_a_fast_link_is_a_run_that_nobody_has_to_copy);
+
+async fn a_short_read_over_a_fast_link_is_a_run_that_nobody_has_to_copy(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
+    world.host.create_generated("file", 5 * CHUNK_BYTES - 7, 1);
+    let whole = world.host.content("file");
+    let lies_in_a_run = async |runs_from_bytes_per_second, offset, len, known| {
+        let config = ClientConfig { runs_from_bytes_per_second, ..world.config() };
+        let client = QuicClient::connect(config).await.unwrap();
+        let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
+        let request = ReadRequest { known, ..chunks_of(&file, offset, len) };
+        let mut parts = client.read(request, Lane::Ahead);
+        let mut laid = Vec::new();
+        while let Some(part) = parts.recv().await {
+            match part.unwrap() {
+                ContentPart::Chunk { index, chunk } => {
+                    let start = index.offset() as usize;
+                    assert!(whole[start..start + chunk.bytes().len()] == chunk.bytes()[..]);
+                    laid.push(chunk.laid().clone());
+                }
+                ContentPart::Same { .. } => {}
+                ContentPart::End { .. } => break,
+                ContentPart::Piece { .. } => panic!("no piece was asked for"),
+            }
+        }
+        let joined = Laid::join(&laid, 0, usize::MAX);
+        (laid.len(), joined.as_ptr() == laid[0].bytes().as_ptr())
+    };
+    assert_eq!(lies_in_a_run(0, 0, 4 * CHUNK_BYTES, vec![]).await, (4, true));
+    assert_eq!(lies_in_a_run(0, CHUNK_BYTES, 4 * CHUNK_BYTES, vec![]).await, (4, true), "to the end");
+    assert_eq!(lies_in_a_run(0, 0, 5 * CHUNK_BYTES, vec![]).await, (5, false), "too long for one request");
+    assert_eq!(lies_in_a_run(u64::MAX, 0, 4 * CHUNK_BYTES, vec![]).await, (4, false), "too slow");
+    let second = &whole[CHUNK_BYTES as usize..2 * CHUNK_BYTES as usize];
+    let known = vec![None, Some(ChunkHash::of(second))];
+    assert_eq!(lies_in_a_run(0, 0, 4 * CHUNK_BYTES, known).await, (3, false), "with a gap");
 }
 
 over_both!(a_lossy_link_delivers_equal_bytes);
@@ -156,7 +193,7 @@ over_both!(several_connections_share_the_work);
 async fn several_connections_share_the_work(kind: TransportKind) {
     let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("file", 4 * CHUNK_BYTES, 6);
-    let config = wormhole::client::quic::ClientConfig { connections: 3, ..world.config() };
+    let config = ClientConfig { connections: 3, ..world.config() };
     let client = QuicClient::connect(config).await.unwrap();
     until(|| client.statistics().connections == 3).await;
     let file = api(&client).lookup(client.root().node, b"file").await.unwrap();

@@ -29,6 +29,7 @@ pub(crate) struct Shared {
     refusal: Mutex<Option<WireError>>,
     corruptions: AtomicU32,
     closed: Mutex<Vec<CloseReason>>,
+    reads: Mutex<Vec<ReadRequest>>,
 }
 
 impl Server {
@@ -54,6 +55,11 @@ impl Server {
     /// So many of the next parts of content get a flipped bit.
     pub(crate) fn corrupt(&self, parts: u32) {
         self.shared.corruptions.store(parts, Ordering::Relaxed);
+    }
+
+    /// What was asked for so far.
+    pub(crate) fn reads(&self) -> Vec<ReadRequest> {
+        self.shared.reads.lock().unwrap().clone()
     }
 
     /// How connections ended so far.
@@ -145,6 +151,7 @@ async fn content(
     lane: Lane,
     shared: &Shared,
 ) -> Result<(), Broken> {
+    shared.reads.lock().unwrap().push(request.clone());
     let mut parts = client.read(request, lane);
     let mut begun = false;
     while let Some(part) = parts.recv().await {

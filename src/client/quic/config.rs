@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::client::FAST_BYTES_PER_SECOND;
 use crate::proto::{CompressionWish, SessionId, TicketSecret, WireError};
 use crate::transport::{ExpectedHost, HostAddress, Identity, TransportError, TransportTuning};
 
@@ -37,6 +38,9 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Connections to use, 1 to [`CONNECTIONS_MAX`]: one connection is one core's worth of encryption.
     pub connections: usize,
+    /// From this rate on the chunks of a short read come as a run once all are there, in bytes per second; 0: always. On a slower
+    /// link whoever waits for the first one should not wait for the others.
+    pub runs_from_bytes_per_second: u64,
     /// Whether content comes compressed.
     pub compression: CompressionWish,
     /// What carries connections, and its numbers.
@@ -63,6 +67,7 @@ impl ClientConfig {
             deadline: DEADLINE_DEFAULT,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             connections: 1,
+            runs_from_bytes_per_second: FAST_BYTES_PER_SECOND,
             compression: CompressionWish::Worthwhile,
             tuning: TransportTuning::default(),
         }

@@ -65,12 +65,13 @@ pub struct QuicClient {
 impl QuicClient {
     /// Makes the first connection. From then on the client keeps itself connected until [`Self::shutdown`] or its drop.
     pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, ConnectError> {
-        let (deadline, connections) = (config.deadline, config.connections.clamp(1, CONNECTIONS_MAX));
+        let (deadline, runs_from) = (config.deadline, config.runs_from_bytes_per_second);
+        let connections = config.connections.clamp(1, CONNECTIONS_MAX);
         let dialer = Arc::new(Dialer::new(config));
         let first = dialer.dial_first().await?;
         let (host_key, read_only) = (first.connection.peer_key(), first.welcome.read_only);
         let (acts_as, chooses_owners) = (first.welcome.acts_as, first.welcome.chooses_owners);
-        let shared = Arc::new(Shared::new(deadline, connections, &first.welcome));
+        let shared = Arc::new(Shared::new(deadline, runs_from, connections, &first.welcome));
         let mut first = Some(first);
         let keepers = (0..connections)
             .map(|slot| Keeper::new(Arc::clone(&shared), slot, Arc::clone(&dialer), first.take()))

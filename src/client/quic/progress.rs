@@ -311,6 +311,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_doubted_is_asked_for_under_a_name_that_no_content_has() {
+        let size = 3 * CHUNK_BYTES;
+        let held = Some(ChunkHash::of(b"held"));
+        let known = ReadRequest { known: vec![None, held], ..request(0, size, size, true) };
+        let mut progress = Progress::new(known).unwrap();
+        progress.doubt();
+        assert_eq!(progress.remaining().known, [Some(NO_CONTENT), held, Some(NO_CONTENT)]);
+        let next = progress.check(&chunk(0, size)).unwrap();
+        progress.note(next);
+        assert_eq!(progress.remaining().known, [held, Some(NO_CONTENT)]);
+        // A host that says so of a name that none of ours has lies.
+        assert!(progress.check(&ContentHeader::Same { index: ChunkIndex(2) }).is_err());
+        let mut piece = Progress::new(request(0, 10, size, false)).unwrap();
+        piece.doubt();
+        assert_eq!(piece.remaining().known, []);
+    }
+
+    #[test]
     fn what_was_not_asked_for_is_refused() {
         let progress = Progress::new(request(0, 10, 100, true)).unwrap();
         assert!(progress.check(&chunk(1, 2 * CHUNK_BYTES)).is_err());

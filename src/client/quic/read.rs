@@ -12,7 +12,7 @@ use super::progress::{Next, Progress};
 use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};
-use crate::client::{CallError, ContentPart, FAST_BYTES_PER_SECOND};
+use crate::client::{CallError, ContentPart};
 use crate::proto::{ContentHeader, ErrorCode, ReadRequest, Reply, Request, WireError, encode_frame};
 use crate::transport::Lane;
 
@@ -140,7 +140,7 @@ impl<'a> Reading<'a> {
     fn gathers(&self) -> bool {
         self.progress.asks_for_chunks()
             && self.progress.bytes_missing() <= RUN_BYTES_MAX
-            && self.shared.meter().bytes_per_second() > FAST_BYTES_PER_SECOND
+            && self.shared.meter().bytes_per_second() >= self.shared.runs_from_bytes_per_second
     }
 
     /// Takes the parts as they come; returns the last one.

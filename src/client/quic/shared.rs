@@ -21,6 +21,7 @@ const LOCK_WAITS_MAX: usize = 32;
 /// The state of one client.
 pub(super) struct Shared {
     pub(super) deadline: Duration,
+    pub(super) runs_from_bytes_per_second: u64,
     pub(super) slots: Vec<Slot>,
     pub(super) totals: Totals,
     pub(super) instance_changes: watch::Sender<u64>,
@@ -65,13 +66,19 @@ struct Host {
 }
 
 impl Shared {
-    pub(super) fn new(deadline: Duration, connections: usize, welcome: &Welcome) -> Self {
+    pub(super) fn new(
+        deadline: Duration,
+        runs_from_bytes_per_second: u64,
+        connections: usize,
+        welcome: &Welcome,
+    ) -> Self {
         let slot = |_| Slot {
             wake: Arc::new(Notify::new()),
             state: Mutex::new(SlotState { phase: Phase::Reconnecting, live: None, refusal: None }),
         };
         Self {
             deadline,
+            runs_from_bytes_per_second,
             slots: (0..connections).map(slot).collect(),
             totals: Totals::default(),
             instance_changes: watch::channel(0).0,

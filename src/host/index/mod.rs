@@ -39,7 +39,7 @@ pub(super) const FILE_BYTES_MIN: u64 = 1024 * 1024;
 const PENDING_MAX: usize = 1024;
 
 /// Stretches that are remembered as they are on disk, so that reading a file asks for each once: 128 KiB of memory, 64 readers.
-const RECENT_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+const RECENT_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 
 /// One version of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

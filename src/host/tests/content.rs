@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::chunk::testing::noise;
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
+use crate::host::attributes::now;
+use crate::host::index::{FileVersion, HashIndex};
 use crate::proto::{
     CURRENT_BYTES_MAX, Errno, MANIFEST_CHUNKS_MAX, ManifestRequest, OpenId, READ_CHUNKS_MAX, close,
 };
@@ -382,4 +384,37 @@ async fn what_was_hashed_once_is_not_read_again_not_even_by_another_daemon() {
     assert_eq!(guest.ask(Request::Sum { node: file.node }).await.unwrap(), sum);
     let status = world.host.status();
     assert_eq!((status.index_hits, status.index_misses, status.disk_inflight_max), (12, 0, 0));
+}
+
+/// Names told before are told again without hashing; whoever finds one wrong asks by another name, and the host learns.
+#[tokio::test]
+async fn a_wrong_note_is_mended_by_whoever_finds_it_wrong() {
+    let (world, guest, file) = with_file().await;
+    tokio::time::sleep(std::time::Duration::from_nanos(Version::SETTLE_NS.unsigned_abs())).await;
+    drop(guest);
+    let World { host, folder } = world;
+    host.shutdown().await;
+    let index = HashIndex::open(&folder.path().join("state"));
+    let (of, wrong) = (FileVersion { node: file.node, version: file.version() }, ChunkHash::of(b"another"));
+    index.note(of, now(), ChunkIndex(1), wrong);
+    index.close();
+    drop(index);
+    let world = World { host: start(folder.path(), EngineKind::Auto), folder };
+    let guest = world.client().await;
+    guest.walk("file").await.unwrap();
+    let whole = pattern(SIZE);
+    let named = async |known| {
+        let request = ReadRequest { known, ..chunks(&file, 0, 3 * CHUNK_BYTES) };
+        let (parts, _) = guest.read_unproved(request).await.unwrap();
+        let joined: Vec<u8> = parts.iter().flat_map(|part| part.bytes.to_vec()).collect();
+        assert!(joined == whole[..3 * CHUNK_BYTES as usize]);
+        parts.iter().map(|part| part.hash().unwrap()).collect::<Vec<_>>()
+    };
+    let right: Vec<_> = whole.chunks(CHUNK_BYTES as usize).map(ChunkHash::of).take(3).collect();
+    assert_eq!(named(vec![]).await, [right[0], wrong, right[2]]);
+    assert_eq!(world.host.status().index_hits, 1);
+    assert_eq!(named(vec![Some(ChunkHash::from_bytes([0; 32])); 3]).await, right);
+    assert_eq!(world.host.status().index_hits, 1, "what is named is hashed");
+    assert_eq!(named(vec![]).await, right);
+    assert_eq!(world.host.status().index_hits, 1 + 3);
 }

@@ -80,7 +80,7 @@ impl Direction {
 }
 
 /// What a record held.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opened {
     /// So many bytes of content.
     Content(usize),

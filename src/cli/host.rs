@@ -13,9 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::CliError;
-use super::index_progress;
 use super::pair::Lifetime;
+use super::{CliError, index_progress, threads};
 use crate::config::{Environment, Side};
 use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent};
 use crate::host::{Export, Host, HostConfig, HostError, HostObserver, HostStatus, TicketTerms};
@@ -88,11 +87,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
         keys_max: 1,
         user: arguments.ticket_user,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::system(format!("cannot start threads: {error}")))?;
-    runtime.block_on(serve(config, terms, arguments.json))
+    threads::runtime()?.block_on(serve(config, terms, arguments.json))
 }
 
 /// Where the host's state lies: as said, or where the system keeps such things.

@@ -20,6 +20,7 @@ mod progress;
 mod rest;
 mod status;
 mod sum;
+mod threads;
 mod umount;
 mod words;
 

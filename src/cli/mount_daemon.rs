@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{CliError, logging};
+use super::{CliError, logging, threads};
 use crate::config::{Environment, LocalAccounts, MountOptions, Parsed, Places, mount_config};
 use crate::control::Controlled;
 use crate::mount::{Mount, MountConfig, MountError};
@@ -26,10 +26,6 @@ const JOB_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Between two attempts to mount.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
-
-/// Of the cores, one in so many gets a thread on which async code runs. What one packet wakes then mostly runs where the packet was
-/// received: with a thread a core, a cold read on two cores took 10 % longer and a tenth more of the client's processor time.
-const CORES_PER_WORKER: usize = 2;
 
 /// How long blocking calls may take to return at the end.
 const THREADS_WAIT: Duration = Duration::from_secs(1);
@@ -115,7 +111,7 @@ fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), Cli
         state_dir: job.state_dir,
     };
     let config = mount_config(places, &options, &environment).map_err(CliError::mount)?;
-    let runtime = runtime()?;
+    let runtime = threads::runtime()?;
     let outcome = runtime.block_on(async {
         // One for the whole life: a signal between two listeners would be lost.
         let mut ended = std::pin::pin!(told_to_end()?);
@@ -134,15 +130,6 @@ fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), Cli
     // What still runs on a thread that may block, blocks.
     runtime.shutdown_timeout(THREADS_WAIT);
     outcome
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads((cores / CORES_PER_WORKER).max(1))
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::system(format!("cannot start threads: {error}")))
 }
 
 /// Mounts, again and again for `retry_for`.

@@ -288,6 +288,7 @@ pub struct ReadRequest {
     /// Whether to answer in whole chunks, which can be kept under their hash.
     pub whole_chunks: bool,
     /// Hashes of the chunks of the range that the client holds from elsewhere, by position; may be shorter than the range, or empty.
+    /// Where one is named the host hashes the chunk; of others it may tell the hash that it noted of this version.
     pub known: Vec<Option<ChunkHash>>,
 }
 

@@ -120,7 +120,7 @@ impl Identity {
     }
 
     fn from_pkcs8(pkcs8: PrivatePkcs8KeyDer<'static>) -> Result<Self, String> {
-        // `openssl genpkey` writes version 1, which carries no public key; ring's strict reader wants version 2.
+        // `openssl genpkey` writes version 1, which carries no public key; the strict reader wants version 2.
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.secret_pkcs8_der())
             .map_err(|rejected| format!("not an Ed25519 key in PKCS#8 ({rejected})"))?;
         let public_key =

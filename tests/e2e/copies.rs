@@ -1,14 +1,16 @@
 //! Content is known by its hash: what was read under one name is not sent under another, and the host hashes nothing twice.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::relay::Relay;
-use crate::world::{Host, Mount, World, noise, succeeds, wait_until, wormhole};
+use crate::world::{Host, Mount, World, noise, printed_by, status_of, succeeds, wait_until, wormhole};
 
 /// The files lie still for so long that a version names one content.
 fn settle() {
@@ -176,4 +178,51 @@ fn a_host_that_hashes_ahead_has_all_hashes_before_it_is_asked() {
     let text = succeeds(wormhole().arg("status"));
     assert!(text.contains("hashed ahead 57.2 MiB of 57.2 MiB"), "{text}");
     mount.umount();
+}
+
+/// What is mapped on a tmpfs is written without a change of times: the host's note is of what the file held before.
+#[test]
+fn a_note_of_what_a_file_no_longer_holds_is_found_wrong_and_not_believed() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("LEFT OUT: only root can mount a tmpfs");
+        return;
+    }
+    let world = World::new();
+    printed_by("mount", &["-t", "tmpfs", "none", world.source().to_str().unwrap()]);
+    let file = world.source().join("f");
+    let (mut content, at) = (noise(3_000_000, 1), 1_500_000);
+    fs::write(&file, &content).unwrap();
+    // The first write to a mapped page changes the times, later ones do not.
+    let script = "import mmap,sys\n\
+        with open(sys.argv[1], 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:\n\
+        \x20   at = int(sys.argv[2]); m[at] = m[at]; print(flush=True); sys.stdin.readline(); m[at] ^= 1";
+    let mut writer = Command::new("python3")
+        .args(["-c", script, file.to_str().unwrap(), &at.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writer.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    settle();
+    let host = world.host();
+    let read_anew = |name: &str| {
+        let point = world.path(name);
+        fs::create_dir_all(&point).unwrap();
+        let cache = format!("cache_dir={}", world.path(&format!("cache-{name}")).display());
+        succeeds(world.mount_command(&host.ticket, &point).args(["-o", &cache]));
+        let read = read_as_cat(&point.join("f"));
+        let status = status_of(&point);
+        succeeds(wormhole().arg("umount").arg(&point));
+        (read, number(&status, "bad_answers"))
+    };
+    assert!(read_anew("first") == (content.clone(), 0));
+    let before = fs::metadata(&file).unwrap();
+    content[at] ^= 1;
+    writer.stdin.take().unwrap().write_all(b"now\n").unwrap();
+    assert!(writer.wait().unwrap().success());
+    let after = fs::metadata(&file).unwrap();
+    assert_eq!((before.mtime_nsec(), before.ctime_nsec()), (after.mtime_nsec(), after.ctime_nsec()));
+    let (read, bad_answers) = read_anew("second");
+    assert!(read == content && bad_answers == 1, "{bad_answers} answers were found wrong");
+    assert!(read_anew("third") == (content, 0), "the host has learnt it");
 }

@@ -119,6 +119,11 @@ impl VerifiedRun {
         Ok(())
     }
 
+    /// How many have been accepted.
+    pub const fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
     /// The chunks, in their order.
     pub fn finish(self) -> impl Iterator<Item = VerifiedChunk> {
         let (hashes, lengths): (Vec<_>, Vec<_>) = self.chunks.into_iter().unzip();

@@ -59,16 +59,15 @@ struct Reading<'a> {
 struct Gathered {
     first: ChunkIndex,
     run: VerifiedRun,
-    chunks: u64,
 }
 
 impl Gathered {
     fn at(first: ChunkIndex) -> Self {
-        Self { first, run: VerifiedRun::default(), chunks: 0 }
+        Self { first, run: VerifiedRun::default() }
     }
 
     fn goes_on_with(&self, index: ChunkIndex) -> bool {
-        self.first.0 + self.chunks == index.0
+        self.first.0 + self.run.chunks() as u64 == index.0
     }
 
     fn parts(self) -> impl Iterator<Item = ContentPart> {
@@ -188,26 +187,30 @@ impl<'a> Reading<'a> {
         flow: &mut Flow<'_, 'a>,
     ) -> Result<ContentPart, Fault> {
         let arrived = |bytes| flow.arrived(bytes);
-        let (hash, bytes) = match next {
-            Next::Same { index } => return Ok(ContentPart::Same { index }),
-            Next::End { observed } => return Ok(ContentPart::End { observed }),
-            Next::Chunk { hash, len, .. } | Next::Piece { hash, len, .. } => {
-                (hash, exchange.bytes(len, arrived).await?.freeze())
-            }
-            Next::Packed { hash, len, packed_len, .. } | Next::PackedPiece { hash, len, packed_len, .. } => {
-                (hash, unpacked(exchange, (len, packed_len), arrived).await?)
-            }
-        };
-        let chunk = VerifiedChunk::verify(hash, bytes).map_err(|error| self.unproved(&error))?;
         Ok(match next {
-            Next::Piece { offset, .. } | Next::PackedPiece { offset, .. } => {
-                ContentPart::Piece { offset, bytes: chunk.into_bytes() }
+            Next::Chunk { index, hash, len } => {
+                let bytes = exchange.bytes(len, arrived).await?.freeze();
+                ContentPart::Chunk { index, chunk: self.prove(hash, bytes)? }
             }
-            Next::Chunk { index, .. } | Next::Packed { index, .. } | Next::Same { index } => {
-                ContentPart::Chunk { index, chunk }
+            Next::Packed { index, hash, len, packed_len } => {
+                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
+                ContentPart::Chunk { index, chunk: self.prove(hash, bytes)? }
             }
+            Next::Piece { offset, hash, len } => {
+                let bytes = exchange.bytes(len, arrived).await?.freeze();
+                ContentPart::Piece { offset, bytes: self.prove(hash, bytes)?.into_bytes() }
+            }
+            Next::PackedPiece { offset, hash, len, packed_len } => {
+                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
+                ContentPart::Piece { offset, bytes: self.prove(hash, bytes)?.into_bytes() }
+            }
+            Next::Same { index } => ContentPart::Same { index },
             Next::End { observed } => ContentPart::End { observed },
         })
+    }
+
+    fn prove(&mut self, hash: ChunkHash, bytes: Bytes) -> Result<VerifiedChunk, Fault> {
+        VerifiedChunk::verify(hash, bytes).map_err(|error| self.unproved(&error))
     }
 
     fn unproved(&mut self, error: &HashMismatch) -> Fault {
@@ -227,7 +230,6 @@ impl<'a> Reading<'a> {
             self.hand_out_gathered(flow).await?;
         }
         let gathered = self.gathered.get_or_insert_with(|| Gathered::at(index));
-        gathered.chunks += 1;
         gathered.run.push(hash, bytes).map_err(|error| self.unproved(&error).into())
     }
 

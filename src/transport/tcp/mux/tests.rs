@@ -25,6 +25,7 @@ enum Op {
     Read { pick: usize, max: usize },
     ReadExact { pick: usize, len: usize },
     SetLane { pick: usize, lane: usize },
+    LayTogether { pick: usize, len: usize },
     Drop { pick: usize },
     Carry { batch: usize, cut: usize },
 }
@@ -41,6 +42,7 @@ fn op() -> impl Strategy<Value = (bool, Op)> {
         4 => (pick.clone(), 1usize..100_000).prop_map(|(pick, max)| Op::Read { pick, max }),
         4 => (pick.clone(), 1usize..100_000).prop_map(|(pick, len)| Op::ReadExact { pick, len }),
         1 => (pick.clone(), 0usize..4).prop_map(|(pick, lane)| Op::SetLane { pick, lane }),
+        1 => (pick.clone(), 0usize..300_000).prop_map(|(pick, len)| Op::LayTogether { pick, len }),
         1 => pick.prop_map(|pick| Op::Drop { pick }),
         6 => (0usize..100_000, 1usize..9_000).prop_map(|(batch, cut)| Op::Carry { batch, cut }),
     ];
@@ -72,6 +74,20 @@ struct World {
 
 fn context() -> Context<'static> {
     Context::from_waker(Waker::noop())
+}
+
+/// Hands over what was in one record, which has more room than content. Returns whether it went where it stays.
+fn hand(mux: &mut Mux, content: &[u8]) -> bool {
+    let room = content.len() + 1 + content.len() % 3;
+    let in_place = mux.receive_in_place(room, Duration::ZERO, |out| {
+        assert_eq!(out.len(), room);
+        out.fill(255);
+        out[..content.len()].copy_from_slice(content);
+        Ok::<_, Violation>(content.len())
+    });
+    let is_in_place = in_place.is_some();
+    in_place.unwrap_or_else(|| mux.receive(content, Duration::ZERO)).expect("an honest peer");
+    is_in_place
 }
 
 impl World {
@@ -125,6 +141,10 @@ impl World {
             }
             Op::Read { pick, max } => self.read(side, pick, max),
             Op::ReadExact { pick, len } => self.read_exact(side, pick, len),
+            Op::LayTogether { pick, len } => {
+                let Some(id) = self.held(side, pick) else { return };
+                self.ends[side].mux.lay_together(id, len);
+            }
             Op::SetLane { pick, lane } => {
                 let Some(id) = self.held(side, pick) else { return };
                 self.ends[side].mux.set_lane(id, LANES[lane]);
@@ -215,7 +235,7 @@ impl World {
         assert_eq!(bytes.len(), batch.bytes);
         assert!(bytes.len() <= bytes_max + 64 * HEADER_BYTES + CONTROL_FRAMES_MAX * HEADER_BYTES);
         for portion in bytes.chunks(cut) {
-            self.ends[1 - side].mux.receive(portion, Duration::ZERO).expect("an honest peer");
+            hand(&mut self.ends[1 - side].mux, portion);
         }
         for end in &self.ends {
             let unread: usize = end.mux.streams.values().map(|stream| stream.receive.buffered()).sum();
@@ -330,6 +350,24 @@ fn a_piece_comes_out_as_it_was_written() {
     }
     let read = world.ends[1].mux.poll_read(id, usize::MAX, &context());
     assert!(matches!(read, Poll::Ready(Ok(Some(bytes))) if bytes.len() == 30_000));
+}
+
+#[test]
+fn content_goes_where_it_stays_unless_something_else_may_follow_and_a_failure_leaves_nothing() {
+    let mut world = World::new();
+    let id = open(&mut world.ends[0].mux, Lane::Demand, 30_000);
+    let mut batch = Batch::default();
+    world.ends[0].mux.transmit(&mut batch, 1 << 20);
+    let bytes: Vec<u8> = batch.parts.iter().flat_map(|part| part.bytes().to_vec()).collect();
+    let mux = &mut world.ends[1].mux;
+    let before_content = bytes.len() - 30_000;
+    assert!(!hand(mux, &bytes[..before_content + 1_000]));
+    let failed = mux.receive_in_place(5_000, Duration::ZERO, |_| Err::<usize, _>("forged"));
+    assert_eq!(failed, Some(Err("forged")));
+    assert!(hand(mux, &bytes[before_content + 1_000..before_content + 20_000]));
+    assert!(!hand(mux, &bytes[before_content + 20_000..]), "its room may be too short");
+    let read = mux.poll_read(id, usize::MAX, &context());
+    assert!(matches!(read, Poll::Ready(Ok(Some(read))) if read == bytes[before_content..]));
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! `wormhole sum`: BLAKE3 of files on a mount, computed by the host, in the format of `b3sum`.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -67,15 +67,15 @@ fn print(line: &str) -> Result<(), CliError> {
     writeln!(io::stdout(), "{line}").map_err(|error| CliError::system(format!("standard output: {error}")))
 }
 
-/// The sum as the mount gives it: one question to the host, no content.
+/// The sum as the mount gives it: one question to the host, no content. The file is not opened, as with its opening comes its beginning.
 fn sum(path: &Path) -> Result<String, CliError> {
     let wrong = |why: &dyn std::fmt::Display| CliError::system(format!("{}: {why}", path.display()));
-    let file = File::open(path).map_err(|error| wrong(&error))?;
-    if !file.metadata().map_err(|error| wrong(&error))?.is_file() {
+    if !fs::metadata(path).map_err(|error| wrong(&error))?.is_file() {
         return Err(wrong(&"not a regular file"));
     }
     let name = CString::new(SUM_XATTR).map_err(|error| wrong(&error))?;
-    match get_xattr(XattrTarget::Fd(file.as_fd()), &name) {
+    let target = CString::new(path.as_os_str().as_bytes()).map_err(|error| wrong(&error))?;
+    match get_xattr(XattrTarget::Path(&target), &name) {
         Ok(value) => String::from_utf8(value).map_err(|_| wrong(&"the mount answers nothing that is a sum")),
         Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {
             Err(wrong(&"not on a wormhole mount; `b3sum` computes the sum of local files"))

@@ -59,6 +59,9 @@ fn sums_are_those_of_b3sum() {
         serde_json::from_str(&succeeds(wormhole().args(["sum", "--json"]).arg(&large))).unwrap();
     assert_eq!(json[0]["hash"], expected("below/large").as_str());
     assert_eq!(Stage::status(&mountpoint)["host_bytes"], before, "content was transferred");
+    nix::unistd::mkfifo(&stage.path("export/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let output = wormhole().arg("sum").arg(mountpoint.join("fifo")).output().unwrap();
+    assert!(errors(&output).contains("not a regular file"), "{}", errors(&output));
     let output = wormhole().arg("sum").args([&hello, &mountpoint.join("missing")]).output().unwrap();
     assert_eq!(code(&output), 2);
     assert!(String::from_utf8_lossy(&output.stdout).contains(&expected("hello")), "{}", errors(&output));

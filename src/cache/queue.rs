@@ -28,10 +28,6 @@ const GATHER_BYTES: usize = 1024 * 1024;
 /// How long it waits for that: 1 MiB comes in 5 ms at 200 MB/s. What waits is found as if it were written.
 const GATHER_TIME: Duration = Duration::from_millis(5);
 
-/// A write that takes longer tells that the disk is slow now, whatever it was before. A shorter pause a fast disk makes up for: where it
-/// counted, what had waited its turn for a while was dropped at once, 100 to 700 chunks of a GiB in one cold read of four.
-const STALL_TIME: Duration = Duration::from_millis(200);
-
 /// The pace of the disk is that of the last so many bytes, at most: long enough to see its cache fill up.
 const PACE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -226,14 +222,16 @@ impl Queue {
         !state.stopped && state.bytes > QUEUE_BYTES_MAX / 2
     }
 
-    /// How many bytes a second the disk takes; fewer when it takes longer than [`STALL_TIME`] for what it has now. 0 where that is
-    /// not known yet.
+    /// How many bytes a second the disk takes; fewer as soon as it takes long for what it has now. 0 where that is not
+    /// known yet.
     pub(super) fn bytes_per_second(&self) -> u64 {
         let state = self.state();
+        let now = Pace {
+            bytes: state.in_flight_bytes as u64,
+            time: state.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
+        };
         let lately = state.pace.bytes_per_second();
-        let time = state.taken.map_or(Duration::ZERO, |taken| taken.elapsed());
-        let now = Pace { bytes: state.in_flight_bytes as u64, time };
-        if time > STALL_TIME { lately.min(now.bytes_per_second()) } else { lately }
+        if state.taken.is_some() { lately.min(now.bytes_per_second()) } else { lately }
     }
 
     /// What waits under `key`.
@@ -489,9 +487,7 @@ mod tests {
         assert_eq!(queue.bytes_per_second() >> 20, 1000);
         queue.push(chunk(1, 1 << 16));
         let batch = take(&queue);
-        std::thread::sleep(STALL_TIME / 10);
-        assert_eq!(queue.bytes_per_second() >> 20, 1000, "it may be about to go on");
-        std::thread::sleep(STALL_TIME);
+        std::thread::sleep(Duration::from_millis(20));
         assert!(queue.bytes_per_second() >> 20 < 4, "the disk has stalled");
         queue.written(&batch);
         assert!(queue.bytes_per_second() >> 20 < 60);

@@ -124,7 +124,9 @@ async fn send_chunks(
         let part = part.map_err(Stop::Failed)?;
         let (index, known) = (ChunkIndex::containing(part.range.offset), request.known.get(position));
         let hash = part.content.hash;
-        context.index.note(of, observed, index, hash);
+        if part.content.is_hashed {
+            context.index.note(of, observed, index, hash);
+        }
         note_place(context, of.node, (index, part.range), hash);
         send_chunk(context, index, known.copied().flatten(), &part.content, answer).await?;
         position += 1;
@@ -191,6 +193,8 @@ impl Wrapped {
 /// Content, its hash, and what it was compressed to where that is worth it.
 struct Parcel {
     hash: ChunkHash,
+    /// Whether it was computed from these bytes; else it was noted before, and may be wrong by now.
+    is_hashed: bool,
     bytes: Bytes,
     packed: Option<Bytes>,
 }
@@ -205,7 +209,7 @@ impl Make for Wrapped {
             Some(packing) if !self.known.contains(&hash) => packing.pack(&bytes).await,
             _ => None,
         };
-        Parcel { hash, bytes, packed }
+        Parcel { hash, is_hashed: noted.is_none(), bytes, packed }
     }
 }
 
@@ -213,7 +217,7 @@ async fn send_chunk(
     context: &ClientContext,
     index: ChunkIndex,
     known: Option<ChunkHash>,
-    Parcel { hash, bytes, packed }: &Parcel,
+    Parcel { hash, bytes, packed, .. }: &Parcel,
     answer: &mut Answer,
 ) -> Result<(), Gone> {
     let hash = *hash;
@@ -242,7 +246,7 @@ async fn send_piece(
     let make = Wrapped::unnoted(context.packing(request.node));
     let mut parts = ReadAhead::new(context_of_reads, file, request.version, ranges, make);
     while let Some(part) = parts.next().await {
-        let Parcel { hash, bytes, packed } = part.map_err(Stop::Failed)?.content;
+        let Parcel { hash, bytes, packed, .. } = part.map_err(Stop::Failed)?.content;
         let (offset, len) = (range.offset, range.len as u32);
         match packed {
             None => send(context, ContentHeader::Piece { offset, hash, len }, &bytes, answer).await?,

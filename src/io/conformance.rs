@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use proptest::prelude::*;
 
 use super::denied::{Denial, start_denied};
@@ -27,17 +28,20 @@ enum Flavour {
     UringTwoRings,
     UringUnregistered,
     Blocking,
+    /// As hosts use it: `io_uring` for what is not in the page cache.
+    Resident,
 }
 
 impl Flavour {
     /// `None` where the environment excuses the lack of `io_uring`.
     fn start(self, pool_bytes: usize) -> Option<Engine> {
-        let config = EngineConfig { kind: EngineKind::Uring, pool_bytes, ..EngineConfig::default() };
+        let kind = if matches!(self, Self::Blocking) { EngineKind::Blocking } else { EngineKind::Uring };
+        let reads_resident = matches!(self, Self::Resident);
+        let config = EngineConfig { kind, pool_bytes, reads_resident, ..EngineConfig::default() };
         let started = match self {
-            Self::Uring => Engine::start(&config),
+            Self::Uring | Self::Blocking | Self::Resident => Engine::start(&config),
             Self::UringTwoRings => Engine::start(&EngineConfig { rings: 2, ring_depth: 3, ..config }),
             Self::UringUnregistered => start_denied(Denial::BUFFERS, config),
-            Self::Blocking => Engine::start(&EngineConfig { kind: EngineKind::Blocking, ..config }),
         };
         match started {
             Err(IoError::Unavailable { backend: "io_uring", .. })
@@ -89,6 +93,7 @@ suite!(uring, Flavour::Uring);
 suite!(uring_two_rings, Flavour::UringTwoRings);
 suite!(uring_unregistered, Flavour::UringUnregistered);
 suite!(blocking, Flavour::Blocking);
+suite!(resident, Flavour::Resident);
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -339,9 +344,15 @@ async fn counters_count(engine: Engine) {
     engine.read(Arc::clone(&file), 0, BUFFER_BYTES).await.unwrap();
     let stats = engine.stats();
     assert_eq!((stats.reads, stats.read_bytes), (102, 100 * 4096 + 2 * BUFFER_BYTES as u64 - 4096));
-    assert_eq!((stats.short_reads, stats.in_flight, stats.in_flight_max), (1, 0, 1));
     assert_eq!((stats.writes, stats.written_bytes, stats.cancelled), (0, 0, 0));
     assert_eq!((stats.pool_buffers, stats.pool_free), (8, 8));
+    if stats.resident_reads > 0 {
+        // All but the one at the end of the file, which the backend must confirm.
+        assert_eq!((stats.resident_reads, stats.short_reads, stats.in_flight), (101, 0, 0));
+        assert!(stats.submissions <= 6, "{stats:?}");
+        return;
+    }
+    assert_eq!((stats.short_reads, stats.in_flight, stats.in_flight_max), (1, 0, 1));
     let registered = engine.name() == "io_uring" && engine.fallback_reason().is_none();
     assert_eq!(stats.fixed_reads, if registered { 103 } else { 0 });
     if engine.name() == "io_uring" {
@@ -350,6 +361,42 @@ async fn counters_count(engine: Engine) {
     } else {
         assert_eq!(stats.submissions, 0);
     }
+}
+
+#[test]
+fn what_lies_in_memory_takes_no_turn_and_the_rest_does() {
+    let Some(engine) = Flavour::Resident.start(TINY_POOL_BYTES) else { return };
+    let content = pattern(8 << 20);
+    let fill = |mut file: File| {
+        file.write_all(&content).unwrap();
+        Arc::new(file)
+    };
+    if let Ok(file) = tempfile::tempfile_in("/dev/shm") {
+        run(async {
+            assert!(engine.read(fill(file), 5, 1000).await.unwrap() == content[5..1005]);
+            assert_eq!((engine.stats().resident_reads, engine.stats().in_flight_max), (1, 0));
+        });
+    } else {
+        eprintln!("LEFT OUT: a file in memory, which needs a tmpfs at /dev/shm");
+    }
+    // Beside the test binary, as nothing leaves the cache of a tmpfs.
+    let file = fill(tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap());
+    file.sync_all().unwrap();
+    // Far enough from its beginning that no large page reaches across.
+    let dropped = content.len() / 2;
+    posix_fadvise(&file, dropped as i64, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    run(async move {
+        let before = engine.stats();
+        let offset = dropped - BUFFER_BYTES / 2;
+        let read = engine.read(file, offset as u64, BUFFER_BYTES).await.unwrap();
+        assert!(read == content[offset..offset + BUFFER_BYTES]);
+        let stats = engine.stats();
+        assert_eq!(
+            (stats.reads, stats.read_bytes),
+            (before.reads + 1, before.read_bytes + BUFFER_BYTES as u64)
+        );
+        assert_eq!((stats.resident_reads, stats.in_flight_max), (before.resident_reads, 1));
+    });
 }
 
 async fn bytes_outlive_the_engine(engine: Engine) {

@@ -76,7 +76,7 @@ fn install(denial: Denial) -> io::Result<()> {
 }
 
 fn config(kind: EngineKind) -> EngineConfig {
-    EngineConfig { kind, pool_bytes: 2 << 20, ..EngineConfig::default() }
+    EngineConfig { kind, pool_bytes: 2 << 20, reads_resident: false, ..EngineConfig::default() }
 }
 
 async fn reads(engine: &Engine) {

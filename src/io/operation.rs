@@ -80,6 +80,12 @@ impl Operation {
         Self { file, offset, done: 0, retries: 0, work, ticket }
     }
 
+    /// So many of the bytes are there already.
+    pub(super) fn after(mut self, done: usize) -> Self {
+        self.done = done;
+        self
+    }
+
     /// The file it concerns.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -15,6 +15,8 @@ pub struct EngineStats {
     pub reads: u64,
     /// Bytes read.
     pub read_bytes: u64,
+    /// Reads that found everything in the page cache and took no turn.
+    pub resident_reads: u64,
     /// Writes answered, failed ones included.
     pub writes: u64,
     /// Bytes written.
@@ -40,6 +42,7 @@ pub(super) struct Counters {
     pub(super) in_flight_max: AtomicU64,
     pub(super) reads: AtomicU64,
     pub(super) read_bytes: AtomicU64,
+    pub(super) resident_reads: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) written_bytes: AtomicU64,
     pub(super) fixed_reads: AtomicU64,
@@ -56,6 +59,7 @@ impl Counters {
             in_flight_max: self.in_flight_max.load(Relaxed),
             reads: self.reads.load(Relaxed),
             read_bytes: self.read_bytes.load(Relaxed),
+            resident_reads: self.resident_reads.load(Relaxed),
             writes: self.writes.load(Relaxed),
             written_bytes: self.written_bytes.load(Relaxed),
             fixed_reads: self.fixed_reads.load(Relaxed),

@@ -1,8 +1,8 @@
 //! System calls that need `unsafe` or a retry rule, each behind a safe function.
 //!
 //! What `nix` wraps safely is not wrapped again: `posix_fadvise`, `faccessat`, `renameat2`, `pread`, `pwrite`,
-//! `fallocate` and their like are called from there. All functions here block for as long as the file system does:
-//! call them from a thread that may block.
+//! `fallocate` and their like are called from there. All functions here block for as long as the file system does,
+//! except [`read_cached`]: call them from a thread that may block.
 
 mod append;
 mod credentials;
@@ -22,7 +22,7 @@ pub use limits::raise_memlock;
 pub use lock::{lock_range, lock_whole, test_range};
 pub use open::open_beneath;
 pub use priority::idle_thread;
-pub use residency::is_cached;
+pub use residency::{is_cached, read_cached};
 pub use socket::{set_receive_buffer_force, set_send_buffer_force};
 pub use stat::{Statx, Timestamp, fstatx, statx};
 pub use tcp::{TcpInfo, tcp_info};

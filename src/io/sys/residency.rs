@@ -1,8 +1,10 @@
-//! Whether a part of a file is in the page cache.
+//! What of a file is in the page cache: asking for it, and reading it without waiting for a disk.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::uio::pread;
 use nix::unistd::{SysconfVar, sysconf};
 
 /// `cachestat(2)`, the same number on every architecture this runs on; no library has a wrapper yet.
@@ -42,6 +44,30 @@ pub fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<bool, Errn
     Ok(pages.cached >= (offset + len).div_ceil(page_bytes) - offset / page_bytes)
 }
 
+/// Fills `memory` with what the page cache has from `offset` on, up to the first page that it lacks, and tells how much that
+/// is. Waits for no disk, unless the file was opened with `O_DIRECT`.
+///
+/// EAGAIN where it has nothing there, EOPNOTSUPP from file systems that cannot tell.
+pub fn read_cached(fd: BorrowedFd<'_>, offset: u64, memory: &mut [u8]) -> Result<usize, Errno> {
+    let part = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
+    // SAFETY: `part` describes `memory`, which nobody else has and which outlives the call; the kernel keeps no pointer.
+    let read =
+        unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, offset as libc::off_t, libc::RWF_NOWAIT) };
+    match Errno::result(read) {
+        Ok(count) => Ok(count as usize),
+        Err(Errno::EOPNOTSUPP) if lies_in_memory(fd, offset, memory.len()) => {
+            pread(fd, memory, offset as libc::off_t)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the file is on a tmpfs, which refuses `RWF_NOWAIT`, and nothing of that part of it is swapped out.
+fn lies_in_memory(fd: BorrowedFd<'_>, offset: u64, len: usize) -> bool {
+    fstatfs(fd).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
+        && is_cached(fd, offset, len as u64).unwrap_or(false)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -52,11 +78,21 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_was_written_is_cached_until_it_is_dropped() {
-        // Beside the test binary, as nothing leaves the cache of a tmpfs.
+    /// A file of 100,000 bytes beside the test binary, as nothing leaves the cache of a tmpfs.
+    fn file_on_disk() -> File {
         let mut file = tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         file.write_all(&vec![7; 100_000]).unwrap();
+        file
+    }
+
+    fn drop_from_cache(file: &File) {
+        file.sync_all().unwrap();
+        posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_is_cached_until_it_is_dropped() {
+        let file = file_on_disk();
         let cached = |file: &File, offset, len| is_cached(file.as_fd(), offset, len);
         if cached(&file, 0, 1) == Err(Errno::ENOSYS) {
             eprintln!("SKIPPED: needs Linux 6.5");
@@ -64,8 +100,41 @@ mod tests {
         }
         assert_eq!(cached(&file, 5000, 90_000), Ok(true));
         assert_eq!(cached(&file, 90_000, 90_000), Ok(false), "behind the end");
-        file.sync_all().unwrap();
-        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        drop_from_cache(&file);
         assert_eq!(cached(&file, 5000, 90_000), Ok(false));
+    }
+
+    #[test]
+    fn what_is_cached_is_read_and_what_is_not_is_left() {
+        let (file, mut memory) = (file_on_disk(), vec![0; 90_000]);
+        match read_cached(file.as_fd(), 5000, &mut memory) {
+            Err(Errno::EOPNOTSUPP) => {
+                eprintln!("SKIPPED: this file system cannot tell what is cached");
+                return;
+            }
+            read => assert_eq!(read, Ok(90_000)),
+        }
+        assert!(memory.iter().all(|&byte| byte == 7));
+        assert_eq!(read_cached(file.as_fd(), 95_000, &mut memory), Ok(5000), "the file ends there");
+        drop_from_cache(&file);
+        assert_eq!(read_cached(file.as_fd(), 5000, &mut memory), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn a_file_in_memory_is_read() {
+        let Ok(mut file) = tempfile::tempfile_in("/dev/shm") else {
+            eprintln!("SKIPPED: needs a tmpfs at /dev/shm");
+            return;
+        };
+        file.write_all(&[7; 10_000]).unwrap();
+        let mut memory = [0; 5000];
+        assert_eq!(read_cached(file.as_fd(), 1000, &mut memory), Ok(5000));
+        assert_eq!(memory, [7; 5000]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_left() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert_eq!(read_cached(reader.as_fd(), 0, &mut [0; 10]), Err(Errno::ESPIPE));
     }
 }

@@ -29,7 +29,12 @@ fn start(pool_bytes: usize) -> Option<Engine> {
     if std::env::var_os("WORMHOLE_TEST_NO_URING").is_some() {
         return None;
     }
-    let config = EngineConfig { kind: EngineKind::Uring, pool_bytes, ..EngineConfig::default() };
+    let config = EngineConfig {
+        kind: EngineKind::Uring,
+        pool_bytes,
+        reads_resident: false,
+        ..EngineConfig::default()
+    };
     Some(Engine::start(&config).expect("io_uring is tested here: allow it, or set WORMHOLE_TEST_NO_URING=1"))
 }
 

@@ -56,7 +56,7 @@ pub use manifest::FileKey;
 pub use pinning::{PinSummary, Pinning, pins, unpin};
 pub use store::{CacheConfig, DiskCache};
 
-use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
 /// What keeps chunks, and which chunks a file version consists of. Never fails: what cannot be kept or found is a
 /// miss.
@@ -78,6 +78,11 @@ pub trait ChunkCache: Send + Sync + 'static {
 
     /// The hash of chunk `index` of this file version. Reads up to 8 KiB from disk for each 256 chunks.
     fn known_hash(&self, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash>;
+
+    /// Whether no hash of these chunks of this file version is known. Does no I/O: also `false` where the disk must be asked.
+    fn knows_none(&self, _file: &FileKey, _chunks: ChunkRange) -> bool {
+        false
+    }
 
     /// Takes note of the hash of chunk `index` of this file version. Does no I/O.
     fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash);
@@ -160,6 +165,10 @@ impl ChunkCache for NoCache {
 
     fn known_hash(&self, _: &FileKey, _: ChunkIndex) -> Option<ChunkHash> {
         None
+    }
+
+    fn knows_none(&self, _: &FileKey, _: ChunkRange) -> bool {
+        true
     }
 
     fn record_hash(&self, _: &FileKey, _: ChunkIndex, _: ChunkHash) {}

@@ -20,7 +20,7 @@ use super::recovery::recover;
 use super::shared::{Bounds, Counters, Proven, Shared, Wanted};
 use super::writer::Writer;
 use super::{CacheStats, ChunkCache};
-use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
+use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
 /// Smallest and largest segment that is chosen where the caller chooses none, in bytes. Room is made by segments:
 /// 1/32 of the cache keeps that fine-grained. Below 4 MiB chunks would fill too much of one, above 64 MiB nothing
@@ -195,6 +195,10 @@ impl ChunkCache for DiskCache {
         known_hash(&self.shared, file, index)
     }
 
+    fn knows_none(&self, file: &FileKey, chunks: ChunkRange) -> bool {
+        chunks.iter().all(|index| knows_not(&self.shared, file, index))
+    }
+
     fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash) {
         let (id, slot) = PageId::of(*file, index);
         let due = self.shared.manifests().record(id, slot, hash);
@@ -272,6 +276,20 @@ pub(super) fn known_hash(shared: &Shared, file: &FileKey, index: ChunkIndex) -> 
     let gave_way = shared.manifests().join(id, &page);
     push_pages(shared, gave_way.into_iter().collect());
     page.get(slot)
+}
+
+/// Whether neither memory nor disk can know the hash of chunk `index` of this file version.
+fn knows_not(shared: &Shared, file: &FileKey, index: ChunkIndex) -> bool {
+    let (id, slot) = PageId::of(*file, index);
+    let found = shared.manifests().lookup(id, slot);
+    match found {
+        Lookup::Known(_) => false,
+        Lookup::Unknown => true,
+        Lookup::AskDisk => {
+            let key = id.key();
+            shared.queue.get(&key, Kind::Manifest).is_none() && !shared.index().contains(&key, Kind::Manifest)
+        }
+    }
 }
 
 fn read_page(shared: &Shared, id: PageId) -> Option<ManifestPage> {

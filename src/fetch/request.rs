@@ -120,6 +120,10 @@ impl Held {
 
 /// Delivers what the disk cache has of this version, and loads what it has of the one before, to ask about it.
 async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -> Held {
+    if holds_nothing(&*fetcher.cache, start, asks_about_earlier) {
+        // Another thread and back would take longer than what is asked ahead can wait on a fast link.
+        return Held::default();
+    }
     let this = Arc::clone(fetcher);
     let (content, chunks) = (start.content, start.chunks);
     let load = move || {
@@ -146,6 +150,13 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
         }
     }
     held
+}
+
+/// Whether the disk cache has nothing of a request, as is known without asking the disk.
+fn holds_nothing(cache: &dyn ChunkCache, start: &Start, asks_about_earlier: bool) -> bool {
+    let Start { content, chunks, .. } = start;
+    (!content.settled || cache.knows_none(&content.key, *chunks))
+        && (!asks_about_earlier || cache.knows_none(&content.history, *chunks))
 }
 
 /// The chunks at these places of a file, as far as the cache knows and has them. Blocks on the disk.

@@ -129,14 +129,21 @@ fn hashes_of_a_file_are_known_after_a_restart_and_pages_grow() {
     for round in 0..3 {
         let cache = open(directory.path(), 1 << 20, 1 << 16);
         let known = |index| cache.known_hash(&file_key(1), ChunkIndex(index));
+        let knows_none =
+            |first, count| cache.knows_none(&file_key(1), ChunkRange::new(ChunkIndex(first), count));
+        assert_eq!(knows_none(0, 600), round == 0, "round {round}, before the disk was asked");
         for index in 0..600 {
             assert_eq!(known(index), (index % 3 < round).then(|| hash(index)), "{index} {round}");
         }
         for index in (0..600).filter(|index| index % 3 == round) {
             cache.record_hash(&file_key(1), ChunkIndex(index), hash(index));
             assert_eq!(known(index), Some(hash(index)));
+            assert!(!knows_none(index.saturating_sub(1), 2));
         }
+        assert_eq!(knows_none(2, 1), round < 2, "round {round}, the others of its page being known");
+        assert!(knows_none(600, 1000));
         cache.flush_file(&file_key(1));
+        assert!(!knows_none(0, 1) && cache.flush() && !knows_none(0, 1));
         assert_eq!(cache.known_hash(&file_key(2), ChunkIndex(0)), None);
     }
 }

@@ -7,7 +7,7 @@ use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
 use super::memory::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
-use crate::chunk::{CHUNK_BYTES, ChunkRange, Laid};
+use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange, Laid};
 
 /// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
@@ -116,6 +116,7 @@ impl<W> Ledger<W> {
         mut waiter: impl FnMut() -> W,
     ) -> (Vec<Part>, Vec<Start>) {
         let chunks = content.clamp(chunks);
+        self.overtake(content, chunks);
         let missing = chunks.iter().filter(|index| !self.has(&content.chunk(*index)));
         let missing = runs(missing, self.budget.request_chunks);
         let starts = missing.into_iter().map(|run| self.begin(content, run, None)).collect();
@@ -217,6 +218,20 @@ impl<W> Ledger<W> {
             }
         }
         self.budget.ahead_bytes_max / owners.len().max(1) as u64
+    }
+
+    /// Forgets what waits to be read ahead up to the end of `chunks`, which a reader has reached before: by the time of its turn it would have
+    /// been read and evicted, would be brought again for nobody, and would take its owner's share for good.
+    fn overtake(&mut self, content: &FileContent, chunks: ChunkRange) {
+        let reached = chunks.as_range();
+        self.queue.retain(|run| {
+            let waits = run.chunks.as_range();
+            if run.content.key != content.key || waits.start >= reached.end || waits.end <= reached.start {
+                return true;
+            }
+            run.chunks = ChunkRange::new(ChunkIndex(reached.end), waits.end.saturating_sub(reached.end));
+            run.chunks.count > 0
+        });
     }
 
     fn begin(&mut self, content: &FileContent, chunks: ChunkRange, owner: Option<OwnerId>) -> Start {
@@ -376,6 +391,35 @@ mod tests {
         assert_eq!(chunks, 4, "half of 12, in whole requests");
         deliver_all(&mut ledger, &starts);
         assert!(ledger.memory().bytes() <= 16 * CHUNK_COST);
+    }
+
+    #[test]
+    fn what_a_reader_reached_before_its_turn_is_not_brought_for_it_later() {
+        let mut ledger: Ledger<u32> = Ledger::new(budget(16));
+        let (file, other) = (FileContent::sample(0, 100), FileContent::sample(1, 100));
+        ledger.limit_in_flight(0);
+        for content in [&file, &other] {
+            ledger.ahead(content, range(0, 20), owner(content.node.inode));
+        }
+        for first in [0, 4, 8] {
+            let (_, starts) = ledger.demand(&file, range(first, 5), || 1);
+            deliver_all(&mut ledger, &starts);
+        }
+        // Everything that the reader had is forgotten.
+        let (_, starts) = ledger.demand(&FileContent::sample(2, 100), range(0, 16), || 1);
+        deliver_all(&mut ledger, &starts);
+        let mut brought: Vec<(u64, ChunkRange)> = Vec::new();
+        while let starts @ [_, ..] = &ledger.admit()[..] {
+            brought.extend(starts.iter().map(|start| (start.content.node.inode, start.chunks)));
+            deliver_all(&mut ledger, starts);
+            for (content, start) in starts.iter().map(|start| (start.content, start)) {
+                start.chunks.iter().for_each(|index| drop(ledger.get(&content.chunk(index))));
+            }
+        }
+        brought.sort_by_key(|(file, chunks)| (*file, chunks.first));
+        let own = [(0, range(13, 3)), (0, range(16, 4))];
+        let others = (0..5).map(|run| (1, range(4 * run, 4)));
+        assert_eq!(brought, own.into_iter().chain(others).collect::<Vec<_>>());
     }
 
     #[test]

@@ -64,6 +64,17 @@ impl<T> Queue<T> {
     /// Drops what owners wait for.
     pub(super) fn cancel(&mut self, gives_up: impl Fn(OwnerId) -> bool) {
         self.lines.retain(|(owner, _)| !gives_up(*owner));
+        self.count();
+    }
+
+    /// Shows every item to `keep`, which may change it, and drops those that it does not keep.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
+        self.lines.iter_mut().for_each(|(_, line)| line.retain_mut(&mut keep));
+        self.lines.retain(|(_, line)| !line.is_empty());
+        self.count();
+    }
+
+    fn count(&mut self) {
         self.len = self.lines.iter().map(|(_, line)| line.len()).sum();
     }
 }
@@ -92,6 +103,7 @@ mod tests {
         Push(u64),
         Pop,
         Cancel(u64),
+        DropEvery(u32),
     }
 
     /// The slow twin: all items in one list, and when each owner was last served.
@@ -123,6 +135,12 @@ mod tests {
             self.items.retain(|(waiting, _)| *waiting != owner);
             self.turns.retain(|waiting| *waiting != owner);
         }
+
+        fn drop_every(&mut self, nth: u32) {
+            self.items.retain(|(_, item)| item % nth != 0);
+            let items = &self.items;
+            self.turns.retain(|owner| items.iter().any(|(waiting, _)| waiting == owner));
+        }
     }
 
     proptest! {
@@ -132,7 +150,8 @@ mod tests {
                 prop_oneof![
                     4 => (0..5u64).prop_map(Op::Push),
                     3 => Just(Op::Pop),
-                    1 => (0..5u64).prop_map(Op::Cancel)
+                    1 => (0..5u64).prop_map(Op::Cancel),
+                    1 => (1..4u32).prop_map(Op::DropEvery)
                 ],
                 0..200,
             )
@@ -156,6 +175,10 @@ mod tests {
                     Op::Cancel(handle) => {
                         queue.cancel(|other| other == owner(handle));
                         twin.cancel(handle);
+                    }
+                    Op::DropEvery(nth) => {
+                        queue.retain(|item| *item % nth != 0);
+                        twin.drop_every(nth);
                     }
                 }
                 prop_assert_eq!(queue.len(), twin.items.len());

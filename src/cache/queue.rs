@@ -8,9 +8,13 @@ use super::manifest::ManifestPage;
 use super::record::{Key, Kind};
 use crate::chunk::VerifiedChunk;
 
-/// Most bytes of chunks that wait to be written: at 1 GB/s this covers a disk that stalls for 48 ms, and it is what
-/// inserts cost in memory at worst, unless the readers' memory holds the same chunks. Beyond it inserts are dropped: the cache may forget, the reader must not wait.
-pub(super) const QUEUE_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// Most bytes of chunks that wait to be written. The readers' memory, which is larger, mostly holds the same chunks. Beyond it inserts
+/// are dropped: the cache may forget, the reader must not wait.
+pub(super) const QUEUE_BYTES_MAX: usize = 72 * 1024 * 1024;
+
+/// With so many waiting, the writer is behind: whoever can waits a little. At 1 GB/s this covers a disk that pauses for 58 ms; a cold read of a
+/// GiB by a disk of 1 GB/s took 4 to 6 % longer where it was 24 MiB.
+const BEHIND_BYTES: usize = 56 * 1024 * 1024;
 
 /// Manifest pages may go beyond by this many bytes: a page of 8 KiB saves the transfer of 64 MiB.
 const MANIFEST_EXTRA_BYTES: usize = 4 * 1024 * 1024;
@@ -27,6 +31,10 @@ const GATHER_BYTES: usize = 1024 * 1024;
 
 /// How long it waits for that: 1 MiB comes in 5 ms at 200 MB/s. What waits is found as if it were written.
 const GATHER_TIME: Duration = Duration::from_millis(5);
+
+/// A write that takes longer tells that the disk is slow now, whatever it was before. A shorter pause a fast disk makes up for: where it
+/// counted, what had waited its turn for a while was dropped at once, 100 to 700 chunks of a GiB in one cold read of four.
+const STALL_TIME: Duration = Duration::from_millis(200);
 
 /// The pace of the disk is that of the last so many bytes, at most: long enough to see its cache fill up.
 const PACE_BYTES: u64 = 64 * 1024 * 1024;
@@ -216,22 +224,20 @@ impl Queue {
         Pushed::Accepted
     }
 
-    /// Whether more than half of the room is taken.
+    /// Whether much of the room is taken.
     pub(super) fn is_behind(&self) -> bool {
         let state = self.state();
-        !state.stopped && state.bytes > QUEUE_BYTES_MAX / 2
+        !state.stopped && state.bytes > BEHIND_BYTES
     }
 
-    /// How many bytes a second the disk takes; fewer as soon as it takes long for what it has now. 0 where that is not
-    /// known yet.
+    /// How many bytes a second the disk takes; fewer when it takes longer than [`STALL_TIME`] for what it has now. 0 where that is
+    /// not known yet.
     pub(super) fn bytes_per_second(&self) -> u64 {
         let state = self.state();
-        let now = Pace {
-            bytes: state.in_flight_bytes as u64,
-            time: state.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
-        };
         let lately = state.pace.bytes_per_second();
-        if state.taken.is_some() { lately.min(now.bytes_per_second()) } else { lately }
+        let time = state.taken.map_or(Duration::ZERO, |taken| taken.elapsed());
+        let now = Pace { bytes: state.in_flight_bytes as u64, time };
+        if time > STALL_TIME { lately.min(now.bytes_per_second()) } else { lately }
     }
 
     /// What waits under `key`.
@@ -487,7 +493,9 @@ mod tests {
         assert_eq!(queue.bytes_per_second() >> 20, 1000);
         queue.push(chunk(1, 1 << 16));
         let batch = take(&queue);
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(STALL_TIME / 10);
+        assert_eq!(queue.bytes_per_second() >> 20, 1000, "it may be about to go on");
+        std::thread::sleep(STALL_TIME);
         assert!(queue.bytes_per_second() >> 20 < 4, "the disk has stalled");
         queue.written(&batch);
         assert!(queue.bytes_per_second() >> 20 < 60);

@@ -3,9 +3,10 @@
 //! A disk may be slower than the link. The cache drops what it has no room for, so whoever reads ahead would fill memory at the
 //! link's speed and forget most of it. A request therefore ends, and makes room for the next one, only when its chunks have
 //! found a place or have waited long enough: [`PATIENCE`], or [`PATIENCE_FAST`] where the disk is nearly as fast as the
-//! link. Those who read were served before.
+//! link. Those who read were served before. All that waits is bounded in bytes.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -26,8 +27,24 @@ const PATIENCE_FAST: Duration = Duration::from_millis(300);
 /// 1 Gbit/s brings it, and on a faster one it is kept whole.
 const FAST_BYTES_PER_SECOND: u64 = 250_000_000;
 
+/// Most bytes of all requests together that wait for the disk. Whatever a reader asks for is fetched at once, so while the disk
+/// pauses every reader would have what it read meanwhile wait: sixteen of them 100 MiB in 200 ms.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How often to look whether there is room: what 4 MiB take at 2 GB/s.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What all requests together have waiting for the disk.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    bytes: AtomicUsize,
+}
+
+impl Waiting {
+    fn is_too_much(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX
+    }
+}
 
 /// The chunks of one request; when dropped, what still waits is offered to the cache at once.
 pub(super) struct Keeping<'a> {
@@ -46,8 +63,9 @@ impl<'a> Keeping<'a> {
         if !self.content.settled {
             return;
         }
+        self.fetcher.waiting.bytes.fetch_add(chunk.bytes().len(), Ordering::Relaxed);
         self.waiting.push_back((index, chunk));
-        while !self.fetcher.cache.is_behind() && self.put_next() {}
+        while (!self.fetcher.cache.is_behind() || self.fetcher.waiting.is_too_much()) && self.put_next() {}
     }
 
     /// Waits until all have found room, or have waited long enough.
@@ -70,6 +88,7 @@ impl<'a> Keeping<'a> {
 
     fn put_next(&mut self) -> bool {
         let Some((index, chunk)) = self.waiting.pop_front() else { return false };
+        self.fetcher.waiting.bytes.fetch_sub(chunk.bytes().len(), Ordering::Relaxed);
         let hash = chunk.hash();
         self.fetcher.cache.insert(chunk);
         self.fetcher.record(&self.content, index, hash);
@@ -91,7 +110,7 @@ mod tests {
 
     use super::*;
     use crate::cache::{CacheStats, ChunkCache, FileKey};
-    use crate::chunk::ChunkHash;
+    use crate::chunk::{CHUNK_BYTES, ChunkHash};
     use crate::client::memory::MemoryHost;
     use crate::fetch::FetchConfig;
     use crate::proto::{NodeId, Timestamp, Version};
@@ -141,18 +160,24 @@ mod tests {
         }
     }
 
+    fn content(size: u64) -> FileContent {
+        let version = Version { size, mtime: Timestamp(0), ctime: Timestamp(0) };
+        let node = NodeId { device: 1, inode: 1, birth_ns: 0 };
+        let (key, history) = (FileKey::from_bytes([1; 32]), FileKey::from_bytes([2; 32]));
+        FileContent { node, version, key, history, settled: true }
+    }
+
+    fn fetcher(cache: &Arc<Full>) -> Arc<Fetcher> {
+        Fetcher::new(MemoryHost::new().client(), Arc::clone(cache) as Arc<_>, FetchConfig::default())
+    }
+
     /// Has two chunks kept by a cache that has room after `wait`. Gives how many it was made to take before, and the time
     /// this took.
     async fn keep_two(bytes_per_second: u64, wait: Duration) -> (usize, Duration) {
         let start = Instant::now();
         let cache = Arc::new(Full { until: start + wait, bytes_per_second, forced: Mutex::new(0) });
-        let fetcher =
-            Fetcher::new(MemoryHost::new().client(), Arc::clone(&cache) as Arc<_>, FetchConfig::default());
-        let version = Version { size: 2, mtime: Timestamp(0), ctime: Timestamp(0) };
-        let node = NodeId { device: 1, inode: 1, birth_ns: 0 };
-        let (key, history) = (FileKey::from_bytes([1; 32]), FileKey::from_bytes([2; 32]));
-        let content = FileContent { node, version, key, history, settled: true };
-        let mut keeping = Keeping::new(&fetcher, content);
+        let fetcher = fetcher(&cache);
+        let mut keeping = Keeping::new(&fetcher, content(2));
         for index in 0..2 {
             keeping.keep(ChunkIndex(index), VerifiedChunk::compute(Bytes::from(vec![index as u8])));
         }
@@ -169,5 +194,30 @@ mod tests {
         assert!(forced == 2 && took < PATIENCE_FAST, "{forced} {took:?}");
         let (forced, took) = keep_two(FAST_BYTES_PER_SECOND, Duration::from_secs(3600)).await;
         assert!(forced == 2 && took >= PATIENCE_FAST, "{forced} {took:?}");
+    }
+
+    #[tokio::test]
+    async fn what_waits_of_all_requests_together_is_bounded() {
+        const CHUNKS: usize = 5;
+        let cache = Arc::new(Full {
+            until: Instant::now() + Duration::from_secs(3600),
+            bytes_per_second: FAST_BYTES_PER_SECOND,
+            forced: Mutex::new(0),
+        });
+        let (fetcher, chunk) = (fetcher(&cache), VerifiedChunk::compute(vec![1; 1 << 18].into()));
+        let forced = || *cache.forced.lock().unwrap();
+        let mut requests = Vec::new();
+        while requests.len() * CHUNKS * chunk.bytes().len() <= 2 * WAITING_BYTES_MAX {
+            let mut keeping = Keeping::new(&fetcher, content(CHUNKS as u64 * CHUNK_BYTES));
+            (0..CHUNKS as u64).for_each(|index| keeping.keep(ChunkIndex(index), chunk.clone()));
+            requests.push(keeping);
+        }
+        let waiting = requests.len() * CHUNKS - forced();
+        assert_eq!(waiting, WAITING_BYTES_MAX / chunk.bytes().len());
+        drop(requests);
+        assert_eq!(
+            (fetcher.waiting.bytes.load(Ordering::Relaxed), fetcher.waiting.is_too_much()),
+            (0, false)
+        );
     }
 }

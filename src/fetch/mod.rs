@@ -99,6 +99,7 @@ pub struct Fetcher {
     hashes_came: Notify,
     /// Whether people read, to whom warm-up gives way.
     people: warm::People,
+    waiting: keeping::Waiting,
 }
 
 /// Who waits for a chunk.
@@ -167,6 +168,7 @@ impl Fetcher {
             deltas: Deltas::default(),
             hashes_came: Notify::new(),
             people: warm::People::default(),
+            waiting: keeping::Waiting::default(),
         })
     }
 

@@ -27,8 +27,8 @@ const PATIENCE_FAST: Duration = Duration::from_millis(300);
 /// 1 Gbit/s brings it, and on a faster one it is kept whole.
 const FAST_BYTES_PER_SECOND: u64 = 250_000_000;
 
-/// Most bytes of all requests together that wait for the disk. Whatever a reader asks for is fetched at once, so while the disk
-/// pauses every reader would have what it read meanwhile wait: sixteen of them 100 MiB in 200 ms.
+/// Most bytes of all requests together that wait for the disk; from half of it on those that begin wait, too ([`Fetcher::wait_for_disk`]).
+/// Otherwise every reader would have what it read wait while the disk pauses: sixteen of them 100 MiB in 200 ms.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How often to look whether there is room: what 4 MiB take at 2 GB/s.
@@ -41,8 +41,32 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Whether those that are under way may be too much with it.
+    fn is_much(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+    }
+
     fn is_too_much(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX
+    }
+}
+
+impl Fetcher {
+    /// Waits while much waits for a fast disk, as long as the chunks of a request would: of what came now some would be forgotten.
+    pub(super) async fn wait_for_disk(&self) {
+        let start = Instant::now();
+        while self.waiting.is_much() && self.has_fast_disk() && start.elapsed() < PATIENCE_FAST {
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Asked again and again: a disk that stalls is no longer fast.
+    fn has_fast_disk(&self) -> bool {
+        self.cache.writes_bytes_per_second() >= FAST_BYTES_PER_SECOND
+    }
+
+    fn patience_with_disk(&self) -> Duration {
+        if self.has_fast_disk() { PATIENCE_FAST } else { PATIENCE }
     }
 }
 
@@ -71,19 +95,13 @@ impl<'a> Keeping<'a> {
     /// Waits until all have found room, or have waited long enough.
     pub(super) async fn finish(mut self) {
         let start = Instant::now();
-        while !self.waiting.is_empty() && start.elapsed() < self.patience() {
+        while !self.waiting.is_empty() && start.elapsed() < self.fetcher.patience_with_disk() {
             if self.fetcher.cache.is_behind() {
                 sleep(LOOK_INTERVAL).await;
             } else {
                 self.put_next();
             }
         }
-    }
-
-    /// Asked again and again: a disk that stalls is no longer fast.
-    fn patience(&self) -> Duration {
-        let is_fast = self.fetcher.cache.writes_bytes_per_second() >= FAST_BYTES_PER_SECOND;
-        if is_fast { PATIENCE_FAST } else { PATIENCE }
     }
 
     fn put_next(&mut self) -> bool {
@@ -215,9 +233,31 @@ mod tests {
         let waiting = requests.len() * CHUNKS - forced();
         assert_eq!(waiting, WAITING_BYTES_MAX / chunk.bytes().len());
         drop(requests);
-        assert_eq!(
-            (fetcher.waiting.bytes.load(Ordering::Relaxed), fetcher.waiting.is_too_much()),
-            (0, false)
-        );
+        assert_eq!(fetcher.waiting.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_with_a_fast_disk_and_not_with_a_slow_one() {
+        const LONG: Duration = Duration::from_secs(3600);
+        for (bytes_per_second, least, most) in [
+            (FAST_BYTES_PER_SECOND, PATIENCE_FAST, LONG),
+            (FAST_BYTES_PER_SECOND - 1, Duration::ZERO, PATIENCE_FAST),
+        ] {
+            let cache =
+                Arc::new(Full { until: Instant::now() + LONG, bytes_per_second, forced: Mutex::new(0) });
+            let host = MemoryHost::new();
+            host.create_generated("file", 2 * CHUNK_BYTES, 1);
+            let fetcher = Fetcher::new(host.client(), Arc::clone(&cache) as Arc<_>, FetchConfig::default());
+            let file = crate::fetch::tests::content(&host, "file").await;
+            for (index, waiting, least, most) in
+                [(0, WAITING_BYTES_MAX / 2 + 1, least, most), (1, 0, Duration::ZERO, PATIENCE_FAST)]
+            {
+                fetcher.waiting.bytes.store(waiting, Ordering::Relaxed);
+                let start = Instant::now();
+                fetcher.read_chunks(&file, ChunkIndex(index).bytes_in(file.version.size)).await.unwrap();
+                let took = start.elapsed();
+                assert!(took >= least && took < most, "{took:?} with {waiting} bytes at {bytes_per_second}");
+            }
+        }
     }
 }

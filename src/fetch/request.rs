@@ -189,6 +189,9 @@ async fn ask_host(
         whole_chunks: true,
         known: held.known(range),
     };
+    if content.settled {
+        fetcher.wait_for_disk().await;
+    }
     fetcher.with_state(|state| state.counters.host_requests += 1);
     let delta = (!held.earlier.is_empty()).then(|| fetcher.deltas.of(content));
     let compared = |is_same| delta.iter().for_each(|delta| delta.compared(is_same));

@@ -252,10 +252,11 @@ mod tests {
             for (index, waiting, least, most) in
                 [(0, WAITING_BYTES_MAX / 2 + 1, least, most), (1, 0, Duration::ZERO, PATIENCE_FAST)]
             {
-                fetcher.waiting.bytes.store(waiting, Ordering::Relaxed);
+                fetcher.waiting.bytes.fetch_add(waiting, Ordering::Relaxed);
                 let start = Instant::now();
                 fetcher.read_chunks(&file, ChunkIndex(index).bytes_in(file.version.size)).await.unwrap();
                 let took = start.elapsed();
+                fetcher.waiting.bytes.fetch_sub(waiting, Ordering::Relaxed);
                 assert!(took >= least && took < most, "{took:?} with {waiting} bytes at {bytes_per_second}");
             }
         }

@@ -21,6 +21,7 @@ use super::handshake::Agreed;
 use super::mux::{Batch, Violation};
 use super::pace::Pace;
 use super::record::{Opened, RECORD_BYTES_MAX, RecordError, Records};
+use super::sealed::Sealed;
 use crate::io::sys::{TcpInfo, tcp_info};
 use crate::transport::connection::CloseReason;
 
@@ -105,7 +106,7 @@ pub(super) struct Driver {
     received: usize,
     /// Where a record is opened that is not of one piece only.
     opened: Vec<u8>,
-    outgoing: Vec<u8>,
+    outgoing: Sealed,
     /// What of `outgoing` the socket has taken.
     sent: usize,
     batch: Batch,
@@ -138,7 +139,7 @@ impl Driver {
             incoming,
             received,
             opened: vec![0; RECORD_BYTES_MAX],
-            outgoing: Vec::new(),
+            outgoing: Sealed::default(),
             sent: 0,
             batch: Batch::default(),
             pace: Pace::new(),

@@ -20,6 +20,7 @@ mod handshake;
 mod mux;
 mod pace;
 mod record;
+mod sealed;
 #[cfg(test)]
 mod tests;
 

@@ -11,6 +11,7 @@ use rustls::server::ServerConnectionData;
 use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 
 use super::mux::Batch;
+use super::sealed::Sealed;
 
 /// Content of a full record, in bytes.
 pub(super) const RECORD_CONTENT_BYTES_MAX: usize = 1 << 14;
@@ -19,6 +20,10 @@ pub(super) const RECORD_BYTES_MAX: usize = RECORD_CONTENT_BYTES_MAX + 256 + RECO
 const RECORD_HEADER_BYTES: usize = 5;
 const TAG_BYTES: usize = 16;
 const NONCE_BYTES: usize = 12;
+/// Content of this length is sealed from where it lies; what is shorter shares records with its neighbours, for which it is copied.
+const UNGATHERED_BYTES_MIN: usize = 4 << 10;
+/// So much of it waits for the next record: what comes as part of a piece is opened where it stays as long as more is to come.
+const TAIL_BYTES: usize = 64;
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
@@ -77,6 +82,20 @@ impl Direction {
         self.sequence = self.sequence.checked_add(1).ok_or(RecordError::Keys)?;
         Ok(Nonce::assume_unique_for_key(nonce))
     }
+
+    /// Appends one record to `out`. `content` is not copied on its way there.
+    fn seal(&mut self, kind: u8, content: &[u8], out: &mut Sealed) -> Result<(), RecordError> {
+        let sealed_bytes = content.len() + 1 + TAG_BYTES;
+        let header = [APPLICATION_DATA, 3, 3, (sealed_bytes >> 8) as u8, sealed_bytes as u8];
+        let (to_header, rest) =
+            out.append(RECORD_HEADER_BYTES + sealed_bytes).split_at_mut(RECORD_HEADER_BYTES);
+        to_header.copy_from_slice(&header);
+        let (to_content, to_kind_and_tag) = rest.split_at_mut(content.len());
+        let (nonce, header) = (self.next_nonce()?, Aad::from(header));
+        let sealed =
+            self.key.seal_out_of_place_scatter(nonce, header, content, to_content, &[kind], to_kind_and_tag);
+        sealed.map_err(|_| RecordError::Keys)
+    }
 }
 
 /// What a record held.
@@ -95,6 +114,8 @@ pub(super) struct Records {
     schedule: Schedule,
     seal: Direction,
     open: Direction,
+    /// Short parts that share a record.
+    gathered: Vec<u8>,
     /// After how many records the key is changed.
     pub(super) per_key_max: u64,
     must_update: bool,
@@ -104,65 +125,63 @@ impl Records {
     pub(super) fn new(secrets: ExtractedSecrets, schedule: Schedule) -> Result<Self, RecordError> {
         let (seal, open) = (Direction::new(secrets.tx)?, Direction::new(secrets.rx)?);
         let per_key_max = RECORDS_PER_KEY_MAX;
-        Ok(Self { schedule, seal, open, per_key_max, must_update: false })
+        Ok(Self { schedule, seal, open, gathered: Vec::new(), per_key_max, must_update: false })
     }
 
-    /// Appends `batch` to `out` in records as full as may be. Each byte is copied once.
-    pub(super) fn seal(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), RecordError> {
-        let records = batch.bytes.div_ceil(RECORD_CONTENT_BYTES_MAX);
-        out.reserve(batch.bytes + records * (RECORD_HEADER_BYTES + 1 + TAG_BYTES));
-        let mut start = begin(out);
+    /// Appends `batch` to `out`: content of some length from where it lies, what is shorter gathered in records as full as may be.
+    pub(super) fn seal(&mut self, batch: &Batch, out: &mut Sealed) -> Result<(), RecordError> {
         for part in &batch.parts {
             let mut bytes = part.bytes();
-            while !bytes.is_empty() {
-                let room = RECORD_CONTENT_BYTES_MAX - (out.len() - start - RECORD_HEADER_BYTES);
-                let (now, later) = bytes.split_at(bytes.len().min(room));
-                out.extend_from_slice(now);
+            while bytes.len() >= UNGATHERED_BYTES_MIN {
+                self.seal_gathered(out)?;
+                let (now, later) = bytes.split_at(RECORD_CONTENT_BYTES_MAX.min(bytes.len() - TAIL_BYTES));
+                self.seal_record(APPLICATION_DATA, now, out)?;
                 bytes = later;
-                if now.len() == room {
-                    self.seal_record(APPLICATION_DATA, out, start)?;
-                    start = begin(out);
-                }
             }
+            self.gather(bytes, out)?;
         }
-        if out.len() > start + RECORD_HEADER_BYTES {
-            return self.seal_record(APPLICATION_DATA, out, start);
-        }
-        out.truncate(start);
-        Ok(())
+        self.seal_gathered(out)
     }
 
     /// Appends the word that nothing follows.
-    pub(super) fn seal_end(&mut self, out: &mut Vec<u8>) -> Result<(), RecordError> {
-        let start = begin(out);
-        out.extend_from_slice(&[1, CLOSE_NOTIFY]);
-        self.seal_record(ALERT, out, start)
+    pub(super) fn seal_end(&mut self, out: &mut Sealed) -> Result<(), RecordError> {
+        self.seal_record(ALERT, &[1, CLOSE_NOTIFY], out)
     }
 
-    fn seal_record(&mut self, kind: u8, out: &mut Vec<u8>, start: usize) -> Result<(), RecordError> {
-        self.seal_with_this_key(kind, out, start)?;
+    fn gather(&mut self, mut bytes: &[u8], out: &mut Sealed) -> Result<(), RecordError> {
+        while !bytes.is_empty() {
+            let room = RECORD_CONTENT_BYTES_MAX - self.gathered.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.gathered.extend_from_slice(now);
+            bytes = later;
+            if now.len() == room {
+                self.seal_gathered(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn seal_gathered(&mut self, out: &mut Sealed) -> Result<(), RecordError> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let mut gathered = std::mem::take(&mut self.gathered);
+        self.seal_record(APPLICATION_DATA, &gathered, out)?;
+        gathered.clear();
+        self.gathered = gathered;
+        Ok(())
+    }
+
+    fn seal_record(&mut self, kind: u8, content: &[u8], out: &mut Sealed) -> Result<(), RecordError> {
+        self.seal.seal(kind, content, out)?;
         if self.seal.sequence >= self.per_key_max || std::mem::take(&mut self.must_update) {
-            let start = begin(out);
-            out.extend_from_slice(&[KEY_UPDATE, 0, 0, 1, 0]);
-            self.seal_with_this_key(HANDSHAKE, out, start)?;
+            self.seal.seal(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0], out)?;
             let next = match &mut self.schedule {
                 Schedule::Client(schedule) => schedule.update_tx_secret(),
                 Schedule::Host(schedule) => schedule.update_tx_secret(),
             };
             self.seal = Direction::new(next.map_err(|_| RecordError::Keys)?)?;
         }
-        Ok(())
-    }
-
-    fn seal_with_this_key(&mut self, kind: u8, out: &mut Vec<u8>, start: usize) -> Result<(), RecordError> {
-        out.push(kind);
-        let content = start + RECORD_HEADER_BYTES;
-        let len = (out.len() - content + TAG_BYTES) as u16;
-        let header = [APPLICATION_DATA, 3, 3, (len >> 8) as u8, len as u8];
-        out[start..content].copy_from_slice(&header);
-        let nonce = self.seal.next_nonce()?;
-        let sealed = self.seal.key.seal_in_place_separate_tag(nonce, Aad::from(header), &mut out[content..]);
-        out.extend_from_slice(sealed.map_err(|_| RecordError::Keys)?.as_ref());
         Ok(())
     }
 
@@ -213,10 +232,4 @@ impl Records {
             _ => Err(RecordError::Malformed),
         }
     }
-}
-
-/// Makes room for a record's header; returns where it stands.
-fn begin(out: &mut Vec<u8>) -> usize {
-    out.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
-    out.len() - RECORD_HEADER_BYTES
 }

@@ -18,6 +18,7 @@ use super::frame::Frame;
 use super::handshake::{self, Agreed, Carried, Handshake, Step};
 use super::mux::{Batch, Part};
 use super::record::{Opened, RECORD_CONTENT_BYTES_MAX, RecordError, Records, Schedule};
+use super::sealed::Sealed;
 use crate::transport::tls::{self, CertifiedIdentity};
 use crate::transport::{
     CloseReason, Connection, Endpoint, ExpectedHost, Identity, Lane, StreamError, TransportChoice,
@@ -75,7 +76,7 @@ fn batch(parts: &[&[u8]]) -> Batch {
 }
 
 /// What our records hold, one after the other.
-fn open_all(records: &mut Records, sealed: &mut [u8]) -> Result<Vec<u8>, RecordError> {
+fn open_all(records: &mut Records, sealed: &[u8]) -> Result<Vec<u8>, RecordError> {
     let (mut content, mut start) = (Vec::new(), 0);
     while let Some(len) = Records::whole(&sealed[start..])? {
         let record = &sealed[start..start + len];
@@ -99,8 +100,9 @@ fn rustls_reads_what_we_seal_also_over_changes_of_the_key() {
     let mut ours = client_records(client);
     ours.per_key_max = 3;
     let content = pattern(10 * RECORD_CONTENT_BYTES_MAX + 7);
-    let mut sealed = Vec::new();
+    let mut sealed = Sealed::default();
     ours.seal(&batch(&[&content[..5], &content[5..50_000], &content[50_000..]]), &mut sealed).unwrap();
+    let mut sealed = sealed.to_vec();
     let mut read = Vec::new();
     loop {
         let status = server.process_tls_records(&mut sealed);
@@ -145,18 +147,19 @@ fn we_read_what_rustls_seals_also_over_changes_of_the_key() {
         while handshake::step(&mut server, &mut carried).unwrap() == Step::Again {}
         sealed.append(&mut carried.outgoing);
     }
-    assert!(open_all(&mut ours, &mut sealed).unwrap() == content, "other bytes");
+    assert!(open_all(&mut ours, &sealed).unwrap() == content, "other bytes");
 }
 
 #[test]
 fn a_changed_record_is_refused_and_one_that_is_none_too() {
     let (client, server) = ends();
     let (mut ours, mut theirs) = (client_records(client), host_records(server));
-    let mut sealed = Vec::new();
+    let mut sealed = Sealed::default();
     ours.seal(&batch(&[b"content"]), &mut sealed).unwrap();
+    let mut sealed = sealed.to_vec();
     assert_eq!(Records::whole(&sealed[..sealed.len() - 1]), Ok(None));
     *sealed.last_mut().unwrap() ^= 1;
-    assert_eq!(open_all(&mut theirs, &mut sealed), Err(RecordError::Forged));
+    assert_eq!(open_all(&mut theirs, &sealed), Err(RecordError::Forged));
     for none in [[22, 3, 3, 0, 20], [23, 3, 1, 0, 20], [23, 3, 3, 0xff, 0xff]] {
         assert_eq!(Records::whole(&none), Err(RecordError::Malformed));
     }
@@ -166,7 +169,7 @@ fn a_changed_record_is_refused_and_one_that_is_none_too() {
 fn the_end_is_told() {
     let (client, server) = ends();
     let (mut ours, mut theirs) = (client_records(client), host_records(server));
-    let mut sealed = Vec::new();
+    let mut sealed = Sealed::default();
     ours.seal_end(&mut sealed).unwrap();
     let mut opened = vec![0; Records::sealed_bytes(&sealed)];
     assert_eq!(theirs.open(&sealed, &mut opened), Ok(Opened::End));
@@ -183,13 +186,13 @@ proptest! {
         let (mut ours, mut theirs) = (client_records(client), host_records(server));
         ours.per_key_max = per_key_max;
         let content = pattern(40_000);
-        let (mut sealed, mut wanted) = (Vec::new(), Vec::new());
+        let (mut sealed, mut wanted) = (Sealed::default(), Vec::new());
         for lens in &batches {
             let parts: Vec<&[u8]> = lens.iter().map(|len| &content[..*len]).collect();
             ours.seal(&batch(&parts), &mut sealed).unwrap();
             wanted.extend(parts.concat());
         }
-        prop_assert!(open_all(&mut theirs, &mut sealed).unwrap() == wanted);
+        prop_assert!(open_all(&mut theirs, &sealed).unwrap() == wanted);
     }
 }
 
@@ -216,7 +219,7 @@ struct Raw {
 
 impl Raw {
     async fn send(&mut self, parts: &[&[u8]]) {
-        let mut sealed = Vec::new();
+        let mut sealed = Sealed::default();
         self.records.seal(&batch(parts), &mut sealed).unwrap();
         self.stream.write_all(&sealed).await.unwrap();
     }

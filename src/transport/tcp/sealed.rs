@@ -1,0 +1,51 @@
+//! What is sealed and was not sent yet, in memory that is used again.
+
+use std::ops::Deref;
+
+/// Sealed bytes. Their memory is filled with zeroes when it is used first, not each time: that would cost a tenth of sealing.
+#[derive(Debug, Default)]
+pub(super) struct Sealed {
+    memory: Vec<u8>,
+    len: usize,
+}
+
+impl Sealed {
+    /// Appends `len` bytes of any content, which are to be overwritten.
+    pub(super) fn append(&mut self, len: usize) -> &mut [u8] {
+        let start = self.len;
+        self.len += len;
+        if self.memory.len() < self.len {
+            self.memory.resize(self.len, 0);
+        }
+        &mut self.memory[start..self.len]
+    }
+
+    /// Forgets the bytes, keeps the memory.
+    pub(super) const fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+impl Deref for Sealed {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_before_is_no_part_of_it() {
+        let mut sealed = Sealed::default();
+        sealed.append(3).copy_from_slice(b"abc");
+        sealed.clear();
+        assert!(sealed.is_empty());
+        sealed.append(1)[0] = b'x';
+        sealed.append(4).copy_from_slice(b"yzzz");
+        assert_eq!(&sealed[..], b"xyzzz");
+    }
+}

@@ -23,6 +23,8 @@ pub(super) struct Budget {
     pub(super) memory_bytes: u64,
     /// Chunks under way ahead and chunks read ahead that nobody has read yet, in bytes.
     pub(super) ahead_bytes_max: u64,
+    /// What readers have passed in files that do not fit, in bytes.
+    pub(super) passed_bytes_max: u64,
     /// Requests under way ahead.
     pub(super) ahead_requests_max: usize,
     /// Chunks in a request.
@@ -132,6 +134,15 @@ impl<W> Ledger<W> {
         }
         self.make_room();
         (parts, starts)
+    }
+
+    /// A reader has passed these chunks. Of a file that fits they are kept as long as others: it may be read again.
+    pub(super) fn pass(&mut self, content: &FileContent, chunks: ChunkRange) {
+        if content.version.size <= self.budget.memory_bytes {
+            return;
+        }
+        chunks.iter().for_each(|index| self.memory.pass(&content.chunk(index)));
+        self.memory.evict_passed_to(self.budget.passed_bytes_max, &mut self.evicted);
     }
 
     /// From now on so many bytes may be on their way ahead of readers, in whole requests and never less than one; more than the
@@ -285,6 +296,7 @@ mod tests {
         Budget {
             memory_bytes: chunks * CHUNK_COST,
             ahead_bytes_max: chunks * CHUNK_COST / 4 * 3,
+            passed_bytes_max: 2 * CHUNK_COST,
             ahead_requests_max: 8,
             request_chunks: 4,
         }
@@ -318,6 +330,24 @@ mod tests {
         assert_eq!((parts.len(), more.len()), (2, 1));
         let delivery = ledger.deliver(starts[0].request, file.chunk(ChunkIndex(0)), &chunk()).unwrap();
         assert_eq!(delivery.waiters, [1, 2]);
+    }
+
+    #[test]
+    fn of_a_file_that_does_not_fit_little_is_kept_that_was_passed() {
+        for (file_chunks, kept) in [(16, 8), (17, 3)] {
+            let mut ledger: Ledger<u32> =
+                Ledger::new(Budget { memory_bytes: 16 * CHUNK_BYTES, ..budget(16) });
+            let file = FileContent::sample(0, file_chunks);
+            let (_, starts) = ledger.demand(&file, range(0, 8), || 1);
+            deliver_all(&mut ledger, &starts);
+            ledger.pass(&file, range(0, 7));
+            assert_eq!(ledger.memory().chunks(), kept, "of {file_chunks}");
+            assert!(ledger.has(&file.chunk(ChunkIndex(7))) && ledger.has(&file.chunk(ChunkIndex(6))));
+            // Who comes back to it has not passed it.
+            ledger.demand(&file, range(5, 1), || 2);
+            ledger.pass(&file, range(0, 5));
+            assert!(ledger.has(&file.chunk(ChunkIndex(5))));
+        }
     }
 
     #[test]

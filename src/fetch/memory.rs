@@ -4,7 +4,8 @@
 //! the other.
 //!
 //! What was read ahead and not read yet is worth more than what was read: it was paid for and is about to be used. So
-//! chunks that were read go first, least recently used first, and only then unread ones, oldest first.
+//! chunks that were read go first, least recently used first, and only then unread ones, oldest first. What a reader has passed in a file that
+//! does not fit goes before all others, and there is never much of it: were the file read anew from its beginning, nothing of that would be left.
 
 use std::collections::HashMap;
 
@@ -23,6 +24,8 @@ pub(super) const ENTRY_BYTES: u64 = 256;
 pub(super) struct Memory {
     read: LruCache<ChunkKey, Laid>,
     unread: LruCache<ChunkKey, (Laid, OwnerId)>,
+    passed: LruCache<ChunkKey, Laid>,
+    passed_bytes: u64,
     bytes: u64,
     unread_bytes: HashMap<OwnerId, u64>,
     unread_bytes_total: u64,
@@ -39,6 +42,8 @@ impl Memory {
         Self {
             read: LruCache::unbounded(),
             unread: LruCache::unbounded(),
+            passed: LruCache::unbounded(),
+            passed_bytes: 0,
             bytes: 0,
             unread_bytes: HashMap::new(),
             unread_bytes_total: 0,
@@ -52,7 +57,7 @@ impl Memory {
     }
 
     pub(super) fn chunks(&self) -> usize {
-        self.read.len() + self.unread.len()
+        self.read.len() + self.unread.len() + self.passed.len()
     }
 
     /// What was read ahead and not read yet, in bytes.
@@ -76,7 +81,7 @@ impl Memory {
     }
 
     pub(super) fn contains(&self, key: &ChunkKey) -> bool {
-        self.read.contains(key) || self.unread.contains(key)
+        self.read.contains(key) || self.unread.contains(key) || self.passed.contains(key)
     }
 
     /// A chunk for a reader; it counts as read from now on.
@@ -84,9 +89,27 @@ impl Memory {
         if let Some(chunk) = self.read.get(key) {
             return Some(chunk.clone());
         }
-        let chunk = self.take_unread(key)?;
+        let chunk = self.take_unread(key).or_else(|| self.take_passed(key))?;
         self.read.put(*key, chunk.clone());
         Some(chunk)
+    }
+
+    /// Lets a chunk that was read go first, and soon: its reader has passed it.
+    pub(super) fn pass(&mut self, key: &ChunkKey) {
+        if let Some(chunk) = self.read.pop(key) {
+            self.passed_bytes += cost(&chunk);
+            self.passed.put(*key, chunk);
+        }
+    }
+
+    /// Makes at most `bytes` of what was passed; what went is added to `evicted`.
+    pub(super) fn evict_passed_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
+        while self.passed_bytes > bytes
+            && let Some(gone) = self.pop_passed()
+        {
+            self.bytes -= cost(&gone);
+            evicted.push(gone);
+        }
     }
 
     /// Keeps a chunk: for the reader who has it, or unread for the owner who asked for it ahead.
@@ -119,8 +142,9 @@ impl Memory {
     /// Makes room until at most `bytes` are held; what went is added to `evicted`.
     pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
         while self.bytes > bytes {
-            let gone = match self.read.pop_lru() {
-                Some((_, gone)) => gone,
+            let read = self.pop_passed().or_else(|| self.read.pop_lru().map(|(_, gone)| gone));
+            let gone = match read {
+                Some(gone) => gone,
                 None => match self.unread.peek_lru().map(|(key, _)| *key) {
                     Some(key) => {
                         self.wasted_chunks += 1;
@@ -135,9 +159,22 @@ impl Memory {
     }
 
     fn remove(&mut self, key: &ChunkKey) {
-        if let Some(chunk) = self.read.pop(key).or_else(|| self.take_unread(key)) {
+        let read = self.read.pop(key).or_else(|| self.take_passed(key));
+        if let Some(chunk) = read.or_else(|| self.take_unread(key)) {
             self.bytes -= cost(&chunk);
         }
+    }
+
+    fn take_passed(&mut self, key: &ChunkKey) -> Option<Laid> {
+        let chunk = self.passed.pop(key)?;
+        self.passed_bytes -= cost(&chunk);
+        Some(chunk)
+    }
+
+    fn pop_passed(&mut self) -> Option<Laid> {
+        let (_, chunk) = self.passed.pop_lru()?;
+        self.passed_bytes -= cost(&chunk);
+        Some(chunk)
     }
 
     fn take_unread(&mut self, key: &ChunkKey) -> Option<Laid> {
@@ -174,6 +211,8 @@ mod tests {
         Insert { index: u64, len: usize, unread_for: Option<u64> },
         Get(u64),
         GiveUp(u64),
+        Pass(u64),
+        EvictPassedTo(u64),
         EvictTo(u64),
     }
 
@@ -183,13 +222,16 @@ mod tests {
                 .prop_map(|(index, len, unread_for)| Op::Insert { index, len, unread_for }),
             4 => (0..30u64).prop_map(Op::Get),
             1 => (0..3u64).prop_map(Op::GiveUp),
+            2 => (0..30u64).prop_map(Op::Pass),
+            1 => (0..5_000u64).prop_map(Op::EvictPassedTo),
             2 => (0..20_000u64).prop_map(Op::EvictTo),
         ]
     }
 
-    /// The slow twin: entries in the order in which they go, the next to go first; unread ones behind all others.
+    /// The slow twin: entries in the order in which they go, the next to go first; passed ones before, unread ones behind all others.
     #[derive(Default)]
     struct Twin {
+        passed: Vec<(u64, u64)>,
         read: Vec<(u64, u64)>,
         unread: Vec<(u64, u64, u64)>,
     }
@@ -199,12 +241,16 @@ mod tests {
             if let Some(at) = self.read.iter().position(|(other, _)| *other == index) {
                 return Some(self.read.remove(at).1);
             }
+            if let Some(at) = self.passed.iter().position(|(other, _)| *other == index) {
+                return Some(self.passed.remove(at).1);
+            }
             let at = self.unread.iter().position(|(other, ..)| *other == index)?;
             Some(self.unread.remove(at).1)
         }
 
         fn bytes(&self) -> u64 {
-            self.read.iter().map(|(_, cost)| cost).sum::<u64>() + self.unread_bytes(|_| true)
+            let read = self.read.iter().chain(&self.passed).map(|(_, cost)| cost).sum::<u64>();
+            read + self.unread_bytes(|_| true)
         }
 
         fn unread_bytes(&self, of: impl Fn(u64) -> bool) -> u64 {
@@ -233,9 +279,21 @@ mod tests {
                     let gone = gone.into_iter().map(|(index, cost, _)| (index, cost));
                     self.read.splice(0..0, gone);
                 }
+                Op::Pass(index) => {
+                    if let Some(at) = self.read.iter().position(|(other, _)| *other == index) {
+                        self.passed.push(self.read.remove(at));
+                    }
+                }
+                Op::EvictPassedTo(bytes) => {
+                    while self.passed.iter().map(|(_, cost)| cost).sum::<u64>() > bytes {
+                        self.passed.remove(0);
+                    }
+                }
                 Op::EvictTo(bytes) => {
                     while self.bytes() > bytes {
-                        if self.read.is_empty() {
+                        if !self.passed.is_empty() {
+                            self.passed.remove(0);
+                        } else if self.read.is_empty() {
                             self.unread.remove(0);
                         } else {
                             self.read.remove(0);
@@ -260,6 +318,8 @@ mod tests {
                         prop_assert_eq!(memory.get(&key(*index)).is_some(), there);
                     }
                     Op::GiveUp(handle) => memory.give_up(|other| other == owner(*handle)),
+                    Op::Pass(index) => memory.pass(&key(*index)),
+                    Op::EvictPassedTo(bytes) => memory.evict_passed_to(*bytes, &mut Vec::new()),
                     Op::EvictTo(bytes) => {
                         let (before, mut evicted) = (memory.chunks(), Vec::new());
                         memory.evict_to(*bytes, &mut evicted);
@@ -276,7 +336,7 @@ mod tests {
                     prop_assert_eq!(memory.owners().any(|other| other == owner(handle)), of_owner > 0);
                 }
                 for index in 0..30 {
-                    let there = twin.read.iter().any(|(other, _)| *other == index)
+                    let there = twin.read.iter().chain(&twin.passed).any(|(other, _)| *other == index)
                         || twin.unread.iter().any(|(other, ..)| *other == index);
                     prop_assert_eq!(memory.contains(&key(index)), there, "chunk {}", index);
                 }

@@ -79,6 +79,8 @@ impl FetchConfig {
             memory_bytes: self.memory_bytes,
             // A quarter stays for what was read: a chunk is read in several calls, and by several readers.
             ahead_bytes_max: self.memory_bytes / 4 * 3,
+            // Memory that is used again soon is still in the processor's cache, and a system that must find more first is slow.
+            passed_bytes_max: self.memory_bytes / 8,
             ahead_requests_max: self.ahead_requests_max,
             request_chunks: self.request_chunks.clamp(1, READ_CHUNKS_MAX),
         }
@@ -183,6 +185,11 @@ impl Fetcher {
             state.admit()
         });
         self.launch(launches);
+    }
+
+    /// A reader that runs through the content has passed these chunks and will hardly come back to them.
+    pub fn pass(&self, content: &FileContent, chunks: ChunkRange) {
+        self.with_state(|state| state.ledger.pass(content, chunks));
     }
 
     /// The owner does not want what was asked for it: drops what is queued, and ends requests that nobody else waits for.

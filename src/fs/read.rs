@@ -183,6 +183,9 @@ impl FileSystem {
         if let Some(ahead) = plan.ahead {
             self.fetcher.ahead(content, ahead.range, OwnerId { handle, cursor: ahead.cursor.0 });
         }
+        if let Some(passed) = plan.passed {
+            self.fetcher.pass(content, passed);
+        }
         plan
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Cursor {
     progress_bytes: u64,
     /// What was left out before `position` by reads that came out of order.
     holes: Vec<ByteRange>,
+    /// Everything of the run before this was left behind.
+    passed_end: ChunkIndex,
     /// Everything from the reader to here has been asked for.
     planned_end: ChunkIndex,
     window: Window,
@@ -87,6 +89,7 @@ impl Cursor {
             position: first.end(),
             progress_bytes: first.len,
             holes: Vec::new(),
+            passed_end: ChunkIndex::containing(first.offset),
             planned_end: ChunkIndex::containing(first.offset),
             window: Window::opened(opening.window_bytes, first.len),
             expected_end: opening.expected_run_bytes.map(|bytes| first.offset.saturating_add(bytes)),
@@ -225,6 +228,15 @@ impl Cursor {
         self.planned_end = self.planned_end.max(ChunkIndex(chunks.as_range().end));
     }
 
+    /// The chunks that the run has left behind since this was asked last: what comes late, or goes back a little, finds the others.
+    pub(super) fn leave_behind(&mut self) -> Option<ChunkRange> {
+        let late = self.holes.iter().map(|hole| hole.offset).min().unwrap_or(self.position);
+        let end = ChunkIndex::containing(late.min(self.position.saturating_sub(BACK_SEEK_BYTES)));
+        let first = self.passed_end;
+        self.passed_end = end.max(first);
+        (first < end).then(|| ChunkRange::new(first, end.0 - first.0))
+    }
+
     /// What to ask for ahead of the reader now, in a file of `size` bytes.
     pub(super) fn top_up(&mut self, size: u64, limits: Limits) -> Option<ChunkRange> {
         if !self.is_open() {
@@ -246,6 +258,7 @@ impl Cursor {
         self.planned_end = end;
         Some(ChunkRange::new(first, end.0 - first.0))
     }
+
     /// Where the next request ends: a window in front of the reader, not behind the end of the file or of the run that
     /// is expected, and on the border of a step where the window is wide enough for steps.
     fn target(&self, size: u64, limits: Limits) -> ChunkIndex {

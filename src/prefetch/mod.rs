@@ -77,6 +77,8 @@ pub struct Plan {
     pub ahead: Option<Ahead>,
     /// Runs whose chunks nobody will come for; at most two.
     pub cancel: Vec<CursorId>,
+    /// What the run has left behind since the last read, whole chunks.
+    pub passed: Option<ChunkRange>,
 }
 
 /// The read-ahead policy of one open file.
@@ -102,7 +104,7 @@ impl Prefetcher {
     pub fn on_read(&mut self, now: Instant, range: ByteRange, size: u64, limits: Limits) -> Plan {
         let range = range.clamp_to(size);
         if range.is_empty() {
-            return Plan { demand: Demand::Piece(range), ahead: None, cancel: Vec::new() };
+            return Plan { demand: Demand::Piece(range), ahead: None, cancel: Vec::new(), passed: None };
         }
         let mut cancel = Vec::new();
         let known = self.find(range);
@@ -116,7 +118,7 @@ impl Prefetcher {
             cursor.note_asked(chunks);
         }
         let ahead = cursor.top_up(size, limits).map(|range| Ahead { cursor: cursor.id(), range });
-        Plan { demand, ahead, cancel }
+        Plan { demand, ahead, cancel, passed: cursor.leave_behind() }
     }
 
     /// The runs that may have chunks under way; what to cancel when the file is closed.

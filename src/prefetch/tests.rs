@@ -52,6 +52,25 @@ fn a_large_first_read_opens_a_window_at_once() {
 }
 
 #[test]
+fn a_run_leaves_behind_what_is_far_behind_it_and_waits_for_what_is_late() {
+    let mut prefetcher = Prefetcher::new();
+    let mut passed = Vec::new();
+    let mut go = |offsets: std::ops::Range<u64>| {
+        for offset in offsets.step_by(128 * KIB as usize) {
+            let plan = read(&mut prefetcher, offset, 128 * KIB, GIB);
+            passed.extend(plan.passed.iter().flat_map(|chunks| chunks.iter().map(|index| index.0)));
+        }
+        passed.clone()
+    };
+    assert!(go(0..MIB + 128 * KIB).is_empty());
+    assert_eq!(go(MIB + 128 * KIB..MIB + 256 * KIB), [0]);
+    // One request is late: its chunk and those behind it are not passed.
+    assert_eq!(go(MIB + 384 * KIB..3 * MIB), [0, 1, 2, 3, 4]);
+    assert_eq!(go(MIB + 256 * KIB..MIB + 384 * KIB), [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(go(100 * MIB..101 * MIB).len(), 8, "another run, and it is short");
+}
+
+#[test]
 fn a_small_file_is_planned_to_its_end_and_not_beyond() {
     let mut prefetcher = Prefetcher::new();
     let plan = read(&mut prefetcher, 0, 128 * KIB, MIB + 1);

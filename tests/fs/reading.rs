@@ -1,9 +1,12 @@
 //! Reads return the host's bytes, all of them, and the handle leaves nothing behind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use wormhole::cache::NoCache;
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{DIRECT_BYTES_MIN, FsError, OpenRequest};
+use wormhole::fetch::{FetchConfig, Fetcher};
+use wormhole::fs::{DIRECT_BYTES_MIN, FileSystem, FsConfig, FsError, OpenRequest};
 use wormhole::proto::{Request, SeekTarget};
 
 use super::{FLEETING, LASTING, World};
@@ -95,6 +98,24 @@ async fn small_settled_files_go_through_the_page_cache_and_others_past_it() {
     host.advance(Duration::from_secs(3));
     let changed = world.open("small").await.mode;
     assert!(!changed.is_direct && !changed.keeps_pages);
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_fit_leaves_little_of_itself_in_memory() {
+    let host = MemoryHost::new();
+    for (name, size, kept) in [("fits", 4 * MIB, 4 * MIB..5 * MIB), ("does_not", 16 * MIB, 0..2 * MIB)] {
+        host.create_generated(name, size, 1);
+        let config = FetchConfig { memory_bytes: 5 * MIB, ..FetchConfig::default() };
+        let fetcher = Fetcher::new(host.client(), Arc::new(NoCache), config);
+        let fs = FileSystem::new(host.client(), Arc::clone(&fetcher), FsConfig::default());
+        let world = World { host: host.clone(), fs, fetcher };
+        let file = world.open(name).await;
+        for offset in (0..size).step_by(128 << 10) {
+            world.read(file.handle, offset, 128 << 10).await.unwrap();
+        }
+        let bytes = world.fetcher.statistics().memory_bytes;
+        assert!(kept.contains(&bytes), "{bytes} bytes of {name}");
+    }
 }
 
 #[tokio::test]

@@ -124,10 +124,10 @@ impl VerifiedRun {
         self.chunks.len()
     }
 
-    /// The chunks, in their order.
-    pub fn finish(self) -> impl Iterator<Item = VerifiedChunk> {
+    /// The chunks, in their order; `freeze` makes them what is shared.
+    pub fn finish(self, freeze: impl FnOnce(BytesMut) -> Bytes) -> impl Iterator<Item = VerifiedChunk> {
         let (hashes, lengths): (Vec<_>, Vec<_>) = self.chunks.into_iter().unzip();
-        let parts = Laid::cut(self.bytes.freeze(), lengths);
+        let parts = Laid::cut(freeze(self.bytes), lengths);
         hashes.into_iter().zip(parts).map(|(hash, laid)| VerifiedChunk { hash, laid })
     }
 }
@@ -176,7 +176,7 @@ mod tests {
         run.push(ChunkHash::of(b"content"), room).unwrap();
         assert!(run.push(ChunkHash::of(b"content"), BytesMut::from(&b"contenu"[..])).is_err());
         run.push(ChunkHash::of(b"andmore"), more).unwrap();
-        let chunks: Vec<VerifiedChunk> = run.finish().collect();
+        let chunks: Vec<VerifiedChunk> = run.finish(BytesMut::freeze).collect();
         assert_eq!(
             chunks,
             [&b"content"[..], b"andmore"].map(|part| VerifiedChunk::compute(Bytes::from(part)))

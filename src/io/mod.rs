@@ -33,6 +33,7 @@ mod diagnosis;
 mod error;
 mod operation;
 mod pool;
+mod room;
 mod stats;
 pub mod sys;
 mod uring;
@@ -53,9 +54,10 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::chunk::CHUNK_BYTES;
 
-pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES, room_for, room_within};
+pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES};
 pub use error::IoError;
 pub use pool::SMALL_READ_BYTES;
+pub use room::{Rooms, room_for, room_within};
 pub use stats::EngineStats;
 
 use backend::Backend;

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 
 use super::tcp::{TcpRecvStream, TcpSendStream};
-use crate::io::{room_for, room_within};
+use crate::io::room_within;
 use crate::proto::Lane;
 
 /// Why a stream does not go on.
@@ -165,11 +165,11 @@ impl RecvStream {
         }
     }
 
-    /// The long pieces that are read next, `len` bytes of them, shall lie side by side.
-    pub fn lay_together(&mut self, len: usize) {
+    /// The long pieces that are read next shall lie side by side in `room`, over what may be there.
+    pub fn lay_together(&mut self, room: BytesMut) {
         match &mut self.0 {
-            Receiving::Quic(_, room) => *room = room_for(len),
-            Receiving::Tcp(stream) => stream.lay_together(len),
+            Receiving::Quic(_, old) => *old = room,
+            Receiving::Tcp(stream) => stream.lay_together(room),
         }
     }
 
@@ -183,6 +183,7 @@ impl RecvStream {
         match &mut self.0 {
             Receiving::Quic(stream, room) => {
                 let mut buffer = room_within(room, len);
+                buffer.clear();
                 while buffer.len() < len {
                     let missing = len - buffer.len();
                     let read = stream.read_buf(&mut (&mut buffer).limit(missing)).await;

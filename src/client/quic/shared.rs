@@ -13,7 +13,11 @@ use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::CallError;
+use crate::io::Rooms;
 use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, Welcome, WireError};
+
+/// Longest run of chunks that is handed out as a whole, in bytes: what the kernel asks for at a time.
+pub(super) const RUN_BYTES_MAX: usize = 1 << 20;
 
 /// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
 const LOCK_WAITS_MAX: usize = 32;
@@ -22,6 +26,8 @@ const LOCK_WAITS_MAX: usize = 32;
 pub(super) struct Shared {
     pub(super) deadline: Duration,
     pub(super) runs_from_bytes_per_second: u64,
+    /// Where runs of chunks are laid down.
+    pub(super) rooms: Arc<Rooms>,
     pub(super) slots: Vec<Slot>,
     pub(super) totals: Totals,
     pub(super) instance_changes: watch::Sender<u64>,
@@ -79,6 +85,7 @@ impl Shared {
         Self {
             deadline,
             runs_from_bytes_per_second,
+            rooms: Rooms::new(RUN_BYTES_MAX),
             slots: (0..connections).map(slot).collect(),
             totals: Totals::default(),
             instance_changes: watch::channel(0).0,

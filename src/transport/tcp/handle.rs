@@ -228,8 +228,8 @@ impl TcpRecvStream {
         self.0.shared().wait(|mux, context| mux.poll_read(id, max, context)).await
     }
 
-    pub(in crate::transport) fn lay_together(&mut self, len: usize) {
-        self.0.shared().ask(|mux| mux.lay_together(self.0.id, len));
+    pub(in crate::transport) fn lay_together(&mut self, room: BytesMut) {
+        self.0.shared().ask(|mux| mux.lay_together(self.0.id, room));
     }
 
     pub(in crate::transport) async fn read_bytes(

@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::half::Phase;
 use super::{Arrived, Frame, Mux, STREAM_QUEUE_BYTES_MAX, Stream, wait};
@@ -145,10 +145,10 @@ impl Mux {
         Poll::Pending
     }
 
-    /// The long pieces that come next, `len` bytes of them, are to be laid side by side.
-    pub(in crate::transport::tcp) fn lay_together(&mut self, id: u32, len: usize) {
+    /// The long pieces that come next are to be laid side by side in `room`.
+    pub(in crate::transport::tcp) fn lay_together(&mut self, id: u32, room: BytesMut) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.receive.lay_together(len);
+            stream.receive.lay_together(room);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use super::piece::Piece;
 use crate::io::{room_for, room_within};
 use crate::proto::Lane;
 
@@ -109,10 +110,8 @@ pub(super) struct Receiving {
     pieces: VecDeque<BytesMut>,
     /// Where the next long pieces are laid side by side.
     room: BytesMut,
-    /// A piece on its way.
-    filling: BytesMut,
-    /// Its bytes still to come.
-    filling_left: usize,
+    /// The piece on its way.
+    filling: Piece,
     buffered: usize,
     /// Of those, granted anew already because a reader waits for them.
     granted_ahead: usize,
@@ -135,8 +134,7 @@ impl Receiving {
         Self {
             pieces: VecDeque::new(),
             room: BytesMut::new(),
-            filling: BytesMut::new(),
-            filling_left: 0,
+            filling: Piece::default(),
             buffered: 0,
             granted_ahead: 0,
             credit,
@@ -157,24 +155,23 @@ impl Receiving {
         self.buffered
     }
 
-    /// The long pieces that come next, `len` bytes of them, are to be laid side by side.
-    pub(super) fn lay_together(&mut self, len: usize) {
-        self.room = room_for(len);
+    /// The long pieces that come next are to be laid side by side in `room`.
+    pub(super) fn lay_together(&mut self, room: BytesMut) {
+        self.room = room;
     }
 
     /// A payload begins: of `len` bytes, and `more` of the same piece follow in later ones.
     pub(super) fn begin(&mut self, len: usize, more: usize) {
-        if self.filling_left < len || self.filling_left > len.saturating_add(more) {
+        if self.filling.left() < len || self.filling.left() > len.saturating_add(more) {
             self.lay_down();
             let piece = len.saturating_add(more).min(PIECE_BYTES_MAX).max(len);
-            self.filling = room_within(&mut self.room, piece);
-            self.filling_left = piece;
+            self.filling = Piece::new(room_within(&mut self.room, piece), piece);
         }
     }
 
     /// Part of the payload that was begun. Returns how many of the bytes may be granted anew at once.
     pub(super) fn put(&mut self, bytes: &[u8], now: Duration, wakes: &mut Vec<Waker>) -> usize {
-        self.filling.extend_from_slice(bytes);
+        self.filling.put(bytes);
         self.has_put(bytes.len(), now, wakes)
     }
 
@@ -185,22 +182,13 @@ impl Receiving {
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Option<Result<usize, E>> {
-        if len >= self.filling_left {
-            return None;
-        }
-        let start = self.filling.len();
-        // Zeroes cost little where they are overwritten at once.
-        self.filling.resize(start + len, 0);
-        let filled = fill(&mut self.filling[start..]);
-        self.filling.truncate(start + filled.as_ref().map_or(0, |filled| *filled));
-        Some(filled)
+        self.filling.fill(len, fill)
     }
 
     /// So many bytes were put behind the others. Returns how many of them may be granted anew at once.
     pub(super) fn has_put(&mut self, len: usize, now: Duration, wakes: &mut Vec<Waker>) -> usize {
-        self.filling_left -= len;
         self.buffered += len;
-        if self.filling_left == 0 {
+        if self.filling.left() == 0 {
             self.lay_down();
         }
         let Some(reader) = &mut self.reader else { return 0 };
@@ -229,7 +217,7 @@ impl Receiving {
     pub(super) fn take(&mut self, max: usize) -> Option<(BytesMut, usize)> {
         if self.pieces.is_empty() && !self.filling.is_empty() {
             // What came of the piece goes on its way; the rest will follow behind.
-            self.pieces.push_back(self.filling.split());
+            self.pieces.push_back(self.filling.take());
         }
         let first = self.pieces.front_mut()?;
         let bytes = if first.len() <= max { self.pieces.pop_front()? } else { first.split_to(max) };
@@ -262,16 +250,16 @@ impl Receiving {
     pub(super) fn discard(&mut self) -> usize {
         self.pieces.clear();
         self.room = BytesMut::new();
-        (self.filling, self.filling_left) = (BytesMut::new(), 0);
+        self.filling = Piece::default();
         let grant = self.buffered - self.granted_ahead;
         (self.buffered, self.granted_ahead) = (0, 0);
         grant
     }
 
     fn lay_down(&mut self) {
-        if !self.filling.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.filling));
+        let mut filled = std::mem::take(&mut self.filling);
+        if !filled.is_empty() {
+            self.pieces.push_back(filled.take());
         }
-        self.filling_left = 0;
     }
 }

@@ -10,6 +10,7 @@
 
 mod ends;
 mod half;
+mod piece;
 mod receive;
 #[cfg(test)]
 mod tests;

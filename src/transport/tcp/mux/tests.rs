@@ -9,6 +9,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::io::room_for;
 use crate::transport::StreamError;
 
 const LIMITS: Limits =
@@ -143,7 +144,10 @@ impl World {
             Op::ReadExact { pick, len } => self.read_exact(side, pick, len),
             Op::LayTogether { pick, len } => {
                 let Some(id) = self.held(side, pick) else { return };
-                self.ends[side].mux.lay_together(id, len);
+                let mut room = room_for(len);
+                // What was there before must not be seen.
+                room.resize(len / 2, 0xee);
+                self.ends[side].mux.lay_together(id, room);
             }
             Op::SetLane { pick, lane } => {
                 let Some(id) = self.held(side, pick) else { return };

@@ -1,0 +1,194 @@
+//! Room for content that comes: at addresses that a disk takes it from, and in memory that is used again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::aligned::DIRECT_ALIGN_BYTES;
+use super::sys::prefer_large_pages;
+
+/// From this many bytes on it matters where content lies.
+const ALIGNED_BYTES_MIN: usize = 64 << 10;
+
+/// Room for `len` bytes of content. Where they are many they begin at a multiple of [`DIRECT_ALIGN_BYTES`], as long as no more
+/// are put there: a disk can then take them from where they lie.
+pub fn room_for(len: usize) -> BytesMut {
+    if len < ALIGNED_BYTES_MIN {
+        return BytesMut::with_capacity(len);
+    }
+    let mut bytes = BytesMut::with_capacity(len + DIRECT_ALIGN_BYTES - 1);
+    let skipped = bytes.as_ptr().align_offset(DIRECT_ALIGN_BYTES).min(DIRECT_ALIGN_BYTES - 1);
+    bytes.resize(skipped, 0);
+    bytes.advance(skipped);
+    bytes
+}
+
+/// The same off the front of `room`, where that is enough: what is put into one such piece lies before what is put into the next.
+/// What was in the room is still there.
+pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
+    if len < ALIGNED_BYTES_MIN || room.capacity() < len {
+        return room_for(len);
+    }
+    let rest = room.split_off(len);
+    std::mem::replace(room, rest)
+}
+
+/// What rooms are cut from, in bytes: a large page of most processors.
+const BLOCK_BYTES: usize = 2 << 20;
+
+/// Rooms of one size. Those that nobody uses are kept: memory that is used again was filled with zeroes once, and needs no new pages.
+///
+/// They lie in large pages where the system has them: to hand their content to a disk or to the kernel it must look up and hold every page.
+/// Rooms that were lent at once are never more than those who borrow may use together, so all that come back are kept.
+#[derive(Debug)]
+pub struct Rooms {
+    room_bytes: usize,
+    kept: Mutex<Vec<BytesMut>>,
+}
+
+impl Rooms {
+    /// Rooms of `room_bytes` each, of which a whole number should make [`BLOCK_BYTES`].
+    pub fn new(room_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { room_bytes, kept: Mutex::default() })
+    }
+
+    /// Room for `len` bytes. It may hold something, left from its last use.
+    pub fn lend(&self, len: usize) -> BytesMut {
+        if len != self.room_bytes {
+            return room_for(len);
+        }
+        let mut kept = self.kept();
+        if kept.is_empty() {
+            kept.extend(block(self.room_bytes));
+        }
+        kept.pop().unwrap_or_else(|| room_for(len))
+    }
+
+    /// What was put into a room. When nobody holds any of it the room is used again, if it is still whole.
+    pub fn freeze(self: &Arc<Self>, content: BytesMut) -> Bytes {
+        let is_aligned = content.as_ptr().align_offset(DIRECT_ALIGN_BYTES) == 0;
+        if content.len() == self.room_bytes && is_aligned {
+            Bytes::from_owner(Lent { content, home: Arc::clone(self) })
+        } else {
+            content.freeze()
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<BytesMut>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Content of a room that comes back when it is dropped.
+struct Lent {
+    content: BytesMut,
+    home: Arc<Rooms>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.kept().push(std::mem::take(&mut self.content));
+    }
+}
+
+/// A block of new memory as rooms.
+fn block(room_bytes: usize) -> impl Iterator<Item = BytesMut> {
+    // An allocator that aligns would take as much; what is in front and behind is never touched.
+    let mut memory = BytesMut::with_capacity(2 * BLOCK_BYTES - 1);
+    let skipped = memory.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES - 1);
+    let mut rest = memory.split_off(skipped);
+    prefer_large_pages(&mut rest.spare_capacity_mut()[..BLOCK_BYTES]);
+    (0..BLOCK_BYTES / room_bytes).map(move |_| {
+        let behind = rest.split_off(room_bytes);
+        std::mem::replace(&mut rest, behind)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_stays_at_an_aligned_address_while_it_is_put_there_and_after() {
+        assert_eq!(room_for(ALIGNED_BYTES_MIN - 1).capacity(), ALIGNED_BYTES_MIN - 1);
+        for len in [ALIGNED_BYTES_MIN, 262_144, 300_001] {
+            let mut bytes = room_for(len);
+            let address = bytes.as_ptr();
+            (0..len).for_each(|at| bytes.extend_from_slice(&[at as u8]));
+            assert_eq!((bytes.as_ptr(), address.align_offset(DIRECT_ALIGN_BYTES)), (address, 0));
+            let frozen = bytes.freeze();
+            assert_eq!((frozen.as_ptr(), frozen.len()), (address, len));
+            assert!(frozen.iter().enumerate().all(|(at, byte)| *byte == at as u8));
+        }
+    }
+
+    #[test]
+    fn pieces_within_a_room_lie_side_by_side_until_it_is_full() {
+        let mut room = room_for(3 * ALIGNED_BYTES_MIN);
+        let mut pieces = Vec::new();
+        for len in [ALIGNED_BYTES_MIN, 12, 2 * ALIGNED_BYTES_MIN, ALIGNED_BYTES_MIN] {
+            let mut piece = room_within(&mut room, len);
+            piece.extend_from_slice(&vec![len as u8; len]);
+            pieces.push(piece.freeze());
+        }
+        let ends_at = |piece: &Bytes| piece.as_ptr_range().end;
+        assert_eq!(ends_at(&pieces[0]), pieces[2].as_ptr());
+        assert_eq!(pieces[2].as_ptr().align_offset(DIRECT_ALIGN_BYTES), 0);
+        assert_ne!(ends_at(&pieces[2]), pieces[3].as_ptr());
+        assert!(pieces[1].len() == 12 && room.capacity() < DIRECT_ALIGN_BYTES);
+    }
+
+    /// A room of `rooms` with `byte` all over, filled in two pieces as a transport does.
+    fn filled(rooms: &Rooms, byte: u8) -> BytesMut {
+        let mut room = rooms.lend(rooms.room_bytes);
+        let mut pieces = [0, 1].map(|_| room_within(&mut room, rooms.room_bytes / 2));
+        pieces.iter_mut().for_each(|piece| {
+            piece.clear();
+            piece.resize(rooms.room_bytes / 2, byte);
+        });
+        let [mut first, second] = pieces;
+        first.unsplit(second);
+        first
+    }
+
+    #[test]
+    fn a_room_comes_back_when_nobody_holds_a_part_of_its_content() {
+        let rooms = Rooms::new(2 * ALIGNED_BYTES_MIN);
+        let content = rooms.freeze(filled(&rooms, 7));
+        let (address, part) = (content.as_ptr(), content.slice(5..9));
+        drop(content);
+        let other = rooms.freeze(filled(&rooms, 8));
+        assert_ne!(other.as_ptr(), address, "a part of it is still held");
+        drop(other);
+        assert_eq!(&part[..], [7; 4]);
+        drop(part);
+        let again = filled(&rooms, 9);
+        assert_eq!(again.as_ptr(), address);
+        drop(rooms.freeze(again));
+        let many: Vec<Bytes> = (0..5).map(|byte| rooms.freeze(filled(&rooms, byte))).collect();
+        assert!(many.iter().zip(0..).all(|(content, byte)| content.iter().all(|found| *found == byte)));
+        drop(many);
+        assert_eq!(rooms.kept().len(), BLOCK_BYTES / rooms.room_bytes, "five were found among the others");
+    }
+
+    #[test]
+    fn what_is_no_whole_room_is_not_kept() {
+        let rooms = Rooms::new(BLOCK_BYTES);
+        let mut part = filled(&rooms, 1);
+        assert_eq!(part.as_ptr().align_offset(BLOCK_BYTES), 0);
+        part.truncate(ALIGNED_BYTES_MIN);
+        drop(rooms.freeze(part));
+        let mut moved = room_for(BLOCK_BYTES + 1);
+        moved.resize(BLOCK_BYTES + 1, 0);
+        moved.advance(1);
+        assert_eq!(rooms.freeze(moved).len(), rooms.room_bytes);
+        assert_eq!(rooms.kept().len(), 0);
+        assert!(rooms.lend(100).capacity() >= 100);
+    }
+}

@@ -34,7 +34,6 @@ mod recovery;
 mod room;
 mod segment;
 mod shared;
-mod spare;
 mod staging;
 mod store;
 #[cfg(test)]

@@ -6,22 +6,20 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use nix::sys::uio::preadv;
 
 use super::directory::Directory;
 use super::index::Location;
-use super::record::{BLOCK_BYTES, HEADER_BYTES, SegmentId, record_bytes};
-use super::spare::{Lent, Spares};
-use crate::io::AlignedBuffer;
+use super::record::{BLOCK_BYTES, SegmentId, record_bytes};
+use crate::chunk::Laid;
 use crate::io::sys::is_cached;
-
-/// Bytes between two payloads in a row: padding, a gap and a header.
-const BETWEEN_BYTES_MAX: usize = (HEADER_BYTES + BLOCK_BYTES) as usize;
+use crate::io::{AlignedBuffer, Rooms};
 
 /// Fewest bytes that are read around the page cache: for less, what the kernel reads ahead is worth more. Its readahead
 /// is 128 KiB nearly everywhere.
@@ -60,19 +58,19 @@ impl SegmentFile {
     pub(super) fn payloads(
         &self,
         directory: &Directory,
-        spares: &Arc<Spares>,
+        rooms: &Arc<Rooms>,
         run: &[Location],
         reading: Reading,
-    ) -> Vec<Option<Bytes>> {
+    ) -> Vec<Option<Laid>> {
         if let Some(file) = self.direct_for(directory, run, reading) {
-            match read_direct(file, spares, run) {
+            match read_direct(file, rooms, run) {
                 Ok(Some(payloads)) => return payloads.into_iter().map(Some).collect(),
                 // Fewer bytes than there should be: the page cache gives what there is.
                 Ok(None) => {}
                 Err(error) => directory.direct.note(&error),
             }
         }
-        read_buffered(&self.buffered, run)
+        read_buffered(&self.buffered, rooms, run)
     }
 
     /// The file to read `run` from around the page cache; `None` where that would not pay or does not work.
@@ -96,78 +94,94 @@ pub(super) fn are_neighbours(first: &Location, second: &Location) -> bool {
     first.segment == second.segment && (end..end + u64::from(BLOCK_BYTES)).contains(&second.offset.into())
 }
 
-/// The blocks that hold one payload: which of the file, and how many of them the payload before has, too, or how many lie
-/// between.
-struct Blocks {
-    start: u64,
+/// Where one payload is read to, with the blocks around it.
+struct Part {
+    /// Place of its blocks in the room, in bytes.
+    blocks: Range<usize>,
+    /// Place of the payload in the room.
+    payload: Range<usize>,
+    /// So many of its first bytes the part before has, too.
     shared_bytes: usize,
+    /// So many bytes lie between the part before and it.
     hole_bytes: usize,
-    buffer: Lent,
 }
 
-/// Reads a run around the page cache, each payload into a buffer of its own: they are kept and dropped one by one.
-/// `None` where the file ends before the run does.
-fn read_direct(file: &File, spares: &Arc<Spares>, run: &[Location]) -> io::Result<Option<Vec<Bytes>>> {
-    let block = u64::from(BLOCK_BYTES);
-    let mut parts: Vec<Blocks> = Vec::with_capacity(run.len());
-    let mut read_end = None;
-    for at in run {
+/// Plans where the payloads of a run, read in whole blocks, lie side by side.
+fn plan(run: &[Location], block: u64) -> Vec<Part> {
+    let (mut read_end, mut room_end) = (None, 0);
+    let parts = run.iter().map(|at| {
         let (start, end) = (at.payload_start() / block * block, at.payload_end().next_multiple_of(block));
-        let before = read_end.unwrap_or(start);
-        let (shared, hole) = (before.saturating_sub(start), start.saturating_sub(before));
-        let (shared_bytes, hole_bytes) = (shared as usize, hole as usize);
-        parts.push(Blocks { start, shared_bytes, hole_bytes, buffer: spares.lend((end - start) as usize) });
-        read_end = Some(end);
+        let before = read_end.replace(end).unwrap_or(start);
+        let blocks = room_end..room_end + (end - start) as usize;
+        room_end = blocks.end;
+        let payload_start = blocks.start + (at.payload_start() - start) as usize;
+        Part {
+            blocks,
+            payload: payload_start..payload_start + at.len as usize,
+            shared_bytes: before.saturating_sub(start) as usize,
+            hole_bytes: start.saturating_sub(before) as usize,
+        }
+    });
+    parts.collect()
+}
+
+/// What a run was read to.
+struct Filled {
+    room: BytesMut,
+    parts: Vec<Part>,
+    /// To here the file was read, in bytes.
+    read_end: u64,
+}
+
+impl Filled {
+    fn into_payloads(self, rooms: &Arc<Rooms>) -> impl Iterator<Item = Laid> {
+        let content = rooms.freeze(self.room);
+        self.parts.into_iter().map(move |part| Laid::part(&content, part.payload))
     }
-    let Some((first, last)) = parts.first().zip(run.last()) else { return Ok(Some(Vec::new())) };
-    let (start, wanted) = (first.start, last.payload_end() - first.start);
+}
+
+/// Reads a run in whole blocks into one room, where full chunks lie side by side. What the file does not have is left as it was.
+fn fill(file: &File, rooms: &Rooms, run: &[Location], block: u64) -> io::Result<Filled> {
+    let parts = plan(run, block);
+    let room_bytes = parts.last().map_or(0, |part| part.blocks.end);
+    let mut room = rooms.lend(room_bytes);
+    room.resize(room_bytes, 0);
     let mut holes = AlignedBuffer::zeroed(parts.iter().map(|part| part.hole_bytes).sum());
-    let (mut holes, mut slices) = (&mut holes[..], Vec::with_capacity(2 * parts.len()));
-    for part in &mut parts {
-        let (hole, rest) = holes.split_at_mut(part.hole_bytes);
-        holes = rest;
+    let (mut holes, mut rest, mut slices) =
+        (&mut holes[..], &mut room[..], Vec::with_capacity(2 * parts.len()));
+    for part in &parts {
+        let (hole, other_holes) = holes.split_at_mut(part.hole_bytes);
+        let (blocks, behind) = rest.split_at_mut(part.blocks.len());
+        (holes, rest) = (other_holes, behind);
         slices.extend((!hole.is_empty()).then(|| IoSliceMut::new(hole)));
-        slices.push(IoSliceMut::new(&mut part.buffer[part.shared_bytes..]));
+        slices.push(IoSliceMut::new(&mut blocks[part.shared_bytes..]));
     }
-    if (preadv(file, &mut slices, start as i64)? as u64) < wanted {
-        return Ok(None);
+    let start = run.first().map_or(0, |first| first.payload_start() / block * block);
+    let read_end = start + preadv(file, &mut slices, start as i64)? as u64;
+    for part in &parts {
+        let shared = part.blocks.start - part.shared_bytes..part.blocks.start;
+        room.copy_within(shared, part.blocks.start);
     }
-    for number in 1..parts.len() {
-        let (before, behind) = parts.split_at_mut(number);
-        let (from, to) = (&before[number - 1].buffer, &mut behind[0]);
-        to.buffer[..to.shared_bytes].copy_from_slice(&from[from.len() - to.shared_bytes..]);
-    }
-    let payloads = parts.into_iter().zip(run).map(|(part, at)| {
-        let from = (at.payload_start() - part.start) as usize;
-        Bytes::from_owner(part.buffer).slice(from..from + at.len as usize)
-    });
-    Ok(Some(payloads.collect()))
+    Ok(Filled { room, parts, read_end })
 }
 
-fn read_buffered(file: &File, run: &[Location]) -> Vec<Option<Bytes>> {
-    let mut payloads: Vec<Vec<u8>> = run.iter().map(|at| vec![0; at.len as usize]).collect();
-    let Some(first) = run.first() else { return Vec::new() };
-    let read_end = first.payload_start() + fill(file, run, &mut payloads, first.payload_start());
-    let complete = payloads.into_iter().zip(run).map(|(mut payload, at)| {
-        // A call may return less than was asked for; what is missing is asked for again, one by one.
-        let is_whole =
-            at.payload_end() <= read_end || file.read_exact_at(&mut payload, at.payload_start()).is_ok();
-        is_whole.then(|| payload.into())
-    });
-    complete.collect()
+/// Reads a run around the page cache. `None` where the file ends before the run does.
+fn read_direct(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> io::Result<Option<Vec<Laid>>> {
+    let filled = fill(file, rooms, run, u64::from(BLOCK_BYTES))?;
+    let is_whole = run.last().is_none_or(|last| filled.read_end >= last.payload_end());
+    Ok(is_whole.then(|| filled.into_payloads(rooms).collect()))
 }
 
-/// Fills `payloads` from `start` on. Returns how many bytes of the file were read, gaps included.
-fn fill(file: &File, run: &[Location], payloads: &mut [Vec<u8>], start: u64) -> u64 {
-    let mut between = vec![0; run.len() * BETWEEN_BYTES_MAX];
-    let mut slices = Vec::with_capacity(2 * run.len());
-    let mut end = start;
-    for ((at, payload), between) in run.iter().zip(payloads).zip(between.chunks_mut(BETWEEN_BYTES_MAX)) {
-        slices.push(IoSliceMut::new(&mut between[..(at.payload_start() - end) as usize]));
-        slices.push(IoSliceMut::new(payload));
-        end = at.payload_end();
-    }
-    preadv(file, &mut slices, start as i64).map_or(0, |read| read as u64)
+fn read_buffered(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> Vec<Option<Laid>> {
+    let Ok(mut filled) = fill(file, rooms, run, 1) else { return run.iter().map(|_| None).collect() };
+    // A call may return less than was asked for; what is missing is asked for again, one by one.
+    let whole = |(at, part): (&Location, &Part)| {
+        let payload = &mut filled.room[part.payload.clone()];
+        at.payload_end() <= filled.read_end || file.read_exact_at(payload, at.payload_start()).is_ok()
+    };
+    let whole: Vec<bool> = run.iter().zip(&filled.parts).map(whole).collect();
+    let payloads = filled.into_payloads(rooms).zip(whole);
+    payloads.map(|(payload, is_whole)| is_whole.then_some(payload)).collect()
 }
 
 #[cfg(test)]
@@ -177,7 +191,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::record::{PAYLOAD_BYTES_MAX, gap_bytes};
+    use super::super::record::{HEADER_BYTES, PAYLOAD_BYTES_MAX, gap_bytes};
     use super::*;
 
     proptest! {
@@ -185,11 +199,13 @@ mod tests {
         #[test]
         fn around_the_page_cache_lie_the_same_bytes(
             first in 0..200u32,
-            lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX, Just(PAYLOAD_BYTES_MAX)], 1..9),
+            mut lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX, Just(PAYLOAD_BYTES_MAX)], 1..9),
             missing in prop_oneof![Just(0u64), 1..9000u64],
             // Segments of before there were gaps are read, too.
             has_gaps: bool,
         ) {
+            // Less is not read around it.
+            lens.push(DIRECT_BYTES_MIN as u32);
             let mut offset = HEADER_BYTES * first;
             let run: Vec<Location> = lens.iter().map(|&len| {
                 offset += if has_gaps { gap_bytes(offset, len) } else { 0 };
@@ -205,15 +221,17 @@ mod tests {
             std::fs::write(&path, &content).unwrap();
             let buffered = File::open(&path).unwrap();
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
-            let expected = read_buffered(&buffered, &run);
-            let spares = Arc::new(Spares::default());
-            // What was in a buffer before must not be seen.
-            (0..9).map(|_| spares.lend(PAYLOAD_BYTES_MAX as usize)).collect::<Vec<_>>().iter_mut().for_each(|old| old.fill(0xee));
-            let found = read_direct(direct.as_ref().unwrap_or(&buffered), &spares, &run).unwrap();
+            let rooms = Rooms::new(4 * PAYLOAD_BYTES_MAX as usize);
+            // What was in a room before must not be seen.
+            let mut used = rooms.lend(4 * PAYLOAD_BYTES_MAX as usize);
+            used.resize(4 * PAYLOAD_BYTES_MAX as usize, 0xee);
+            drop(rooms.freeze(used));
+            let expected = read_buffered(&buffered, &rooms, &run);
+            let found = read_direct(direct.as_ref().unwrap_or(&buffered), &rooms, &run).unwrap();
             prop_assert_eq!(found.is_some(), missing == 0);
             for (at, payload) in run.iter().zip(&expected) {
                 let range = at.payload_start() as usize..at.payload_end() as usize;
-                prop_assert_eq!(payload.as_deref(), content.get(range));
+                prop_assert_eq!(payload.as_ref().map(|payload| &payload.bytes()[..]), content.get(range));
             }
             if let Some(found) = found {
                 prop_assert_eq!(found.into_iter().map(Some).collect::<Vec<_>>(), expected);

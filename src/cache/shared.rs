@@ -17,16 +17,17 @@ use super::manifest::{ManifestPage, ManifestTable};
 use super::payload::{Reading, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
-use super::spare::Spares;
-
-use crate::chunk::{ChunkHash, VerifiedChunk};
+use crate::chunk::{CHUNK_BYTES, ChunkHash, Laid, VerifiedChunk};
+use crate::io::Rooms;
 
 /// Most segment files that are kept open for reading. A stream needs one; 64 serve many at once and are far from the
 /// usual limit of 1,024 descriptors.
 const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// Most records that are read with one system call: 4 MiB of full chunks.
+/// Most records that are read with one system call.
 const RUN_RECORDS_MAX: usize = 16;
+/// Full chunks that are read so at most: what the kernel asks for at a time.
+const RUN_BYTES: usize = 4 * CHUNK_BYTES as usize;
 
 /// The limits of a cache.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +81,8 @@ pub(super) struct Shared {
     index: Mutex<Index>,
     manifests: Mutex<ManifestTable>,
     files: Mutex<LruCache<SegmentId, Arc<SegmentFile>>>,
-    spares: Arc<Spares>,
+    /// Where runs of payloads are laid down.
+    rooms: Arc<Rooms>,
     warned_corrupt: AtomicBool,
 }
 
@@ -96,7 +98,7 @@ impl Shared {
             index: Mutex::new(index),
             manifests: Mutex::default(),
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
-            spares: Arc::default(),
+            rooms: Rooms::new(RUN_BYTES),
             warned_corrupt: AtomicBool::new(false),
         }
     }
@@ -131,10 +133,10 @@ impl Shared {
     }
 
     /// Closes every file that nobody reads at this moment: an unlinked segment takes space until nobody has it open.
-    /// Buffers that nobody uses are freed, too.
+    /// Rooms that nobody uses are freed, too.
     pub(super) fn close_files(&self) {
         self.files().clear();
-        self.spares.clear();
+        self.rooms.clear();
     }
 
     /// Forgets a segment, its records and its file.
@@ -157,7 +159,7 @@ impl Shared {
         let places: Vec<Location> = run.iter().map(|(.., at)| *at).collect();
         let Some(first) = places.first() else { return Vec::new() };
         let payloads = match self.file(first.segment) {
-            Ok(file) => file.payloads(&self.directory, &self.spares, &places, reading),
+            Ok(file) => file.payloads(&self.directory, &self.rooms, &places, reading),
             Err(error) => {
                 let evicted = error.kind() == ErrorKind::NotFound;
                 for wanted in run {
@@ -176,12 +178,12 @@ impl Shared {
         proven.collect()
     }
 
-    fn prove(&self, key: Key, kind: Kind, payload: Bytes) -> Option<Proven> {
+    fn prove(&self, key: Key, kind: Kind, payload: Laid) -> Option<Proven> {
         match kind {
             Kind::Chunk => VerifiedChunk::verify(ChunkHash::from_bytes(key), payload).ok().map(Proven::Chunk),
             Kind::Manifest => {
-                let page = ManifestPage::decode(&self.secret, &key, &payload)?;
-                Some(Proven::Manifest(page, payload))
+                let page = ManifestPage::decode(&self.secret, &key, payload.bytes())?;
+                Some(Proven::Manifest(page, payload.bytes().clone()))
             }
         }
     }
@@ -206,5 +208,19 @@ impl Shared {
 /// Cuts `wanted` into runs of neighbours on disk.
 fn runs(wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
     let neighbours = wanted.chunk_by(|(.., first), (.., second)| are_neighbours(first, second));
-    neighbours.flat_map(|run| run.chunks(RUN_RECORDS_MAX))
+    neighbours.flat_map(cut)
+}
+
+/// Cuts neighbours where they would be too many, or too long for a room.
+fn cut(mut run: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = run.iter().take(RUN_RECORDS_MAX).take_while(|(.., at)| {
+            bytes += at.len as usize;
+            bytes <= RUN_BYTES
+        });
+        let (now, later) = run.split_at(fits.count().max(1).min(run.len()));
+        run = later;
+        (!now.is_empty()).then_some(now)
+    })
 }

@@ -70,9 +70,10 @@ impl VerifiedChunk {
     }
 
     /// Accepts `bytes` if their hash is `expected`. For whoever got them from a peer or a disk.
-    pub fn verify(expected: ChunkHash, bytes: Bytes) -> Result<Self, HashMismatch> {
-        expected.check(&bytes)?;
-        Ok(Self { hash: expected, laid: bytes.into() })
+    pub fn verify(expected: ChunkHash, bytes: impl Into<Laid>) -> Result<Self, HashMismatch> {
+        let laid = bytes.into();
+        expected.check(laid.bytes())?;
+        Ok(Self { hash: expected, laid })
     }
 
     /// The name of the bytes.

@@ -1,5 +1,7 @@
 //! Where content lies in memory: neighbours that were laid down side by side can be read as one, without copying.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 /// Some content, and the run of content around it that it was laid down with. Sharing it copies nothing; it keeps the run.
@@ -14,6 +16,11 @@ impl Laid {
     pub(super) fn cut(run: Bytes, lengths: impl IntoIterator<Item = usize>) -> impl Iterator<Item = Self> {
         let mut rest = run.clone();
         lengths.into_iter().map(move |len| Self { bytes: rest.split_to(len), run: run.clone() })
+    }
+
+    /// The content at `part` of `run`, in bytes. Panics where it is not in it.
+    pub fn part(run: &Bytes, part: Range<usize>) -> Self {
+        Self { bytes: run.slice(part), run: run.clone() }
     }
 
     /// The content itself.

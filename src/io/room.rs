@@ -74,6 +74,11 @@ impl Rooms {
         }
     }
 
+    /// Frees what nobody uses.
+    pub fn clear(&self) {
+        drop(std::mem::take(&mut *self.kept()));
+    }
+
     fn kept(&self) -> MutexGuard<'_, Vec<BytesMut>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,6 +180,8 @@ mod tests {
         assert!(many.iter().zip(0..).all(|(content, byte)| content.iter().all(|found| *found == byte)));
         drop(many);
         assert_eq!(rooms.kept().len(), BLOCK_BYTES / rooms.room_bytes, "five were found among the others");
+        rooms.clear();
+        assert_eq!(rooms.kept().len(), 0);
     }
 
     #[test]

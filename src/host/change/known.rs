@@ -6,6 +6,8 @@
 
 use std::os::unix::fs::FileExt;
 
+use bytes::Bytes;
+
 use super::{Changer, Done, errno};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::host::answer::malformed;
@@ -74,7 +76,7 @@ fn find(session: &Session, hash: ChunkHash) -> Option<VerifiedChunk> {
     let file = session.file(place.node).ok()?;
     let mut bytes = vec![0; CHUNK_BYTES as usize];
     let read = file.file.read_exact_at(&mut bytes, place.index.offset());
-    let found = read.ok().and_then(|()| VerifiedChunk::verify(hash, bytes.into()).ok());
+    let found = read.ok().and_then(|()| VerifiedChunk::verify(hash, Bytes::from(bytes)).ok());
     if found.is_none() {
         session.tree.forget_place(hash, place);
     }

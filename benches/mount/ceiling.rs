@@ -121,18 +121,19 @@ pub(crate) fn disk_read(folder: &Path) -> Result<Option<Ceiling>, Failure> {
             at += READ_BYTES as u64;
         }
     }
+    let mut buffers = AlignedBuffer::zeroed(READERS * READ_BYTES);
     let (bytes, next) = (pieces.len() as u64 * READ_BYTES as u64, AtomicUsize::new(0));
     let cpu_before = own_cpu_seconds();
     let start = Instant::now();
+    let reader = |buffer: &mut [u8]| -> std::io::Result<()> {
+        while let Some((file, at)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            std::hint::black_box(file.read_at(buffer, *at)?);
+        }
+        Ok(())
+    };
     std::thread::scope(|scope| {
-        let reader = || -> std::io::Result<()> {
-            let mut buffer = AlignedBuffer::zeroed(READ_BYTES);
-            while let Some((file, at)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                std::hint::black_box(file.read_at(&mut buffer, *at)?);
-            }
-            Ok(())
-        };
-        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(reader)).collect();
+        let buffers = buffers.chunks_mut(READ_BYTES);
+        let readers: Vec<_> = buffers.map(|buffer| scope.spawn(|| reader(buffer))).collect();
         readers.into_iter().try_for_each(|reader| reader.join().expect("a reader does not panic"))
     })?;
     Ok(Some(Ceiling::new(bytes, start.elapsed().as_secs_f64(), own_cpu_seconds() - cpu_before)))

@@ -2,13 +2,16 @@
 
 use std::ops::{Deref, DerefMut};
 
+use super::sys::{LARGE_PAGE_BYTES, prefer_large_pages};
+
 /// What addresses, offsets and lengths are multiples of in direct I/O, in bytes: the block of nearly every file system,
 /// and never less than a disk asks for. Where more is asked for the kernel answers EINVAL.
 pub const DIRECT_ALIGN_BYTES: usize = 4096;
 
-/// A buffer whose address and length are multiples of [`DIRECT_ALIGN_BYTES`].
+/// A buffer whose address and length are multiples of [`DIRECT_ALIGN_BYTES`]; one that can hold a large page begins with one, if the
+/// system has them.
 ///
-/// It costs a block more than it holds: an allocator that aligns would take as much, and this needs no `unsafe`.
+/// It costs a block, or a page, of addresses more than it holds: an allocator that aligns would take as much, and this needs no `unsafe`.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     memory: Vec<u8>,
@@ -20,9 +23,13 @@ impl AlignedBuffer {
     /// A buffer of zeroes, of at least `len` bytes.
     pub fn zeroed(len: usize) -> Self {
         let len = len.next_multiple_of(DIRECT_ALIGN_BYTES);
-        let memory = vec![0; len + DIRECT_ALIGN_BYTES];
+        let align_bytes = if len >= LARGE_PAGE_BYTES { LARGE_PAGE_BYTES } else { DIRECT_ALIGN_BYTES };
+        let mut memory = vec![0; len + align_bytes];
         // The memory of a vector that never grows never moves.
-        let start = memory.as_ptr().align_offset(DIRECT_ALIGN_BYTES);
+        let start = memory.as_ptr().align_offset(align_bytes);
+        if align_bytes == LARGE_PAGE_BYTES {
+            prefer_large_pages(&mut memory[start..start + len]);
+        }
         Self { memory, start, len }
     }
 }
@@ -53,7 +60,7 @@ mod tests {
 
     #[test]
     fn address_and_length_are_whole_blocks_also_after_a_move() {
-        for len in [0, 1, 4096, 4097, 300_000] {
+        for len in [0, 1, 4096, 4097, 300_000, LARGE_PAGE_BYTES + 1] {
             let buffer = Box::new(AlignedBuffer::zeroed(len));
             let address = buffer.as_ptr();
             let moved = *buffer;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::aligned::DIRECT_ALIGN_BYTES;
-use super::sys::prefer_large_pages;
+use super::sys::{LARGE_PAGE_BYTES, prefer_large_pages};
 
 /// From this many bytes on it matters where content lies.
 const ALIGNED_BYTES_MIN: usize = 64 << 10;
@@ -33,8 +33,8 @@ pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
     std::mem::replace(room, rest)
 }
 
-/// What rooms are cut from, in bytes: a large page of most processors.
-const BLOCK_BYTES: usize = 2 << 20;
+/// What rooms are cut from, in bytes.
+const BLOCK_BYTES: usize = LARGE_PAGE_BYTES;
 
 /// Rooms of one size. Those that nobody uses are kept: memory that is used again was filled with zeroes once, and needs no new pages.
 ///
@@ -153,10 +153,10 @@ mod tests {
     fn filled(rooms: &Rooms, byte: u8) -> BytesMut {
         let mut room = rooms.lend(rooms.room_bytes);
         let mut pieces = [0, 1].map(|_| room_within(&mut room, rooms.room_bytes / 2));
-        pieces.iter_mut().for_each(|piece| {
+        for piece in &mut pieces {
             piece.clear();
             piece.resize(rooms.room_bytes / 2, byte);
-        });
+        }
         let [mut first, second] = pieces;
         first.unsplit(second);
         first

@@ -22,7 +22,7 @@ pub use credentials::{Assumed, Credentials};
 pub use limits::raise_memlock;
 pub use lock::{lock_range, lock_whole, test_range};
 pub use open::open_beneath;
-pub use pages::prefer_large_pages;
+pub use pages::{LARGE_PAGE_BYTES, prefer_large_pages};
 pub use priority::idle_thread;
 pub use residency::{is_cached, read_cached};
 pub use socket::{set_receive_buffer_force, set_send_buffer_force};

@@ -1,16 +1,18 @@
 //! What pages memory is made of.
 
 use std::ffi::c_void;
-use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Asks for large pages where `memory` begins and ends at their borders. A kernel that has none, or was told not to use them, does nothing.
-pub fn prefer_large_pages(memory: &mut [MaybeUninit<u8>]) {
+/// A large page of most processors, in bytes.
+pub const LARGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Asks for large pages where `memory` covers them whole. A kernel that has none, or was told not to use them, does nothing.
+pub fn prefer_large_pages<T>(memory: &mut [T]) {
     let start: NonNull<c_void> = NonNull::from(&mut *memory).cast();
     // SAFETY: the range is memory that the caller holds alone; the advice changes what it is made of, not what is in it.
-    let _ = unsafe { madvise(start, memory.len(), MmapAdvise::MADV_HUGEPAGE) };
+    let _ = unsafe { madvise(start, size_of_val(memory), MmapAdvise::MADV_HUGEPAGE) };
 }
 
 #[cfg(test)]
@@ -19,8 +21,9 @@ mod tests {
 
     #[test]
     fn memory_of_any_place_and_length_may_be_asked_for() {
-        let mut memory = vec![MaybeUninit::new(7u8); 10_000];
+        let mut memory = vec![7u8; 10_000];
         prefer_large_pages(&mut memory[3..9_000]);
         prefer_large_pages(&mut memory[..0]);
+        assert!(memory.iter().all(|byte| *byte == 7));
     }
 }

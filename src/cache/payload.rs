@@ -221,7 +221,7 @@ mod tests {
             std::fs::write(&path, &content).unwrap();
             let buffered = File::open(&path).unwrap();
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
-            let rooms = Rooms::new(4 * PAYLOAD_BYTES_MAX as usize);
+            let rooms = Rooms::new();
             // What was in a room before must not be seen.
             let mut used = rooms.lend(4 * PAYLOAD_BYTES_MAX as usize);
             used.resize(4 * PAYLOAD_BYTES_MAX as usize, 0xee);

@@ -18,16 +18,16 @@ use super::payload::{Reading, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, Laid, VerifiedChunk};
-use crate::io::Rooms;
+use crate::io::{RUN_ROOM_BYTES, Rooms};
 
 /// Most segment files that are kept open for reading. A stream needs one; 64 serve many at once and are far from the
 /// usual limit of 1,024 descriptors.
 const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// Most records that are read with one system call.
+/// Most records of less than a full chunk that are read with one system call.
 const RUN_RECORDS_MAX: usize = 16;
-/// Full chunks that are read so at most: what the kernel asks for at a time.
-const RUN_BYTES: usize = 4 * CHUNK_BYTES as usize;
+/// Full chunks that are read so: what lies in one room.
+const RUN_CHUNKS: usize = RUN_ROOM_BYTES / CHUNK_BYTES as usize;
 
 /// The limits of a cache.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +98,7 @@ impl Shared {
             index: Mutex::new(index),
             manifests: Mutex::default(),
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
-            rooms: Rooms::new(RUN_BYTES),
+            rooms: Rooms::shared(),
             warned_corrupt: AtomicBool::new(false),
         }
     }
@@ -211,15 +211,16 @@ fn runs(wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
     neighbours.flat_map(cut)
 }
 
-/// Cuts neighbours where they would be too many, or too long for a room.
+/// Cuts neighbours into what is read to a room: as many full chunks as fill one, or one of them, or what is shorter.
 fn cut(mut run: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
+    let is_full = |(.., at): &&Wanted| at.len == CHUNK_BYTES as u32;
     std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = run.iter().take(RUN_RECORDS_MAX).take_while(|(.., at)| {
-            bytes += at.len as usize;
-            bytes <= RUN_BYTES
-        });
-        let (now, later) = run.split_at(fits.count().max(1).min(run.len()));
+        let records = match run.iter().take_while(is_full).take(RUN_CHUNKS).count() {
+            0 => run.iter().take_while(|wanted| !is_full(wanted)).take(RUN_RECORDS_MAX).count(),
+            RUN_CHUNKS => RUN_CHUNKS,
+            _ => 1,
+        };
+        let (now, later) = run.split_at(records);
         run = later;
         (!now.is_empty()).then_some(now)
     })

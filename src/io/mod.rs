@@ -57,7 +57,7 @@ use crate::chunk::CHUNK_BYTES;
 pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES};
 pub use error::IoError;
 pub use pool::SMALL_READ_BYTES;
-pub use room::{Rooms, room_for, room_within};
+pub use room::{RUN_ROOM_BYTES, Rooms, room_for, room_within};
 pub use stats::EngineStats;
 
 use backend::Backend;

@@ -1,6 +1,6 @@
 //! Room for content that comes: at addresses that a disk takes it from, and in memory that is used again.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -33,41 +33,59 @@ pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
     std::mem::replace(room, rest)
 }
 
-/// What rooms are cut from, in bytes.
+/// Room for what the kernel asks for at a time, in bytes.
+pub const RUN_ROOM_BYTES: usize = 1 << 20;
+/// Room for a full chunk, in bytes.
+const CHUNK_ROOM_BYTES: usize = 256 << 10;
+/// Rooms for chunks that are kept while nobody uses them: more than come back at once, and little beside what a mount has for content.
+const CHUNK_ROOMS_KEPT_MAX: usize = 32;
+
+/// What larger rooms are cut from, in bytes. Only in twos: the memory of one that is gone is held as long as the others are there.
 const BLOCK_BYTES: usize = LARGE_PAGE_BYTES;
 
-/// Rooms of one size. Those that nobody uses are kept: memory that is used again was filled with zeroes once, and needs no new pages.
+/// Rooms that are lent and come back: memory that is used again was filled with zeroes once, and needs no new pages.
 ///
-/// They lie in large pages where the system has them: to hand their content to a disk or to the kernel it must look up and hold every page.
-/// Rooms that were lent at once are never more than those who borrow may use together, so all that come back are kept.
+/// Runs lie in large pages where the system has them: to hand content to a disk or to the kernel it must look up and hold every page. Of those
+/// all that come back are kept: together they are what was lent at once, and freeing some of a block would free nothing.
 #[derive(Debug)]
 pub struct Rooms {
+    runs: Class,
+    chunks: Class,
+}
+
+/// Rooms of one size.
+#[derive(Debug)]
+struct Class {
     room_bytes: usize,
+    kept_max: usize,
+    /// Those that nobody uses, the last one used last.
     kept: Mutex<Vec<BytesMut>>,
 }
 
 impl Rooms {
-    /// Rooms of `room_bytes` each, of which a whole number should make [`BLOCK_BYTES`].
-    pub fn new(room_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { room_bytes, kept: Mutex::default() })
+    /// Rooms that nobody has used.
+    pub fn new() -> Arc<Self> {
+        let class = |room_bytes, kept_max| Class { room_bytes, kept_max, kept: Mutex::default() };
+        let (runs, chunks) =
+            (class(RUN_ROOM_BYTES, usize::MAX), class(CHUNK_ROOM_BYTES, CHUNK_ROOMS_KEPT_MAX));
+        Arc::new(Self { runs, chunks })
+    }
+
+    /// The rooms of this process: what one part of it no longer needs another has use for.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: LazyLock<Arc<Rooms>> = LazyLock::new(Rooms::new);
+        Arc::clone(&SHARED)
     }
 
     /// Room for `len` bytes. It may hold something, left from its last use.
     pub fn lend(&self, len: usize) -> BytesMut {
-        if len != self.room_bytes {
-            return room_for(len);
-        }
-        let mut kept = self.kept();
-        if kept.is_empty() {
-            kept.extend(block(self.room_bytes));
-        }
-        kept.pop().unwrap_or_else(|| room_for(len))
+        self.class(len).map_or_else(|| room_for(len), Class::lend)
     }
 
     /// What was put into a room. When nobody holds any of it the room is used again, if it is still whole.
     pub fn freeze(self: &Arc<Self>, content: BytesMut) -> Bytes {
         let is_aligned = content.as_ptr().align_offset(DIRECT_ALIGN_BYTES) == 0;
-        if content.len() == self.room_bytes && is_aligned {
+        if is_aligned && self.class(content.len()).is_some() {
             Bytes::from_owner(Lent { content, home: Arc::clone(self) })
         } else {
             content.freeze()
@@ -76,7 +94,30 @@ impl Rooms {
 
     /// Frees what nobody uses.
     pub fn clear(&self) {
-        drop(std::mem::take(&mut *self.kept()));
+        for class in [&self.runs, &self.chunks] {
+            drop(std::mem::take(&mut *class.kept()));
+        }
+    }
+
+    fn class(&self, len: usize) -> Option<&Class> {
+        [&self.runs, &self.chunks].into_iter().find(|class| class.room_bytes == len)
+    }
+}
+
+impl Class {
+    fn lend(&self) -> BytesMut {
+        let mut kept = self.kept();
+        if kept.is_empty() && self.room_bytes >= BLOCK_BYTES / 2 {
+            kept.extend(block(self.room_bytes));
+        }
+        kept.pop().unwrap_or_else(|| room_for(self.room_bytes))
+    }
+
+    fn take_back(&self, room: BytesMut) {
+        let mut kept = self.kept();
+        if kept.len() < self.kept_max {
+            kept.push(room);
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<BytesMut>> {
@@ -98,7 +139,10 @@ impl AsRef<[u8]> for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.home.kept().push(std::mem::take(&mut self.content));
+        let room = std::mem::take(&mut self.content);
+        if let Some(class) = self.home.class(room.len()) {
+            class.take_back(room);
+        }
     }
 }
 
@@ -149,13 +193,13 @@ mod tests {
         assert!(pieces[1].len() == 12 && room.capacity() < DIRECT_ALIGN_BYTES);
     }
 
-    /// A room of `rooms` with `byte` all over, filled in two pieces as a transport does.
-    fn filled(rooms: &Rooms, byte: u8) -> BytesMut {
-        let mut room = rooms.lend(rooms.room_bytes);
-        let mut pieces = [0, 1].map(|_| room_within(&mut room, rooms.room_bytes / 2));
+    /// A room with `byte` all over, filled in two pieces as a transport does.
+    fn filled(rooms: &Rooms, len: usize, byte: u8) -> BytesMut {
+        let mut room = rooms.lend(len);
+        let mut pieces = [0, 1].map(|_| room_within(&mut room, len / 2));
         for piece in &mut pieces {
             piece.clear();
-            piece.resize(rooms.room_bytes / 2, byte);
+            piece.resize(len / 2, byte);
         }
         let [mut first, second] = pieces;
         first.unsplit(second);
@@ -163,39 +207,42 @@ mod tests {
     }
 
     #[test]
-    fn a_room_comes_back_when_nobody_holds_a_part_of_its_content() {
-        let rooms = Rooms::new(2 * ALIGNED_BYTES_MIN);
-        let content = rooms.freeze(filled(&rooms, 7));
-        let (address, part) = (content.as_ptr(), content.slice(5..9));
-        drop(content);
-        let other = rooms.freeze(filled(&rooms, 8));
-        assert_ne!(other.as_ptr(), address, "a part of it is still held");
-        drop(other);
-        assert_eq!(&part[..], [7; 4]);
-        drop(part);
-        let again = filled(&rooms, 9);
-        assert_eq!(again.as_ptr(), address);
-        drop(rooms.freeze(again));
-        let many: Vec<Bytes> = (0..5).map(|byte| rooms.freeze(filled(&rooms, byte))).collect();
-        assert!(many.iter().zip(0..).all(|(content, byte)| content.iter().all(|found| *found == byte)));
-        drop(many);
-        assert_eq!(rooms.kept().len(), BLOCK_BYTES / rooms.room_bytes, "five were found among the others");
-        rooms.clear();
-        assert_eq!(rooms.kept().len(), 0);
+    fn a_room_comes_back_when_nobody_holds_a_part_of_its_content_and_only_so_many_for_chunks_are_kept() {
+        for (len, most) in [(RUN_ROOM_BYTES, 40), (CHUNK_ROOM_BYTES, CHUNK_ROOMS_KEPT_MAX)] {
+            let rooms = Rooms::new();
+            let content = rooms.freeze(filled(&rooms, len, 7));
+            let (address, part) = (content.as_ptr(), content.slice(5..9));
+            drop(content);
+            let other = rooms.freeze(filled(&rooms, len, 8));
+            assert_ne!(other.as_ptr(), address, "a part of it is still held");
+            drop(other);
+            assert_eq!(&part[..], [7; 4]);
+            drop(part);
+            let again = filled(&rooms, len, 9);
+            assert_eq!(again.as_ptr(), address);
+            drop(rooms.freeze(again));
+            let many = (0..40).map(|byte| rooms.freeze(filled(&rooms, len, byte)));
+            let many: Vec<Bytes> = many.collect();
+            assert!(many.iter().zip(0..).all(|(content, byte)| content.iter().all(|found| *found == byte)));
+            drop(many);
+            assert_eq!(rooms.class(len).unwrap().kept().len(), most);
+            rooms.clear();
+            assert_eq!(rooms.class(len).unwrap().kept().len(), 0);
+        }
     }
 
     #[test]
     fn what_is_no_whole_room_is_not_kept() {
-        let rooms = Rooms::new(BLOCK_BYTES);
-        let mut part = filled(&rooms, 1);
-        assert_eq!(part.as_ptr().align_offset(BLOCK_BYTES), 0);
-        part.truncate(ALIGNED_BYTES_MIN);
+        let rooms = Rooms::new();
+        let mut part = filled(&rooms, RUN_ROOM_BYTES, 1);
+        part.truncate(RUN_ROOM_BYTES - 1);
+        rooms.clear();
         drop(rooms.freeze(part));
-        let mut moved = room_for(BLOCK_BYTES + 1);
-        moved.resize(BLOCK_BYTES + 1, 0);
+        let mut moved = room_for(RUN_ROOM_BYTES + 1);
+        moved.resize(RUN_ROOM_BYTES + 1, 0);
         moved.advance(1);
-        assert_eq!(rooms.freeze(moved).len(), rooms.room_bytes);
-        assert_eq!(rooms.kept().len(), 0);
+        assert_eq!(rooms.freeze(moved).len(), RUN_ROOM_BYTES);
+        assert_eq!(rooms.runs.kept().len(), 0);
         assert!(rooms.lend(100).capacity() >= 100);
     }
 }

@@ -9,11 +9,11 @@ use super::call::{Retry, Stopped, broken};
 use super::live::Waiting;
 use super::patience::Patience;
 use super::progress::{Next, Progress};
-use super::shared::{CallCount, Metered, RUN_BYTES_MAX, Shared};
+use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};
 use crate::client::{CallError, ContentPart};
-use crate::io::Rooms;
+use crate::io::{RUN_ROOM_BYTES, Rooms};
 use crate::proto::{ContentHeader, ErrorCode, ReadRequest, Reply, Request, WireError, encode_frame};
 use crate::transport::Lane;
 
@@ -138,7 +138,7 @@ impl<'a> Reading<'a> {
     /// what the kernel asks for at a time.
     fn gathers(&self) -> bool {
         self.progress.asks_for_chunks()
-            && self.progress.bytes_missing() <= RUN_BYTES_MAX as u64
+            && self.progress.bytes_missing() <= RUN_ROOM_BYTES as u64
             && self.shared.meter().bytes_per_second() >= self.shared.runs_from_bytes_per_second
     }
 

@@ -16,9 +16,6 @@ use crate::client::CallError;
 use crate::io::Rooms;
 use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, Welcome, WireError};
 
-/// Longest run of chunks that is handed out as a whole, in bytes: what the kernel asks for at a time.
-pub(super) const RUN_BYTES_MAX: usize = 1 << 20;
-
 /// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
 const LOCK_WAITS_MAX: usize = 32;
 
@@ -85,7 +82,7 @@ impl Shared {
         Self {
             deadline,
             runs_from_bytes_per_second,
-            rooms: Rooms::new(RUN_BYTES_MAX),
+            rooms: Rooms::shared(),
             slots: (0..connections).map(slot).collect(),
             totals: Totals::default(),
             instance_changes: watch::channel(0).0,

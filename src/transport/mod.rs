@@ -43,7 +43,7 @@ pub use known_hosts::KnownHosts;
 pub use quic::socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use resolve::resolve;
 pub use source::{DEFAULT_PORT, HostAddress, Source};
-pub use stream::{RecvStream, SendStream, StreamError};
+pub use stream::{RecvStream, SendStream, StreamError, share};
 pub use ticket::Ticket;
 pub use tls::ExpectedHost;
 pub use tuning::{TransportChoice, TransportKind, TransportTuning};

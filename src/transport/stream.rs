@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 
 use super::tcp::{TcpRecvStream, TcpSendStream};
-use crate::io::room_within;
+use crate::io::{Rooms, room_within};
 use crate::proto::Lane;
 
 /// Why a stream does not go on.
@@ -165,8 +165,9 @@ impl RecvStream {
         }
     }
 
-    /// The long pieces that are read next shall lie side by side in `room`, over what may be there.
-    pub fn lay_together(&mut self, room: BytesMut) {
+    /// The long pieces that are read next, `len` bytes of them, shall lie side by side.
+    pub fn lay_together(&mut self, len: usize) {
+        let room = Rooms::shared().lend(len);
         match &mut self.0 {
             Receiving::Quic(_, old) => *old = room,
             Receiving::Tcp(stream) => stream.lay_together(room),
@@ -244,6 +245,11 @@ impl fmt::Debug for RecvStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("RecvStream").finish_non_exhaustive()
     }
+}
+
+/// Shares what came and was laid together. When nobody holds any of it, its memory is used again.
+pub fn share(content: BytesMut) -> Bytes {
+    Rooms::shared().freeze(content)
 }
 
 /// Codes of this protocol fit; a larger one is a stranger's.

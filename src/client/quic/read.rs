@@ -13,11 +13,13 @@ use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};
 use crate::client::{CallError, ContentPart};
-use crate::io::{RUN_ROOM_BYTES, Rooms};
 use crate::proto::{ContentHeader, ErrorCode, ReadRequest, Reply, Request, WireError, encode_frame};
-use crate::transport::Lane;
+use crate::transport::{Lane, share};
 
 type Parts = mpsc::Sender<Result<ContentPart, CallError>>;
+
+/// Longest run of chunks that is handed out as a whole, in bytes: what the kernel asks for at a time.
+const RUN_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Delivers what `request` asks for into `parts`.
 pub(super) async fn read(shared: Arc<Shared>, request: ReadRequest, lane: Lane, parts: Parts) {
@@ -68,11 +70,9 @@ impl Gathered {
         self.first.0 + self.run.chunks() as u64 == index.0
     }
 
-    fn parts(self, rooms: &Arc<Rooms>) -> impl Iterator<Item = ContentPart> {
+    fn parts(self) -> impl Iterator<Item = ContentPart> {
         let indices = (self.first.0..).map(ChunkIndex);
-        indices
-            .zip(self.run.finish(|content| rooms.freeze(content)))
-            .map(|(index, chunk)| ContentPart::Chunk { index, chunk })
+        indices.zip(self.run.finish(share)).map(|(index, chunk)| ContentPart::Chunk { index, chunk })
     }
 }
 
@@ -117,7 +117,7 @@ impl<'a> Reading<'a> {
         let mut exchange = Exchange::begin(&live.connection, &frame, self.lane).await?;
         let gathers = self.gathers();
         if gathers {
-            exchange.lay_together(self.shared.rooms.lend(self.progress.bytes_missing() as usize));
+            exchange.lay_together(self.progress.bytes_missing() as usize);
         }
         match exchange.frame::<Result<Reply, WireError>>().await? {
             Ok(Reply::Content) => {}
@@ -138,7 +138,7 @@ impl<'a> Reading<'a> {
     /// what the kernel asks for at a time.
     fn gathers(&self) -> bool {
         self.progress.asks_for_chunks()
-            && self.progress.bytes_missing() <= RUN_ROOM_BYTES as u64
+            && self.progress.bytes_missing() <= RUN_BYTES_MAX
             && self.shared.meter().bytes_per_second() >= self.shared.runs_from_bytes_per_second
     }
 
@@ -234,8 +234,7 @@ impl<'a> Reading<'a> {
     }
 
     async fn hand_out_gathered(&mut self, flow: &mut Flow<'_, 'a>) -> Result<(), Stopped> {
-        let gathered = self.gathered.take().into_iter();
-        for part in gathered.flat_map(|gathered| gathered.parts(&self.shared.rooms)) {
+        for part in self.gathered.take().into_iter().flat_map(Gathered::parts) {
             self.hand_out(part, flow).await?;
         }
         Ok(())

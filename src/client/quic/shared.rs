@@ -13,7 +13,6 @@ use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::CallError;
-use crate::io::Rooms;
 use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, Welcome, WireError};
 
 /// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
@@ -23,8 +22,6 @@ const LOCK_WAITS_MAX: usize = 32;
 pub(super) struct Shared {
     pub(super) deadline: Duration,
     pub(super) runs_from_bytes_per_second: u64,
-    /// Where runs of chunks are laid down.
-    pub(super) rooms: Arc<Rooms>,
     pub(super) slots: Vec<Slot>,
     pub(super) totals: Totals,
     pub(super) instance_changes: watch::Sender<u64>,
@@ -82,7 +79,6 @@ impl Shared {
         Self {
             deadline,
             runs_from_bytes_per_second,
-            rooms: Rooms::shared(),
             slots: (0..connections).map(slot).collect(),
             totals: Totals::default(),
             instance_changes: watch::channel(0).0,

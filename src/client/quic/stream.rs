@@ -66,9 +66,9 @@ impl Exchange {
         decode_body(&body).map_err(|error| Fault::Broken(error.to_string()))
     }
 
-    /// The long portions of raw bytes that come next shall lie side by side in `room`.
-    pub(super) fn lay_together(&mut self, room: BytesMut) {
-        self.receive.lay_together(room);
+    /// The long portions of raw bytes that come next, `len` bytes of them, shall lie side by side.
+    pub(super) fn lay_together(&mut self, len: usize) {
+        self.receive.lay_together(len);
     }
 
     /// The next `len` raw bytes. `arrived` is told of each portion.

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-/// Sealed bytes. Their memory is filled with zeroes when it is used first, not each time: that would cost a tenth of sealing.
+/// Sealed bytes. Their memory is filled with zeroes when it is used first, and not each time.
 #[derive(Debug, Default)]
 pub(super) struct Sealed {
     memory: Vec<u8>,

@@ -372,6 +372,37 @@ fn declaring_file(folder: &Path) -> PathBuf {
     if folder == Path::new("tests") { folder.join("all.rs") } else { folder.join("mod.rs") }
 }
 
+/// The list of decisions in `ARCHITECTURE.md` and the files in `docs/decisions` agree, number, title and status included.
+#[test]
+fn every_decision_is_listed() {
+    let folder = root().join("docs/decisions");
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut findings = Vec::new();
+    let mut listed = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name == "README.md" {
+            continue;
+        }
+        let text = fs::read_to_string(folder.join(&name)).unwrap();
+        let title = text.lines().next().unwrap_or_default().trim_start_matches("# ");
+        if !title.starts_with(&format!("{}. ", &name[..4])) {
+            findings.push(format!("{name}: the title does not begin with the number of the file"));
+        }
+        if !text.lines().any(|line| line.starts_with("Status: ")) {
+            findings.push(format!("{name}: no status"));
+        }
+        if !architecture.contains(&format!("- [{title}](docs/decisions/{name})\n")) {
+            findings.push(format!("ARCHITECTURE.md does not list {name} by its title"));
+        }
+        listed += 1;
+    }
+    if architecture.matches("](docs/decisions/").count() != listed {
+        findings.push("ARCHITECTURE.md lists a decision that has no file, or lists one twice".to_owned());
+    }
+    fail_with(findings);
+}
+
 #[test]
 fn the_measures_measure() {
     let text = "pub(crate) async fn long(\n    x: u8,\n) -> u8 {\n    x\n}\nfn short() {}\n";

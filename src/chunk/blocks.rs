@@ -9,8 +9,8 @@ use fastcdc::v2020::FastCDC;
 
 use super::{ByteRange, ChunkHash};
 
-/// Sizes of blocks, in bytes: least, usual, most. Smaller ones find more of what moved (`ARCHITECTURE.md` has the table),
-/// and 32 bytes of hash for each 8 KiB are 0.4 %.
+/// Sizes of blocks, in bytes: least, usual, most. Smaller ones find more moved content, and 32 bytes of hash for each 8 KiB
+/// are 0.4 %. `docs/decisions/0002-content-defined-blocks.md` has the measurements.
 const BLOCK_BYTES: (usize, usize, usize) = (2 * 1024, 8 * 1024, 32 * 1024);
 
 /// Bytes from which on cuts no longer depend on where cutting began, for all that content does in practice: eight

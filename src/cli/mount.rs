@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use super::CliError;
 use super::mount_daemon::{self, Job, Report};
 use crate::config::{Environment, LocalAccounts, MountOptions, OPTION_FAMILIES};
-use crate::fuse::table;
+use crate::fuse::{self, table};
 use crate::mount;
 use crate::transport::Source;
 
@@ -30,10 +30,6 @@ const TICKET_FILE_BYTES_MAX: u64 = 16 * 1024;
 
 /// Where a ticket may stand that is not to be typed.
 const TICKET_VARIABLE: &str = "WORMHOLE_TICKET";
-
-/// What helps where there is no FUSE.
-pub(super) const FUSE_MISSING: &str =
-    "load it with `modprobe fuse`, or give a container `--device /dev/fuse --cap-add SYS_ADMIN`";
 
 /// What helps where only root can mount.
 pub(super) const FUSERMOUNT_MISSING: &str = "install it with `apt install fuse3` (or `dnf install fuse3`)";
@@ -205,11 +201,9 @@ fn check_mountpoint(typed: &Path) -> Result<PathBuf, CliError> {
     }
 }
 
-/// Whether this machine can mount by FUSE at all.
+/// Refuses where this user cannot mount by FUSE at all.
 pub(super) fn check_fuse() -> Result<(), CliError> {
-    if !Path::new("/dev/fuse").exists() {
-        return Err(CliError::system(format!("FUSE is missing (/dev/fuse): {FUSE_MISSING}")));
-    }
+    fuse::check_device().map_err(|error| CliError::system(format!("{error}: {}", error.cure())))?;
     if !nix::unistd::geteuid().is_root() && !super::is_in_path("fusermount3") {
         return Err(CliError::system(format!(
             "fusermount3 is missing, and only root can mount without it: {FUSERMOUNT_MISSING}"

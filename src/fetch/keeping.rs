@@ -203,7 +203,7 @@ mod tests {
         (*cache.forced.lock().unwrap(), start.elapsed())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_fast_disk_is_waited_for_and_a_slow_one_is_not() {
         let wait = PATIENCE_FAST / 2;
         let (forced, took) = keep_two(FAST_BYTES_PER_SECOND, wait).await;
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(fetcher.waiting.bytes.load(Ordering::Relaxed), 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_reader_waits_with_a_fast_disk_and_not_with_a_slow_one() {
         const LONG: Duration = Duration::from_secs(3600);
         for (bytes_per_second, least, most) in [

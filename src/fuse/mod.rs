@@ -3,6 +3,7 @@
 //! - `convert` (pure): attributes, times, error numbers in FUSE's terms
 //! - `filesystem`, `calls`: the callbacks
 //! - `session`: mounting, the options, the end
+//! - `device`: whether this user may use FUSE at all
 //! - [`table`]: which mounts there are, without touching any
 //! - `unmount`: taking them out of the tree
 //! - `signals`: who waits for a lock and is interrupted
@@ -21,6 +22,7 @@
 mod calls;
 mod capabilities;
 mod convert;
+mod device;
 mod filesystem;
 mod notify;
 mod reply;
@@ -30,6 +32,7 @@ mod stub;
 pub mod table;
 mod unmount;
 
+pub use device::{DeviceError, check_device};
 pub use session::{Access, FuseConfig, FuseError, Mounted, mount};
 pub use stub::{StubMount, mount_stub};
 pub use unmount::{UnmountError, UnmountHow, abort_connection, unmount};

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use fuser::{Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use tokio::sync::{oneshot, watch};
 
+use super::device::check_device;
 use super::filesystem::Glue;
 use super::unmount::{UnmountError, UnmountHow, unmount};
 use super::{notify, table};
@@ -96,18 +97,21 @@ pub enum FuseError {
     },
 }
 
-/// What would help against an error of mounting.
-fn hint(error: &io::Error) -> &'static str {
-    match (error.kind(), error.raw_os_error()) {
+/// Returns what would help against an error of mounting.
+fn hint(error: &io::Error) -> String {
+    if let Err(device) = check_device() {
+        return format!("; {device}: {}", device.cure());
+    }
+    let help = match (error.kind(), error.raw_os_error()) {
         (_, Some(libc::ENOTCONN)) => "; a dead mount is there: umount it first",
-        (io::ErrorKind::NotFound, _) => {
-            "; does the folder exist, and /dev/fuse (modprobe fuse; in a container, --device /dev/fuse)?"
-        }
+        (io::ErrorKind::NotFound, _) => "; does the folder exist?",
         (io::ErrorKind::PermissionDenied, _) => {
-            "; plain users need fusermount3 (package fuse3), and user_allow_other in /etc/fuse.conf for allow_other"
+            "; plain users need fusermount3 (package fuse3), a folder that they may write to, and user_allow_other in \
+             /etc/fuse.conf for allow_other"
         }
         _ => "",
-    }
+    };
+    help.to_owned()
 }
 
 /// What is told to the kernel when it says hello.

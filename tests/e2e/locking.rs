@@ -238,17 +238,14 @@ fn who_waits_gets_it_and_a_signal_ends_the_wait() {
     for call in ["fl(f, EX)", "range_(f, EX)"] {
         one.begin(call);
         one.waits();
-        let begun = Instant::now();
         one.signal("-USR1");
+        // Without the signal it would wait until somebody gives the lock back.
         assert_eq!(one.answer(), "EINTR");
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
     one.begin("range_(f, EX, 0, 1)");
     one.waits();
     one.signal("-KILL");
-    let ended = Instant::now();
     wait_until("it has ended", || one.child.try_wait().unwrap().is_some());
-    assert!(ended.elapsed() < Duration::from_secs(2), "{:?}", ended.elapsed());
     // Nobody holds what nobody waits for.
     other.is("range_(f, UN)", "None");
     let mut third = Actor::with(&world.source().join("file"));

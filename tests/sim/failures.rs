@@ -86,7 +86,7 @@ over_both!(a_deadline_ends_one_call_and_no_other);
 async fn a_deadline_ends_one_call_and_no_other(kind: TransportKind) {
     let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("stuck", CHUNK_BYTES, 3);
-    let deadline = Duration::from_millis(700);
+    let deadline = Duration::from_secs(2);
     let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
     let api = api(&client);
     let stuck = api.lookup(client.root().node, b"stuck").await.unwrap();

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use wormhole::transport::{HostAddress, Ticket};
 
 pub(crate) use process::{
-    WORMHOLE, can_mount, code, errors, is_alive, mount_at, mount_table, printed_by, run, succeeds,
-    wait_until, words, wormhole,
+    WORMHOLE, can_mount, code, errors, is_alive, mount_at, mount_table, plain_users_can_mount, printed_by,
+    run, succeeds, wait_until, words, wormhole,
 };
 
 /// Folders of one test.

@@ -1,6 +1,7 @@
 //! Programs that are run, and what becomes of them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -80,6 +81,27 @@ pub(crate) fn mount_table() -> String {
 pub(crate) fn mount_at(mountpoint: &Path) -> Option<String> {
     let name = mountpoint.to_str().unwrap();
     mount_table().lines().rev().find(|line| line.split(' ').nth(4) == Some(name)).map(str::to_owned)
+}
+
+/// Sees to it that plain users can open `/dev/fuse`, where root runs the tests: udev lets everybody, a bare container nobody but
+/// root. Returns `false`, and says so, where that cannot be changed; such a test ends then.
+pub(crate) fn plain_users_can_mount() -> bool {
+    const DEVICE: &str = "/dev/fuse";
+    let mode = |path: &str| fs::metadata(path).map(|found| found.permissions().mode());
+    let is_open = |mode: u32| mode & 0o006 == 0o006;
+    if mode(DEVICE).is_ok_and(is_open) {
+        return true;
+    }
+    match fs::set_permissions(DEVICE, fs::Permissions::from_mode(0o666)) {
+        Ok(()) => {
+            eprintln!("NOTE: {DEVICE} was root's own; it has mode 0666 from now on, as udev gives it");
+            true
+        }
+        Err(error) => {
+            eprintln!("LEFT OUT: plain users may not open {DEVICE}, and its mode cannot be changed: {error}");
+            false
+        }
+    }
 }
 
 /// Whether this machine can mount at all; tests that need to return at once where it cannot.

@@ -1,26 +1,24 @@
 //! What this machine offers.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::stat::{Mode, major, minor};
+use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::Row;
-use crate::cli::mount::{FUSE_MISSING, FUSERMOUNT_MISSING};
+use crate::cli::mount::FUSERMOUNT_MISSING;
 use crate::cli::words::{amount, count};
 use crate::config::Environment;
+use crate::fuse;
 use crate::io::{Engine, EngineConfig};
 use crate::transport::path::{Path as Route, UDP_PAYLOAD_BYTES_MIN};
 use crate::transport::{DEFAULT_PORT, SocketBuffers};
-
-/// The FUSE device's numbers, the same on every Linux.
-const FUSE_DEVICE: (u64, u64) = (10, 229);
 
 /// Where mount(8) looks.
 const MOUNT_HELPERS: [&str; 2] = ["/sbin/mount.wormhole", "/usr/sbin/mount.wormhole"];
@@ -50,16 +48,9 @@ pub(super) fn rows(cache_dir: Option<PathBuf>) -> Vec<Row> {
 
 fn fuse_device() -> Row {
     const CHECK: &str = "FUSE device";
-    let device = Path::new("/dev/fuse");
-    match fs::File::options().read(true).write(true).open(device).and_then(|file| file.metadata()) {
-        Ok(found) if (major(found.rdev()), minor(found.rdev())) == FUSE_DEVICE => {
-            Row::ok(CHECK, "/dev/fuse can be opened")
-        }
-        Ok(_) => Row::fail(CHECK, "/dev/fuse is something else", FUSE_MISSING),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            Row::fail(CHECK, format!("/dev/fuse: {error}"), "as root, `chmod 666 /dev/fuse`, as udev does")
-        }
-        Err(error) => Row::fail(CHECK, format!("/dev/fuse: {error}"), FUSE_MISSING),
+    match fuse::check_device() {
+        Ok(()) => Row::ok(CHECK, "/dev/fuse can be opened"),
+        Err(error) => Row::fail(CHECK, error.to_string(), error.cure()),
     }
 }
 

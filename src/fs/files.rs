@@ -98,6 +98,7 @@ impl FileSystem {
         let fresh = async { Ok((self.open_on_host(inode, open, access).await?, Some(open))) };
         let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, None));
         let (attributes, on_host) = self.or_copy(fresh, copy).await?;
+        self.kernel_drops_older_attributes(inode).await;
         let opened = self.opened(inode, handle, request, &attributes, on_host)?;
         if let Some(file) = lock(&self.files).get(handle) {
             *lock(&file.first) = first;

@@ -69,6 +69,8 @@ pub(super) struct Record {
     pub writes: Writes,
     /// Opens that the host knows of this mount.
     pub host_opens: Vec<OpenId>,
+    /// Whether the attributes that the kernel was told last, if it still has them, are those of this record.
+    pub kernel_is_current: bool,
     /// To which version the kernel's pages belong, where they can be told by it.
     pub pages: Option<Version>,
     /// How often it had to be looked up again because the host did not know it.
@@ -149,6 +151,7 @@ impl InodeTable {
             return None;
         }
         let changed = record.attributes.version() != attributes.version();
+        record.kernel_is_current &= looks_like(&record.attributes, &attributes);
         record.attributes = attributes;
         record.learned = learned;
         changed.then_some(inode)
@@ -171,6 +174,10 @@ impl InodeTable {
         };
         let age = |attributes: &Attributes| (attributes.ctime, attributes.observed);
         if attributes.kind == record.attributes.kind && age(&attributes) >= age(&record.attributes) {
+            // What a change concerns the kernel drops by itself; the rest may have been changed by somebody else.
+            let Attributes { size, blocks, mtime, ctime, .. } = attributes;
+            let touched = Attributes { size, blocks, mtime, ctime, ..record.attributes };
+            record.kernel_is_current &= looks_like(&touched, &attributes);
             record.attributes = attributes;
             record.learned = Learned { asked: completed, seen: begun };
         } else {
@@ -370,6 +377,7 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
         names_changed: None,
         writes: Writes::default(),
         host_opens: Vec::new(),
+        kernel_is_current: true,
         pages: None,
         recoveries: 0,
         target: None,
@@ -377,6 +385,11 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
         lookups: 0,
         names: Vec::new(),
     }
+}
+
+/// Whether users see the same of both.
+fn looks_like(one: &Attributes, other: &Attributes) -> bool {
+    *one == Attributes { observed: one.observed, ..*other }
 }
 
 /// Spreads a node's numbers over 64 bits (the finishing steps of Murmur's third hash, one word after the other).

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::events::{FsEvent, Told};
+use super::events::{EventLane, FsEvent};
 use super::files::OpenFile;
 use super::inodes::Inode;
 use super::own_locks::{Debt, OwnLocks, Taker, put_back};
@@ -32,9 +32,6 @@ const WAIT_LONGEST: Duration = Duration::from_secs(5);
 
 /// How often the host is told that somebody waits no longer, until his request has been answered.
 const LEAVE_EVERY: Duration = Duration::from_millis(250);
-
-/// How long the kernel may take to drop its copies of a file; it waits for reads under way.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the host is there while somebody waits for a lock.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -397,20 +394,7 @@ impl FileSystem {
         self.learn_own([&attributes], begun, Instant::now());
         self.drop_pages(file.inode, &attributes);
         self.events.send(FsEvent::InvalidateAttributes { inode: file.inode });
-        self.kernel_knows().await;
-    }
-
-    /// Returns when the kernel was told everything up to now.
-    async fn kernel_knows(&self) {
-        if lock(&self.events_to_take).is_some() {
-            // Nobody tells it.
-            return;
-        }
-        let told = Arc::new(Notify::new());
-        self.events.send(FsEvent::Told(Told(Arc::clone(&told))));
-        if timeout(KERNEL_PATIENCE, told.notified()).await.is_err() {
-            tracing::warn!("the kernel takes long to drop its copies of a file that was locked");
-        }
+        self.kernel_knows(EventLane::Copies).await;
     }
 
     /// Gives back what an owner holds in a range. If the host does not answer in time the program goes on, and it is done later.

@@ -5,7 +5,7 @@
 //!
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
 //! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
-//! - `nodes`: names and attributes
+//! - `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
 //! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced` (pure), `sending`, `write`: changes of content
@@ -36,6 +36,7 @@ mod files;
 mod handles;
 mod ids;
 mod inodes;
+mod kernel;
 mod locks;
 mod modify;
 mod nodes;
@@ -69,7 +70,7 @@ pub use change::{CreateRequest, Made};
 pub use config::{DedupWish, FsConfig};
 pub use directory::DirectoryItem;
 pub use error::FsError;
-pub use events::{FsEvent, Told};
+pub use events::{EventLane, FsEvent, Told};
 pub use files::{OpenRequest, Opened};
 pub use ids::{IdMap, NumberMap, Taken, Unmapped};
 pub use inodes::{Inode, Name};
@@ -119,7 +120,6 @@ pub struct FileSystem {
     sending: Sending,
     locks: Locks,
     events: Events,
-    events_to_take: Mutex<Option<mpsc::Receiver<FsEvent>>>,
 }
 
 /// What is held at a moment; all zero but the kept listings when nothing is in use.
@@ -143,7 +143,6 @@ impl FileSystem {
     /// # Panics
     /// Outside of a tokio runtime; what goes on behind a call runs there.
     pub fn new(client: Arc<dyn Client>, fetcher: Arc<Fetcher>, config: FsConfig) -> Arc<Self> {
-        let (events, receiver) = Events::channel();
         let (root, runs) = (client.root(), client.runs());
         let fs = Arc::new(Self {
             client,
@@ -163,17 +162,16 @@ impl FileSystem {
             copiers: Mutex::default(),
             xattr_names: XattrNames::default(),
             locks: Locks::new(runs),
-            events,
-            events_to_take: Mutex::new(Some(receiver)),
+            events: Events::new(),
         });
         fs.prime_statistics();
         fs.watch_lives();
         fs
     }
 
-    /// What the kernel is to be told; for the one who tells it. `None` but for the first who asks.
-    pub fn take_events(&self) -> Option<mpsc::Receiver<FsEvent>> {
-        lock(&self.events_to_take).take()
+    /// Events of one lane that the kernel is to be told, for the one who tells it. `None` but for the first who asks.
+    pub fn take_events(&self, lane: EventLane) -> Option<mpsc::Receiver<FsEvent>> {
+        self.events.take(lane)
     }
 
     /// How it is configured.

@@ -1,6 +1,6 @@
 //! Changes of attributes: `setattr`, `setxattr`, `removexattr`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::events::FsEvent;
 use super::inodes::Inode;
@@ -18,15 +18,12 @@ impl FileSystem {
         // What was written before must not come after.
         self.sent(inode).await?;
         if set == SetAttributes::default() {
-            let (attributes, learned) = self.attributes_from_host(inode).await?;
-            let ttl = self.config.freshness.attributes_left(learned, Instant::now());
-            return Ok((self.config.ownership.present(attributes)?, ttl));
+            self.attributes_from_host(inode).await?;
+            return self.to_kernel(inode);
         }
-        let (changed, learned) =
-            self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await?;
-        let attributes = changed.node.ok_or(FsError::Invalid)?;
-        let ttl = self.config.freshness.attributes_left(learned, Instant::now());
-        Ok((self.config.ownership.present(attributes)?, ttl))
+        let (changed, _) = self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await?;
+        changed.node.ok_or(FsError::Invalid)?;
+        self.to_kernel(inode)
     }
 
     /// Whether a file has bits that a write by anybody but root takes away.

@@ -72,10 +72,8 @@ impl FileSystem {
 
     /// The attributes of an inode as users see them, and how long they hold.
     pub async fn getattr(&self, inode: Inode) -> Result<(Attributes, Duration), FsError> {
-        let (attributes, learned) = self.attributes_of(inode, Age::Fresh).await?;
-        let ttl = self.config.freshness.attributes_left(learned, Instant::now());
-        let attributes = self.with_unsent(inode, attributes, learned.seen);
-        Ok((self.config.ownership.present(attributes)?, ttl))
+        self.attributes_of(inode, Age::Fresh).await?;
+        self.to_kernel(inode)
     }
 
     /// The target of a symbolic link.
@@ -168,16 +166,14 @@ impl FileSystem {
     ) -> Entry {
         let mut inodes = lock(&self.inodes);
         let inode = inodes.remember(parent, name, attributes, learned);
-        let record = inodes.get(inode).expect("it was just remembered");
+        let (attributes, attributes_ttl) = self.told(&mut inodes, inode).expect("it was just remembered");
         let now = Instant::now();
         let entry_ttl = if inodes.is_before_own_change(parent, learned.asked) {
             Duration::ZERO
         } else {
             self.config.freshness.entry_left(learned, now)
         };
-        let attributes = self.with_unsent(inode, record.attributes, record.learned.seen);
         let (attributes, is_shown) = self.config.ownership.present_listed(attributes);
-        let attributes_ttl = self.config.freshness.attributes_left(record.learned, now);
         let for_shown = |ttl| if is_shown { ttl } else { Duration::ZERO };
         Entry {
             inode,

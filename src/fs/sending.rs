@@ -227,21 +227,26 @@ impl FileSystem {
         lock(&self.sending.files).contains_key(&inode)
     }
 
-    /// A file as it will be when everything has arrived, as far as that shows in its attributes.
-    pub(super) fn with_unsent(&self, inode: Inode, attributes: Attributes, seen: Instant) -> Attributes {
+    /// A file as it will be when everything has arrived, as far as that can be guessed; `None` if the host has everything.
+    pub(super) fn with_unsent(
+        &self,
+        inode: Inode,
+        attributes: Attributes,
+        seen: Instant,
+    ) -> Option<Attributes> {
         if attributes.kind != FileKind::Regular {
-            return attributes;
+            return None;
         }
         let files = lock(&self.sending.files);
-        let Some(file) = files.get(&inode) else { return attributes };
+        let file = files.get(&inode)?;
         let now = attributes.observed.0.saturating_add(seen.elapsed().as_nanos() as i64);
         let touched = |time: crate::proto::Timestamp| crate::proto::Timestamp(time.0.max(now));
-        Attributes {
+        Some(Attributes {
             size: attributes.size.max(file.behind.end()),
             mtime: touched(attributes.mtime),
             ctime: touched(attributes.ctime),
             ..attributes
-        }
+        })
     }
 
     /// Sends what may be sent.

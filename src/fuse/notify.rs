@@ -1,8 +1,9 @@
 //! Tells the kernel which of its copies hold no longer.
 //!
-//! On a thread of its own: to drop a page the kernel waits for its lock, which a read in flight holds until it is
-//! answered. A FUSE thread, or whoever holds a lock that the answer needs, would wait for itself. This thread may wait; the
-//! answer does not need it.
+//! On threads of their own: to drop a page the kernel waits for its lock, which a read in flight holds until it is
+//! answered. A FUSE thread, or whoever holds a lock that the answer needs, would wait for itself. These threads may wait; the
+//! answer does not need them. Attributes alone go over a thread that never waits for a page, as the answer to an open
+//! waits for that.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::fs::FsEvent;
 
-/// Begins to carry out events. Dropping what is returned ends it after the event it is at.
+/// Begins to carry out the events of one lane. Dropping what is returned ends it after the event it is at.
 pub(super) fn start(
     runtime: Handle,
     notifier: Notifier,

@@ -15,7 +15,7 @@ use super::device::check_device;
 use super::filesystem::Glue;
 use super::unmount::{UnmountError, UnmountHow, unmount};
 use super::{notify, table};
-use crate::fs::FileSystem;
+use crate::fs::{EventLane, FileSystem};
 
 /// Who may use a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -151,15 +151,16 @@ impl KernelLimits {
 pub struct Mounted {
     mountpoint: PathBuf,
     ended: watch::Receiver<Option<Arc<io::Result<()>>>>,
-    _notify: Option<oneshot::Sender<()>>,
+    _notify: Vec<oneshot::Sender<()>>,
 }
 
 /// Mounts `fs` on `mountpoint` and serves it from threads of its own. When it returns, the mount answers.
 pub fn mount(fs: &Arc<FileSystem>, mountpoint: &Path, config: &FuseConfig) -> Result<Mounted, FuseError> {
     let glue = Glue::new(Arc::clone(fs), KernelLimits::of(config));
-    let events = fs.take_events();
+    let lanes = [EventLane::Copies, EventLane::Attributes].map(|lane| fs.take_events(lane));
     serve(glue, mountpoint, config, |notifier| {
-        events.map(|events| notify::start(fs.runtime().clone(), notifier, events)).transpose()
+        let start = |events| notify::start(fs.runtime().clone(), notifier.clone(), events);
+        lanes.into_iter().flatten().map(start).collect()
     })
 }
 
@@ -168,7 +169,7 @@ pub(super) fn serve<F: fuser::Filesystem>(
     glue: F,
     mountpoint: &Path,
     config: &FuseConfig,
-    start_notify: impl FnOnce(fuser::Notifier) -> io::Result<Option<oneshot::Sender<()>>>,
+    start_notify: impl FnOnce(fuser::Notifier) -> io::Result<Vec<oneshot::Sender<()>>>,
 ) -> Result<Mounted, FuseError> {
     let failed = |source| FuseError::Mount { mountpoint: mountpoint.to_owned(), source };
     // The name under which the kernel lists it.

@@ -43,7 +43,7 @@ pub fn mount_stub(folder: &Path, size_bytes: u64, is_direct: bool) -> Result<Stu
     let config = FuseConfig { source: "wormhole-stub".into(), read_only: false, ..FuseConfig::default() };
     let stub =
         Stub { size_bytes, is_direct, zeroes: vec![0; ANSWER_BYTES_MAX], limits: KernelLimits::of(&config) };
-    let mounted = serve(stub, folder, &config, |_| Ok(None))?;
+    let mounted = serve(stub, folder, &config, |_| Ok(Vec::new()))?;
     Ok(StubMount { mounted })
 }
 

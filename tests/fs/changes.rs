@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tokio::runtime::Builder;
 use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{FsError, FsEvent};
+use wormhole::fs::{EventLane, FsError, FsEvent, OpenRequest};
 use wormhole::proto::{ErrorCode, Request, WireError};
 
 use super::{FLEETING, LASTING, World};
@@ -34,9 +34,9 @@ async fn a_change_in_the_middle_of_a_read_starts_the_whole_call_again() {
         host.release_all();
     });
     assert!(read.unwrap() == filled(2, size));
-    let mut events = world.fs.take_events().unwrap();
+    let mut events = world.fs.take_events(EventLane::Copies).unwrap();
     assert!(matches!(events.try_recv(), Ok(FsEvent::InvalidateContent { .. })));
-    assert!(world.fs.take_events().is_none());
+    assert!(world.fs.take_events(EventLane::Copies).is_none());
 }
 
 /// A host on which the file changes between any look and the read that follows it.
@@ -212,4 +212,42 @@ impl ReplaceContent for MemoryHost {
     fn replace_content(&self, version: u8, size: usize) {
         rewrite(self, version, size);
     }
+}
+
+#[tokio::test]
+async fn the_kernel_is_told_by_an_open_of_what_it_may_have_another_state_of_and_of_nothing_else() {
+    let host = MemoryHost::new();
+    host.create_file("d/f", "some");
+    let world = World::new(host.clone(), LASTING);
+    let mut events = world.fs.take_events(EventLane::Attributes).unwrap();
+    let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            match event {
+                FsEvent::Told(told) => told.tell(),
+                event => sender.send(event).unwrap(),
+            }
+        }
+    });
+    let file = world.walk("d/f").await.unwrap().inode;
+    world.fs.open(file, OpenRequest::default()).await.unwrap();
+    assert!(told.try_recv().is_err(), "nothing has changed");
+    host.append("d/f", "more");
+    world.fs.open(file, OpenRequest::default()).await.unwrap();
+    // The answer to the open comes when the kernel has been told.
+    assert_eq!(told.try_recv(), Ok(FsEvent::InvalidateAttributes { inode: file }));
+    world.fs.open(file, OpenRequest::default()).await.unwrap();
+    assert!(told.try_recv().is_err(), "it has none");
+    host.append("d/f", "and more");
+    host.set_permissions("d/f", 0o600);
+    world.fs.open(file, OpenRequest::default()).await.unwrap();
+    assert_eq!(told.try_recv(), Ok(FsEvent::InvalidateAttributes { inode: file }));
+    host.append("d/f", "!");
+    assert_eq!(world.walk("d/f").await.unwrap().attributes.size, 17);
+    world.fs.open(file, OpenRequest::default()).await.unwrap();
+    assert!(told.try_recv().is_err(), "the lookup told it");
+    host.append("d/f", "!");
+    assert_eq!(world.fs.getattr(file).await.unwrap().0.size, 17, "an older state");
+    world.fs.open(file, OpenRequest::default()).await.unwrap();
+    assert_eq!(told.try_recv(), Ok(FsEvent::InvalidateAttributes { inode: file }));
 }

@@ -1,7 +1,7 @@
 //! A host that restarts: open files, names and listings go on; what is gone is stale.
 
 use wormhole::client::memory::MemoryHost;
-use wormhole::fs::{FsError, FsEvent, Inode};
+use wormhole::fs::{EventLane, FsError, FsEvent, Inode};
 use wormhole::proto::Errno;
 
 use super::{FLEETING, World};
@@ -47,7 +47,7 @@ async fn another_file_under_the_name_is_stale_and_the_kernel_is_told() {
     host.replace("a/f", "new");
     host.restart();
     assert_eq!(world.fs.getattr(old.inode).await, Err(FsError::Stale));
-    let mut events = world.fs.take_events().unwrap();
+    let mut events = world.fs.take_events(EventLane::Copies).unwrap();
     assert!(matches!(events.try_recv(), Ok(FsEvent::InvalidateEntry { name, .. }) if &*name == b"f"));
     let new = world.walk("a/f").await.unwrap();
     assert_ne!(new.inode, old.inode);

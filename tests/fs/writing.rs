@@ -9,7 +9,9 @@ use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
 use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, SentFirst};
 use wormhole::fetch::{FetchConfig, Fetcher};
-use wormhole::fs::{CreateRequest, FileSystem, FsConfig, FsError, FsEvent, Inode, OpenRequest, WriteHow};
+use wormhole::fs::{
+    CreateRequest, EventLane, FileSystem, FsConfig, FsError, FsEvent, Inode, OpenRequest, WriteHow,
+};
 use wormhole::proto::{
     AllocateHow, Attributes, Change, Errno, NodeId, ReadRequest, Reply, Request, WireError, WriteAt, Written,
 };
@@ -148,7 +150,7 @@ async fn a_write_by_anybody_but_root_takes_the_set_id_bits_away() {
     let world = world(MemoryHost::new());
     let program = CreateRequest { permissions: 0o6755, ..create(true) };
     let (entry, opened) = world.fs.create(Inode::ROOT, b"program", program).await.unwrap();
-    let mut events = world.fs.take_events().unwrap();
+    let mut events = world.fs.take_events(EventLane::Copies).unwrap();
     world.write(opened.handle, 0, b"by root").await.unwrap();
     assert_eq!(world.fs.getattr(entry.inode).await.unwrap().0.permissions, 0o6755);
     assert!(events.try_recv().is_err());

@@ -53,7 +53,7 @@ fn a_file_opened_for_direct_reads_equals_the_hosts() {
 }
 
 /// Runs a few lines of Python, which can map files without unsafe code here.
-fn python(script: &str, arguments: &[&std::path::Path]) -> String {
+pub(super) fn python(script: &str, arguments: &[&std::path::Path]) -> String {
     let output =
         std::process::Command::new("python3").arg("-c").arg(script).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -4,6 +4,7 @@
 
 mod attributes;
 mod content;
+mod opening;
 mod programs;
 mod session;
 
@@ -51,6 +52,10 @@ impl MountedWorld {
     }
 
     fn mount(host: MemoryHost, config: FsConfig) -> Self {
+        Self::mount_as(host, config, &FuseConfig::default())
+    }
+
+    fn mount_as(host: MemoryHost, config: FsConfig, fuse: &FuseConfig) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (fs, fetcher) = {
@@ -59,7 +64,7 @@ impl MountedWorld {
             (FileSystem::new(host.client(), Arc::clone(&fetcher), config), fetcher)
         };
         let folder = tempfile::tempdir().unwrap();
-        let fuse = FuseConfig { source: "model:/export".into(), ..FuseConfig::default() };
+        let fuse = FuseConfig { source: "model:/export".into(), ..fuse.clone() };
         let mounted = wormhole::fuse::mount(&fs, folder.path(), &fuse).unwrap();
         Self { host, fs, fetcher, mounted, runtime, folder }
     }

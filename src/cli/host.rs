@@ -17,10 +17,12 @@ use super::pair::Lifetime;
 use super::{CliError, index_progress, threads};
 use crate::config::{Environment, Side};
 use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent};
-use crate::host::{Export, Host, HostConfig, HostError, HostObserver, HostStatus, TicketTerms};
+use crate::host::{
+    ADVERTISED_NAMES_MAX, Export, Host, HostConfig, HostError, HostObserver, HostStatus, TicketTerms,
+};
 use crate::io::EngineKind;
 use crate::metrics::{Metric, Readings};
-use crate::transport::CongestionKind;
+use crate::transport::{AdvertisedName, CongestionKind};
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
@@ -32,6 +34,10 @@ pub(super) struct Arguments {
     /// Address and port to listen on, for UDP and TCP; port 0 picks one
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:4433")]
     listen: SocketAddr,
+
+    /// Name under which clients are to look for this machine, for tickets; may be repeated
+    #[arg(long, value_name = "NAME[:PORT]")]
+    advertise: Vec<AdvertisedName>,
 
     /// Refuse every change
     #[arg(long)]
@@ -78,6 +84,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     let exports = arguments.folders.iter().map(|folder| Export::parse(folder)).collect::<Result<_, _>>();
     let mut config = HostConfig::new(exports.map_err(CliError::usage)?, state_dir(arguments.state_dir)?);
     config.listen = arguments.listen;
+    if arguments.advertise.len() > ADVERTISED_NAMES_MAX {
+        return Err(CliError::usage(format!(
+            "--advertise: a ticket has room for {ADVERTISED_NAMES_MAX} names"
+        )));
+    }
+    config.advertise = arguments.advertise;
     config.read_only = arguments.read_only;
     config.engine = arguments.io;
     config.tuning.congestion = arguments.cc;

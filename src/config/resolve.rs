@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::id_files::{IdMapError, id_mapping};
@@ -15,8 +16,11 @@ use crate::fs::{Freshness, Ownership, RemoteLocks};
 use crate::fuse::{Access, FuseConfig};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
 use crate::proto::CompressionWish;
+use crate::transport::interfaces::place_of;
 use crate::transport::source::SourceError;
-use crate::transport::{DEFAULT_PORT, HostAddress, KnownHosts, Source, Ticket, TransportTuning};
+use crate::transport::{
+    Asked, DEFAULT_PORT, Expected, ExpectedHost, HostAddress, KnownHosts, Source, Ticket, TransportTuning,
+};
 
 /// Most that the cache takes when nobody says otherwise.
 const CACHE_BYTES_DEFAULT_MAX: u64 = 20 << 30;
@@ -69,7 +73,7 @@ pub enum ConfigError {
         /// Why.
         why: String,
     },
-    /// Nobody says which host that is.
+    /// No host is known at all.
     #[error(
         "the host {host} is not known here: mount it once by a ticket (on the host: `wormhole pair new`), or give one with -o credentials=FILE"
     )]
@@ -154,7 +158,8 @@ fn remote(source: &Source, options: &HostOptions, known: &KnownHosts) -> Result<
     match source {
         Source::Ticket(ticket) => Ok(Remote {
             addresses: ticket.addresses().to_vec(),
-            key: ticket.host_key(),
+            expected: ExpectedHost::Key(ticket.host_key()),
+            asked: None,
             export: ticket.export().to_owned(),
             sub_path: Vec::new(),
             secret: Some(ticket.secret()),
@@ -163,15 +168,21 @@ fn remote(source: &Source, options: &HostOptions, known: &KnownHosts) -> Result<
             let port = port.or(options.port).unwrap_or(DEFAULT_PORT);
             let address = HostAddress::new(host, port)?;
             let ticket = options.credentials.as_deref().map(read_ticket).transpose()?;
-            let key = match &ticket {
-                Some(ticket) => ticket.host_key(),
-                None => known
-                    .lookup(&address)?
-                    .ok_or_else(|| ConfigError::UnknownHost { host: address.clone() })?,
+            let asked = Asked { place: place_of(&address), address: address.clone(), export: export.clone() };
+            let expected = match &ticket {
+                Some(ticket) => ExpectedHost::Key(ticket.host_key()),
+                None => match known.expected(&asked)? {
+                    Expected::Only(key) => ExpectedHost::Key(key),
+                    Expected::AnyKnown(keys) if keys.is_empty() => {
+                        return Err(ConfigError::UnknownHost { host: address });
+                    }
+                    Expected::AnyKnown(keys) => ExpectedHost::OneOf(Arc::new(keys)),
+                },
             };
             Ok(Remote {
                 addresses: vec![address],
-                key,
+                expected,
+                asked: Some(asked),
                 export: export.clone(),
                 sub_path: sub_path.clone().into_bytes(),
                 secret: ticket.map(|ticket| ticket.secret()),
@@ -338,8 +349,10 @@ mod tests {
     use crate::config::{Accounts, LocalAccounts};
     use crate::fs::DedupWish;
     use crate::mount::IdMapping;
+    use std::collections::BTreeSet;
+
     use crate::proto::TicketSecret;
-    use crate::transport::{CongestionKind, Identity, TransportChoice, TransportKind};
+    use crate::transport::{CongestionKind, Identity, Meeting, TransportChoice, TransportKind};
 
     fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
         let environment =
@@ -509,14 +522,22 @@ mod tests {
         fs::write(&credentials, format!("{ticket}\n")).unwrap();
         let vouched = format!("{list},credentials={}", credentials.display());
         let remote = config_of(source.clone(), &vouched).unwrap().remote;
-        assert_eq!((remote.key, remote.secret), (ticket.host_key(), Some(ticket.secret())));
+        let right = ExpectedHost::Key(ticket.host_key());
+        assert_eq!((&remote.expected, remote.secret), (&right, Some(ticket.secret())));
         assert_eq!((remote.export.as_str(), remote.sub_path.as_slice()), ("m", b"films".as_slice()));
         assert_eq!(remote.addresses, [HostAddress::new("nas", 7000).unwrap()]);
 
-        let known = HostAddress::new("nas", 7000).unwrap();
-        KnownHosts::at(&hosts).add(&known, ticket.host_key()).unwrap();
+        // Known by another name, then by this one.
+        let known = KnownHosts::at(&hosts);
+        let mut meeting =
+            Meeting { key: ticket.host_key(), asked: None, vouched: false, answered_at: Vec::new() };
+        known.record(&meeting).unwrap();
         let remote = config_of(source.clone(), &list).unwrap().remote;
-        assert_eq!((remote.key, remote.secret), (ticket.host_key(), None));
+        assert_eq!(remote.expected, ExpectedHost::OneOf(Arc::new(BTreeSet::from([ticket.host_key()]))));
+        assert_eq!(remote.secret, None);
+        meeting.asked = remote.asked;
+        known.record(&meeting).unwrap();
+        assert_eq!(config_of(source.clone(), &list).unwrap().remote.expected, right);
 
         let missing = format!("{list},credentials=/nowhere");
         assert!(matches!(config_of(source, &missing), Err(ConfigError::Credentials { .. })));

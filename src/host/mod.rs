@@ -74,11 +74,12 @@ use crate::io::{Engine, EngineConfig, EngineKind, IoError};
 use crate::proto::{InstanceId, close};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::{
-    DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, SocketBuffers, Ticket, TransportError,
-    TransportTuning, ticket::TicketError,
+    AdvertisedName, DEFAULT_PORT, Endpoint, HostAddress, Identity, PublicKey, SocketBuffers, Ticket,
+    TransportError, TransportTuning, ticket::TicketError,
 };
 
 pub use actor::UserError;
+pub use addresses::ADVERTISED_NAMES_MAX;
 pub use exports::{Export, ExportError};
 pub use keys::{AuthorizedKey, AuthorizedKeys};
 pub use state::{RunningHost, StateDir, StateError};
@@ -113,6 +114,8 @@ pub struct HostConfig {
     pub listen: SocketAddr,
     /// Folder for key, authorised keys and tickets.
     pub state_dir: PathBuf,
+    /// Names under which clients are to look for it, besides its addresses; at most [`ADVERTISED_NAMES_MAX`].
+    pub advertise: Vec<AdvertisedName>,
     /// Whether to refuse every change in every export.
     pub read_only: bool,
     /// What reads the disk.
@@ -130,6 +133,7 @@ impl HostConfig {
             exports,
             listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT),
             state_dir,
+            advertise: Vec::new(),
             read_only: false,
             engine: EngineKind::Auto,
             tuning: TransportTuning::default(),
@@ -198,6 +202,7 @@ pub struct Host {
     core: Arc<Core>,
     endpoint: Endpoint,
     identity: PublicKey,
+    advertise: Vec<AdvertisedName>,
     ending: watch::Sender<bool>,
     accepting: JoinHandle<()>,
     keeping: JoinHandle<()>,
@@ -219,7 +224,7 @@ impl Host {
         let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
         let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
         let names = core.exports.iter().map(|open| open.export.name.clone()).collect();
-        let addresses = addresses::reachable(endpoint.local_address());
+        let addresses = addresses::reachable(endpoint.local_address(), &config.advertise);
         core.state.write_running(&RunningHost {
             process: std::process::id(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -231,7 +236,8 @@ impl Host {
         let (ending, is_ending) = watch::channel(false);
         let accepting = tokio::spawn(accept(Arc::clone(&core), endpoint.clone(), is_ending));
         let keeping = tokio::spawn(keeping::run(Arc::clone(&core)));
-        Ok(Self { core, endpoint, identity: identity.public_key(), ending, accepting, keeping })
+        let (identity, advertise) = (identity.public_key(), config.advertise);
+        Ok(Self { core, endpoint, identity, advertise, ending, accepting, keeping })
     }
 
     /// The address and port it listens on.
@@ -246,7 +252,7 @@ impl Host {
 
     /// Makes a ticket for an export.
     pub fn ticket(&self, export: &str, terms: &TicketTerms) -> Result<Ticket, HostError> {
-        let addresses = addresses::reachable(self.listening()).into_iter().map(Into::into).collect();
+        let addresses = addresses::reachable(self.listening(), &self.advertise);
         let served: Vec<_> = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
         issue(&self.core.state, self.identity, addresses, &served, export, terms)
     }

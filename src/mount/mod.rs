@@ -12,6 +12,7 @@
 //! host is told goodbye, and the control socket goes last, so that `wormhole status` sees all of it.
 
 mod handle;
+mod trust;
 mod warm;
 
 use std::path::PathBuf;
@@ -33,8 +34,9 @@ use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
 use crate::transport::identity::{IdentityError, random_bytes};
+use crate::transport::known_hosts::KnownHostsError;
 use crate::transport::{
-    DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
+    Asked, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
 };
 
 /// How long those who are still in a mount that was told to end may take to leave it.
@@ -94,7 +96,9 @@ pub struct Remote {
     /// Where the host may be.
     pub addresses: Vec<HostAddress>,
     /// The key it must prove.
-    pub key: PublicKey,
+    pub expected: ExpectedHost,
+    /// What was typed; `None` where a ticket was.
+    pub asked: Option<Asked>,
     /// The export.
     pub export: String,
     /// The path below it, without a leading `/`.
@@ -151,6 +155,19 @@ pub enum MountError {
     /// The host.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The host that answered is not the one that was meant, or nobody knows.
+    #[error(transparent)]
+    Trust(#[from] KnownHostsError),
+    /// Several hosts might be meant, and none can be asked.
+    #[error(
+        "the cache knows {label} of {count} hosts, and none of them was mounted by this name: mount it once while the host is there"
+    )]
+    AnyOfSeveral {
+        /// What was to be mounted.
+        label: String,
+        /// How many hosts.
+        count: usize,
+    },
     /// The cache.
     #[error("cache: {0}; name another directory with --cache-dir, or do without by -o cache=none")]
     Cache(#[from] CacheError),
@@ -210,16 +227,20 @@ impl Mount {
     /// Connects, unless it is to be offline, and mounts. When this returns the mount answers.
     pub async fn start(mut config: MountConfig) -> Result<Self, MountError> {
         let client = connect(&config).await?;
+        if let Some(client) = &client {
+            config.remote.expected = ExpectedHost::Key(client.host_key());
+        }
         let may_write = client.as_ref().is_some_and(|client| !client.read_only());
         if !may_write && !config.fuse.read_only {
             tracing::info!("{}: nothing can be changed from here; mounted read-only", config.label);
             config.fuse.read_only = true;
         }
         let cache = open_cache(config.cache.clone()).await?;
-        let recall = recall(&config, client.clone(), Arc::clone(&cache)).await?;
+        let (recall, host_key) = recall(&config, client.clone(), Arc::clone(&cache)).await?;
         config.ownership.ids = id_map(&config, client.as_deref(), Arc::clone(&recall)).await?;
         let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache), config.fetch);
-        let file_system = FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config));
+        let file_system =
+            FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config, host_key));
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
         let link = Link { client: client.clone(), recall: Arc::clone(&recall) };
         let handle = MountHandle::new(&config, link, fetcher, Arc::clone(&cache), &file_system);
@@ -350,8 +371,9 @@ async fn connect(config: &MountConfig) -> Result<Option<Arc<QuicClient>>, MountE
     if config.offline {
         return Ok(None);
     }
-    let client = QuicClient::connect(client_config(config)?).await?;
-    remember(config);
+    let client = QuicClient::connect(client_config(config)?);
+    let client = client.await.map_err(|error| trust::explain(config, error))?;
+    trust::remember(config, &client);
     Ok(Some(client))
 }
 
@@ -387,21 +409,34 @@ async fn id_map(
     }
 }
 
-/// What remembers for the host, or instead of it.
+/// What remembers for the host, or instead of it, and the host's key.
 async fn recall(
     config: &MountConfig,
     client: Option<Arc<QuicClient>>,
     cache: Arc<dyn ChunkCache>,
-) -> Result<Arc<RecallClient>, MountError> {
-    let scope = Scope::new(config.remote.key.as_bytes(), &config.remote.export);
+) -> Result<(Arc<RecallClient>, PublicKey), MountError> {
     let sub_path = config.remote.sub_path.clone();
     if let Some(client) = client {
+        let key = client.host_key();
+        let scope = Scope::new(key.as_bytes(), &config.remote.export);
         let recall = RecallClient::new(client, cache, scope, &sub_path, config.serves_stale);
-        return recall.map(Arc::new).map_err(MountError::Thread);
+        return recall.map(|recall| (Arc::new(recall), key)).map_err(MountError::Thread);
     }
-    let recall = tokio::task::spawn_blocking(move || RecallClient::offline(cache, scope, &sub_path)).await;
-    recall.map_err(|_| MountError::Interrupted)?.map(Arc::new).ok_or_else(|| MountError::NothingKnown {
-        label: config.label.clone(),
+    let (keys, export) = (trust::candidates(config)?, config.remote.export.clone());
+    let look = move || {
+        let known = keys.into_iter().filter_map(|key| {
+            let scope = Scope::new(key.as_bytes(), &export);
+            Some((Arc::new(RecallClient::offline(Arc::clone(&cache), scope, &sub_path)?), key))
+        });
+        known.collect::<Vec<_>>()
+    };
+    let mut known = tokio::task::spawn_blocking(look).await.map_err(|_| MountError::Interrupted)?;
+    let (count, label) = (known.len(), config.label.clone());
+    if count > 1 {
+        return Err(MountError::AnyOfSeveral { label, count });
+    }
+    known.pop().ok_or_else(|| MountError::NothingKnown {
+        label,
         directory: config.cache.as_ref().map(|cache| cache.config.directory.clone()).unwrap_or_default(),
     })
 }
@@ -411,7 +446,7 @@ fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
     let (remote, link) = (&config.remote, &config.link);
     let mut client = ClientConfig::new(
         remote.addresses.clone(),
-        ExpectedHost::Key(remote.key),
+        remote.expected.clone(),
         remote.export.clone(),
         identity,
         SessionId(random_bytes()?),
@@ -423,16 +458,6 @@ fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
     client.compression = link.compression;
     client.tuning = link.tuning.clone();
     Ok(client)
-}
-
-/// Keeps the host's key, so that next time its name is enough.
-fn remember(config: &MountConfig) {
-    for address in &config.remote.addresses {
-        if let Err(error) = config.known_hosts.add(address, config.remote.key) {
-            // The ticket said which key is right; another host may have had this address before.
-            tracing::warn!("{error}; next time mounting {address} without a ticket will not work");
-        }
-    }
 }
 
 async fn open_cache(choice: Option<CacheChoice>) -> Result<Arc<dyn ChunkCache>, MountError> {
@@ -460,9 +485,9 @@ async fn mount_on(file_system: Arc<FileSystem>, config: &MountConfig) -> Result<
     }
 }
 
-fn fs_config(config: &MountConfig) -> FsConfig {
+fn fs_config(config: &MountConfig, host_key: PublicKey) -> FsConfig {
     FsConfig {
-        host_key: *config.remote.key.as_bytes(),
+        host_key: *host_key.as_bytes(),
         source: config.label.clone(),
         freshness: config.freshness,
         serves_stale: config.serves_stale,

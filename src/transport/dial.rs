@@ -14,6 +14,7 @@ use super::{
     endpoint::Endpoint,
     error::TransportError,
     identity::Identity,
+    source::identifies_nobody,
     tcp::Connected,
     tls::ExpectedHost,
     tuning::{TransportChoice, TransportTuning},
@@ -53,7 +54,7 @@ pub async fn connect_any(
                     let target = Target {
                         endpoint,
                         address,
-                        expected,
+                        expected: expected.clone(),
                         choice: tuning.transport,
                         tcp_rtt_max: tuning.tcp_rtt_max,
                     };
@@ -68,7 +69,7 @@ pub async fn connect_any(
             Ok(Some(Ok(Ok(connected)))) => return Ok(connected),
             Ok(Some(Ok(Err(error)))) => failures.push(error),
             Ok(Some(Err(_panicked_or_cancelled))) => {}
-            Ok(None) if !more => return Err(summary(failures)),
+            Ok(None) if !more => return Err(summary(without_false_alarms(failures, addresses))),
             Ok(None) | Err(_) => {}
         }
     }
@@ -87,7 +88,7 @@ impl Target {
     async fn connect(self, head_start: Duration) -> Result<(Endpoint, Connection), TransportError> {
         let connection = match self.choice {
             TransportChoice::Auto => self.race(head_start).await?,
-            TransportChoice::Only(_) => self.endpoint.connect(self.address, self.expected).await?,
+            TransportChoice::Only(_) => self.endpoint.connect(self.address, self.expected.clone()).await?,
         };
         Ok((self.endpoint, connection))
     }
@@ -126,7 +127,8 @@ impl Target {
             end = &mut over_tcp => (end, false),
         };
         let error = match first {
-            Ok(_) | Err(TransportError::WrongHostKey { .. }) => return first,
+            Ok(_) => return first,
+            Err(error) if error.wrong_key().is_some() => return Err(error),
             Err(error) => error,
         };
         let second = if is_quic { over_tcp.await } else { over_quic.await };
@@ -134,19 +136,34 @@ impl Target {
     }
 
     async fn over_quic(&self) -> Result<Connection, TransportError> {
-        self.endpoint.connect(self.address, self.expected).await
+        self.endpoint.connect(self.address, self.expected.clone()).await
     }
 
     async fn secure(&self, connected: Connected) -> Result<Connection, TransportError> {
-        self.endpoint.secure(self.address, self.expected, connected).await
+        self.endpoint.secure(self.address, self.expected.clone(), connected).await
     }
+}
+
+/// Takes wrong keys at loopback and link-local addresses for what they are, where the host has other addresses: whoever answers
+/// there was not meant.
+fn without_false_alarms(failures: Vec<TransportError>, addresses: &[SocketAddr]) -> Vec<TransportError> {
+    if addresses.iter().all(|address| identifies_nobody(address.ip())) {
+        return failures;
+    }
+    let calm = |failure: TransportError| match failure {
+        TransportError::WrongHostKey { address, .. } | TransportError::UnknownHostKey { address, .. }
+            if identifies_nobody(address.ip()) =>
+        {
+            TransportError::Connect { address, reason: "another host is there".to_owned() }
+        }
+        other => other,
+    };
+    failures.into_iter().map(calm).collect()
 }
 
 /// One error for all: a wrong key is worth more than a silence elsewhere.
 fn summary(mut failures: Vec<TransportError>) -> TransportError {
-    if let Some(index) =
-        failures.iter().position(|error| matches!(error, TransportError::WrongHostKey { .. }))
-    {
+    if let Some(index) = failures.iter().position(|error| error.wrong_key().is_some()) {
         return failures.swap_remove(index);
     }
     match failures.len() {
@@ -156,5 +173,27 @@ fn summary(mut failures: Vec<TransportError>) -> TransportError {
             let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
             TransportError::NoneAnswered { reasons: reasons.join("; ") }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::PublicKey;
+
+    fn wrong(address: SocketAddr) -> TransportError {
+        TransportError::WrongHostKey { address, expected: PublicKey([1; 32]), presented: PublicKey([2; 32]) }
+    }
+
+    #[test]
+    fn another_host_on_this_machine_is_no_alarm_where_the_host_is_elsewhere() {
+        let (here, there): (SocketAddr, SocketAddr) =
+            ("127.0.0.1:1".parse().unwrap(), "192.0.2.1:1".parse().unwrap());
+        let silent = || TransportError::Connect { address: there, reason: "no answer".to_owned() };
+        let told = |failures, addresses: &[SocketAddr]| summary(without_false_alarms(failures, addresses));
+        let elsewhere = told(vec![silent(), wrong(here)], &[there, here]);
+        assert!(matches!(elsewhere, TransportError::NoneAnswered { .. }), "{elsewhere}");
+        assert!(told(vec![wrong(here)], &[here]).wrong_key().is_some());
+        assert!(told(vec![wrong(there), wrong(here)], &[there, here]).wrong_key().is_some());
     }
 }

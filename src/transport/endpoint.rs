@@ -147,10 +147,10 @@ impl Endpoint {
         let Some(quic) = &self.quic else {
             return self.secure(address, expected, self.connect_tcp(address).await?).await;
         };
-        let tls = tls::client(&self.identity, expected, self.alpn)?;
+        let tls = tls::client(&self.identity, expected.clone(), self.alpn)?;
         match quic.connect(address, tls.config, &self.tuning).await {
             Ok((connection, key)) => Ok(Connection::quic(connection, key)),
-            Err(reason) => Err(refused(address, expected, &tls.presented, reason)),
+            Err(reason) => Err(refused(address, &expected, &tls.presented, reason)),
         }
     }
 
@@ -168,9 +168,9 @@ impl Endpoint {
         expected: ExpectedHost,
         connected: Connected,
     ) -> Result<Connection, TransportError> {
-        let tls = tls::client(&self.identity, expected, self.alpn)?;
+        let tls = tls::client(&self.identity, expected.clone(), self.alpn)?;
         let secured = tcp::secure(connected, tls.config, &self.tuning, &self.registry).await;
-        secured.map(Connection::tcp).map_err(|reason| refused(address, expected, &tls.presented, reason))
+        secured.map(Connection::tcp).map_err(|reason| refused(address, &expected, &tls.presented, reason))
     }
 
     /// The address the socket is bound to, with the port that was picked.
@@ -212,13 +212,16 @@ impl Endpoint {
 /// Another key than the expected one is what people must hear of.
 fn refused(
     address: SocketAddr,
-    expected: ExpectedHost,
+    expected: &ExpectedHost,
     presented: &tls::PresentedKey,
     reason: String,
 ) -> TransportError {
     match (expected, presented.get()) {
-        (ExpectedHost::Key(expected), Some(presented)) if expected != presented => {
+        (&ExpectedHost::Key(expected), Some(presented)) if expected != presented => {
             TransportError::WrongHostKey { address, expected, presented }
+        }
+        (ExpectedHost::OneOf(known), Some(presented)) if !known.contains(&presented) => {
+            TransportError::UnknownHostKey { address, presented }
         }
         _ => TransportError::Connect { address, reason },
     }

@@ -43,6 +43,16 @@ pub enum TransportError {
         /// The key it presented.
         presented: PublicKey,
     },
+    /// The host proved a key that is none of the known ones.
+    #[error(
+        "the host at {address} presents the key {presented}, which is not known here; nothing was sent to it"
+    )]
+    UnknownHostKey {
+        /// Where the host was reached.
+        address: SocketAddr,
+        /// The key it presented.
+        presented: PublicKey,
+    },
     /// A handshake with a host did not succeed.
     #[error("cannot connect to {address}: {reason}")]
     Connect {
@@ -79,6 +89,16 @@ pub enum TransportError {
     /// The connection is over.
     #[error("the connection is closed: {0}")]
     Closed(CloseReason),
+}
+
+impl TransportError {
+    /// The key of a host that answered and is not the right one.
+    pub fn wrong_key(&self) -> Option<PublicKey> {
+        match self {
+            Self::WrongHostKey { presented, .. } | Self::UnknownHostKey { presented, .. } => Some(*presented),
+            _ => None,
+        }
+    }
 }
 
 fn bind_help(source: &io::Error) -> &'static str {

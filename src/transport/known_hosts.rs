@@ -1,15 +1,19 @@
-//! The keys of hosts met before, as ssh keeps them: one line `HOST:PORT KEY` each, to be read and edited by people.
+//! The file with the keys of hosts met before, to be read and edited by people. [`host_book`](super::host_book) says what its lines
+//! mean.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use thiserror::Error;
 
-use super::{identity::PublicKey, source::HostAddress};
+use super::host_book::{Asked, BadLine, Expected, HostBook, Meeting, Notice, Standing};
+use super::identity::PublicKey;
+use super::source::{HostAddress, Place};
 
 /// Largest file read: some hundred thousand hosts.
 const FILE_BYTES_MAX: u64 = 32 << 20;
@@ -31,50 +35,96 @@ impl KnownHosts {
         &self.path
     }
 
-    /// The key `host` is known by; `None` for a host never met.
-    pub fn lookup(&self, host: &HostAddress) -> Result<Option<PublicKey>, KnownHostsError> {
-        match fs::File::open(&self.path) {
-            Ok(mut file) => self.find(&self.read(&mut file)?, host),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(self.failed("read", source)),
-        }
+    /// Which keys may answer to what was asked for.
+    pub fn expected(&self, asked: &Asked) -> Result<Expected, KnownHostsError> {
+        self.book()?.expected(asked).map_err(|line| self.bad(line))
     }
 
-    /// Compares the key that `host` presents with the known one: `true` if it is that, `false` if none is known.
-    pub fn check(&self, host: &HostAddress, presented: PublicKey) -> Result<bool, KnownHostsError> {
-        match self.lookup(host)? {
-            None => Ok(false),
-            Some(known) if known == presented => Ok(true),
-            Some(known) => Err(self.mismatch(host, known, presented)),
-        }
+    /// All keys of known hosts.
+    pub fn keys(&self) -> Result<BTreeSet<PublicKey>, KnownHostsError> {
+        Ok(self.book()?.keys())
     }
 
-    /// Remembers `host` by `key`. Known already by that key: nothing happens; by another: an error, nothing is changed.
-    ///
-    /// The file is made 0600 if need be; two programs that add at the same time do not mix their lines.
-    pub fn add(&self, host: &HostAddress, key: PublicKey) -> Result<(), KnownHostsError> {
-        let mut file = self.open_locked().map_err(|source| self.failed("write", source))?;
-        let text = self.read(&mut file)?;
-        match self.find(&text, host)? {
-            Some(known) if known == key => Ok(()),
-            Some(known) => Err(self.mismatch(host, known, key)),
-            None => {
-                let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-                append(&mut file, &format!("{newline}{host} {key}\n"))
-                    .map_err(|source| self.failed("write", source))
+    /// What a host that presents `presented` is called here, if it may answer to what was asked for; else why not.
+    pub fn check(&self, asked: &Asked, presented: PublicKey) -> Result<String, KnownHostsError> {
+        let (book, host) = (self.book()?, asked.address.clone());
+        match book.standing(asked, presented).map_err(|line| self.bad(line))? {
+            Standing::Right => Ok(book.known_as(presented)),
+            Standing::Stranger => Err(KnownHostsError::Stranger { host, presented }),
+            Standing::Other { known, line }
+                if asked.place == Place::Address && book.keys().contains(&presented) =>
+            {
+                Err(KnownHostsError::Moved(Box::new(Moved {
+                    host,
+                    export: asked.export.clone(),
+                    known_as: book.known_as(known),
+                    presented_as: book.known_as(presented),
+                    path: self.path.clone(),
+                    line,
+                })))
+            }
+            Standing::Other { known, line } => {
+                let path = self.path.clone();
+                Err(KnownHostsError::Mismatch(Box::new(Mismatch { host, known, presented, path, line })))
             }
         }
     }
 
-    /// The lock goes with the file handle.
+    /// Takes note of a host that answered, under every name at which it did, and says what is worth telling.
+    ///
+    /// The file is made 0600 if need be; programs that do this at the same time do not lose each other's lines.
+    pub fn record(&self, meeting: &Meeting) -> Result<Vec<Notice>, KnownHostsError> {
+        let mut file = self.open_locked().map_err(|source| self.failed("write", source))?;
+        let text = self.read(&mut file)?;
+        let mut book = HostBook::parse(&text);
+        let before = book.text();
+        let notices = book.record(meeting);
+        let after = book.text();
+        if after != before {
+            let written = match after.strip_prefix(&text) {
+                Some(more) => append(&mut file, more),
+                None => self.replace(&after),
+            };
+            written.map_err(|source| self.failed("write", source))?;
+        }
+        Ok(notices)
+    }
+
+    fn book(&self) -> Result<HostBook, KnownHostsError> {
+        match fs::File::open(&self.path) {
+            Ok(mut file) => Ok(HostBook::parse(&self.read(&mut file)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostBook::default()),
+            Err(source) => Err(self.failed("read", source)),
+        }
+    }
+
+    /// The lock goes with the file handle. A file that was replaced while its lock was waited for is opened again.
     fn open_locked(&self) -> io::Result<fs::File> {
         if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
-        let file =
-            fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
-        file.lock()?;
-        Ok(file)
+        loop {
+            let file =
+                fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
+            file.lock()?;
+            let (locked, there) = (file.metadata()?, fs::metadata(&self.path));
+            if there.is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino())) {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Puts a new file in place of the old one, under its lock: whoever reads sees one or the other.
+    fn replace(&self, text: &str) -> io::Result<()> {
+        let path = fs::canonicalize(&self.path)?;
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let beside = path.with_file_name(name);
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, &path)
     }
 
     fn read(&self, file: &mut fs::File) -> Result<String, KnownHostsError> {
@@ -83,22 +133,8 @@ impl KnownHosts {
         Ok(text)
     }
 
-    /// A line about `host` that cannot be read is an error: skipping it would make a known host unknown.
-    fn find(&self, text: &str, host: &HostAddress) -> Result<Option<PublicKey>, KnownHostsError> {
-        for (index, line) in text.lines().enumerate() {
-            let mut words = line.split_ascii_whitespace();
-            let named = words.next().filter(|word| !word.starts_with('#'));
-            if named.and_then(|word| word.parse::<HostAddress>().ok()).as_ref() == Some(host) {
-                let key = words.next().and_then(|word| word.parse().ok());
-                let bad_line = || KnownHostsError::BadLine { path: self.path.clone(), line: index + 1 };
-                return key.ok_or_else(bad_line).map(Some);
-            }
-        }
-        Ok(None)
-    }
-
-    fn mismatch(&self, host: &HostAddress, known: PublicKey, presented: PublicKey) -> KnownHostsError {
-        KnownHostsError::Mismatch { host: host.clone(), known, presented, path: self.path.clone() }
+    fn bad(&self, line: BadLine) -> KnownHostsError {
+        KnownHostsError::BadLine { path: self.path.clone(), line: line.0 }
     }
 
     fn failed(&self, verb: &'static str, source: io::Error) -> KnownHostsError {
@@ -107,36 +143,80 @@ impl KnownHosts {
 }
 
 /// Appends all or nothing.
-fn append(file: &mut fs::File, line: &str) -> io::Result<()> {
+fn append(file: &mut fs::File, text: &str) -> io::Result<()> {
     let before = file.seek(SeekFrom::End(0))?;
-    let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
     if written.is_err() {
         file.set_len(before)?;
     }
     written
 }
 
+/// A key under a name that is another one's.
+#[derive(Debug, Error)]
+#[error(
+    "the host {host} presents the key {presented}, but line {line} of {} says {known}: it was set up anew, another machine has its \
+     name, or somebody is in between; nothing was sent to it. If you know that the new key is right, mount it once with a new \
+     ticket of that host by -o credentials=FILE, or remove that line",
+    .path.display()
+)]
+pub struct Mismatch {
+    /// The host.
+    pub host: HostAddress,
+    /// The key in the file.
+    pub known: PublicKey,
+    /// The key it presents now.
+    pub presented: PublicKey,
+    /// The file.
+    pub path: PathBuf,
+    /// The line's number, from 1.
+    pub line: usize,
+}
+
+/// An address at which another known host is than before.
+#[derive(Debug, Error)]
+#[error(
+    "the address {host} now belongs to the host known as {presented_as}, and /{export} was mounted by it from the host known as \
+     {known_as}: use that host's name or new address, or remove line {line} of {} if the other one is meant",
+    .path.display()
+)]
+pub struct Moved {
+    /// The address.
+    pub host: HostAddress,
+    /// What was mounted.
+    pub export: String,
+    /// From which host.
+    pub known_as: String,
+    /// Which host is there now.
+    pub presented_as: String,
+    /// The file.
+    pub path: PathBuf,
+    /// The line's number, from 1.
+    pub line: usize,
+}
+
 /// Failure to look up or remember a host.
 #[derive(Debug, Error)]
 pub enum KnownHostsError {
-    /// The host has another key than before.
+    /// Nobody says which host that is.
     #[error(
-        "the host {host} presents the key {presented}, but is known by {known} in {}: it is another machine, somebody is \
-         in between, or it was set up anew. If you know that it was, remove its line from that file",
-        .path.display()
+        "the host {host} is not known here (it presents the key {presented}): mount it once by a ticket (on the host: \
+         `wormhole pair new`), or give one with -o credentials=FILE"
     )]
-    Mismatch {
+    Stranger {
         /// The host.
         host: HostAddress,
-        /// The key in the file.
-        known: PublicKey,
-        /// The key it presents now.
+        /// The key it presents.
         presented: PublicKey,
-        /// The file.
-        path: PathBuf,
     },
+    /// The host has another key than before.
+    #[error(transparent)]
+    Mismatch(Box<Mismatch>),
+    /// An address belongs to another known host than what was mounted by it.
+    #[error(transparent)]
+    Moved(Box<Moved>),
     /// The line about the host makes no sense.
-    #[error("line {line} of {} is not `HOST:PORT KEY`: mend or remove it", .path.display())]
+    #[error("line {line} of {} names this host and holds no key: mend or remove it", .path.display())]
     BadLine {
         /// The file.
         path: PathBuf,
@@ -157,12 +237,24 @@ pub enum KnownHostsError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
     use super::*;
 
-    fn host(text: &str) -> HostAddress {
-        text.parse().unwrap()
+    const A: PublicKey = PublicKey([1; 32]);
+    const B: PublicKey = PublicKey([2; 32]);
+
+    fn asked(host: &str) -> Asked {
+        let address: HostAddress = host.parse().unwrap();
+        Asked { place: address.place(), address, export: "m".to_owned() }
+    }
+
+    fn typed(key: PublicKey, host: &str) -> Meeting {
+        Meeting { key, asked: Some(asked(host)), vouched: false, answered_at: Vec::new() }
+    }
+
+    fn met(key: PublicKey, host: &str) -> Meeting {
+        let address: HostAddress = host.parse().unwrap();
+        let answered_at = vec![(address.clone(), address.place())];
+        Meeting { key, asked: None, vouched: false, answered_at }
     }
 
     fn fresh() -> (tempfile::TempDir, KnownHosts) {
@@ -172,53 +264,84 @@ mod tests {
     }
 
     #[test]
-    fn added_hosts_are_known_and_the_file_is_private() {
+    fn hosts_that_were_met_are_known_and_the_file_is_private() {
         let (_folder, known) = fresh();
-        assert_eq!(known.lookup(&host("nas")).unwrap(), None);
-        known.add(&host("nas"), PublicKey([1; 32])).unwrap();
-        known.add(&host("[::1]:9"), PublicKey([2; 32])).unwrap();
-        known.add(&host("nas"), PublicKey([1; 32])).unwrap();
-        assert!(known.check(&host("NAS:4433"), PublicKey([1; 32])).unwrap());
-        assert!(known.check(&host("[::1]:9"), PublicKey([2; 32])).unwrap());
-        assert!(!known.check(&host("nas:4434"), PublicKey([9; 32])).unwrap());
+        assert_eq!(known.expected(&asked("nas")).unwrap(), Expected::AnyKnown(BTreeSet::new()));
+        for meeting in [met(A, "192.0.2.1"), met(B, "192.0.2.1"), typed(A, "nas"), typed(A, "nas")] {
+            known.record(&meeting).unwrap();
+        }
+        assert_eq!(known.expected(&asked("NAS")).unwrap(), Expected::Only(A));
+        let file = fs::read_to_string(known.path()).unwrap();
+        assert_eq!(file, format!("192.0.2.1:4433 {B}\n- {A}\nnas:4433 {A}\n"));
         assert_eq!(fs::metadata(known.path()).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_to_string(known.path()).unwrap().lines().count(), 2);
+        assert_eq!(fs::read_dir(known.path().parent().unwrap()).unwrap().count(), 1, "nothing else is left");
     }
 
     #[test]
-    fn another_key_is_told_with_both_keys_and_the_file() {
+    fn another_key_is_told_with_both_keys_the_file_and_the_cure() {
         let (_folder, known) = fresh();
-        let (old, new) = (PublicKey([1; 32]), PublicKey([2; 32]));
-        known.add(&host("nas"), old).unwrap();
-        for error in [known.check(&host("nas"), new).unwrap_err(), known.add(&host("nas"), new).unwrap_err()]
-        {
-            let words = error.to_string();
-            for part in [old.to_string(), new.to_string(), known.path().display().to_string()] {
-                assert!(words.contains(&part), "{words}");
+        known.record(&met(B, "192.0.2.2")).unwrap();
+        known.record(&typed(A, "nas")).unwrap();
+        for other in [B, PublicKey([3; 32])] {
+            let words = known.check(&asked("nas"), other).unwrap_err().to_string();
+            let file = format!("line 2 of {}", known.path().display());
+            for part in [&A.to_string(), &other.to_string(), &file, "credentials="] {
+                assert!(words.contains(part), "{words}");
             }
         }
-        assert!(known.check(&host("nas"), old).unwrap());
+        assert_eq!(known.check(&asked("nas"), A).unwrap(), "nas:4433");
     }
 
     #[test]
-    fn edited_files_are_read_with_comments_and_without_last_newline() {
+    fn an_address_that_moved_is_told_without_alarm() {
         let (_folder, known) = fresh();
-        known.add(&host("a"), PublicKey([1; 32])).unwrap();
-        let line = format!("# mine\n\nb:4433  {}  laptop", PublicKey([2; 32]));
-        fs::write(known.path(), line).unwrap();
-        known.add(&host("c"), PublicKey([3; 32])).unwrap();
-        assert_eq!(known.lookup(&host("a")).unwrap(), None);
-        assert_eq!(known.lookup(&host("b")).unwrap(), Some(PublicKey([2; 32])));
-        assert_eq!(known.lookup(&host("c")).unwrap(), Some(PublicKey([3; 32])));
+        known.record(&met(B, "192.0.2.2")).unwrap();
+        known.record(&typed(A, "192.0.2.1")).unwrap();
+        let error = known.check(&asked("192.0.2.1"), B).unwrap_err();
+        assert!(matches!(&error, KnownHostsError::Moved(moved) if moved.line == 2), "{error}");
+        assert!(!error.to_string().contains("in between"), "{error}");
+        assert!(matches!(
+            known.check(&asked("x"), PublicKey([3; 32])),
+            Err(KnownHostsError::Stranger { .. })
+        ));
+    }
+
+    #[test]
+    fn files_without_a_last_newline_are_appended_to() {
+        let (_folder, known) = fresh();
+        known.record(&typed(A, "a")).unwrap();
+        fs::write(known.path(), format!("# mine\n\nb:4433  {B}  laptop")).unwrap();
+        known.record(&typed(A, "c")).unwrap();
+        let text = fs::read_to_string(known.path()).unwrap();
+        assert_eq!(text, format!("# mine\n\nb:4433  {B}  laptop\nc:4433 {A}\n"));
+    }
+
+    #[test]
+    fn programs_at_the_same_time_lose_nothing() {
+        let (_folder, known) = fresh();
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let known = known.clone();
+                scope.spawn(move || {
+                    let key = PublicKey([number; 32]);
+                    known.record(&met(key, "192.0.2.1")).unwrap();
+                    known.record(&typed(key, &format!("host{number}"))).unwrap();
+                });
+            }
+        });
+        assert_eq!(known.keys().unwrap().len(), 8);
+        for number in 0..8 {
+            let expected = known.expected(&asked(&format!("host{number}"))).unwrap();
+            assert_eq!(expected, Expected::Only(PublicKey([number; 32])));
+        }
     }
 
     #[test]
     fn damaged_line_does_not_make_a_host_unknown() {
         let (_folder, known) = fresh();
-        known.add(&host("nas"), PublicKey([1; 32])).unwrap();
+        known.record(&typed(A, "nas")).unwrap();
         fs::write(known.path(), "other:1 rubbish\nnas:4433 rubbish\n").unwrap();
-        assert!(matches!(known.lookup(&host("nas")), Err(KnownHostsError::BadLine { line: 2, .. })));
-        assert!(known.add(&host("nas"), PublicKey([1; 32])).is_err());
-        assert_eq!(known.lookup(&host("unmet")).unwrap(), None);
+        assert!(matches!(known.expected(&asked("nas")), Err(KnownHostsError::BadLine { line: 2, .. })));
+        assert!(matches!(known.check(&asked("nas"), A), Err(KnownHostsError::BadLine { line: 2, .. })));
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! In reading order:
 //!
-//! 1. [`identity`], [`ticket`], [`source`], [`known_hosts`]: names, for people and for machines
+//! 1. [`identity`], [`ticket`], [`source`], [`host_book`], [`known_hosts`]: names, for people and for machines
 //! 2. [`tls`]: both ends prove the key that is their name
 //! 3. [`path`]: what the kernel knows of the way to the peer
 //! 4. [`tuning`], [`congestion`]: which of the two, and every number given to quinn, with its reason
 //! 5. `quic`, `tcp`: the two that carry connections
 //! 6. [`endpoint`], [`connection`], [`stream`]: what the rest of wormhole uses
-//! 7. [`mod@resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
+//! 7. [`interfaces`], [`mod@resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
 //!
 //! A request is one bidirectional stream: opening one costs no round trip, streams do not block each other, a reset
 //! cancels, and [`Lane`] orders them. What travels on a stream is `proto`'s affair.
@@ -19,7 +19,9 @@ pub mod connection;
 pub mod dial;
 pub mod endpoint;
 pub mod error;
+pub mod host_book;
 pub mod identity;
+pub mod interfaces;
 pub mod known_hosts;
 pub mod path;
 mod quic;
@@ -38,11 +40,12 @@ pub use connection::{CloseReason, Connection, LinkStats};
 pub use dial::{QUIC_HEAD_START, connect_any};
 pub use endpoint::{Endpoint, Incoming};
 pub use error::TransportError;
+pub use host_book::{Asked, Expected, Meeting, Notice, Standing};
 pub use identity::{Identity, PublicKey};
 pub use known_hosts::KnownHosts;
 pub use quic::socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use resolve::resolve;
-pub use source::{DEFAULT_PORT, HostAddress, Source};
+pub use source::{AdvertisedName, DEFAULT_PORT, HostAddress, Place, Source};
 pub use stream::{RecvStream, SendStream, StreamError, share};
 pub use ticket::Ticket;
 pub use tls::ExpectedHost;

@@ -9,7 +9,7 @@
 //! ssh://me@nas/media                   recognised, not yet supported
 //! ```
 
-use core::net::{Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::{fmt, str::FromStr};
 
 use thiserror::Error;
@@ -53,6 +53,68 @@ impl HostAddress {
     /// The UDP port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether this identifies a host.
+    pub fn place(&self) -> Place {
+        let (address, zone) = self.host.split_once('%').unwrap_or((&self.host, ""));
+        match address.parse::<IpAddr>() {
+            Ok(ip) if identifies_nobody(ip) || !zone.is_empty() => Place::Nobody,
+            Ok(_) => Place::Address,
+            Err(_) if is_this_machine(&self.host) => Place::Nobody,
+            Err(_) => Place::Name,
+        }
+    }
+}
+
+/// How far the name or address of a host identifies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A name: given by people to one machine.
+    Name,
+    /// An address: lent to a machine for some time.
+    Address,
+    /// Means another machine on every other one: loopback, link-local, a bridge of virtual machines.
+    Nobody,
+}
+
+/// Whether an address means another machine elsewhere: loopback, link-local, none at all.
+pub fn identifies_nobody(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
+    }
+}
+
+/// Names that every machine has for itself (RFC 6761, and what distributions write into `/etc/hosts`).
+fn is_this_machine(name: &str) -> bool {
+    let name = name.trim_end_matches('.');
+    let first = name.split('.').next().unwrap_or_default();
+    ["localhost", "ip6-localhost", "ip6-loopback"].contains(&first) || name.ends_with(".localhost")
+}
+
+/// A name under which a host is to be reached; its port is the host's own unless one is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdvertisedName {
+    host: String,
+    port: Option<u16>,
+}
+
+impl AdvertisedName {
+    /// With the port on which the host listens.
+    pub fn with_port(&self, listening: u16) -> HostAddress {
+        HostAddress { host: self.host.clone(), port: self.port.unwrap_or(listening) }
+    }
+}
+
+impl FromStr for AdvertisedName {
+    type Err = SourceError;
+
+    /// Reads `NAME[:PORT]`; an address may stand for the name, an IPv6 one in brackets where a port follows.
+    fn from_str(text: &str) -> Result<Self, SourceError> {
+        let (host, port) = split_port(text)?;
+        let address = HostAddress::new(host, port.unwrap_or(DEFAULT_PORT))?;
+        Ok(Self { host: address.host, port })
     }
 }
 

@@ -1,10 +1,10 @@
 //! Two endpoints in one process, over loopback: what the rest of wormhole relies on.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
-    CloseReason, CongestionKind, Connection, Endpoint, ExpectedHost, Identity, Lane, QUIC_HEAD_START,
-    TransportChoice, TransportError, TransportKind, TransportTuning, connect_any,
+    CloseReason, CongestionKind, Connection, Endpoint, ExpectedHost, Identity, Lane, PublicKey,
+    QUIC_HEAD_START, TransportChoice, TransportError, TransportKind, TransportTuning, connect_any,
 };
 
 /// Nothing on loopback takes this long; a hang becomes a failure.
@@ -46,6 +46,32 @@ async fn accept_one(host: &Endpoint) -> Result<Connection, TransportError> {
 
 async fn within_deadline(test: impl Future<Output = ()>) {
     tokio::time::timeout(DEADLINE, test).await.expect("the test hangs");
+}
+
+#[tokio::test]
+async fn any_known_host_is_let_in_where_its_name_says_nothing_and_no_other() {
+    within_deadline(async {
+        for tuning in both() {
+            let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+            let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+            let client_end = Endpoint::client(&client, &tuning, host_end.local_address()).unwrap();
+            for (known, is_let_in) in [(host.public_key(), true), (client.public_key(), false)] {
+                let known = [known, PublicKey([7; 32])].into();
+                let expected = ExpectedHost::OneOf(Arc::new(known));
+                let (_, connected) = tokio::join!(
+                    accept_one(&host_end),
+                    client_end.connect(host_end.local_address(), expected)
+                );
+                match connected {
+                    Ok(connection) => assert!(is_let_in && connection.peer_key() == host.public_key()),
+                    Err(error) => {
+                        assert!(!is_let_in && error.wrong_key() == Some(host.public_key()), "{error}");
+                    }
+                }
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -273,7 +299,7 @@ async fn a_wrong_key_is_told_even_when_other_addresses_fail() {
         let expected = ExpectedHost::Key(client.public_key());
         let (_, connected) = tokio::join!(
             accept_one(&host_end),
-            connect_any(&client, &tuning, &addresses, expected, QUIC_HEAD_START)
+            connect_any(&client, &tuning, &addresses, expected.clone(), QUIC_HEAD_START)
         );
         assert!(matches!(connected, Err(TransportError::WrongHostKey { .. })));
         assert!(matches!(

@@ -8,6 +8,7 @@
 //! The client pins the host's key. The host takes any well-formed Ed25519 key here and hands it up: refusing a stranger
 //! is the application's decision, so that it can be told in words on a stream instead of as a TLS alert.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::{
@@ -39,13 +40,25 @@ const ED25519_SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Which host key a client is content with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExpectedHost {
     /// Only this one, known from a ticket or the known-hosts file.
     Key(PublicKey),
+    /// Any of these: a known host under a name that it did not have before.
+    OneOf(Arc<BTreeSet<PublicKey>>),
     /// Whichever the host proves. For a first contact whose key a person is then shown; the caller must look at
     /// [`Connection::peer_key`](super::Connection::peer_key) before it trusts anything.
     Any,
+}
+
+impl ExpectedHost {
+    fn accepts(&self, key: PublicKey) -> bool {
+        match self {
+            Self::Key(expected) => *expected == key,
+            Self::OneOf(known) => known.contains(&key),
+            Self::Any => true,
+        }
+    }
 }
 
 /// The client's side of TLS, and where the key that the host presented can be read afterwards.
@@ -240,11 +253,10 @@ impl ServerCertVerifier for HostVerifier {
     ) -> Result<ServerCertVerified, TlsError> {
         let key = presented_key(end_entity, intermediates)?;
         self.presented.set(key);
-        match self.expected {
-            ExpectedHost::Key(expected) if expected != key => {
-                Err(TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
-            }
-            _ => Ok(ServerCertVerified::assertion()),
+        if self.expected.accepts(key) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
         }
     }
 

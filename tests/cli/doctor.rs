@@ -212,7 +212,7 @@ fn a_host_is_reached_and_known_or_not() {
     assert_eq!(code(&gone.1), 2);
     fs::remove_dir_all(stage.path("host-state")).unwrap();
     stage.start_host(&listening);
-    ask(&by_name).says("host", "fail", "key");
+    ask(&by_name).says("host key", "fail", "not known here");
     assert_eq!(fs::read(stage.path("client-state/known_hosts")).unwrap(), key);
     assert_eq!(code(&wormhole().args(["doctor", "nas"]).output().unwrap()), 1, "no source");
 }

@@ -12,6 +12,7 @@ mod ending;
 mod failing;
 mod lasting;
 mod locking;
+mod names;
 mod offline;
 mod owners;
 mod programs;

@@ -32,23 +32,6 @@ fn strangers_are_refused_in_words() {
 }
 
 #[test]
-fn another_key_under_a_known_name_is_refused() {
-    let world = World::new();
-    let mut host = world.host();
-    world.mount(&host.ticket, "").umount();
-    let (address, port) = (host.listening.to_string(), format!("port={}", host.listening.port()));
-    host.kill();
-    fs::remove_dir_all(world.path("host-state")).unwrap();
-    let impostor = world.host_on(&address, &[]);
-    assert_ne!(impostor.identity, host.identity);
-    let words = refusal(&world, "127.0.0.1:/export", &port);
-    assert!(
-        words.contains(host.identity.trim()) && words.contains(impostor.identity.trim()),
-        "both keys are named: {words}"
-    );
-}
-
-#[test]
 fn revoked_tickets_and_keys_stay_out() {
     let world = World::new();
     let host = world.host();

@@ -1,5 +1,6 @@
 //! A host, a mount and the folders they need; everything is taken down when dropped, also after a failed assertion.
 
+mod lan;
 mod process;
 
 use std::fs;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use wormhole::transport::{HostAddress, Ticket};
 
+pub(crate) use lan::Lan;
 pub(crate) use process::{
     WORMHOLE, can_mount, code, errors, is_alive, mount_at, mount_table, plain_users_can_mount, printed_by,
     run, succeeds, wait_until, words, wormhole,

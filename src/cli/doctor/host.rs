@@ -9,52 +9,72 @@ use super::Row;
 use crate::cli::CliError;
 use crate::cli::mount::read_source;
 use crate::config::{Environment, Side};
+use crate::transport::interfaces::place_of;
+use crate::transport::known_hosts::KnownHostsError;
 use crate::transport::{
-    Connection, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, QUIC_HEAD_START,
-    Source, TransportError, TransportTuning, connect_any, resolve,
+    Asked, Connection, DEFAULT_PORT, Expected, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey,
+    QUIC_HEAD_START, Source, TransportError, TransportTuning, connect_any, resolve,
 };
+
+/// The check of a host's key.
+const KEY_CHECK: &str = "host key";
 
 /// How long a host may take to answer: three lost packets and a far away continent.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) fn rows(typed: String, state_dir: Option<PathBuf>) -> Result<Vec<Row>, CliError> {
     let source: Source = read_source(typed)?.parse().map_err(CliError::usage)?;
-    let (addresses, key, key_row) = match &source {
-        Source::Ticket(ticket) => {
-            let row = Row::ok("host key", format!("{}, says the ticket", ticket.host_key()));
-            (ticket.addresses().to_vec(), Some(ticket.host_key()), row)
-        }
-        Source::Address { host, port, .. } => {
-            let address = HostAddress::new(host, port.unwrap_or(DEFAULT_PORT)).map_err(CliError::usage)?;
-            let (key, row) = known_key(&address, state_dir)?;
-            (vec![address], key, row)
-        }
-    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::system(format!("cannot start: {error}")))?;
-    let expected = key.map_or(ExpectedHost::Any, ExpectedHost::Key);
-    Ok(vec![key_row, runtime.block_on(reach(&addresses, expected))])
+    match source {
+        Source::Ticket(ticket) => {
+            let key = Row::ok(KEY_CHECK, format!("{}, says the ticket", ticket.host_key()));
+            let expected = ExpectedHost::Key(ticket.host_key());
+            let (_, host) = runtime.block_on(reach(ticket.addresses(), expected));
+            Ok(vec![key, host])
+        }
+        Source::Address { host, port, export, .. } => {
+            let address = HostAddress::new(&host, port.unwrap_or(DEFAULT_PORT)).map_err(CliError::usage)?;
+            let asked = Asked { place: place_of(&address), address: address.clone(), export };
+            let state = state_dir.map_or_else(|| Environment::of_process().state_dir(Side::Client), Ok);
+            let known = KnownHosts::at(state.map_err(CliError::usage)?.join("known_hosts"));
+            let (presented, host) = runtime.block_on(reach(&[address], ExpectedHost::Any));
+            Ok(vec![key_row(&known, &asked, presented), host])
+        }
+    }
 }
 
-/// What this machine knows of a host by name.
-fn known_key(
-    address: &HostAddress,
-    state_dir: Option<PathBuf>,
-) -> Result<(Option<PublicKey>, Row), CliError> {
-    const CHECK: &str = "host key";
-    let state = state_dir.map_or_else(|| Environment::of_process().state_dir(Side::Client), Ok);
-    let file = state.map_err(CliError::usage)?.join("known_hosts");
+/// What this machine knows of the host that answers to a name, or would be content with.
+fn key_row(known: &KnownHosts, asked: &Asked, presented: Option<PublicKey>) -> Row {
     let help = "mount it once by a ticket (on the host: `wormhole pair new`)";
-    Ok(match KnownHosts::at(&file).lookup(address) {
-        Ok(Some(key)) => (Some(key), Row::ok(CHECK, format!("{key}, as before"))),
-        Ok(None) => (None, Row::fail(CHECK, format!("{address} is not known here"), help)),
-        Err(error) => (None, Row::fail(CHECK, error.to_string(), format!("mend {}", file.display()))),
-    })
+    let mend = || format!("mend {}", known.path().display());
+    let Some(presented) = presented else {
+        return match known.expected(asked) {
+            Ok(Expected::Only(key)) => Row::ok(KEY_CHECK, format!("{key} is expected")),
+            Ok(Expected::AnyKnown(keys)) if keys.is_empty() => {
+                Row::fail(KEY_CHECK, format!("{} is not known here", asked.address), help)
+            }
+            Ok(Expected::AnyKnown(keys)) => {
+                Row::ok(KEY_CHECK, format!("any of {} known hosts would be let in by this name", keys.len()))
+            }
+            Err(error) => Row::fail(KEY_CHECK, error.to_string(), mend()),
+        };
+    };
+    match known.check(asked, presented) {
+        Ok(name) if name == presented.to_string() => Row::ok(KEY_CHECK, format!("{presented}, as before")),
+        Ok(name) => Row::ok(KEY_CHECK, format!("{presented}, as before: known as {name}")),
+        Err(error @ KnownHostsError::Stranger { .. }) => Row::fail(KEY_CHECK, error.to_string(), help),
+        Err(error @ (KnownHostsError::Mismatch(_) | KnownHostsError::Moved(_))) => {
+            Row::fail(KEY_CHECK, error.to_string(), "ask who runs the host for a new ticket")
+        }
+        Err(error) => Row::fail(KEY_CHECK, error.to_string(), mend()),
+    }
 }
 
-async fn reach(addresses: &[HostAddress], expected: ExpectedHost) -> Row {
+/// Whether a host answers, and with which key.
+async fn reach(addresses: &[HostAddress], expected: ExpectedHost) -> (Option<PublicKey>, Row) {
     const CHECK: &str = "host";
     let began = Instant::now();
     let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -66,20 +86,19 @@ async fn reach(addresses: &[HostAddress], expected: ExpectedHost) -> Row {
             let transport = connection.kind().name();
             let found =
                 format!("{address} answers over {transport} within {took_ms} ms, round trip {rtt_ms:.1} ms");
-            Row::ok(CHECK, found)
+            (Some(connection.peer_key()), Row::ok(CHECK, found))
         }
-        Ok(Err(error @ TransportError::WrongHostKey { .. })) => Row::fail(
-            CHECK,
-            error.to_string(),
-            "somebody else has its address, or it has a new key: ask who runs it for a new ticket",
-        ),
+        Ok(Err(error @ TransportError::WrongHostKey { .. })) => {
+            let help = "somebody else has its address, or it has a new key: ask who runs it for a new ticket";
+            (None, Row::fail(CHECK, error.to_string(), help))
+        }
         failed => {
             let why = match failed {
                 Ok(Err(error)) => error.to_string(),
                 _ => format!("{} did not answer within {} s", names.join(", "), ANSWER_WAIT.as_secs()),
             };
             let help = "does `wormhole host` run there, and do firewalls on the way let its port through, UDP or at least TCP?";
-            Row::fail(CHECK, why, help)
+            (None, Row::fail(CHECK, why, help))
         }
     }
 }

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::{ClientConfig, ConnectError};
 use super::stream::{Exchange, Fault};
@@ -12,12 +13,14 @@ use crate::proto::{
     ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, close, encode_frame,
 };
 use crate::transport::{
-    Connection, Endpoint, ExpectedHost, Lane, QUIC_HEAD_START, TransportError, TransportKind, connect_any,
-    resolve,
+    Connection, Endpoint, ExpectedHost, HostAddress, Lane, QUIC_HEAD_START, TransportError, TransportKind,
+    connect_any, resolve,
 };
 
 /// Time a look-up of names may take while addresses from an earlier one are at hand.
 const RESOLVE_AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time the look-up of names may take where an address is known already.
+const OTHER_NAMES_WAIT: Duration = Duration::from_secs(1);
 /// One attempt in so many asks for the names' addresses again; during a cut every look-up hangs.
 const RESOLVE_AGAIN_EVERY: u64 = 4;
 
@@ -27,6 +30,8 @@ const QUIC_HEAD_START_AGAIN: Duration = Duration::from_millis(250);
 
 /// A welcomed connection, before anybody uses it.
 pub(super) struct Established {
+    /// The names that lead to where the host answered.
+    pub(super) names: Vec<HostAddress>,
     pub(super) endpoint: Endpoint,
     pub(super) connection: Connection,
     pub(super) welcome: Welcome,
@@ -40,6 +45,8 @@ pub(super) struct Dialer {
 
 /// What earlier connections taught.
 struct Known {
+    /// Which name led to which address, at the last look-up.
+    names: Vec<(HostAddress, SocketAddr)>,
     addresses: Vec<SocketAddr>,
     expected: ExpectedHost,
     /// What QUIC gets before TCP is taken.
@@ -48,11 +55,13 @@ struct Known {
 
 impl Dialer {
     pub(super) fn new(config: ClientConfig) -> Self {
-        let expected = config.expected;
-        Self {
-            config,
-            state: Mutex::new(Known { addresses: Vec::new(), expected, head_start: QUIC_HEAD_START }),
-        }
+        let known = Known {
+            names: Vec::new(),
+            addresses: Vec::new(),
+            expected: config.expected.clone(),
+            head_start: QUIC_HEAD_START,
+        };
+        Self { config, state: Mutex::new(known) }
     }
 
     /// The first connection, within the configured time.
@@ -65,7 +74,7 @@ impl Dialer {
     /// One attempt, the `number`th; drop it to give it up.
     pub(super) async fn dial(&self, number: u64) -> Result<Established, ConnectError> {
         let addresses = self.addresses(number).await?;
-        let expected = self.known(|known| known.expected);
+        let expected = self.known(|known| known.expected.clone());
         let head_start = self.known(|known| known.head_start);
         let (endpoint, connection) =
             connect_any(&self.config.identity, &self.config.tuning, &addresses, expected, head_start).await?;
@@ -77,7 +86,7 @@ impl Dialer {
                 return Err(error);
             }
         };
-        self.known(|known| {
+        let names = self.known(|known| {
             known.expected = ExpectedHost::Key(connection.peer_key());
             known.addresses.retain(|other| *other != address);
             known.addresses.insert(0, address);
@@ -85,8 +94,10 @@ impl Dialer {
                 TransportKind::Quic => QUIC_HEAD_START,
                 TransportKind::Tcp => QUIC_HEAD_START_AGAIN,
             };
+            let leads_there = |(_, other): &&(HostAddress, SocketAddr)| is_same(*other, address);
+            known.names.iter().filter(leads_there).map(|(name, _)| name.clone()).collect()
         });
-        Ok(Established { endpoint, connection, welcome })
+        Ok(Established { names, endpoint, connection, welcome })
     }
 
     async fn hello(&self, connection: &Connection) -> Result<Welcome, ConnectError> {
@@ -139,17 +150,38 @@ impl Dialer {
         Ok(addresses)
     }
 
-    /// All addresses of all names; fails if none has any.
+    /// All addresses of all names, in their order; fails if none has any. A name whose look-up takes long is not waited for where
+    /// there are others.
     async fn resolve_all(&self) -> Result<Vec<SocketAddr>, ConnectError> {
-        let mut found = Vec::new();
+        let mut lookups = JoinSet::new();
+        for (place, host) in self.config.addresses.iter().cloned().enumerate() {
+            lookups.spawn(async move { (place, resolve(&host).await) });
+        }
+        let mut found: Vec<Vec<SocketAddr>> = vec![Vec::new(); self.config.addresses.len()];
         let mut failure = TransportError::NoAddress;
-        for host in &self.config.addresses {
-            match resolve(host).await {
-                Ok(addresses) => found.extend(addresses),
-                Err(error) => failure = error,
+        let patience = Instant::now() + OTHER_NAMES_WAIT;
+        loop {
+            let has_some = found.iter().any(|addresses| !addresses.is_empty());
+            let next = lookups.join_next();
+            let ended = if has_some { timeout_at(patience, next).await.unwrap_or(None) } else { next.await };
+            match ended {
+                Some(Ok((place, Ok(addresses)))) => found[place] = addresses,
+                Some(Ok((_, Err(error)))) => failure = error,
+                Some(Err(_panicked)) => {}
+                None => break,
             }
         }
-        if found.is_empty() { Err(failure.into()) } else { Ok(found) }
+        let names = self.config.addresses.iter().zip(&found);
+        let names: Vec<_> =
+            names.flat_map(|(name, found)| found.iter().map(|address| (name.clone(), *address))).collect();
+        self.known(|known| known.names = names);
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in found.into_iter().flatten() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() { Err(failure.into()) } else { Ok(addresses) }
     }
 
     fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
@@ -162,12 +194,17 @@ impl ConnectError {
     pub(super) fn refusal(&self) -> Option<WireError> {
         match self {
             Self::Refused { error, .. } if error.code != ErrorCode::Busy => Some(error.clone()),
-            Self::Transport(error @ TransportError::WrongHostKey { .. }) => {
+            Self::Transport(error) if error.wrong_key().is_some() => {
                 Some(WireError::new(ErrorCode::Refused, error.to_string()))
             }
             _ => None,
         }
     }
+}
+
+/// Whether two addresses are the same, in whichever form.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    one.ip().to_canonical() == other.ip().to_canonical() && one.port() == other.port()
 }
 
 fn lost(connection: &Connection) -> ConnectError {

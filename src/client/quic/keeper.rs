@@ -169,7 +169,7 @@ impl Keeper {
     }
 
     fn take(&mut self, established: Established) {
-        let Established { endpoint, connection, welcome } = established;
+        let Established { endpoint, connection, welcome, .. } = established;
         self.shared.welcomed(&welcome);
         if std::mem::replace(&mut self.was_connected, true) {
             add(&self.shared.totals.reconnects, 1);

@@ -50,13 +50,14 @@ use crate::proto::{
     ActingUser, Attributes, BootId, Change, InstanceId, LockAnswer, LockCall, NodeId, ReadRequest, Reply,
     Request, SessionRun, WriteAt, Written,
 };
-use crate::transport::{Lane, PublicKey};
+use crate::transport::{HostAddress, Lane, PublicKey};
 
 /// A client of one export of one host.
 pub struct QuicClient {
     shared: Arc<Shared>,
     keepers: Mutex<Vec<JoinHandle<()>>>,
     host_key: PublicKey,
+    answered_at: Vec<HostAddress>,
     read_only: bool,
     acts_as: ActingUser,
     chooses_owners: bool,
@@ -70,6 +71,7 @@ impl QuicClient {
         let dialer = Arc::new(Dialer::new(config));
         let first = dialer.dial_first().await?;
         let (host_key, read_only) = (first.connection.peer_key(), first.welcome.read_only);
+        let answered_at = first.names.clone();
         let (acts_as, chooses_owners) = (first.welcome.acts_as, first.welcome.chooses_owners);
         let shared = Arc::new(Shared::new(deadline, runs_from, connections, &first.welcome));
         let mut first = Some(first);
@@ -81,6 +83,7 @@ impl QuicClient {
             shared,
             keepers: Mutex::new(keepers),
             host_key,
+            answered_at,
             read_only,
             acts_as,
             chooses_owners,
@@ -90,6 +93,11 @@ impl QuicClient {
     /// The key that the host proved at the first connection.
     pub const fn host_key(&self) -> PublicKey {
         self.host_key
+    }
+
+    /// The names and addresses, of those that were given, at which the host answered first.
+    pub fn answered_at(&self) -> &[HostAddress] {
+        &self.answered_at
     }
 
     /// Whether the host said at the first connection that it refuses changes.

@@ -1,0 +1,58 @@
+//! Which host answered: said in words where it is not the one that was meant, and noted where it is.
+
+use super::{MountConfig, MountError};
+use crate::client::quic::{ConnectError, QuicClient};
+use crate::transport::interfaces::place_of;
+use crate::transport::{ExpectedHost, Meeting, Notice, PublicKey, TransportError};
+
+/// The keys that may be the host's, where it cannot be asked.
+pub(super) fn candidates(config: &MountConfig) -> Result<Vec<PublicKey>, MountError> {
+    Ok(match &config.remote.expected {
+        ExpectedHost::Key(key) => vec![*key],
+        ExpectedHost::OneOf(keys) => keys.iter().copied().collect(),
+        ExpectedHost::Any => config.known_hosts.keys()?.into_iter().collect(),
+    })
+}
+
+/// Says of a key that was not accepted whose it is and what helps, as far as the known hosts tell. A ticket and a host that was
+/// mounted before are told as they come.
+pub(super) fn explain(config: &MountConfig, error: ConnectError) -> MountError {
+    let wrong_key = match &error {
+        ConnectError::Transport(error) => TransportError::wrong_key(error),
+        _ => None,
+    };
+    let by_ticket = config.remote.secret.is_some();
+    let (Some(presented), Some(asked), false) = (wrong_key, &config.remote.asked, by_ticket) else {
+        return error.into();
+    };
+    // Right by now: another process has noted it meanwhile.
+    config.known_hosts.check(asked, presented).map_or_else(MountError::Trust, |_| error.into())
+}
+
+/// Notes the host under every name at which it answered, so that next time each is enough.
+pub(super) fn remember(config: &MountConfig, client: &QuicClient) {
+    let asked = config.remote.asked.clone();
+    let answered_at = match asked {
+        Some(_) => Vec::new(),
+        None => client.answered_at().iter().map(|address| (address.clone(), place_of(address))).collect(),
+    };
+    let vouched = asked.is_some() && config.remote.secret.is_some();
+    let meeting = Meeting { key: client.host_key(), asked, vouched, answered_at };
+    match config.known_hosts.record(&meeting) {
+        Ok(notices) => notices.iter().for_each(|notice| tell(config, notice)),
+        Err(error) => tracing::warn!("{error}; without its ticket this host will be unknown next time"),
+    }
+}
+
+fn tell(config: &MountConfig, notice: &Notice) {
+    let file = config.known_hosts.path().display();
+    match notice {
+        Notice::NewName { name, known_as } => {
+            tracing::info!("{name} is the host known here as {known_as}; noted in {file}");
+        }
+        Notice::NameOfAnother { name, known, line } => tracing::warn!(
+            "the ticket's host answers to the name {name}, which line {line} of {file} gives to the key {known}: that name \
+             stays with it. If {name} was set up anew, remove that line"
+        ),
+    }
+}

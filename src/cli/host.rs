@@ -98,6 +98,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
         expires_seconds: arguments.ticket_expires.seconds(),
         keys_max: 1,
         user: arguments.ticket_user,
+        ..TicketTerms::default()
     };
     threads::runtime()?.block_on(serve(config, terms, arguments.json))
 }
@@ -112,6 +113,7 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     let cannot_listen = |error| CliError::system(format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(cannot_listen)?;
     let first = config.exports.first().map(|export| export.name.clone()).unwrap_or_default();
     let index = config.index_ahead;
     let host = Host::start(config).map_err(describe)?;
@@ -128,9 +130,15 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     // A reader that is gone does not keep the daemon from serving.
     let _ = announce(&ready, json);
     let progress = index.then(|| tokio::spawn(index_progress::show(host.observer())));
-    tokio::select! {
-        () = either(&mut terminate, &mut interrupt) => {}
-        _ = is_wanted.wait_for(|ending| *ending != Ending::NotYet) => {}
+    loop {
+        tokio::select! {
+            () = either(&mut terminate, &mut interrupt) => break,
+            _ = is_wanted.wait_for(|ending| *ending != Ending::NotYet) => break,
+            Some(()) = hangup.recv() => {
+                tracing::info!("looking at the keys and tickets anew");
+                host.reload();
+            }
+        }
     }
     progress.inspect(JoinHandle::abort);
     tracing::info!("ending; another signal ends at once");

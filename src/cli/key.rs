@@ -4,8 +4,8 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::CliError;
-use super::on_state::{OnState, print_json};
-use crate::host::{AuthorizedKey, AuthorizedKeys, StateDir};
+use super::on_state::{self, OnState, print_json};
+use crate::host::{AuthorizedKey, AuthorizedKeys, Rights, StateDir};
 use crate::transport::PublicKey;
 
 /// Fewest characters by which a key is named: 40 bits, which no two keys of a host share by chance.
@@ -35,15 +35,19 @@ enum Action {
 }
 
 #[derive(Debug, Serialize)]
-struct Listed<'a> {
+struct Listed {
     key: String,
     read_only: bool,
+    /// Whether it chooses owners on a host that runs as root.
+    owners: bool,
     /// As whom it acts; absent for the user who runs the host.
     #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<&'a str>,
+    user: Option<String>,
     /// Absent for all.
-    exports: Option<&'a [String]>,
-    comment: &'a str,
+    exports: Option<Vec<String>>,
+    /// What people call it; empty where it has no name.
+    name: String,
+    comment: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,27 +66,27 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
 
 fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     let keys = state.keys().map_err(CliError::system)?;
+    on_state::warn_of(state);
+    let listed: Vec<Listed> = keys.iter().map(listed).collect();
     if json {
-        return print_json(&keys.iter().map(listed).collect::<Vec<_>>());
+        return print_json(&listed);
     }
-    println!("{:<52} {:<6} {:<12} {:<20} COMMENT", "KEY", "RIGHTS", "USER", "EXPORTS");
-    for key in keys.iter() {
+    println!("{:<52} {:<9} {:<12} {:<20} {:<16} COMMENT", "KEY", "RIGHTS", "USER", "EXPORTS", "NAME");
+    for key in listed {
         let rights = if key.read_only { "ro" } else { "rw" };
-        let exports = key.exports.as_ref().map_or_else(|| "all".to_owned(), |exports| exports.join(","));
+        let owners = if key.owners { ",owners" } else { "" };
+        let rights = format!("{rights}{owners}");
+        let exports = key.exports.map_or_else(|| "all".to_owned(), |exports| exports.join(","));
         let user = key.user.as_deref().unwrap_or("-");
-        println!("{:<52} {rights:<6} {user:<12} {exports:<20} {}", key.key, key.comment);
+        println!("{:<52} {rights:<9} {user:<12} {exports:<20} {:<16} {}", key.key, key.name, key.comment);
     }
     Ok(())
 }
 
-fn listed(key: &AuthorizedKey) -> Listed<'_> {
-    Listed {
-        key: key.key.to_string(),
-        read_only: key.read_only,
-        user: key.user.as_deref(),
-        exports: key.exports.as_deref(),
-        comment: &key.comment,
-    }
+fn listed(key: AuthorizedKey) -> Listed {
+    let AuthorizedKey { key, rights, exports, name, comment } = key;
+    let Rights { read_only, owners, user } = rights;
+    Listed { key: key.to_string(), read_only, owners, user, exports, name, comment }
 }
 
 fn revoke(state: &StateDir, named: &str) -> Result<(), CliError> {

@@ -26,6 +26,13 @@ impl OnState {
     }
 }
 
+/// Says on standard error what in the files of keys and tickets lets nobody in although it stands there.
+pub(super) fn warn_of(state: &StateDir) {
+    for problem in state.problems() {
+        eprintln!("wormhole: {problem}");
+    }
+}
+
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     println!("{}", serde_json::to_string(value).map_err(CliError::system)?);
     Ok(())

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::CliError;
-use super::on_state::{OnState, print_json};
+use super::on_state::{self, OnState, print_json};
 use crate::host::{self, RunningHost, StateDir, TicketRecord, TicketState, TicketTerms};
 
 /// What was typed.
@@ -42,6 +42,14 @@ enum Action {
         /// As whom the keys act that it lets in: a user of this machine, on a host that runs as root
         #[arg(long, value_name = "USER")]
         user: Option<String>,
+
+        /// The keys that it lets in may only read
+        #[arg(long)]
+        read_only: bool,
+
+        /// What to call the keys that it lets in, as `wormhole key list` and `wormhole status` show it
+        #[arg(long, value_name = "NAME", default_value = "", value_parser = key_name)]
+        name: String,
     },
     /// List the tickets that are out
     List,
@@ -110,6 +118,22 @@ struct NewTicket {
     /// As whom they act; absent for the user who runs the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
+    read_only: bool,
+    /// What they are called; absent for nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
+}
+
+/// Longest name of a key, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// What was typed as the name of keys.
+fn key_name(text: &str) -> Result<String, String> {
+    match text {
+        text if text.chars().any(char::is_control) => Err("a name is one line of text".to_owned()),
+        text if text.len() > NAME_BYTES_MAX => Err(format!("a name has {NAME_BYTES_MAX} bytes at most")),
+        text => Ok(text.trim().to_owned()),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -122,8 +146,9 @@ struct Listed<'a> {
 pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     let (json, state) = (arguments.on.json, arguments.on.open()?);
     match arguments.action {
-        Action::New { export, expires, keys, user } => {
-            let terms = TicketTerms { expires_seconds: expires.seconds(), keys_max: keys, user };
+        Action::New { export, expires, keys, user, read_only, name } => {
+            let expires_seconds = expires.seconds();
+            let terms = TicketTerms { expires_seconds, keys_max: keys, user, read_only, name };
             make(&state, export, terms, json)
         }
         Action::List => list(&state, json),
@@ -144,7 +169,7 @@ fn make(state: &StateDir, export: Option<String>, terms: TicketTerms, json: bool
         host::HostError::UnknownExport { .. } | host::HostError::User(_) => CliError::usage(error),
         error => CliError::system(error),
     })?;
-    let (keys, user) = (terms.keys_max, terms.user);
+    let TicketTerms { keys_max: keys, user, read_only, name, .. } = terms;
     let expires = terms.expires_seconds.map(|seconds| now().saturating_add(seconds));
     let made = NewTicket {
         id: host::ticket_id(ticket.secret()),
@@ -153,6 +178,8 @@ fn make(state: &StateDir, export: Option<String>, terms: TicketTerms, json: bool
         expires,
         keys,
         user,
+        read_only,
+        name,
     };
     if json {
         return print_json(&made);
@@ -179,12 +206,17 @@ fn running(state: &StateDir) -> Result<RunningHost, CliError> {
 
 fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     let (tickets, now) = (state.tickets().map_err(CliError::system)?, now());
+    on_state::warn_of(state);
     let listed: Vec<Listed<'_>> =
         tickets.iter().map(|record| Listed { state: record.state(now), record }).collect();
     if json {
         return print_json(&listed);
     }
-    println!("{:<10} {:<8} {:<10} {:<7} {:<12} EXPORT", "TICKET", "STATE", "EXPIRES", "KEYS", "USER");
+    let head = ("TICKET", "STATE", "EXPIRES", "KEYS", "RIGHTS", "USER", "EXPORT");
+    println!(
+        "{:<10} {:<8} {:<10} {:<7} {:<6} {:<12} {:<20} NAME",
+        head.0, head.1, head.2, head.3, head.4, head.5, head.6
+    );
     for Listed { state, record } in &listed {
         let expires = match (state, record.expires) {
             (TicketState::Good, Some(expires)) => format!("in {}", span(expires.saturating_sub(now))),
@@ -194,7 +226,9 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
         let keys = format!("{}/{}", record.used_by.len(), record.keys_max);
         let state = format!("{state:?}").to_lowercase();
         let user = record.user.as_deref().unwrap_or("-");
-        println!("{:<10} {state:<8} {expires:<10} {keys:<7} {user:<12} {}", record.id, record.export);
+        let (rights, TicketRecord { id, export, name, .. }) =
+            (if record.read_only { "ro" } else { "rw" }, record);
+        println!("{id:<10} {state:<8} {expires:<10} {keys:<7} {rights:<6} {user:<12} {export:<20} {name}");
     }
     Ok(())
 }

@@ -2,7 +2,9 @@
 //!
 //! Pure: the hello, the keys and the tickets go in, with `now`; a decision comes out.
 
-use super::keys::AuthorizedKeys;
+use std::fmt;
+
+use super::keys::{AuthorizedKey, AuthorizedKeys, Rights};
 use super::tickets::{TicketBook, TicketRefusal};
 use crate::proto::{Hello, PROTOCOL_VERSION};
 use crate::transport::PublicKey;
@@ -10,12 +12,8 @@ use crate::transport::PublicKey;
 /// The client may come in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Admission {
-    /// Whether it may only read.
-    pub(super) read_only: bool,
-    /// Whether it may choose owners.
-    pub(super) owners: bool,
-    /// As whom it acts; `None`: as the user who runs the host.
-    pub(super) user: Option<String>,
+    /// What it may do.
+    pub(super) rights: Rights,
     /// The ticket by which it comes in for the first time: the key is to be written down.
     pub(super) enrol_by: Option<String>,
 }
@@ -35,16 +33,22 @@ pub(super) enum Refusal {
     #[error(transparent)]
     Ticket(#[from] TicketRefusal),
     #[error(
-        "on this host the key acts as {}, and the ticket is for keys that act as {ticket}; ask for a ticket for the same \
-         user, or mount with another key (`-o identity=FILE`)",
-        .known.as_deref().unwrap_or("the user who runs it")
+        "on this host the key {}, and the ticket is for keys that {}; ask for a ticket that gives as much, or mount with \
+         another key (`-o identity=FILE`)",
+        describe(known),
+        describe(ticket)
     )]
-    OtherUser {
-        /// As whom the key acts.
-        known: Option<String>,
-        /// As whom keys act that come by the ticket.
-        ticket: String,
+    OtherRights {
+        /// What the key may do.
+        known: Rights,
+        /// What keys may do that come by the ticket.
+        ticket: Rights,
     },
+    #[error(
+        "the key {0} is named in the host's authorized_keys, and lets nobody in: `wormhole key list` on the host says which line \
+         is wrong"
+    )]
+    BarredKey(PublicKey),
     #[error("this host has no export {export:?}; this key may mount: {}", list(.allowed))]
     UnknownExport {
         /// What was asked for.
@@ -70,34 +74,27 @@ pub(super) fn admit(
     }
     let known = keys.find(key);
     let exists = exports.contains(&hello.export.as_str());
-    if let Some(known) = known.filter(|known| exists && known.may_mount(&hello.export)) {
-        return Ok(Admission {
-            read_only: known.read_only,
-            owners: known.owners,
-            user: known.user.clone(),
-            enrol_by: None,
-        });
+    if let Some(known) = known.as_ref().filter(|known| exists && known.may_mount(&hello.export)) {
+        return Ok(Admission { rights: known.rights.clone(), enrol_by: None });
     }
-    match (hello.ticket, known) {
+    if keys.bars(key) {
+        return Err(Refusal::BarredKey(key));
+    }
+    match (hello.ticket, known.as_ref()) {
         (Some(secret), _) => {
             let ticket = tickets.check(secret, key, &hello.export, now)?;
             if !exists {
                 return Err(Refusal::UnknownExport { export: hello.export.clone(), allowed: Vec::new() });
             }
             let enrol_by = Some(ticket.id.clone());
-            let Some(known) = known else {
-                return Ok(Admission {
-                    read_only: false,
-                    owners: false,
-                    user: ticket.user.clone(),
-                    enrol_by,
-                });
-            };
-            let user = known.user.clone();
-            if let Some(meant) = ticket.user.clone().filter(|meant| Some(meant) != user.as_ref()) {
-                return Err(Refusal::OtherUser { known: user, ticket: meant });
+            let given = ticket.rights();
+            let Some(known) = known else { return Ok(Admission { rights: given, enrol_by }) };
+            // A key has the same rights in all its exports, so it must not have more than the ticket gives in this one.
+            let rights = known.rights.clone();
+            if !rights.is_within(&given) {
+                return Err(Refusal::OtherRights { known: rights, ticket: given });
             }
-            Ok(Admission { read_only: known.read_only, owners: known.owners, user, enrol_by })
+            Ok(Admission { rights, enrol_by })
         }
         (None, Some(known)) => {
             let allowed = exports.iter().filter(|name| known.may_mount(name)).map(ToString::to_string);
@@ -107,6 +104,60 @@ pub(super) fn admit(
     }
 }
 
+/// How a key stands that came in earlier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It may do what it might then.
+    AsBefore,
+    /// It may do something else now, and has to come in anew.
+    Changed {
+        /// What, for the client.
+        words: &'static str,
+        /// Whether what it has open was opened as another user than it is now.
+        is_other_user: bool,
+    },
+    /// It may no longer come in.
+    Revoked,
+}
+
+impl Standing {
+    /// By what is `known` of the key now, if it came in to `export` with the rights `given`.
+    pub(super) fn of(known: Option<&AuthorizedKey>, export: &str, given: &Rights) -> Self {
+        let Some(known) = known.filter(|known| known.may_mount(export)) else { return Self::Revoked };
+        if known.rights == *given {
+            return Self::AsBefore;
+        }
+        let is_other_user = known.rights.user != given.user || known.rights.owners != given.owners;
+        let words = if known.rights.user != given.user {
+            "this key acts as another user from now on"
+        } else if known.rights.read_only && !given.read_only {
+            "this key may only read from now on"
+        } else {
+            "the rights of this key were changed"
+        };
+        Self::Changed { words, is_other_user }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AsBefore => "nothing was changed",
+            Self::Changed { words, .. } => words,
+            Self::Revoked => "its key was revoked",
+        })
+    }
+}
+
+/// Rights in words, as they stand behind "the key".
+fn describe(rights: &Rights) -> String {
+    let Rights { read_only, owners, user } = rights;
+    let what = if *read_only { "may only read" } else { "may write" };
+    let whose = if *owners { " and choose owners" } else { "" };
+    let user = user.as_deref().map(|user| format!(" as the user {user:?}")).unwrap_or_default();
+    format!("{what}{whose}{user}")
+}
+
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
@@ -114,6 +165,7 @@ fn list(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::tickets::Terms;
     use crate::proto::{CompressionWish, Features, SessionId, TicketSecret};
 
     const EXPORTS: [&str; 2] = ["media", "home"];
@@ -122,6 +174,10 @@ mod tests {
 
     fn key(byte: u8) -> PublicKey {
         PublicKey([byte; 32])
+    }
+
+    fn terms(user: Option<&str>) -> Terms<'_> {
+        Terms { keys_max: 9, user, ..Terms::default() }
     }
 
     fn hello(export: &str, ticket: Option<TicketSecret>) -> Hello {
@@ -140,14 +196,15 @@ mod tests {
     fn decide(hello: &Hello, byte: u8) -> Result<Admission, Refusal> {
         let (keys, _) = AuthorizedKeys::parse(&format!("{} ro exports=media,gone\n", key(1)));
         let mut tickets = TicketBook::default();
-        tickets.issue(SECRET, "home", (None, 1, None), NOW);
-        tickets.issue(TicketSecret([4; 16]), "gone", (None, 1, None), NOW);
+        tickets.issue(SECRET, "home", terms(None), NOW);
+        tickets.issue(TicketSecret([4; 16]), "gone", terms(None), NOW);
         admit(hello, key(byte), &EXPORTS, &keys, &tickets, NOW)
     }
 
     #[test]
     fn a_known_key_needs_no_ticket_and_an_old_one_does_not_harm_it() {
-        let admission = Admission { read_only: true, owners: false, user: None, enrol_by: None };
+        let rights = Rights { read_only: true, ..Rights::default() };
+        let admission = Admission { rights, enrol_by: None };
         assert_eq!(decide(&hello("media", None), 1).unwrap(), admission);
         assert_eq!(decide(&hello("media", Some(TicketSecret([9; 16]))), 1).unwrap(), admission);
     }
@@ -156,7 +213,7 @@ mod tests {
     fn a_ticket_lets_a_stranger_in_and_widens_a_known_key() {
         assert!(decide(&hello("home", Some(SECRET)), 2).unwrap().enrol_by.is_some());
         let widened = decide(&hello("home", Some(SECRET)), 1).unwrap();
-        assert!(widened.read_only && widened.enrol_by.is_some());
+        assert!(widened.rights.read_only && widened.enrol_by.is_some());
     }
 
     #[test]
@@ -164,19 +221,66 @@ mod tests {
         let keys = format!("{} exports=media\n{} user=ann exports=media\n", key(1), key(2));
         let (keys, _) = AuthorizedKeys::parse(&keys);
         let mut tickets = TicketBook::default();
-        tickets.issue(SECRET, "home", (None, 9, Some("ann")), NOW);
-        tickets.issue(TicketSecret([4; 16]), "home", (None, 9, None), NOW);
+        tickets.issue(SECRET, "home", terms(Some("ann")), NOW);
+        tickets.issue(TicketSecret([4; 16]), "home", terms(None), NOW);
         let user_of = |byte, secret| {
             let hello = hello("home", Some(TicketSecret([secret; 16])));
-            admit(&hello, key(byte), &EXPORTS, &keys, &tickets, NOW).map(|admission| admission.user)
+            admit(&hello, key(byte), &EXPORTS, &keys, &tickets, NOW).map(|admission| admission.rights.user)
         };
         let ann = Ok(Some("ann".to_owned()));
         assert_eq!(user_of(3, 3), ann, "who is new acts as the ticket says");
         assert_eq!(user_of(2, 3), ann);
         assert_eq!(user_of(2, 4), ann, "a ticket for the host's own user gives nobody more rights");
-        let other = Refusal::OtherUser { known: None, ticket: "ann".to_owned() };
-        assert_eq!(user_of(1, 3), Err(other), "nor does a key bring more than the ticket is for");
+        let refused = user_of(1, 3).unwrap_err();
+        assert!(
+            matches!(refused, Refusal::OtherRights { .. }),
+            "nor does a key bring more than the ticket is for"
+        );
+        assert!(refused.to_string().contains("\"ann\""), "{refused}");
         assert_eq!(user_of(3, 4), Ok(None));
+    }
+
+    #[test]
+    fn a_ticket_gives_a_known_key_no_more_than_it_is_for() {
+        let keys = format!("{} exports=media\n{} owners exports=media\n{} ro\n", key(1), key(2), key(3));
+        let keys = format!("{keys}{} ro exports=media\n{} exprots=media\n", key(4), key(5));
+        let (keys, _) = AuthorizedKeys::parse(&keys);
+        let mut tickets = TicketBook::default();
+        tickets.issue(SECRET, "home", Terms { read_only: true, ..terms(None) }, NOW);
+        tickets.issue(TicketSecret([4; 16]), "home", terms(None), NOW);
+        let comes_in = |byte, secret| {
+            let hello = hello("home", Some(TicketSecret([secret; 16])));
+            admit(&hello, key(byte), &EXPORTS, &keys, &tickets, NOW)
+        };
+        assert!(
+            matches!(comes_in(1, 3), Err(Refusal::OtherRights { .. })),
+            "it could write by a ticket to read"
+        );
+        assert!(matches!(comes_in(2, 4), Err(Refusal::OtherRights { .. })), "it would be root there, too");
+        for (byte, secret) in [(1, 4), (3, 4), (3, 3), (4, 3), (4, 4)] {
+            let admission = comes_in(byte, secret).unwrap();
+            assert_eq!(admission.rights.read_only, byte > 2, "{byte} by {secret}");
+        }
+        assert!(comes_in(9, 3).unwrap().rights.read_only, "who is new may do what the ticket says");
+        assert_eq!(comes_in(5, 4), Err(Refusal::BarredKey(key(5))), "and the ticket is not used up");
+    }
+
+    #[test]
+    fn whatever_is_changed_of_a_key_ends_what_it_began() {
+        let options = ["", "ro", "owners", "ro owners", "user=ann", "user=bob", "ro user=ann"];
+        let known = |options: &str| {
+            let (keys, _) = AuthorizedKeys::parse(&format!("{} exports=media {options}\n", key(1)));
+            keys.find(key(1)).unwrap()
+        };
+        for before in options {
+            for after in options {
+                let standing = Standing::of(Some(&known(after)), "media", &known(before).rights);
+                assert_eq!(standing == Standing::AsBefore, before == after, "from {before:?} to {after:?}");
+                assert_ne!(standing, Standing::Revoked);
+            }
+            assert_eq!(Standing::of(Some(&known(before)), "home", &known(before).rights), Standing::Revoked);
+            assert_eq!(Standing::of(None, "media", &known(before).rights), Standing::Revoked);
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::confine::open_beneath;
 use super::counters::Counters;
 use super::exports::{Export, ExportError};
 use super::index::{HashIndex, Progress};
+use super::keys::Rights;
 use super::lending::Lending;
 use super::locks::Locks;
 use super::packing::Codec;
@@ -41,9 +42,8 @@ pub(super) struct LiveClient {
     pub(super) session: SessionId,
     pub(super) export: String,
     pub(super) sub_path: Vec<u8>,
-    pub(super) read_only: bool,
-    /// As whom its key said it acts.
-    pub(super) user: Option<String>,
+    /// What its key said that it may do.
+    pub(super) rights: Rights,
     pub(super) since: Instant,
     pub(super) connection: Connection,
 }

@@ -11,10 +11,12 @@ use super::admission::{Admission, Refusal, admit};
 use super::answer::{Answer, malformed, read_request};
 use super::context::ClientContext;
 use super::core::{Core, Listed, LiveClient, seconds_now, who};
+use super::keys::Rights;
 use super::packing::Packer;
 use super::session::Session;
 use super::sessions::SESSION_KEEP;
 use super::state::StateError;
+use super::tickets::TicketBook;
 use super::tree::{Tree, check_name};
 use crate::proto::{
     ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, close, decode_body,
@@ -93,15 +95,16 @@ async fn let_in(
     let (decider, asked) = (Arc::clone(core), hello.clone());
     let decide = move || decide(&decider, key, &asked);
     let decided = tokio::task::spawn_blocking(decide).await;
-    let (rights, tree) = decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
-    let guest = seat(core, connection, &hello, Arc::clone(&tree), rights.clone())?;
+    let (rights, tree): (Granted, _) =
+        decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
+    let guest = seat(core, connection, &hello, Arc::clone(&tree), &rights)?;
     // A key that was changed while it came in was not on the list yet when the list was gone through.
     let (decider, export, given) = (Arc::clone(core), hello.export.clone(), rights.clone());
     let recheck = tokio::task::spawn_blocking(move || {
         let keys = decider.state.keys().map_err(|error| not_now(&error))?;
         let known = keys.find(key).filter(|known| known.may_mount(&export));
         let known = known.ok_or_else(|| refused(Refusal::UnknownKey(key)))?;
-        if known.user != given.user || known.read_only && !given.read_only {
+        if known.rights != given.of_key {
             return Err(WireError::new(ErrorCode::Busy, "the rights of this key are being changed"));
         }
         tree.root()
@@ -119,30 +122,39 @@ async fn let_in(
         session: guest.context.session.run,
         boot: guest.context.boot(),
         acts_as: rights.actor.ids(),
-        chooses_owners: rights.owners && rights.actor.is_root(),
+        chooses_owners: rights.of_key.owners && rights.actor.is_root(),
     };
     Ok((welcome, guest))
 }
 
-/// What a client that comes in may do.
+/// What a client that comes in may do in its export.
 #[derive(Debug, Clone)]
-struct Rights {
+struct Granted {
+    /// What its key says.
+    of_key: Rights,
+    /// Whether it may only read, by its key or by the export.
     read_only: bool,
-    owners: bool,
-    /// As whom it acts, in the words of the key.
-    user: Option<String>,
+    /// As whom it acts.
     actor: Actor,
 }
 
 /// Whether the client may come in, what it may do, and which folder it gets. Blocks.
-fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Rights, Arc<Tree>), WireError> {
+fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Granted, Arc<Tree>), WireError> {
     let names: Vec<&str> = core.exports.iter().map(|open| open.export.name.as_str()).collect();
     let now = seconds_now();
     let keys = core.state.keys().map_err(|error| not_now(&error))?;
-    let tickets = core.state.tickets().map_err(|error| not_now(&error))?;
-    let admission = admit(hello, key, &names, &keys, &tickets, now).map_err(refused)?;
+    // A file of tickets that cannot be read keeps out those who need it, and nobody else.
+    let (tickets, unread) = match core.state.tickets() {
+        Ok(tickets) => (tickets, None),
+        Err(error) => (TicketBook::default(), Some(error)),
+    };
+    let admission = admit(hello, key, &names, &keys, &tickets, now);
+    let admission = admission.map_err(|refusal| match &unread {
+        Some(error) if hello.ticket.is_some() => not_now(error),
+        _ => refused(refusal),
+    })?;
     let export = core.export(&hello.export).ok_or_else(|| refused("the export is gone"))?;
-    let actor = Actor::named(admission.user.as_deref()).map_err(|error| {
+    let actor = Actor::named(admission.rights.user.as_deref()).map_err(|error| {
         tracing::error!("the key {key}: {error}");
         refused(error)
     })?;
@@ -150,17 +162,17 @@ fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Rights, Arc<Tre
     if admission.enrol_by.is_some() {
         enrol(core, key, hello, &names, now)?;
     }
-    let read_only = admission.read_only || core.exports[export].export.read_only;
-    Ok((Rights { read_only, owners: admission.owners, user: admission.user, actor }, tree))
+    let read_only = admission.rights.read_only || core.exports[export].export.read_only;
+    Ok((Granted { of_key: admission.rights, read_only, actor }, tree))
 }
 
 /// Writes the key down. The ticket is looked at again, as another client may have used it up meanwhile.
 fn enrol(core: &Core, key: PublicKey, hello: &Hello, names: &[&str], now: u64) -> Result<(), WireError> {
     let enrolled = core.state.update(|keys, tickets| {
-        let Admission { enrol_by, user, .. } = admit(hello, key, names, keys, tickets, now)?;
+        let Admission { enrol_by, rights } = admit(hello, key, names, keys, tickets, now)?;
         if let Some(id) = enrol_by {
-            tickets.redeem(&id, key);
-            keys.add(key, &hello.export, user.as_deref(), &format!("let in by ticket {id}"));
+            let name = tickets.redeem(&id, key);
+            keys.add(key, &hello.export, &rights, (&name, &format!("let in by ticket {id}")));
             tracing::info!("the ticket {id} let the key {key} in");
         }
         Ok::<(), Refusal>(())
@@ -188,7 +200,7 @@ fn seat(
     connection: &Connection,
     hello: &Hello,
     tree: Arc<Tree>,
-    rights: Rights,
+    rights: &Granted,
 ) -> Result<Guest, WireError> {
     let key = connection.peer_key();
     let (export, sub_path) = (hello.export.clone(), hello.sub_path.clone());
@@ -216,8 +228,7 @@ fn seat(
         session: hello.session,
         export,
         sub_path,
-        read_only: rights.read_only,
-        user: rights.user,
+        rights: rights.of_key.clone(),
         since: Instant::now(),
         connection: connection.clone(),
     });
@@ -226,7 +237,7 @@ fn seat(
     }
     let context = ClientContext::new(
         session,
-        (rights.read_only, rights.owners),
+        (rights.read_only, rights.of_key.owners),
         core.lending.for_connection(),
         Packer::new(Arc::clone(&core.codec), hello.compression, connection.clone()),
         Arc::clone(&core.index),

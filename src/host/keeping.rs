@@ -3,25 +3,40 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::core::{Core, who};
-use super::state::KeysStamp;
+use tokio::sync::Notify;
+
+use super::admission::Standing;
+use super::core::{Core, LiveClient, who};
+use super::keys::AuthorizedKeys;
+use super::state::{Stamp, StateError};
 use crate::proto::close;
 
-/// How often. A key that was revoked is out within this and what one look at the file takes.
+/// How often. A right that was taken away is gone within this and what one look at the files takes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs for as long as the daemon does; drop it to end it.
+/// Lets go of what is over, for as long as the daemon runs; drop it to end it.
 pub(super) async fn run(core: Arc<Core>) {
     let mut ticks = tokio::time::interval(INTERVAL);
-    let mut stamp = None;
     loop {
         ticks.tick().await;
         let keeper = Arc::clone(&core);
-        let looked = tokio::task::spawn_blocking(move || {
-            let_go(&keeper, Instant::now());
-            show_out(&keeper, stamp)
-        });
-        if let Ok(seen) = looked.await {
+        // A failure has been logged as a panic.
+        let _ = tokio::task::spawn_blocking(move || let_go(&keeper, Instant::now())).await;
+    }
+}
+
+/// Looks at the files of keys and tickets whenever they change, and at once when `reload` says so; beside [`run`], which may wait for a
+/// disk. Drop it to end it.
+pub(super) async fn watch(core: Arc<Core>, reload: Arc<Notify>) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    let mut stamp = None;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = reload.notified() => stamp = None,
+        }
+        let keeper = Arc::clone(&core);
+        if let Ok(seen) = tokio::task::spawn_blocking(move || look(&keeper, stamp)).await {
             stamp = seen;
         }
     }
@@ -36,35 +51,50 @@ fn let_go(core: &Core, now: Instant) {
     core.index.flush();
 }
 
-/// Closes the connections of keys that may no longer come in, if the file changed since `stamp`. Blocks.
-fn show_out(core: &Core, stamp: KeysStamp) -> KeysStamp {
-    let seen = core.state.keys_stamp();
-    if seen == stamp {
+/// Says what is wrong with the files and shows out whom they no longer let in, if they changed since `stamp`. Blocks.
+fn look(core: &Core, stamp: Option<Stamp>) -> Option<Stamp> {
+    let seen = core.state.stamp();
+    if stamp == Some(seen) {
         return stamp;
     }
-    let keys = match core.state.keys() {
-        Ok(keys) => keys,
+    core.state.problems().iter().for_each(|problem| tracing::warn!("{problem}"));
+    match show_out(core) {
+        Ok(()) => Some(seen),
         Err(error) => {
             tracing::error!("cannot tell whose key was revoked: {error}");
-            return stamp;
+            stamp
+        }
+    }
+}
+
+/// Closes the connections of keys whose rights are no longer those that they came in with. Blocks.
+fn show_out(core: &Core) -> Result<(), StateError> {
+    let keys = core.state.keys()?;
+    for client in core.clients() {
+        show_one_out(core, &client, &keys);
+    }
+    Ok(())
+}
+
+fn show_one_out(core: &Core, client: &LiveClient, keys: &AuthorizedKeys) {
+    let known = keys.find(client.key);
+    let standing = Standing::of(known.as_ref(), &client.export, &client.rights);
+    let ends_sessions = match &standing {
+        Standing::AsBefore => return,
+        Standing::Changed { words, is_other_user } => {
+            client.connection.close(close::RIGHTS_CHANGED, words);
+            *is_other_user
+        }
+        Standing::Revoked => {
+            client.connection.close(close::REVOKED, "this key was revoked on the host");
+            true
         }
     };
-    for client in core.clients() {
-        if let Some(known) = keys.find(client.key).filter(|known| known.may_mount(&client.export)) {
-            if known.read_only && !client.read_only {
-                client.connection.close(close::RIGHTS_CHANGED, "this key may only read from now on");
-            }
-            if known.user != client.user {
-                client.connection.close(close::RIGHTS_CHANGED, "this key acts as another user from now on");
-                // What is open there was opened by the one before.
-                drop(core.sessions().remove_key(client.key));
-            }
-            continue;
-        }
-        tracing::warn!("{} was revoked", who(client.key, client.connection.remote_address()));
-        client.connection.close(close::REVOKED, "this key was revoked on the host");
+    let who = who(client.key, client.connection.remote_address());
+    tracing::warn!("{who} was disconnected: {standing}");
+    if ends_sessions {
+        // What is open there was opened by one who may no longer, or as another user.
         let theirs = core.sessions().remove_key(client.key);
         drop(theirs);
     }
-    seen
 }

@@ -66,7 +66,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
@@ -81,7 +81,7 @@ use crate::transport::{
 pub use actor::UserError;
 pub use addresses::ADVERTISED_NAMES_MAX;
 pub use exports::{Export, ExportError};
-pub use keys::{AuthorizedKey, AuthorizedKeys};
+pub use keys::{AuthorizedKey, AuthorizedKeys, Rights};
 pub use state::{RunningHost, StateDir, StateError};
 pub use status::{ClientStatus, ExportStatus, HostStatus};
 pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState, ticket_id};
@@ -188,11 +188,21 @@ pub struct TicketTerms {
     pub keys_max: u32,
     /// A user of the host by name, by number, or as `UID:GID`; `None`: the user who runs the host.
     pub user: Option<String>,
+    /// Whether the keys may only read.
+    pub read_only: bool,
+    /// What people call the keys; empty for nothing.
+    pub name: String,
 }
 
 impl Default for TicketTerms {
     fn default() -> Self {
-        Self { expires_seconds: Some(EXPIRES_SECONDS_DEFAULT), keys_max: 1, user: None }
+        Self {
+            expires_seconds: Some(EXPIRES_SECONDS_DEFAULT),
+            keys_max: 1,
+            user: None,
+            read_only: false,
+            name: String::new(),
+        }
     }
 }
 
@@ -205,7 +215,8 @@ pub struct Host {
     advertise: Vec<AdvertisedName>,
     ending: watch::Sender<bool>,
     accepting: JoinHandle<()>,
-    keeping: JoinHandle<()>,
+    keeping: [JoinHandle<()>; 2],
+    reload: Arc<Notify>,
 }
 
 impl Host {
@@ -235,9 +246,13 @@ impl Host {
         }
         let (ending, is_ending) = watch::channel(false);
         let accepting = tokio::spawn(accept(Arc::clone(&core), endpoint.clone(), is_ending));
-        let keeping = tokio::spawn(keeping::run(Arc::clone(&core)));
+        let reload = Arc::new(Notify::new());
+        let keeping = [
+            tokio::spawn(keeping::run(Arc::clone(&core))),
+            tokio::spawn(keeping::watch(Arc::clone(&core), Arc::clone(&reload))),
+        ];
         let (identity, advertise) = (identity.public_key(), config.advertise);
-        Ok(Self { core, endpoint, identity, advertise, ending, accepting, keeping })
+        Ok(Self { core, endpoint, identity, advertise, ending, accepting, keeping, reload })
     }
 
     /// The address and port it listens on.
@@ -255,6 +270,11 @@ impl Host {
         let addresses = addresses::reachable(self.listening(), &self.advertise);
         let served: Vec<_> = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
         issue(&self.core.state, self.identity, addresses, &served, export, terms)
+    }
+
+    /// Has it look at the files of keys and tickets at once, and say again what is wrong with them.
+    pub fn reload(&self) {
+        self.reload.notify_one();
     }
 
     /// What it is doing.
@@ -298,7 +318,7 @@ impl HostObserver {
 impl Drop for Host {
     fn drop(&mut self) {
         self.accepting.abort();
-        self.keeping.abort();
+        self.keeping.iter().for_each(JoinHandle::abort);
         self.core.index_progress.stop();
         self.core.index.close();
         self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
@@ -349,7 +369,9 @@ fn issue(
     let ticket = Ticket::new(addresses, identity, export.to_owned(), secret)?;
     let now = seconds_now();
     let expires = terms.expires_seconds.map(|seconds| now.saturating_add(seconds));
-    state.update(|_, tickets| tickets.issue(secret, export, (expires, terms.keys_max, user), now))?;
+    let (keys_max, read_only, name) = (terms.keys_max, terms.read_only, terms.name.as_str());
+    let terms = tickets::Terms { expires, keys_max, user, read_only, name };
+    state.update(|_, tickets| tickets.issue(secret, export, terms, now))?;
     Ok(ticket)
 }
 

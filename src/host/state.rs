@@ -61,8 +61,8 @@ pub struct RunningHost {
     pub exports: Vec<String>,
 }
 
-/// Tells whether the file of authorised keys was touched.
-pub(super) type KeysStamp = Option<(u64, u64, i64, i64)>;
+/// Tells whether the files of authorised keys and of tickets were touched.
+pub(super) type Stamp = [Option<(u64, u64, i64, i64)>; 2];
 
 /// The folder.
 #[derive(Debug, Clone)]
@@ -92,38 +92,62 @@ impl StateDir {
         Ok(Identity::load_or_create(&self.path.join(IDENTITY_FILE))?)
     }
 
-    /// Who may come in. Lines that make no sense are logged.
+    /// Who may come in.
     pub fn keys(&self) -> Result<AuthorizedKeys, StateError> {
-        let (keys, problems) = AuthorizedKeys::parse(&self.read(KEYS_FILE)?);
-        for (line, problem) in problems {
-            tracing::warn!("{} line {line} lets nobody in: {problem}", self.path.join(KEYS_FILE).display());
-        }
-        Ok(keys)
+        Ok(AuthorizedKeys::parse(&self.read(KEYS_FILE)?).0)
     }
 
     /// Which tickets are out.
     pub fn tickets(&self) -> Result<TicketBook, StateError> {
-        let text = self.read(TICKETS_FILE)?;
-        if text.is_empty() {
-            return Ok(TicketBook::default());
-        }
-        serde_json::from_str(&text).map_err(|error| self.malformed(TICKETS_FILE, &error))
+        Ok(self.ticket_file()?.0)
     }
 
-    /// Changes keys and tickets; nobody else does meanwhile. What `change` leaves as it was is not written.
+    fn ticket_file(&self) -> Result<(TicketBook, Vec<(usize, String)>), StateError> {
+        let text = self.read(TICKETS_FILE)?;
+        if text.is_empty() {
+            return Ok(Default::default());
+        }
+        TicketBook::parse(&text).map_err(|error| self.malformed(TICKETS_FILE, &error))
+    }
+
+    /// What in the files lets nobody in because it cannot be understood or read, one sentence for each.
+    pub fn problems(&self) -> Vec<String> {
+        let keys = self.path.join(KEYS_FILE);
+        let bad_line = |(line, why)| format!("{} line {line} lets nobody in: {why}", keys.display());
+        let mut problems = match self.read(KEYS_FILE) {
+            Ok(text) => AuthorizedKeys::parse(&text).1.into_iter().map(bad_line).collect(),
+            Err(error) => vec![error.to_string()],
+        };
+        let tickets = self.path.join(TICKETS_FILE);
+        let bad_entry = |(entry, why)| format!("{} entry {entry} lets nobody in: {why}", tickets.display());
+        match self.ticket_file() {
+            Ok((_, found)) => problems.extend(found.into_iter().map(bad_entry)),
+            Err(error) => problems.push(error.to_string()),
+        }
+        problems
+    }
+
+    /// Changes keys and tickets; nobody else does meanwhile. What `change` leaves as it was is not written. A file of tickets that cannot
+    /// be understood is never replaced, and keeps nobody from changing the keys.
     pub fn update<T>(
         &self,
         change: impl FnOnce(&mut AuthorizedKeys, &mut TicketBook) -> T,
     ) -> Result<T, StateError> {
         let _lock = self.lock()?;
-        let (keys, tickets) = (self.keys()?, self.tickets()?);
+        let keys = self.keys()?;
+        let (tickets, unread) = match self.tickets() {
+            Err(error @ StateError::Malformed { .. }) => (TicketBook::default(), Some(error)),
+            tickets => (tickets?, None),
+        };
         let (mut new_keys, mut new_tickets) = (keys.clone(), tickets.clone());
         let answer = change(&mut new_keys, &mut new_tickets);
         // The tickets first: a crash in between then costs a ticket and does not give one key too many.
         if new_tickets != tickets {
-            let text = serde_json::to_string_pretty(&new_tickets)
-                .map_err(|error| self.malformed(TICKETS_FILE, &error))?;
-            self.replace(TICKETS_FILE, &text)?;
+            if let Some(unread) = unread {
+                return Err(unread);
+            }
+            let text = new_tickets.to_text().map_err(|error| self.malformed(TICKETS_FILE, &error))?;
+            self.replace(TICKETS_FILE, text.as_bytes())?;
         }
         if new_keys != keys {
             self.replace(KEYS_FILE, &new_keys.to_text())?;
@@ -134,7 +158,7 @@ impl StateDir {
     /// Writes down that a daemon runs.
     pub fn write_running(&self, running: &RunningHost) -> Result<(), StateError> {
         let text = serde_json::to_string(running).map_err(|error| self.malformed(RUNNING_FILE, &error))?;
-        self.replace(RUNNING_FILE, &text)
+        self.replace(RUNNING_FILE, text.as_bytes())
     }
 
     /// What a daemon wrote down, if one did and did not take it back. Whether it still runs is another question.
@@ -143,7 +167,7 @@ impl StateDir {
         if text.is_empty() {
             return Ok(None);
         }
-        serde_json::from_str(&text).map(Some).map_err(|error| self.malformed(RUNNING_FILE, &error))
+        serde_json::from_slice(&text).map(Some).map_err(|error| self.malformed(RUNNING_FILE, &error))
     }
 
     /// Takes back what [`Self::write_running`] wrote, unless another daemon has written since.
@@ -154,31 +178,37 @@ impl StateDir {
         }
     }
 
-    /// Changes whenever the file of authorised keys does.
-    pub(super) fn keys_stamp(&self) -> KeysStamp {
-        let found = fs::metadata(self.path.join(KEYS_FILE)).ok()?;
-        Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+    /// Changes whenever the files of authorised keys and of tickets do.
+    pub(super) fn stamp(&self) -> Stamp {
+        [KEYS_FILE, TICKETS_FILE].map(|name| {
+            let found = fs::metadata(self.path.join(name)).ok()?;
+            Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+        })
     }
 
-    /// The text of a file; empty where there is none.
-    fn read(&self, name: &str) -> Result<String, StateError> {
+    /// The text of a file; empty where there is none. One that is too long is an error, because the half of a line may give more
+    /// than the whole.
+    fn read(&self, name: &str) -> Result<Vec<u8>, StateError> {
         let path = self.path.join(name);
-        let mut text = String::new();
-        match File::open(&path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text)) {
+        let mut text = Vec::new();
+        match File::open(&path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)) {
+            Ok(_) if text.len() as u64 > FILE_BYTES_MAX => {
+                Err(StateError::File { verb: "read", path, source: io::ErrorKind::FileTooLarge.into() })
+            }
             Ok(_) => Ok(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(source) => Err(StateError::File { verb: "read", path, source }),
         }
     }
 
     /// The file appears whole or not at all, and is on the disk when this returns.
-    fn replace(&self, name: &str, text: &str) -> Result<(), StateError> {
+    fn replace(&self, name: &str, text: &[u8]) -> Result<(), StateError> {
         let path = self.path.join(name);
         let beside = self.path.join(format!(".{name}.{}.new", std::process::id()));
         let write = || {
             let mut file =
                 OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            file.write_all(text.as_bytes())?;
+            file.write_all(text)?;
             file.sync_all()?;
             fs::rename(&beside, &path)?;
             File::open(&self.path)?.sync_all()
@@ -208,6 +238,8 @@ impl StateDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::keys::Rights;
+    use crate::host::tickets::Terms;
     use crate::proto::TicketSecret;
     use crate::transport::PublicKey;
 
@@ -217,8 +249,8 @@ mod tests {
         let path = folder.path().join("state");
         let state = StateDir::open(&path).unwrap();
         let id = state.update(|keys, tickets| {
-            keys.add(PublicKey([1; 32]), "media", None, "test");
-            tickets.issue(TicketSecret([2; 16]), "media", (None, 1, None), 0)
+            keys.add(PublicKey([1; 32]), "media", &Rights::default(), ("", "test"));
+            tickets.issue(TicketSecret([2; 16]), "media", Terms { keys_max: 1, ..Terms::default() }, 0)
         });
         let again = StateDir::open(&path).unwrap();
         assert_eq!(again.tickets().unwrap().iter().next().unwrap().id, id.unwrap());
@@ -250,7 +282,7 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..5 {
                         let key = PublicKey([thread * 5 + i; 32]);
-                        state.update(|keys, _| keys.add(key, "media", None, "")).unwrap();
+                        state.update(|keys, _| keys.add(key, "media", &Rights::default(), ("", ""))).unwrap();
                     }
                 });
             }
@@ -259,14 +291,58 @@ mod tests {
     }
 
     #[test]
-    fn the_stamp_tells_that_keys_changed() {
+    fn the_stamp_tells_that_keys_or_tickets_changed() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
-        let before = state.keys_stamp();
-        state.update(|keys, _| keys.add(PublicKey([1; 32]), "media", None, "")).unwrap();
-        let added = state.keys_stamp();
+        let before = state.stamp();
+        state.update(|keys, _| keys.add(PublicKey([1; 32]), "media", &Rights::default(), ("", ""))).unwrap();
+        let added = state.stamp();
         state.update(|_, tickets| tickets.revoke("none")).unwrap();
-        assert!(before != added && state.keys_stamp() == added);
+        assert!(before != added && state.stamp() == added);
+        state
+            .update(|_, tickets| tickets.issue(TicketSecret([2; 16]), "media", Terms::default(), 0))
+            .unwrap();
+        assert_ne!(state.stamp(), added);
+    }
+
+    #[test]
+    fn a_key_is_revoked_although_the_tickets_cannot_be_understood() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let key = PublicKey([1; 32]);
+        fs::write(folder.path().join(KEYS_FILE), format!("{key}\n")).unwrap();
+        fs::write(folder.path().join(TICKETS_FILE), "{").unwrap();
+        assert!(state.update(|keys, _| keys.revoke(key)).unwrap());
+        assert!(state.keys().unwrap().find(key).is_none());
+        let issue = |tickets: &mut TicketBook| {
+            tickets.issue(TicketSecret([2; 16]), "media", Terms::default(), 0);
+        };
+        assert!(matches!(state.update(|_, tickets| issue(tickets)), Err(StateError::Malformed { .. })));
+        assert_eq!(fs::read(folder.path().join(TICKETS_FILE)).unwrap(), b"{", "a person may mend it");
+    }
+
+    #[test]
+    fn what_lets_nobody_in_is_named_by_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        assert!(state.problems().is_empty());
+        fs::write(folder.path().join(KEYS_FILE), "# top\nnonsense\n").unwrap();
+        fs::write(folder.path().join(TICKETS_FILE), "{\"tickets\": [{}]}").unwrap();
+        let problems = state.problems();
+        assert_eq!(problems.len(), 2);
+        assert!(problems[0].contains("authorized_keys line 2"), "{}", problems[0]);
+        assert!(problems[1].contains("tickets.json entry 1"), "{}", problems[1]);
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read_in_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let key = PublicKey([1; 32]);
+        let mut text = vec![b' '; FILE_BYTES_MAX as usize - key.to_string().len()];
+        text.extend_from_slice(format!("{key} ro\n").as_bytes());
+        fs::write(folder.path().join(KEYS_FILE), text).unwrap();
+        assert!(state.keys().is_err(), "the half line would allow more than the whole");
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Join tickets: which were given out, for what, until when, and to whom they opened the door.
 //!
 //! Pure: `now` comes in as an argument. Of the secret only the hash is kept, so that whoever reads the file cannot use it.
+//!
+//! The file fails closed: an entry that cannot be understood lets nobody in and stays where it is; the others hold.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::keys::Rights;
 use crate::chunk::ChunkHash;
 use crate::proto::TicketSecret;
 use crate::transport::PublicKey;
@@ -22,6 +26,7 @@ const ID_CHARACTERS: usize = 8;
 
 /// One ticket that was given out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TicketRecord {
     /// Its name, for lists and to revoke it; tells nothing of the secret.
     pub id: String,
@@ -31,13 +36,20 @@ pub struct TicketRecord {
     pub export: String,
     /// When it was made, in seconds since the epoch.
     pub created: u64,
-    /// When it stops letting keys in, in seconds since the epoch; `None` for never.
+    /// When it stops letting keys in, in seconds since the epoch; `None` for never, which the file must say.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub expires: Option<u64>,
     /// How many keys it lets in, in all.
     pub keys_max: u32,
     /// As whom the keys act that it lets in; `None`: as the user who runs the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Whether the keys may only read that it lets in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// What people call the keys that it lets in; empty for nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// The keys it let in.
     pub used_by: Vec<String>,
     /// Whether it was taken back.
@@ -59,6 +71,28 @@ pub enum TicketState {
 }
 
 impl TicketRecord {
+    /// The rights of the keys that it lets in.
+    pub fn rights(&self) -> Rights {
+        Rights { read_only: self.read_only, owners: false, user: self.user.clone() }
+    }
+
+    /// Whether it lets `key` in to `export` at `now`.
+    fn opens(&self, key: PublicKey, export: &str, now: u64) -> Result<(), TicketRefusal> {
+        let id = self.id.clone();
+        // Whoever asks here is not among the authorised keys, or no longer.
+        let was_let_in = self.used_by.contains(&key.to_string());
+        match self.state(now) {
+            TicketState::Revoked => Err(TicketRefusal::Revoked { id }),
+            TicketState::Expired => Err(TicketRefusal::Expired { id }),
+            TicketState::Good | TicketState::Used if was_let_in => Err(TicketRefusal::KeyRevoked { id }),
+            TicketState::Used => Err(TicketRefusal::Used { id }),
+            TicketState::Good if self.export != export => {
+                Err(TicketRefusal::OtherExport { id, export: self.export.clone() })
+            }
+            TicketState::Good => Ok(()),
+        }
+    }
+
     /// What it is good for at `now`, in seconds since the epoch.
     pub fn state(&self, now: u64) -> TicketState {
         if self.revoked {
@@ -93,20 +127,60 @@ pub(super) enum TicketRefusal {
 }
 
 /// All tickets that are remembered, oldest first.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TicketBook {
     tickets: Vec<TicketRecord>,
+    /// Entries that cannot be understood, as they stand in the file.
+    unread: Vec<Value>,
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    tickets: Vec<Value>,
+}
+
+/// What a new ticket is good for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms<'a> {
+    /// When it stops letting keys in, in seconds since the epoch; `None` for never.
+    pub expires: Option<u64>,
+    /// How many keys it lets in.
+    pub keys_max: u32,
+    /// As whom they act.
+    pub user: Option<&'a str>,
+    /// Whether they may only read.
+    pub read_only: bool,
+    /// What people call them.
+    pub name: &'a str,
 }
 
 impl TicketBook {
-    /// Notes a new ticket and returns its name. `expires` is in seconds since the epoch; keys that come by it act as `user`.
-    pub fn issue(
-        &mut self,
-        secret: TicketSecret,
-        export: &str,
-        (expires, keys_max, user): (Option<u64>, u32, Option<&str>),
-        now: u64,
-    ) -> String {
+    /// Reads the file; also tells what is wrong with which entry, counted from 1. An error where the file has no entries at all.
+    pub fn parse(text: &[u8]) -> Result<(Self, Vec<(usize, String)>), serde_json::Error> {
+        let (mut book, mut problems) = (Self::default(), Vec::new());
+        for (i, entry) in serde_json::from_slice::<File>(text)?.tickets.into_iter().enumerate() {
+            match TicketRecord::deserialize(&entry) {
+                Ok(ticket) => book.tickets.push(ticket),
+                Err(problem) => {
+                    problems.push((i + 1, problem.to_string()));
+                    book.unread.push(entry);
+                }
+            }
+        }
+        Ok((book, problems))
+    }
+
+    /// The file.
+    pub fn to_text(&self) -> Result<String, serde_json::Error> {
+        let read = self.tickets.iter().map(serde_json::to_value);
+        let tickets = self.unread.iter().cloned().map(Ok).chain(read).collect::<Result<_, _>>()?;
+        serde_json::to_string_pretty(&File { tickets })
+    }
+
+    /// Notes a new ticket and returns its name.
+    pub fn issue(&mut self, secret: TicketSecret, export: &str, terms: Terms<'_>, now: u64) -> String {
+        let Terms { expires, keys_max, user, read_only, name } = terms;
         self.forget_old(now);
         let (id, secret_hash) = (ticket_id(secret), hash(secret));
         self.tickets.push(TicketRecord {
@@ -117,6 +191,8 @@ impl TicketBook {
             expires,
             keys_max,
             user: user.map(str::to_owned),
+            read_only,
+            name: name.to_owned(),
             used_by: Vec::new(),
             revoked: false,
         });
@@ -132,28 +208,22 @@ impl TicketBook {
         now: u64,
     ) -> Result<&TicketRecord, TicketRefusal> {
         let secret_hash = hash(secret);
-        let found = self.tickets.iter().find(|ticket| ticket.secret_hash == secret_hash);
-        let ticket = found.ok_or(TicketRefusal::Unknown)?;
-        let id = ticket.id.clone();
-        // Whoever asks here is not among the authorised keys, or no longer.
-        let was_let_in = ticket.used_by.contains(&key.to_string());
-        match ticket.state(now) {
-            TicketState::Revoked => Err(TicketRefusal::Revoked { id }),
-            TicketState::Expired => Err(TicketRefusal::Expired { id }),
-            TicketState::Good | TicketState::Used if was_let_in => Err(TicketRefusal::KeyRevoked { id }),
-            TicketState::Used => Err(TicketRefusal::Used { id }),
-            TicketState::Good if ticket.export != export => {
-                Err(TicketRefusal::OtherExport { id, export: ticket.export.clone() })
-            }
-            TicketState::Good => Ok(ticket),
+        let mut found = Err(TicketRefusal::Unknown);
+        // A file that has it twice gives what both entries give.
+        for ticket in self.tickets.iter().filter(|ticket| ticket.secret_hash == secret_hash) {
+            found = Ok(ticket.opens(key, export, now).map(|()| ticket)?);
         }
+        found
     }
 
-    /// Notes that the ticket named `id` let `key` in.
-    pub(super) fn redeem(&mut self, id: &str, key: PublicKey) {
-        if let Some(ticket) = self.tickets.iter_mut().find(|ticket| ticket.id == id) {
+    /// Notes that the ticket named `id` let `key` in, and returns what people call such keys.
+    pub(super) fn redeem(&mut self, id: &str, key: PublicKey) -> String {
+        let mut name = String::new();
+        for ticket in self.tickets.iter_mut().filter(|ticket| ticket.id == id) {
             ticket.used_by.push(key.to_string());
+            name.clone_from(&ticket.name);
         }
+        name
     }
 
     /// Takes a ticket back; `false` where there is none of that name.
@@ -181,12 +251,12 @@ impl TicketBook {
     }
 }
 
-/// A secret has 128 bits of chance, so its plain hash cannot be searched for.
 /// The name of a ticket, by which it can be listed and revoked without its secret.
 pub fn ticket_id(secret: TicketSecret) -> String {
     hash(secret)[..ID_CHARACTERS].to_owned()
 }
 
+/// A secret has 128 bits of chance, so its plain hash cannot be searched for.
 fn hash(secret: TicketSecret) -> String {
     ChunkHash::of(&secret.0).to_string()
 }
@@ -202,9 +272,13 @@ mod tests {
         PublicKey([byte; 32])
     }
 
+    fn terms(expires: Option<u64>, keys_max: u32) -> Terms<'static> {
+        Terms { expires, keys_max, ..Terms::default() }
+    }
+
     fn book(keys_max: u32) -> (TicketBook, String) {
         let mut book = TicketBook::default();
-        let id = book.issue(SECRET, "media", (Some(NOW + 10), keys_max, None), NOW);
+        let id = book.issue(SECRET, "media", terms(Some(NOW + 10), keys_max), NOW);
         (book, id)
     }
 
@@ -219,7 +293,7 @@ mod tests {
     #[test]
     fn a_ticket_without_end_stays_good() {
         let mut book = TicketBook::default();
-        book.issue(SECRET, "media", (None, 1, None), NOW);
+        book.issue(SECRET, "media", terms(None, 1), NOW);
         assert!(book.check(SECRET, key(1), "media", u64::MAX).is_ok());
     }
 
@@ -254,9 +328,9 @@ mod tests {
     #[test]
     fn tickets_that_are_over_are_forgotten_after_a_week() {
         let (mut book, _) = book(1);
-        book.issue(TicketSecret([1; 16]), "media", (None, 1, None), NOW + REMEMBERED_SECONDS);
+        book.issue(TicketSecret([1; 16]), "media", terms(None, 1), NOW + REMEMBERED_SECONDS);
         assert_eq!(book.iter().count(), 2);
-        book.issue(TicketSecret([2; 16]), "media", (None, 1, None), NOW + 10 + REMEMBERED_SECONDS);
+        book.issue(TicketSecret([2; 16]), "media", terms(None, 1), NOW + 10 + REMEMBERED_SECONDS);
         assert_eq!(book.iter().count(), 2);
     }
 
@@ -264,7 +338,7 @@ mod tests {
     fn the_book_is_bounded_and_the_oldest_go() {
         let mut book = TicketBook::default();
         for i in 0..TICKETS_MAX as u64 + 5 {
-            book.issue(TicketSecret(u128::from(i).to_le_bytes()), "media", (None, 1, None), i);
+            book.issue(TicketSecret(u128::from(i).to_le_bytes()), "media", terms(None, 1), i);
         }
         assert_eq!(book.iter().count(), TICKETS_MAX);
         assert_eq!(book.iter().next().unwrap().created, 5);
@@ -273,8 +347,44 @@ mod tests {
     #[test]
     fn the_secret_is_not_in_the_file() {
         let (book, _) = book(1);
-        let text = serde_json::to_string(&book).unwrap();
+        let text = book.to_text().unwrap();
         assert!(!text.contains("07070707") && !text.contains("7,7,7"));
-        assert_eq!(serde_json::from_str::<TicketBook>(&text).unwrap(), book);
+        assert_eq!(TicketBook::parse(text.as_bytes()).unwrap(), (book, Vec::new()));
+    }
+
+    #[test]
+    fn an_entry_that_is_not_understood_lets_nobody_in_and_stays() {
+        let (mut book, id) = book(1);
+        book.issue(TicketSecret([8; 16]), "media", terms(None, 1), NOW);
+        let text = book.to_text().unwrap();
+        let one = format!("\"id\": \"{id}\",");
+        for (whole, broken) in [
+            (one.as_str(), "\"id\": 7,"),
+            (&one, "\"id\": \"x\", \"reed_only\": true,"),
+            (&one, ""),
+            (&format!("\"expires\": {},", NOW + 10), ""),
+            ("\"revoked\": false", "\"revoked\": null"),
+            ("\"keys_max\": 1,", "\"keys_max\": -1,"),
+        ] {
+            let text = text.replacen(whole, broken, 1);
+            let (mut read, problems) = TicketBook::parse(text.as_bytes()).unwrap();
+            assert_eq!(problems.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), [1], "{broken}");
+            assert_eq!(read.check(SECRET, key(1), "media", NOW), Err(TicketRefusal::Unknown), "{broken}");
+            assert!(read.check(TicketSecret([8; 16]), key(1), "media", NOW).is_ok(), "{broken}");
+            read.issue(TicketSecret([9; 16]), "media", terms(None, 1), NOW);
+            let (_, again) = TicketBook::parse(read.to_text().unwrap().as_bytes()).unwrap();
+            assert_eq!(again, problems, "it can still be mended: {broken}");
+        }
+        for broken in ["", "{", "[]", "{}", "{\"tickets\": {}}"] {
+            assert!(TicketBook::parse(broken.as_bytes()).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_ticket_that_stands_there_twice_gives_what_both_entries_give() {
+        let (mut book, id) = book(1);
+        book.issue(SECRET, "media", terms(None, 1), NOW);
+        assert!(book.revoke(&id));
+        assert!(matches!(book.check(SECRET, key(1), "media", NOW), Err(TicketRefusal::Revoked { .. })));
     }
 }

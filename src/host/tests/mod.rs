@@ -1,5 +1,6 @@
 //! The daemon, asked by a client over a real connection.
 
+mod access;
 mod changes;
 mod content;
 mod greeting;

@@ -286,7 +286,8 @@ async fn a_key_that_becomes_another_user_loses_what_it_had_open() {
     world
         .state()
         .update(|keys, _| {
-            let text = keys.to_text().replace(&format!("user={ALICE}:{ALICE}"), &format!("user={BOB}:{BOB}"));
+            let text = String::from_utf8(keys.to_text()).unwrap();
+            let text = text.replace(&format!("user={ALICE}:{ALICE}"), &format!("user={BOB}:{BOB}"));
             (*keys, _) = AuthorizedKeys::parse(&text);
         })
         .unwrap();

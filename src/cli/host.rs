@@ -175,6 +175,7 @@ impl Controlled for Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: status.exports.iter().map(|export| format!("{}={}", export.name, export.path)).collect(),
             mountpoint: None,
+            device: None,
             state: LinkWord::Serving,
             address: Some(status.listening.clone()),
             transport: "quic, tcp".to_owned(),

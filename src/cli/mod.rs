@@ -5,6 +5,7 @@
 
 mod cache;
 mod completions;
+mod daemons;
 mod demo;
 mod doctor;
 mod host;

@@ -62,15 +62,16 @@ fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
         let daemons = control::daemons(&directory).unwrap_or_default();
         reports.extend(daemons.iter().filter_map(|daemon| daemon.status().ok()));
     }
-    let mut reports = without_predecessors(&reports);
     let mounts =
         table::mounts().map_err(|error| CliError::system(format!("/proc/self/mountinfo: {error}")))?;
     for entry in mounts.into_iter().filter(table::MountEntry::is_wormhole) {
-        let known = |report: &StatusReport| report.mountpoint.as_ref() == Some(&entry.mountpoint);
+        // A daemon whose mount was detached tells of another device than the one that was mounted there next.
+        let known = |report: &StatusReport| report.device.as_ref() == Some(&entry.device_text());
         if !reports.iter().any(known) {
             reports.push(unreachable(entry));
         }
     }
+    let mut reports = without_predecessors(&reports);
     let Some(wanted) = &arguments.mountpoint else { return Ok(reports) };
     let wrong = |why: &dyn std::fmt::Display| CliError::system(format!("{}: {why}", wanted.display()));
     let place = table::resolve(wanted).map_err(|error| wrong(&error))?;
@@ -95,6 +96,7 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         kind: DaemonKind::Mount,
         pid: 0,
         version: String::new(),
+        device: Some(entry.device_text()),
         source: vec![entry.source],
         mountpoint: Some(entry.mountpoint),
         state: LinkWord::Unreachable,
@@ -296,6 +298,7 @@ mod tests {
             version: "1".to_owned(),
             source: vec!["nas:/media".to_owned()],
             mountpoint: (kind == DaemonKind::Mount).then(|| "/mnt".into()),
+            device: None,
             state: LinkWord::Connected,
             address: Some("10.0.0.1:4433".to_owned()),
             transport: "quic".to_owned(),

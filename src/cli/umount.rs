@@ -7,10 +7,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::CliError;
+use super::daemons::{daemon_behind, daemons_of};
 use super::progress::Progress;
 use super::rest::Rest;
 use super::words::{amount, count};
-use crate::control::{self, Daemon, Unsent};
+use crate::control::{Daemon, Unsent};
 use crate::fuse::table::{self, MountEntry};
 use crate::fuse::{self, UnmountError, UnmountHow};
 use crate::metrics::Metric;
@@ -65,21 +66,17 @@ struct Found {
 
 impl Found {
     fn unmount(&self, how: UnmountHow) -> Result<(), CliError> {
-        self.entry.iter().try_for_each(|entry| fuse::unmount(&entry.mountpoint, how)).map_err(CliError::mount)
+        self.entry.iter().try_for_each(|entry| fuse::unmount(entry, how)).map_err(CliError::mount)
     }
 }
 
 /// The mount at a place, and its daemon. Touches neither: both may hang.
 fn find(typed: &Path) -> Result<Found, CliError> {
     let wrong = |why: &dyn std::fmt::Display| CliError::mount(format!("{}: {why}", typed.display()));
-    let daemon_of = |mountpoint: &Path| {
-        let asked = |directory: &PathBuf| control::daemon_of_mount(directory, mountpoint).ok().flatten();
-        super::control_directories().iter().find_map(asked)
-    };
     let path = table::resolve(typed).map_err(|error| wrong(&error))?;
     let mut entry = table::mount_at(&path).map_err(|error| wrong(&error))?;
     if entry.is_none() {
-        if let Some(daemon) = daemon_of(&path) {
+        if let Some(daemon) = daemons_of(&path).next() {
             return Ok(Found { entry: None, daemon: Some(daemon) });
         }
         // A symbolic link that leads to it.
@@ -90,8 +87,7 @@ fn find(typed: &Path) -> Result<Found, CliError> {
     if !entry.is_wormhole() {
         return Err(wrong(&format!("a mount of type {}, not of wormhole: use umount(8)", entry.fs_type)));
     }
-    let daemon = daemon_of(&entry.mountpoint);
-    Ok(Found { entry: Some(entry), daemon })
+    Ok(Found { daemon: daemon_behind(&entry), entry: Some(entry) })
 }
 
 /// Ends a mount whoever waits for it: the daemon's own way, else the kernel's, else by killing the daemon.
@@ -99,7 +95,7 @@ fn force(found: &Found) -> Result<(), CliError> {
     let started = Instant::now();
     // First out of the tree, so that nobody else falls in.
     let unmounted = match &found.entry {
-        Some(entry) => fuse::unmount(&entry.mountpoint, UnmountHow::Abort),
+        Some(entry) => fuse::unmount(entry, UnmountHow::Abort),
         None => Ok(()),
     };
     if let Some(daemon) = &found.daemon {

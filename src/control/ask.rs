@@ -38,6 +38,12 @@ impl Daemon {
         }
     }
 
+    /// Whether it is behind the mount with this device. One whose mount was detached says that it has another; one that hangs says
+    /// nothing, and is taken for the one.
+    pub fn may_serve(&self, device: &str) -> bool {
+        self.status().map_or(true, |report| report.device.is_none_or(|its| its == device))
+    }
+
     /// Has it warm something up, or asks how far that is.
     pub fn warm(&self, order: &Order) -> Result<WarmReport, ControlError> {
         match ask(&self.socket, order)? {
@@ -131,11 +137,17 @@ pub fn daemons(directory: &Path) -> Result<Vec<Daemon>, ControlError> {
 
 /// The daemon that mounted `mountpoint` last, without asking any: it may hang.
 pub fn daemon_of_mount(directory: &Path, mountpoint: &Path) -> Result<Option<Daemon>, ControlError> {
+    Ok(daemons_of_mount(directory, mountpoint)?.into_iter().next())
+}
+
+/// The daemons that were to mount on `mountpoint`, the last one first, without asking any. An earlier one may still serve a
+/// mount that was detached.
+pub fn daemons_of_mount(directory: &Path, mountpoint: &Path) -> Result<Vec<Daemon>, ControlError> {
     let key = format!("mount-{}-", key_of(mountpoint));
     let named = |daemon: &Daemon| {
         daemon.socket.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&key))
     };
-    Ok(daemons(directory)?.into_iter().rev().find(named))
+    Ok(daemons(directory)?.into_iter().rev().filter(named).collect())
 }
 
 /// The name of the socket of process `pid`.

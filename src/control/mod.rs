@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use ask::{Daemon, ask, daemon_of_mount, daemons};
+pub use ask::{Daemon, ask, daemon_of_mount, daemons, daemons_of_mount};
 pub use report::{
     DaemonKind, LinkWord, StatusReport, UNSENT_FILES_MAX, Unsent, UnsentFile, WarmOrder, WarmReport,
 };

@@ -85,6 +85,9 @@ pub struct StatusReport {
     /// Where it is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mountpoint: Option<PathBuf>,
+    /// The mount's device, as `MAJOR:MINOR`: what is mounted there later has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// How it stands with the other side.
     pub state: LinkWord,
     /// Address and port of the host, or the one listened on.

@@ -28,6 +28,7 @@ fn report() -> StatusReport {
         version: "1".to_owned(),
         source: vec!["nas:/media".to_owned()],
         mountpoint: Some("/mnt".into()),
+        device: Some("0:45".to_owned()),
         state: LinkWord::Connected,
         address: Some("10.0.0.1:4433".to_owned()),
         transport: "quic".to_owned(),

@@ -13,8 +13,9 @@ use tokio::sync::{oneshot, watch};
 
 use super::device::check_device;
 use super::filesystem::Glue;
+use super::notify;
+use super::table::{self, MountEntry};
 use super::unmount::{UnmountError, UnmountHow, unmount};
-use super::{notify, table};
 use crate::fs::{EventLane, FileSystem};
 
 /// Who may use a mount.
@@ -150,6 +151,8 @@ impl KernelLimits {
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
+    /// How the kernel listed it when it was made. `None`: it was gone before anybody could look.
+    entry: Option<MountEntry>,
     ended: watch::Receiver<Option<Arc<io::Result<()>>>>,
     _notify: Vec<oneshot::Sender<()>>,
 }
@@ -181,21 +184,24 @@ pub(super) fn serve<F: fuser::Filesystem>(
     let notify = start_notify(session.notifier()).map_err(not_started)?;
     let serving = spawn(session).map_err(not_started)?;
     let (end, ended) = watch::channel(None);
-    let (ours, device) = (mountpoint_found.clone(), device_of(&mountpoint_found));
+    let entry = table::mount_at(&mountpoint_found).ok().flatten();
+    let ours = entry.clone();
     let wait = move || {
         let panicked = |_| Err(io::Error::other("the thread that serves the mount has panicked"));
         let result = serving.join().unwrap_or_else(panicked);
         tracing::debug!(?result, "the mount has ended");
-        // After an abort the kernel has let go of us, but the folder has not. A mount that was made on it since, whose
-        // device may have our number again, answers.
-        if result.is_err() && device.is_some() && device_of(&ours) == device && is_dead(&ours) {
+        // After an abort the kernel has let go of us, but the folder has not. A mount that was made on it since, which may have
+        // our numbers again, answers.
+        if let Some(ours) = ours.filter(|ours| result.is_err() && is_dead(&ours.mountpoint)) {
             let _ = unmount(&ours, UnmountHow::Detach);
         }
         end.send_replace(Some(Arc::new(result)));
     };
     std::thread::Builder::new().name("wormhole-fuse".into()).spawn(wait).map_err(not_started)?;
-    raise_read_ahead(&mountpoint_found, config.read_ahead_bytes);
-    Ok(Mounted { mountpoint: mountpoint_found, ended, _notify: notify })
+    if let Some(entry) = &entry {
+        raise_read_ahead(entry.device, config.read_ahead_bytes);
+    }
+    Ok(Mounted { mountpoint: mountpoint_found, entry, ended, _notify: notify })
 }
 
 /// Serves from threads of the library's, without its unmounting at the end: it takes a mount that is gone for one that is
@@ -236,16 +242,26 @@ impl Mounted {
         self.ended.borrow().is_some()
     }
 
-    /// Unmounts it. After [`UnmountHow::Clean`] wait for [`Self::ended`]; a detached mount ends when its last user is gone.
+    /// How the kernel listed it when it was made.
+    pub const fn entry(&self) -> Option<&MountEntry> {
+        self.entry.as_ref()
+    }
+
+    /// Unmounts it; what was mounted on the same folder since stays. After [`UnmountHow::Clean`] wait for [`Self::ended`]; a detached mount ends when its last user is gone.
     pub fn unmount(&self, how: UnmountHow) -> Result<(), UnmountError> {
-        if self.has_ended() { Ok(()) } else { unmount(&self.mountpoint, how) }
+        match &self.entry {
+            Some(entry) if !self.has_ended() => unmount(entry, how),
+            _ => Ok(()),
+        }
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = self.unmount(UnmountHow::Detach) {
-            tracing::warn!(%error, "a mount is left behind");
+        match self.unmount(UnmountHow::Detach) {
+            // Somebody has detached it.
+            Ok(()) | Err(UnmountError::NotMounted(_)) => {}
+            Err(error) => tracing::warn!(%error, "a mount is left behind"),
         }
     }
 }
@@ -281,8 +297,7 @@ fn library_config(config: &FuseConfig, by_helper: bool) -> Config {
 }
 
 /// Raises the kernel's readahead over what a FUSE mount is granted; root only.
-fn raise_read_ahead(mountpoint: &Path, read_ahead_bytes: u32) {
-    let Some((major, minor)) = device_of(mountpoint) else { return };
+fn raise_read_ahead((major, minor): (u32, u32), read_ahead_bytes: u32) {
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     match std::fs::write(&path, (read_ahead_bytes / 1024).to_string()) {
         Ok(()) => tracing::debug!(path, read_ahead_bytes, "raised the kernel's readahead"),
@@ -290,11 +305,6 @@ fn raise_read_ahead(mountpoint: &Path, read_ahead_bytes: u32) {
             tracing::debug!(path, %error, "the kernel's readahead stays as it is; root can raise it");
         }
     }
-}
-
-/// The device number of what is mounted at `mountpoint`, as the kernel lists it; asks nobody on the mount.
-fn device_of(mountpoint: &Path) -> Option<(u32, u32)> {
-    table::mount_at(mountpoint).ok()?.map(|entry| entry.device)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ pub const FS_TYPE: &str = "fuse.wormhole";
 /// One mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Number of the mount. The kernel gives it again when the mount is gone.
+    pub id: u64,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// Its type.
@@ -26,6 +28,16 @@ impl MountEntry {
     /// Whether it is one of ours.
     pub fn is_wormhole(&self) -> bool {
         self.fs_type == FS_TYPE
+    }
+
+    /// Whether both are the same mount. While somebody serves a mount nobody else has its device.
+    pub fn is_same_mount(&self, other: &Self) -> bool {
+        (self.id, self.device) == (other.id, other.device)
+    }
+
+    /// Returns its device as `MAJOR:MINOR`.
+    pub fn device_text(&self) -> String {
+        format!("{}:{}", self.device.0, self.device.1)
     }
 }
 
@@ -60,11 +72,12 @@ fn parse(text: &[u8]) -> Vec<MountEntry> {
 
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
-    let (device, mountpoint) = (words.get(2)?, words.get(4)?);
+    let (id, device, mountpoint) = (words.first()?, words.get(2)?, words.get(4)?);
     // Optional words stand before the lone hyphen.
     let behind = words.iter().skip(6).position(|word| *word == b"-")? + 7;
     let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
     Some(MountEntry {
+        id: std::str::from_utf8(id).ok()?.parse().ok()?,
         mountpoint: OsString::from_vec(unescape(mountpoint)).into(),
         fs_type: String::from_utf8_lossy(words.get(behind)?).into_owned(),
         source: String::from_utf8_lossy(&unescape(words.get(behind + 1)?)).into_owned(),
@@ -104,6 +117,7 @@ mod tests {
         let entries = parse(INFO);
         assert_eq!(entries.len(), 3);
         let expected = MountEntry {
+            id: 41,
             mountpoint: "/mnt/a b".into(),
             fs_type: FS_TYPE.to_owned(),
             source: "nas:/media".to_owned(),
@@ -117,8 +131,20 @@ mod tests {
     fn the_newest_mount_on_a_folder_is_found() {
         let table = b"91 28 0:41 / /mnt/a rw - fuse.wormhole nas:/a rw\n\
             92 91 0:42 / /mnt/a rw - fuse.wormhole nas:/b rw\n";
-        let device = |place: &str| newest_at(parse(table), Path::new(place)).map(|entry| entry.device);
-        assert_eq!((device("/mnt/a"), device("/mnt")), (Some((0, 42)), None));
+        let newest =
+            |place: &str| newest_at(parse(table), Path::new(place)).map(|entry| (entry.id, entry.device));
+        assert_eq!((newest("/mnt/a"), newest("/mnt")), (Some((92, (0, 42))), None));
+    }
+
+    #[test]
+    fn a_mount_is_known_by_its_number_and_its_device() {
+        let entry = parse(b"91 28 0:41 / /mnt/a rw - fuse.wormhole nas:/a rw\n").remove(0);
+        assert!(entry.is_same_mount(&MountEntry { source: "nas:/b".to_owned(), ..entry.clone() }));
+        for other in [MountEntry { id: 92, ..entry.clone() }, MountEntry { device: (0, 42), ..entry.clone() }]
+        {
+            assert!(!entry.is_same_mount(&other));
+        }
+        assert_eq!(entry.device_text(), "0:41");
     }
 
     #[test]

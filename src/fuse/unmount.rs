@@ -1,13 +1,17 @@
 //! Taking mounts out of the tree: by the kernel for root, by fusermount3 for everybody else.
 
+use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
 
-use super::table;
+use super::table::{self, MountEntry};
 
 /// How hard to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,9 @@ pub enum UnmountError {
     /// Nothing is mounted there.
     #[error("{}: not mounted", .0.display())]
     NotMounted(PathBuf),
+    /// Another mount lies over it.
+    #[error("{}: {} was mounted over it; unmount that first", .0.display(), .1)]
+    Covered(PathBuf, String),
     /// Only who mounted it may.
     #[error("{}: only root and the user who mounted it may unmount it", .0.display())]
     NotAllowed(PathBuf),
@@ -48,34 +55,67 @@ pub enum UnmountError {
     },
 }
 
-/// Unmounts what is at `mountpoint`, which must be named as the kernel lists it.
-pub fn unmount(mountpoint: &Path, how: UnmountHow) -> Result<(), UnmountError> {
-    let flags = match how {
-        UnmountHow::Clean => MntFlags::empty(),
-        UnmountHow::Detach => MntFlags::MNT_DETACH,
-        UnmountHow::Abort => MntFlags::MNT_DETACH | MntFlags::MNT_FORCE,
+/// Unmounts this mount, and no other that was made on the same folder since.
+pub fn unmount(entry: &MountEntry, how: UnmountHow) -> Result<(), UnmountError> {
+    let place = &entry.mountpoint;
+    let system = |why: &dyn std::fmt::Display| UnmountError::System {
+        mountpoint: place.clone(),
+        why: why.to_string(),
     };
-    let place = mountpoint.to_owned();
-    match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
+    check_topmost(entry).map_err(|error| error.unwrap_or_else(|error| system(&error)))?;
+    let done = match how {
+        UnmountHow::Clean => umount2(place, MntFlags::UMOUNT_NOFOLLOW),
+        UnmountHow::Detach => detach(entry, MntFlags::MNT_DETACH),
+        UnmountHow::Abort => detach(entry, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE),
+    };
+    match done {
         Ok(()) => Ok(()),
-        Err(Errno::EPERM) => by_fusermount(mountpoint, how),
-        Err(Errno::EBUSY) => Err(UnmountError::Busy(place)),
-        Err(Errno::EINVAL | Errno::ENOENT) => Err(UnmountError::NotMounted(place)),
-        Err(error) => Err(UnmountError::System { mountpoint: place, why: error.desc().to_owned() }),
+        Err(Errno::EPERM) => by_fusermount(entry, how),
+        Err(Errno::EBUSY) => Err(UnmountError::Busy(place.clone())),
+        Err(Errno::EINVAL | Errno::ENOENT) => Err(UnmountError::NotMounted(place.clone())),
+        Err(error) => Err(system(&error.desc())),
     }
 }
 
+/// Fails unless the mount is what a path to its folder leads to.
+fn check_topmost(entry: &MountEntry) -> Result<(), Result<UnmountError, io::Error>> {
+    let mounts = table::mounts().map_err(Err)?;
+    let topmost = mounts.iter().rev().find(|other| other.mountpoint == entry.mountpoint);
+    match topmost {
+        Some(topmost) if topmost.is_same_mount(entry) => Ok(()),
+        Some(topmost) if mounts.iter().any(|other| other.is_same_mount(entry)) => {
+            Err(Ok(UnmountError::Covered(entry.mountpoint.clone(), topmost.source.clone())))
+        }
+        _ => Err(Ok(UnmountError::NotMounted(entry.mountpoint.clone()))),
+    }
+}
+
+/// Takes the mount out of the tree by a descriptor of it: what is mounted over its folder after the look stays.
+/// A clean unmount cannot go this way, because the descriptor counts as a user.
+fn detach(entry: &MountEntry, flags: MntFlags) -> nix::Result<()> {
+    // Asks nobody behind the mount, who may be gone.
+    let flags_of_path = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let folder = open(&entry.mountpoint, flags_of_path, Mode::empty())?;
+    let fd = folder.as_raw_fd();
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map_err(|_| Errno::EINVAL)?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    if id != Some(entry.id) {
+        return Err(Errno::EINVAL);
+    }
+    umount2(format!("/proc/self/fd/{fd}").as_str(), flags)
+}
+
 /// fusermount3 is set-user-id root and unmounts what its caller has mounted.
-fn by_fusermount(mountpoint: &Path, how: UnmountHow) -> Result<(), UnmountError> {
-    let place = mountpoint.to_owned();
+fn by_fusermount(entry: &MountEntry, how: UnmountHow) -> Result<(), UnmountError> {
+    let place = entry.mountpoint.clone();
     if how == UnmountHow::Abort
-        && let Err(error) = abort(mountpoint)
+        && let Err(error) = abort_connection(entry.device.1)
     {
         // It goes from its folder all the same; who waits there waits for a deadline, or for the end of who serves it.
         tracing::debug!(%error, "requests are not aborted; is /sys/fs/fuse/connections mounted?");
     }
     let mut command = Command::new("fusermount3");
-    command.arg(if how == UnmountHow::Clean { "-u" } else { "-uz" }).arg("--").arg(mountpoint);
+    command.arg(if how == UnmountHow::Clean { "-u" } else { "-uz" }).arg("--").arg(&entry.mountpoint);
     // Its words are compared below.
     command.env("LC_ALL", "C").stdin(Stdio::null());
     let output = match command.output() {
@@ -100,13 +140,7 @@ fn by_fusermount(mountpoint: &Path, how: UnmountHow) -> Result<(), UnmountError>
     })
 }
 
-/// Makes every request of one's own mount fail, those under way too.
-fn abort(mountpoint: &Path) -> io::Result<()> {
-    let entry = table::mount_at(mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
-    abort_connection(entry.device.1)
-}
-
 /// Makes the kernel answer everybody who waits for the daemon of a FUSE connection. For root, and who mounted it.
 pub fn abort_connection(device_minor: u32) -> io::Result<()> {
-    std::fs::write(format!("/sys/fs/fuse/connections/{device_minor}/abort"), "1")
+    fs::write(format!("/sys/fs/fuse/connections/{device_minor}/abort"), "1")
 }

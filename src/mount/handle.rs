@@ -14,6 +14,8 @@ use crate::client::quic::{ClientStatistics, QuicClient};
 use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport};
 use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
+use crate::fuse::Mounted;
+use crate::fuse::table::MountEntry;
 use crate::metrics::{Metric, Readings};
 use crate::recall::RecallClient;
 
@@ -39,6 +41,7 @@ pub(super) struct Link {
 pub struct MountHandle {
     label: String,
     mountpoint: PathBuf,
+    device: Option<String>,
     cache_limit_bytes: Option<u64>,
     cache_dir: Option<PathBuf>,
     warm_jobs: WarmJobs,
@@ -59,8 +62,10 @@ impl MountHandle {
         fetcher: Arc<Fetcher>,
         cache: Arc<dyn ChunkCache>,
         file_system: &Arc<FileSystem>,
+        session: &Mounted,
     ) -> Self {
         Self {
+            device: session.entry().map(MountEntry::device_text),
             label: config.label.clone(),
             mountpoint: config.mountpoint.clone(),
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
@@ -185,6 +190,7 @@ impl Controlled for MountHandle {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: vec![self.label.clone()],
             mountpoint: Some(self.mountpoint.clone()),
+            device: self.device.clone(),
             state: if self.ended.load(Ordering::Relaxed) {
                 LinkWord::Ending
             } else {

@@ -30,7 +30,7 @@ use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
-use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountHow};
+use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountError, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
 use crate::transport::identity::{IdentityError, random_bytes};
@@ -243,7 +243,7 @@ impl Mount {
             FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config, host_key));
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
         let link = Link { client: client.clone(), recall: Arc::clone(&recall) };
-        let handle = MountHandle::new(&config, link, fetcher, Arc::clone(&cache), &file_system);
+        let handle = MountHandle::new(&config, link, fetcher, Arc::clone(&cache), &file_system, &session);
         let handle = Arc::new(handle);
         let control =
             ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
@@ -334,12 +334,12 @@ async fn send_rest(file_system: &FileSystem) {
     }
 }
 
-/// Out of the tree when nobody is in it, else out of sight.
+/// Takes the mount out of the tree, whoever is in it.
 fn leave_tree(session: &Mounted) {
-    if session.unmount(UnmountHow::Clean).is_err()
-        && let Err(error) = session.unmount(UnmountHow::Detach)
-    {
-        tracing::warn!("{error}");
+    match session.unmount(UnmountHow::Detach) {
+        // Somebody has detached it, and still uses it.
+        Ok(()) | Err(UnmountError::NotMounted(_)) => {}
+        Err(error) => tracing::warn!("{error}"),
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 
+use crate::cli::CliError;
+use crate::cli::daemons::daemon_behind;
 use crate::cli::on_state::print_json;
 use crate::cli::progress::Progress;
 use crate::cli::words::{amount, count, rate};
-use crate::cli::{CliError, control_directories};
-use crate::control::{self, Daemon, Order, WarmOrder, WarmReport};
+use crate::control::{Daemon, Order, WarmOrder, WarmReport};
 use crate::fuse::table;
 
 /// Between two questions how far it is.
@@ -50,9 +51,7 @@ pub(super) fn place_of(typed: &Path) -> Result<Place, CliError> {
     let entry =
         entry.filter(table::MountEntry::is_wormhole).ok_or_else(|| wrong(&"not on a wormhole mount"))?;
     let below = path.strip_prefix(&entry.mountpoint).map_err(|error| wrong(&error))?;
-    let daemon = control_directories()
-        .iter()
-        .find_map(|directory| control::daemon_of_mount(directory, &entry.mountpoint).ok().flatten())
+    let daemon = daemon_behind(&entry)
         .ok_or_else(|| wrong(&"the daemon of this mount cannot be asked: it is another user's, or died"))?;
     Ok(Place { daemon, source: entry.source, below: below.as_os_str().as_bytes().to_vec() })
 }

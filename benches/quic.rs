@@ -55,6 +55,7 @@ async fn host(address: &str, congestion: CongestionKind) -> Result<(), Failure> 
     println!("listening: {} {:?}", endpoint.local_address(), endpoint.buffers());
     while let Some(incoming) = endpoint.accept().await {
         let connection = incoming.handshake().await?;
+        connection.admit();
         let watcher = tokio::spawn(watch(connection.clone()));
         serve(connection.clone()).await;
         watcher.abort();
@@ -174,6 +175,7 @@ async fn loopback_with(tuning: &TransportTuning, streams: u64) -> Result<(f64, f
     let accept = async { server.accept().await.ok_or("closed")?.handshake().await.map_err(Failure::from) };
     let connect = async { client.connect(address, ExpectedHost::Any).await.map_err(Failure::from) };
     let (at_host, at_client) = tokio::try_join!(accept, connect)?;
+    at_host.admit();
     let serving = tokio::spawn(serve(at_host.clone()));
     let (mut best, mut best_cpu) = (0.0, 0.0);
     for _ in 0..3 {

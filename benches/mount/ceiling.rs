@@ -197,6 +197,7 @@ pub(crate) fn raw_host(address: &str, transport: TransportChoice) -> Result<(), 
         println!("{} {}", endpoint.local_address(), identity.public_key());
         while let Some(incoming) = endpoint.accept().await {
             let connection = incoming.handshake().await?;
+            connection.admit();
             while let Ok((mut send, mut receive)) = connection.accept_stream().await {
                 tokio::spawn(async move {
                     let mut wanted = [0; 8];

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
 use super::core::Core;
+use super::entry::{KeyPlace, StrangerPlace, named};
 use super::greeting::{Guest, greet};
 use super::requests;
 use crate::proto::close;
@@ -15,21 +16,17 @@ use crate::transport::{CloseReason, Connection, Incoming};
 pub(super) const SHUTDOWN_TEXT: &str = "the host is shutting down";
 
 /// Serves a client from its knock to its end. `ending` turns true when the daemon ends.
-pub(super) async fn serve(core: Arc<Core>, incoming: Incoming, mut ending: watch::Receiver<bool>) {
-    let handshake = async {
-        match incoming.handshake().await {
-            Ok(connection) => greet(&core, &connection).await.map(|guest| (connection, guest)),
-            Err(error) => {
-                tracing::info!("{error}");
-                None
-            }
-        }
-    };
-    let greeted = tokio::select! {
-        greeted = handshake => greeted,
+pub(super) async fn serve(
+    core: Arc<Core>,
+    incoming: Incoming,
+    place: StrangerPlace,
+    mut ending: watch::Receiver<bool>,
+) {
+    let welcomed = tokio::select! {
+        welcomed = welcome(&core, incoming, place) => welcomed,
         _ = ending.wait_for(|ends| *ends) => None,
     };
-    if let Some((connection, guest)) = greeted {
+    if let Some((connection, guest, _place)) = welcomed {
         serve_requests(&connection, &guest, ending).await;
         if matches!(connection.close_reason(), Some(CloseReason::ByPeer { code, .. }) if code == u64::from(close::GOODBYE))
         {
@@ -38,6 +35,53 @@ pub(super) async fn serve(core: Arc<Core>, incoming: Incoming, mut ending: watch
         // What the client still has open is closed where closing may wait. A failure has been logged as a panic.
         let _ = tokio::task::spawn_blocking(move || drop(guest)).await;
     }
+}
+
+/// Does the handshake and greets the client, which has a stranger's place until its key is known, and then one of its key.
+async fn welcome(
+    core: &Arc<Core>,
+    incoming: Incoming,
+    place: StrangerPlace,
+) -> Option<(Connection, Guest, KeyPlace)> {
+    const DROPPED: &str = "others came while it did not get on";
+    let address = incoming.remote_address();
+    let connection = tokio::select! {
+        connection = incoming.handshake() => connection.map_err(|error| error.to_string()),
+        () = place.dropped() => Err(named(address, DROPPED)),
+    };
+    let connection = connection.map_err(|text| core.entry.refused(text, false)).ok()?;
+    let key = connection.peer_key();
+    if core.entry.is_known(key) {
+        drop(place);
+        let place = place_of_key(core, &connection)?;
+        let guest = greet(core, &connection).await?;
+        return Some((connection, guest, place));
+    }
+    let guest = tokio::select! {
+        guest = greet(core, &connection) => guest?,
+        () = place.dropped() => {
+            core.entry.refused(named(address, DROPPED), false);
+            connection.close(close::REFUSED, DROPPED);
+            return None;
+        }
+    };
+    let place = place_of_key(core, &connection)?;
+    Some((connection, guest, place))
+}
+
+/// A place among the connections of the client's key. A client that gets none is told.
+fn place_of_key(core: &Core, connection: &Connection) -> Option<KeyPlace> {
+    const NONE_LEFT: &str = "this key has as many connections as it may have now";
+    let place = core.entry.place(connection.peer_key());
+    if place.is_none() {
+        core.entry.refused(format!("refused {}: {NONE_LEFT}", who(connection)), true);
+        connection.close(close::REFUSED, NONE_LEFT);
+    }
+    place
+}
+
+fn who(connection: &Connection) -> String {
+    super::core::who(connection.peer_key(), connection.remote_address())
 }
 
 async fn serve_requests(connection: &Connection, guest: &Guest, mut ending: watch::Receiver<bool>) {

@@ -14,6 +14,7 @@ use super::actor::Actor;
 use super::attributes::system_error;
 use super::confine::open_beneath;
 use super::counters::Counters;
+use super::entry::Entry;
 use super::exports::{Export, ExportError};
 use super::index::{HashIndex, Progress};
 use super::keys::Rights;
@@ -56,6 +57,8 @@ pub(super) struct Core {
     pub(super) instance: InstanceId,
     pub(super) engine: Engine,
     pub(super) counters: Arc<Counters>,
+    /// Who is at the door, and who is in.
+    pub(super) entry: Arc<Entry>,
     pub(super) lending: Lending,
     pub(super) codec: Arc<Codec>,
     pub(super) known: Arc<Known>,
@@ -91,13 +94,15 @@ impl Core {
         Export::check_all(&exports)?;
         let open = |export: Export| Ok(OpenExport { root: export.open()?, export });
         let exports = exports.into_iter().map(open).collect::<Result<_, ExportError>>()?;
+        let counters = Arc::new(Counters::default());
         Ok(Self {
             exports,
             index: Arc::new(HashIndex::open(state.path())),
             index_progress: Arc::default(),
             state,
             instance,
-            counters: Arc::new(Counters::default()),
+            entry: Arc::new(Entry::new(Arc::clone(&counters))),
+            counters,
             lending: Lending::new(engine.stats().pool_buffers as usize),
             codec: Arc::new(Codec::new()),
             engine,

@@ -47,8 +47,7 @@ pub(super) async fn greet(core: &Arc<Core>, connection: &Connection) -> Option<G
         Ok(Err(refusal)) => refusal,
         Err(_) => WireError::new(ErrorCode::Refused, "the client did not say hello in time"),
     };
-    core.counters.refused.add(1);
-    tracing::warn!("refused {who}: {refusal}");
+    core.entry.refused(format!("refused {who}: {refusal}"), true);
     connection.close(close::REFUSED, &refusal.to_string());
     None
 }
@@ -113,6 +112,7 @@ async fn let_in(
     let who = who(key, connection.remote_address());
     let folder = String::from_utf8_lossy(&hello.sub_path);
     tracing::info!("{who} is connected to {}/{folder}", hello.export);
+    connection.admit();
     let welcome = Welcome {
         features: Features::SUPPORTED.shared_with(hello.features),
         instance: core.instance,

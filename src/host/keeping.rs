@@ -44,6 +44,7 @@ pub(super) async fn watch(core: Arc<Core>, reload: Arc<Notify>) {
 
 /// Ends sessions that nobody came back to, closes what was not used lately, and writes down what was hashed. Blocks.
 fn let_go(core: &Core, now: Instant) {
+    core.entry.tell(now);
     let over = core.sessions().expire(now);
     // Their files are closed outside of the lock.
     drop(over);
@@ -70,6 +71,7 @@ fn look(core: &Core, stamp: Option<Stamp>) -> Option<Stamp> {
 /// Closes the connections of keys whose rights are no longer those that they came in with. Blocks.
 fn show_out(core: &Core) -> Result<(), StateError> {
     let keys = core.state.keys()?;
+    core.entry.set_known(keys.iter().map(|known| known.key));
     for client in core.clients() {
         show_one_out(core, &client, &keys);
     }

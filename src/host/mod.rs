@@ -5,7 +5,7 @@
 //! 1. `exports`, `keys`, `tickets`, `admission`, `actor`, `state`: what is served to whom, as whom, and where that is written
 //! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
-//! 4. `core`, `connection`, `greeting`, `context`: a client from its knock to its end
+//! 4. `core`, `door`, `shares`, `refusals`, `entry`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
 //! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `manifest`, `sum`: from the disk engine to the stream
 //! 7. `index`: hashes that outlive the daemon; `operations`, `once`, `change`, `write`: what clients change, each change once; `locks`
@@ -30,6 +30,8 @@ mod core;
 mod counters;
 mod current;
 mod directory;
+mod door;
+mod entry;
 mod exports;
 mod greeting;
 mod handles;
@@ -46,9 +48,11 @@ mod opens;
 mod operations;
 mod packing;
 mod places;
+mod refusals;
 mod requests;
 mod session;
 mod sessions;
+mod shares;
 mod state;
 mod status;
 mod sum;
@@ -94,10 +98,6 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long clients may take to be told of the end.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Most connections at a time, greeted or not. Each may hold some 100 MiB in the worst case, so a few thousand hostile
-/// ones that were let in could exhaust a machine; strangers hold next to nothing.
-const CONNECTIONS_MAX: usize = 1024;
 
 /// Descriptors kept open between requests.
 const HANDLES_MAX: usize = 1024;
@@ -382,12 +382,11 @@ async fn accept(core: Arc<Core>, endpoint: Endpoint, ending: watch::Receiver<boo
     loop {
         tokio::select! {
             incoming = endpoint.accept() => match incoming {
-                Some(incoming) if connections.len() >= CONNECTIONS_MAX => {
-                    tracing::warn!("refused {}: {CONNECTIONS_MAX} connections are open", incoming.remote_address());
-                    incoming.refuse();
-                }
                 Some(incoming) => {
-                    connections.spawn(connection::serve(Arc::clone(&core), incoming, ending.clone()));
+                    if let Some((incoming, place)) = core.entry.knock(incoming) {
+                        let core = Arc::clone(&core);
+                        connections.spawn(connection::serve(core, incoming, place, ending.clone()));
+                    }
                 }
                 None => break,
             },

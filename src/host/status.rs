@@ -63,6 +63,8 @@ pub struct HostStatus {
     pub requests: u64,
     /// Clients refused since the start.
     pub refused: u64,
+    /// Clients that connected and were not admitted yet.
+    pub strangers: u64,
     /// The smaller of its UDP socket's buffers, in bytes, if it listens on UDP.
     pub udp_buffer_bytes: Option<usize>,
 }
@@ -133,6 +135,7 @@ impl HostStatus {
             requests_inflight: counters.requests_inflight.get(),
             requests: counters.requests.get(),
             refused: counters.refused.get(),
+            strangers: core.entry.strangers() as u64,
             udp_buffer_bytes: buffers.map(|buffers| buffers.smaller_bytes()),
         }
     }

@@ -1,6 +1,6 @@
 //! One connection between two proven keys, over QUIC or TCP.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{ConnectionError, VarInt};
 
@@ -9,7 +9,7 @@ use super::{
     identity::PublicKey,
     stream::{RecvStream, SendStream},
     tcp::TcpConnection,
-    tuning::TransportKind,
+    tuning::{TransportKind, TransportTuning, var_int},
 };
 use crate::proto::Lane;
 
@@ -18,6 +18,8 @@ use crate::proto::Lane;
 pub struct Connection {
     inner: Inner,
     peer_key: PublicKey,
+    /// What the peer may use once it is admitted, where it was not from the start.
+    admitted: Option<Arc<TransportTuning>>,
 }
 
 #[derive(Clone, Debug)]
@@ -28,11 +30,30 @@ enum Inner {
 
 impl Connection {
     pub(super) fn quic(quinn: quinn::Connection, peer_key: PublicKey) -> Self {
-        Self { inner: Inner::Quic(quinn), peer_key }
+        Self { inner: Inner::Quic(quinn), peer_key, admitted: None }
+    }
+
+    /// The same, with a peer that may use little until it is admitted.
+    pub(super) fn with_stranger(self, admitted: Arc<TransportTuning>) -> Self {
+        Self { admitted: Some(admitted), ..self }
     }
 
     pub(super) fn tcp((tcp, peer_key): (TcpConnection, PublicKey)) -> Self {
-        Self { inner: Inner::Tcp(tcp), peer_key }
+        Self { inner: Inner::Tcp(tcp), peer_key, admitted: None }
+    }
+
+    /// Lets the client use the windows and streams that the tuning has for it. Until a host calls this a client that connected
+    /// can make it hold no more than 64 KiB.
+    pub fn admit(&self) {
+        let Some(tuning) = &self.admitted else { return };
+        match &self.inner {
+            Inner::Quic(quinn) => {
+                quinn.set_receive_window(var_int(tuning.receive_window_bytes));
+                quinn.set_max_concurrent_bi_streams(tuning.bidirectional_streams_max.into());
+                quinn.set_max_concurrent_uni_streams(tuning.unidirectional_streams_max.into());
+            }
+            Inner::Tcp(tcp) => tcp.admit(),
+        }
     }
 
     /// The protocol below.

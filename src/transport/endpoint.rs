@@ -1,8 +1,9 @@
 //! Where connections begin: a host's door, which is open for QUIC and TCP at one port, or a client's way to a host.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::{
     connection::Connection,
@@ -16,6 +17,8 @@ use super::{
 
 /// Ports tried until one is free for UDP and TCP, where any will do.
 const PORTS_TRIED_MAX: usize = 32;
+/// Time for a client's handshake: a stranger who says nothing holds a place no longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where connections begin. Must be made inside a tokio runtime.
 #[derive(Clone, Debug)]
@@ -251,17 +254,46 @@ impl Incoming {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
+    /// What carries the client.
+    pub fn kind(&self) -> TransportKind {
+        match &self.knock {
+            Knock::Quic(_) => TransportKind::Quic,
+            Knock::Tcp(_) => TransportKind::Tcp,
+        }
+    }
+
+    /// Whether the client's address is known to be its own. Over TCP it always is.
+    pub fn is_address_proved(&self) -> bool {
+        match &self.knock {
+            Knock::Quic(quic) => quic.is_proved(),
+            Knock::Tcp(_) => true,
+        }
+    }
+
+    /// Has the client prove that its address is its own, which costs it a round trip; it then comes again.
+    pub fn ask_for_proof(self) {
+        if let Knock::Quic(quic) = self.knock {
+            quic.ask_for_proof();
+        }
+    }
+
     /// Does the handshake. The client has then proved the key that [`Connection::peer_key`] tells; whether that key is
-    /// welcome is the caller's decision.
+    /// welcome is the caller's decision, who then calls [`Connection::admit`].
     pub async fn handshake(self) -> Result<Connection, TransportError> {
         let address = self.remote_address();
-        let connection = match self.knock {
-            Knock::Quic(quic) => {
-                quic.handshake(&self.tuning).await.map(|(connection, key)| Connection::quic(connection, key))
+        let handshake = async {
+            match self.knock {
+                Knock::Quic(quic) => quic
+                    .handshake(&self.tuning)
+                    .await
+                    .map(|(connection, key)| Connection::quic(connection, key)),
+                Knock::Tcp(tcp) => tcp.handshake(&self.tuning, &self.registry).await.map(Connection::tcp),
             }
-            Knock::Tcp(tcp) => tcp.handshake(&self.tuning, &self.registry).await.map(Connection::tcp),
         };
-        connection.map_err(|reason| TransportError::Handshake { address, reason })
+        let late = |_| Err(format!("no handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()));
+        let connection = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(late);
+        let connection = connection.map_err(|reason| TransportError::Handshake { address, reason })?;
+        Ok(connection.with_stranger(self.tuning))
     }
 
     /// Tells the client that it is not wanted.

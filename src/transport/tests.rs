@@ -41,6 +41,13 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 async fn accept_one(host: &Endpoint) -> Result<Connection, TransportError> {
+    let connection = stranger(host).await?;
+    connection.admit();
+    Ok(connection)
+}
+
+/// A client that was not admitted yet.
+async fn stranger(host: &Endpoint) -> Result<Connection, TransportError> {
     host.accept().await.unwrap().handshake().await
 }
 
@@ -373,4 +380,49 @@ async fn a_host_picks_a_port_that_is_free_for_both() {
     let taken = std::net::TcpListener::bind(ANY_PORT).unwrap();
     let error = Endpoint::host(taken.local_addr().unwrap(), &identity, &TransportTuning::default());
     assert!(error.unwrap_err().to_string().contains("cannot listen on TCP"));
+}
+
+#[tokio::test]
+async fn a_stranger_may_open_few_streams_and_send_little_until_it_is_admitted() {
+    within_deadline(async {
+        let patience = Duration::from_millis(300);
+        for tuning in both() {
+            let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+            let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
+            let address = host_end.local_address();
+            let client_end = Endpoint::client(&client, &tuning, address).unwrap();
+            let (at_host, at_client) =
+                tokio::join!(stranger(&host_end), client_end.connect(address, ExpectedHost::Any));
+            let (at_host, at_client) = (at_host.unwrap(), at_client.unwrap());
+            let mut streams = Vec::new();
+            // As long as it may.
+            while let Ok(opened) = tokio::time::timeout(patience, at_client.open_stream(Lane::Demand)).await {
+                streams.push(opened.unwrap());
+            }
+            assert_eq!(streams.len(), 4, "{}", tuning.transport);
+            // Nobody reads: what goes out is what the host must hold.
+            let sent = at_client.stats().bytes_sent;
+            let content = bytes::Bytes::from(vec![7; 1 << 20]);
+            let mut writing = tokio::task::JoinSet::new();
+            for (mut send, receive) in streams {
+                let content = content.clone();
+                writing.spawn(async move {
+                    send.write_chunk(content).await.unwrap();
+                    receive
+                });
+            }
+            tokio::time::sleep(patience).await;
+            let sent = at_client.stats().bytes_sent - sent;
+            assert!(sent < 128 << 10, "{}: {sent} bytes went out", tuning.transport);
+            at_host.admit();
+            let read = async {
+                let (_send, mut receive) = at_host.accept_stream().await.unwrap();
+                receive.read_bytes(1 << 20, |_| ()).await.unwrap()
+            };
+            assert_eq!(read.await, content, "{}", tuning.transport);
+            at_client.open_stream(Lane::Demand).await.unwrap();
+            writing.shutdown().await;
+        }
+    })
+    .await;
 }

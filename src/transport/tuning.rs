@@ -18,6 +18,11 @@ const CONNECTION_MEMORY_BYTES_MAX: u64 = 1 << 30;
 /// A quarter of the connection's window: one stream nobody reads from leaves room for others.
 const STREAM_SHARE_OF_CONNECTION: u64 = 4;
 
+/// Bytes that a stranger may send on all streams: several times the longest hello. (`tcp::frame` has the same for TCP.)
+const STRANGER_WINDOW_BYTES: u64 = 64 << 10;
+/// Streams that a stranger may open: one for its hello, and a few that it may open behind it before the answer is there.
+const STRANGER_STREAMS_MAX: u32 = 4;
+
 /// What carries a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransportKind {
@@ -156,6 +161,16 @@ impl TransportTuning {
         Arc::new(config)
     }
 
+    /// The same for a client that a host has not admitted yet: it may say what it wants, and no more.
+    pub fn of_stranger(&self) -> Self {
+        Self {
+            receive_window_bytes: self.receive_window_bytes.min(STRANGER_WINDOW_BYTES),
+            bidirectional_streams_max: self.bidirectional_streams_max.min(STRANGER_STREAMS_MAX),
+            unidirectional_streams_max: 0,
+            ..self.clone()
+        }
+    }
+
     fn ack_policy(&self, path: Path) -> AckPolicy {
         let fitting = ACK_THRESHOLD_BYTES_MAX / u32::from(self.datagram_bytes(path));
         AckPolicy {
@@ -204,7 +219,7 @@ impl Default for TransportTuning {
     }
 }
 
-fn var_int(value: u64) -> VarInt {
+pub(super) fn var_int(value: u64) -> VarInt {
     VarInt::from_u64(value).unwrap_or(VarInt::MAX)
 }
 

@@ -81,6 +81,7 @@ async fn accept(endpoint: Endpoint, client: Arc<dyn Client>, shared: Arc<Shared>
         let (client, shared) = (Arc::clone(&client), Arc::clone(&shared));
         connections.spawn(async move {
             if let Ok(connection) = incoming.handshake().await {
+                connection.admit();
                 serve(connection, client, shared).await;
             }
         });

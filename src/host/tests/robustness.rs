@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt as _;
+
 use super::*;
 use crate::chunk::CHUNK_BYTES;
 use crate::host::HostStatus;
@@ -88,6 +90,53 @@ async fn a_client_that_leaves_is_off_the_list() {
     guest.visitor.connection.close(0, "bye");
     until(&world, |status| status.clients.is_empty()).await;
     assert_eq!(world.host.status().sessions, 1, "its session is kept for a while");
+}
+
+/// Half-open TCP connections and QUIC ones that say nothing, from the address that an honest client has, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_who_say_nothing_keep_nobody_out_and_hold_few_places() {
+    const EACH: usize = 400;
+    let world = World::new(|_| {});
+    let guest = world.client().await;
+    let address = world.host.listening();
+    let mut half_open = Vec::new();
+    for _ in 0..EACH {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"\x16\x03\x01\x02\x00\x01").await.unwrap();
+        half_open.push(stream);
+    }
+    until(&world, |status| status.refused > EACH as u64 / 2).await;
+    let strangers = world.host.status().strangers;
+    assert!(strangers > 0 && strangers < EACH as u64 / 2, "{strangers} places");
+    assert_eq!(guest.ask(Request::Ping).await, Ok(Reply::Done));
+    let newcomer = world.client().await;
+    assert_eq!(newcomer.ask(Request::Ping).await, Ok(Reply::Done));
+    drop(half_open);
+    until(&world, |status| status.strangers == 0).await;
+}
+
+/// Strangers who prove a key and then send all they may hold little of the host, and are gone in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_who_send_all_they_may_keep_nobody_out() {
+    let world = World::new(|_| {});
+    let guest = world.client().await;
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        let visitor = Visitor::new(&world).await;
+        let (mut send, receive) = visitor.connection.open_stream(Lane::Metadata).await.unwrap();
+        let sending = tokio::spawn(async move { send.write_all(&vec![7; 8 << 20]).await });
+        strangers.push((visitor, receive, sending));
+    }
+    let newcomer = world.client().await;
+    assert_eq!(newcomer.ask(Request::Ping).await, Ok(Reply::Done));
+    assert_eq!(guest.ask(Request::Ping).await, Ok(Reply::Done));
+    for (visitor, ..) in &strangers {
+        visitor.connection.closed().await;
+    }
+    for (_, _, sending) in strangers {
+        assert!(sending.await.unwrap().is_err(), "more was taken than a stranger may send");
+    }
+    until(&world, |status| status.strangers == 0).await;
 }
 
 #[tokio::test]

@@ -23,9 +23,6 @@ const PENDING_HANDSHAKES_MAX: usize = 1_024;
 /// Bytes of early packets kept for one of them, and for all.
 const PENDING_BYTES_MAX: u64 = 64 << 10;
 const PENDING_BYTES_TOTAL_MAX: u64 = 8 << 20;
-/// From this many open connections on, a stranger must first prove that its address is its own (one more round trip), so
-/// that forged addresses cannot fill the host.
-const CONNECTIONS_BEFORE_ADDRESS_CHECK: usize = 256;
 
 /// A socket with QUIC on it.
 #[derive(Clone, Debug)]
@@ -49,7 +46,7 @@ impl QuicEndpoint {
             .max_incoming(PENDING_HANDSHAKES_MAX)
             .incoming_buffer_size(PENDING_BYTES_MAX)
             .incoming_buffer_size_total(PENDING_BYTES_TOTAL_MAX)
-            .transport_config(tuning.transport_config(Path::unknown(listen.ip())));
+            .transport_config(tuning.of_stranger().transport_config(Path::unknown(listen.ip())));
         Self::open(listen, tuning, Some(server), UDP_PAYLOAD_BYTES_MAX)
     }
 
@@ -89,17 +86,9 @@ impl QuicEndpoint {
 
     /// The next client that wants to connect, or `None` once the endpoint is closed.
     pub(in crate::transport) async fn accept(&self) -> Option<QuicIncoming> {
-        loop {
-            let quinn = self.quinn.accept().await?;
-            if quinn.remote_address_validated()
-                || self.quinn.open_connections() < CONNECTIONS_BEFORE_ADDRESS_CHECK
-            {
-                let server = self.server.as_ref().map(Arc::clone)?;
-                return Some(QuicIncoming { quinn, server });
-            }
-            // Refused only for packets that bear a token already, and those are validated.
-            let _ = quinn.retry();
-        }
+        let quinn = self.quinn.accept().await?;
+        let server = self.server.as_ref().map(Arc::clone)?;
+        Some(QuicIncoming { quinn, server })
     }
 
     /// Connects to the host at `address`. Gives up after the tuning's idle timeout.
@@ -174,13 +163,24 @@ impl QuicIncoming {
         self.quinn.remote_address()
     }
 
+    /// Whether the client's address is known to be its own: it answered there.
+    pub(in crate::transport) fn is_proved(&self) -> bool {
+        self.quinn.remote_address_validated()
+    }
+
+    /// Has the client prove that its address is its own, and come again.
+    pub(in crate::transport) fn ask_for_proof(self) {
+        // Refused only for packets that bear a proof already.
+        let _ = self.quinn.retry();
+    }
+
     /// Does the handshake.
     pub(in crate::transport) async fn handshake(
         self,
         tuning: &TransportTuning,
     ) -> Result<(quinn::Connection, PublicKey), String> {
         let mut config = ServerConfig::clone(&self.server);
-        config.transport_config(tuning.transport_config(Path::to(self.quinn.remote_address())));
+        config.transport_config(tuning.of_stranger().transport_config(Path::to(self.quinn.remote_address())));
         let connecting = self.quinn.accept_with(Arc::new(config)).map_err(handshake_words)?;
         let connection = connecting.await.map_err(handshake_words)?;
         let key = peer_key(&connection).ok_or_else(|| "the client proved no key".to_owned())?;

@@ -27,6 +27,8 @@ use crate::transport::connection::CloseReason;
 
 /// Bytes asked of the socket at once. What is opened is still in the processor's cache when it is proved.
 const RECEIVE_BYTES: usize = 512 << 10;
+/// The same while the peer is a stranger: one record at a time, so that a thousand strangers hold little of our memory.
+const STRANGER_RECEIVE_BYTES: usize = RECORD_BYTES_MAX;
 /// How often the kernel is asked how the way is, while there is something to do.
 const INFO_EVERY: Duration = Duration::from_millis(100);
 /// How long the last words may take to leave, and the peer to read them.
@@ -235,7 +237,8 @@ impl Driver {
 
     /// Takes what the socket has, once. Returns whether it had something.
     fn receive(&mut self) -> Result<bool, End> {
-        match self.stream.try_read(&mut self.incoming[self.received..]) {
+        let room = if self.shared.is_admitted() { self.incoming.len() } else { STRANGER_RECEIVE_BYTES };
+        match self.stream.try_read(&mut self.incoming[self.received..room.max(self.received + 1)]) {
             Ok(0) => {
                 let text = "the other side ended without a word".to_owned();
                 Err(End::Gone(CloseReason::Failed { text }))

@@ -20,8 +20,6 @@ use crate::io::sys::tcp_info;
 use crate::transport::identity::PublicKey;
 use crate::transport::tuning::TransportTuning;
 
-/// Time for a handshake: a stranger who says nothing holds a socket no longer.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that the kernel holds for us before we look.
 const BACKLOG: i32 = 1_024;
 /// Pause after the system refused to hand a connection over: it has no descriptors, and will have some later.
@@ -154,7 +152,7 @@ impl TcpIncoming {
         let mut connected =
             Connected::new(self.stream, self.address, tuning).map_err(|error| error.to_string())?;
         let agreed = Box::pin(handshake::as_host(&mut connected.stream, self.config));
-        let agreed = within(HANDSHAKE_TIMEOUT, agreed).await?;
+        let agreed = agreed.await.map_err(|error| error.to_string())?;
         Ok(start(connected, agreed, Side::Host, tuning, registry))
     }
 }
@@ -242,6 +240,10 @@ fn start(
     };
     let patience = Patience { keep_alive: tuning.keep_alive_interval, idle_timeout: tuning.idle_timeout };
     let shared = Arc::new(Shared::new(Mux::new(side, limits)));
+    if side == Side::Client {
+        // Whom it dials a client has chosen itself.
+        shared.admit();
+    }
     let active = registry.add(&shared);
     let (peer_key, content) = (agreed.peer_key, std::mem::take(&mut agreed.content));
     let Connected { stream, address, congestion, .. } = connected;

@@ -16,7 +16,8 @@
 //! | 5 ping, 6 pong | | | a number that comes back | |
 //! | 7 close | length of the payload | code | | words |
 //!
-//! Until its hello arrives a side may rely on the `EARLY` limits. A client's streams have odd numbers, a host's even ones.
+//! Until its hello arrives a side may rely on the `EARLY` limits. A host says hello when it has admitted the client: until then
+//! a stranger can send no more than these. A client's streams have odd numbers, a host's even ones.
 //! What is written in one piece says how long it is, so that the receiver can lay it down where it will be used.
 
 /// Bytes of a header.
@@ -27,11 +28,11 @@ pub(super) const PAYLOAD_BYTES_MAX: usize = (1 << 22) - 1;
 pub(super) const CLOSE_BYTES_MAX: usize = 1_024;
 
 /// Streams that may be opened before the peer's hello came.
-pub(super) const EARLY_STREAMS_MAX: u32 = 16;
+pub(super) const EARLY_STREAMS_MAX: u32 = 4;
 /// Bytes that may be sent on one of them.
 pub(super) const EARLY_STREAM_BYTES: u32 = 64 << 10;
 /// Bytes that may be sent on all of them.
-pub(super) const EARLY_CONNECTION_BYTES: u32 = 256 << 10;
+pub(super) const EARLY_CONNECTION_BYTES: u32 = 64 << 10;
 
 const OPENS: u32 = 1 << 23;
 const ENDS: u32 = 1 << 22;

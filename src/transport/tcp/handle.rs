@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub(super) struct Shared {
     mux: Mutex<Mux>,
     /// Tells the socket's task that there is something to send.
     pub(super) work: Notify,
+    /// Whether the peer may use the whole limits.
+    is_admitted: AtomicBool,
     pub(super) counters: Counters,
 }
 
@@ -44,7 +46,19 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn new(mux: Mux) -> Self {
-        Self { mux: Mutex::new(mux), work: Notify::new(), counters: Counters::default() }
+        let is_admitted = AtomicBool::new(false);
+        Self { mux: Mutex::new(mux), work: Notify::new(), is_admitted, counters: Counters::default() }
+    }
+
+    /// Whether the peer may use the whole limits.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.is_admitted.load(Ordering::Relaxed)
+    }
+
+    /// Lets the peer use the whole limits.
+    pub(super) fn admit(&self) {
+        self.is_admitted.store(true, Ordering::Relaxed);
+        self.ask(Mux::admit);
     }
 
     /// Lets the socket's task do something with the streams; whoever waited for it is woken afterwards.
@@ -102,6 +116,10 @@ impl TcpConnection {
 
     pub(in crate::transport) fn remote_address(&self) -> SocketAddr {
         self.peer
+    }
+
+    pub(in crate::transport) fn admit(&self) {
+        self.shared().admit();
     }
 
     pub(in crate::transport) fn rtt(&self) -> Duration {

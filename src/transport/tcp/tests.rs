@@ -208,7 +208,9 @@ async fn pair(tuning: &TransportTuning) -> (Connection, Connection) {
     let client_end = Endpoint::client(&client, tuning, address).unwrap();
     let accept = async { host_end.accept().await.unwrap().handshake().await };
     let (at_host, at_client) = tokio::join!(accept, client_end.connect(address, ExpectedHost::Any));
-    (at_host.unwrap(), at_client.unwrap())
+    let at_host = at_host.unwrap();
+    at_host.admit();
+    (at_host, at_client.unwrap())
 }
 
 /// A host's end whose records a test writes itself.

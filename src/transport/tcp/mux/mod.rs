@@ -49,7 +49,7 @@ pub(super) enum Side {
 }
 
 /// What a peer may make us hold, and what we may hold ourselves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Streams the peer may have open.
     pub(super) streams_max: u32,
@@ -59,6 +59,18 @@ pub(super) struct Limits {
     pub(super) connection_bytes: u32,
     /// Bytes of our own that may wait to be sent.
     pub(super) send_bytes_max: usize,
+}
+
+impl Limits {
+    /// What a peer may rely on before the hello, and so all that a stranger gets.
+    fn early(self) -> Self {
+        Self {
+            streams_max: EARLY_STREAMS_MAX,
+            stream_bytes: EARLY_STREAM_BYTES,
+            connection_bytes: EARLY_CONNECTION_BYTES,
+            ..self
+        }
+    }
 }
 
 /// The peer does what the protocol forbids.
@@ -128,7 +140,10 @@ enum Expect {
 /// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Mux {
+    /// What holds for the peer now.
     limits: Limits,
+    /// What will hold once the peer is admitted.
+    admitted_limits: Option<Limits>,
     streams: HashMap<u32, Stream>,
     next_stream: u32,
     open_ours: u32,
@@ -159,15 +174,11 @@ pub(super) struct Mux {
 }
 
 impl Mux {
-    /// A connection that begins; what it has to say first is ready to be sent.
+    /// A connection that begins. `limits` hold from [`Self::admit`] on: a client calls it at once.
     pub(super) fn new(side: Side, limits: Limits) -> Self {
-        let hello = Frame::Hello {
-            streams_max: limits.streams_max,
-            stream_bytes: limits.stream_bytes,
-            connection_bytes: limits.connection_bytes,
-        };
         Self {
-            limits,
+            limits: limits.early(),
+            admitted_limits: Some(limits),
             streams: HashMap::new(),
             next_stream: if side == Side::Client { 1 } else { 2 },
             open_ours: 0,
@@ -177,22 +188,38 @@ impl Mux {
             peer_said_hello: false,
             accepted: VecDeque::new(),
             lanes: Default::default(),
-            control: VecDeque::from([hello]),
+            control: VecDeque::new(),
             pong: None,
             goodbye: None,
             expect: Expect::Header { bytes: [0; HEADER_BYTES], filled: 0 },
             send_credit: EARLY_CONNECTION_BYTES.into(),
             queued_bytes: 0,
             held_up: Vec::new(),
-            receive_credit: limits.connection_bytes.into(),
+            receive_credit: EARLY_CONNECTION_BYTES.into(),
             ungranted: 0,
             closed: None,
             accepters: Vec::new(),
             openers: Vec::new(),
             mourners: Vec::new(),
             wakes: Vec::new(),
-            has_work: true,
+            has_work: false,
         }
+    }
+
+    /// Lets the peer use the whole limits, and tells it so. Returns `false` where that was done before.
+    pub(super) fn admit(&mut self) -> bool {
+        let Some(limits) = self.admitted_limits.take() else { return false };
+        let early = std::mem::replace(&mut self.limits, limits);
+        self.receive_credit += u64::from(limits.connection_bytes.saturating_sub(early.connection_bytes));
+        let more = u64::from(limits.stream_bytes.saturating_sub(early.stream_bytes));
+        for stream in self.streams.values_mut() {
+            stream.receive.credit += more;
+        }
+        let Limits { streams_max, stream_bytes, connection_bytes, .. } = limits;
+        // In front of all else: the peer takes no window for its hello that was granted before it.
+        self.control.push_front(Frame::Hello { streams_max, stream_bytes, connection_bytes });
+        self.has_work = true;
+        true
     }
 
     /// Why it is over, if it is.

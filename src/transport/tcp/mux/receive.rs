@@ -149,7 +149,7 @@ impl Mux {
                 .checked_sub(bytes)
                 .ok_or(Violation("more content on a stream than was allowed"))?;
             if receive.stopped.is_none() {
-                receive.begin(len as usize, more as usize);
+                receive.begin(len as usize, more.min(self.limits.stream_bytes) as usize);
             }
         }
         if len == 0 {

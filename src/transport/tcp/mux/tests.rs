@@ -29,6 +29,7 @@ enum Op {
     LayTogether { pick: usize, len: usize },
     Drop { pick: usize },
     Carry { batch: usize, cut: usize },
+    Admit,
 }
 
 fn op() -> impl Strategy<Value = (bool, Op)> {
@@ -46,6 +47,7 @@ fn op() -> impl Strategy<Value = (bool, Op)> {
         1 => (pick.clone(), 0usize..300_000).prop_map(|(pick, len)| Op::LayTogether { pick, len }),
         1 => pick.prop_map(|pick| Op::Drop { pick }),
         6 => (0usize..100_000, 1usize..9_000).prop_map(|(batch, cut)| Op::Carry { batch, cut }),
+        1 => Just(Op::Admit),
     ];
     (any::<bool>(), kinds)
 }
@@ -96,6 +98,15 @@ impl World {
         let ends =
             [Side::Client, Side::Host].map(|side| End { mux: Mux::new(side, LIMITS), held: Vec::new() });
         Self { ends, twins: BTreeMap::new(), count: 0 }
+    }
+
+    /// Two ends that let each other use the whole limits.
+    fn admitted() -> Self {
+        let mut world = Self::new();
+        for side in 0..2 {
+            world.apply(side, Op::Admit);
+        }
+        world
     }
 
     fn held(&self, side: usize, pick: usize) -> Option<u32> {
@@ -158,6 +169,9 @@ impl World {
                 self.drop_stream(side, id);
             }
             Op::Carry { batch, cut } => self.carry(side, batch, cut),
+            Op::Admit => {
+                self.ends[side].mux.admit();
+            }
         }
     }
 
@@ -253,6 +267,9 @@ impl World {
 
     /// Everything is finished, carried and read: nothing may be left.
     fn finish(&mut self) {
+        for side in 0..2 {
+            self.apply(side, Op::Admit);
+        }
         for _ in 0..400 {
             for side in 0..2 {
                 for pick in 0..self.ends[side].held.len() {
@@ -299,15 +316,51 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(portions in proptest::collection::vec(proptest::collection::vec(0u8..10, 0..40), 0..40)) {
-        let mut mux = Mux::new(Side::Client, LIMITS);
-        for portion in portions {
-            if mux.receive(&portion, Duration::ZERO).is_err() {
+    fn no_bytes_make_it_panic(
+        is_host: bool,
+        admit_at in 0usize..40,
+        portions in proptest::collection::vec(proptest::collection::vec(0u8..10, 0..40), 0..40),
+    ) {
+        let mut mux = Mux::new(if is_host { Side::Host } else { Side::Client }, LIMITS);
+        for (number, portion) in portions.iter().enumerate() {
+            if number == admit_at {
+                mux.admit();
+            }
+            if mux.receive(portion, Duration::ZERO).is_err() {
                 break;
             }
         }
         mux.transmit(&mut Batch::default(), 1 << 20);
     }
+}
+
+#[test]
+fn a_stranger_makes_a_host_hold_64_kib_whatever_it_sends() {
+    let mut host = Mux::new(Side::Host, LIMITS);
+    assert!(frames(&mut host, 1 << 20).is_empty(), "nothing allows it more");
+    let data = |stream, len| Frame::Data { stream, len, more: u32::MAX, opens: true, ends: false }.encode();
+    let send = |host: &mut Mux, stream, len: u32| {
+        let bytes = [&data(stream, len)[..], &vec![0; len as usize]].concat();
+        host.receive(&bytes, Duration::ZERO)
+    };
+    for stream in [1, 3, 5, 7] {
+        send(&mut host, stream, EARLY_CONNECTION_BYTES / 4).unwrap();
+    }
+    assert!(send(&mut host, 7, 1).is_err(), "more than the window");
+    let mut host = Mux::new(Side::Host, LIMITS);
+    (0..EARLY_STREAMS_MAX).for_each(|number| send(&mut host, 1 + 2 * number, 1).unwrap());
+    assert!(send(&mut host, 1 + 2 * EARLY_STREAMS_MAX, 1).is_err(), "more than the streams");
+}
+
+#[test]
+fn who_is_admitted_is_told_and_may_send_what_the_limits_say() {
+    let mut host = Mux::new(Side::Host, LIMITS);
+    assert!(host.admit() && !host.admit());
+    let told = frames(&mut host, 1 << 20);
+    let Limits { streams_max, stream_bytes, connection_bytes, .. } = LIMITS;
+    assert_eq!(told, [Frame::Hello { streams_max, stream_bytes, connection_bytes }]);
+    let data = Frame::Data { stream: 1, len: stream_bytes, more: 0, opens: true, ends: false }.encode();
+    assert_eq!(host.receive(&data, Duration::ZERO), Ok(()));
 }
 
 /// Headers of what goes out next.
@@ -330,6 +383,7 @@ fn open(mux: &mut Mux, lane: Lane, len: usize) -> u32 {
 #[test]
 fn urgent_lanes_go_first_also_into_the_middle_of_a_piece() {
     let mut mux = Mux::new(Side::Client, LIMITS);
+    mux.admit();
     let ahead = open(&mut mux, Lane::Ahead, 50_000);
     let demand = open(&mut mux, Lane::Demand, 100);
     let first = frames(&mut mux, 10_000);
@@ -393,7 +447,7 @@ fn readers_of_more_than_the_window_do_not_wait_for_ever() {
 
 #[test]
 fn a_client_may_not_open_more_than_it_is_allowed() {
-    let mut world = World::new();
+    let mut world = World::admitted();
     world.carry(1, 1 << 20, 99);
     let opened = (0..40).filter(|_| world.ends[0].mux.poll_open(Lane::Demand, &context()).is_ready());
     assert_eq!(opened.count(), 16);

@@ -99,7 +99,7 @@ fn at_boot_there_is_neither_home_nor_path() {
     let output = bench.helper().args(["nas:/media", "/mnt", "-o", "ro"]).env_clear().output().unwrap();
     assert_eq!(code(&output), 0, "{}", errors(&output));
     let environment = bench.recorded("environment");
-    assert_eq!(environment[0], "/root");
+    assert_eq!(environment[0], "", "whose it would be is for wormhole to find out");
     assert!(environment[1].split(':').any(|place| place == "/usr/bin"), "{environment:?}");
 }
 

@@ -1,6 +1,7 @@
 //! Where files belong when nobody says: by the rules of the file-system hierarchy for root, of XDG for people.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 /// The name of every directory of ours.
@@ -50,10 +51,26 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// That of this process.
+    /// That of this process. mount(8) starts what plain users mount from fstab without `HOME` and `XDG_RUNTIME_DIR`: then the home is the
+    /// one in the list of users, and the other one that of systemd, if it is there and the user's own.
     pub fn of_process() -> Self {
-        let gid = nix::unistd::getegid().as_raw();
-        Self { gid, ..Self::new(nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name)) }
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid().as_raw());
+        let mut environment = Self { gid, ..Self::new(uid.as_raw(), |name| std::env::var_os(name)) };
+        if environment.is_root() {
+            return environment;
+        }
+        if environment.home.is_none() {
+            let user = nix::unistd::User::from_uid(uid).ok().flatten();
+            environment.home = user.map(|user| user.dir).filter(|home| home.is_absolute());
+        }
+        if environment.runtime_dir.is_none() {
+            let usual = PathBuf::from(format!("/run/user/{uid}"));
+            let is_own = std::fs::symlink_metadata(&usual).is_ok_and(|found| {
+                found.is_dir() && found.uid() == uid.as_raw() && found.mode() & 0o777 == 0o700
+            });
+            environment.runtime_dir = is_own.then_some(usual);
+        }
+        environment
     }
 
     /// With the variables that `variable` knows, in group 0. Relative paths are ignored, as XDG demands.

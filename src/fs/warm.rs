@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{FileSystem, lock};
 use crate::cache::{PinError, Pinning};
@@ -19,6 +19,9 @@ use crate::proto::{Attributes, DirectoryEntry, ErrorCode, FileKind, NodeId};
 /// Most directories that wait to be walked, and most entries of one of them: some 100 MB.
 const DIRECTORIES_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 1 << 22;
+
+/// Most symbolic links that are asked for at once.
+const LINKS_MAX: usize = 32;
 
 /// Most problems that are told one by one.
 const PROBLEMS_MAX: usize = 10;
@@ -78,6 +81,7 @@ impl FileSystem {
             progress: Arc::clone(&progress),
             runs: VecDeque::new(),
             runs_max: usize::MAX,
+            links: JoinSet::new(),
             pinning: None,
         };
         let task = self.runtime().spawn(async move {
@@ -99,12 +103,19 @@ impl FileSystem {
 
     /// Looks a path up from the root, which makes the host know its node, also after it restarted.
     async fn look_up_path(&self, path: &[u8]) -> Result<Attributes, CallError> {
+        self.look_up_with_parents(path).await.map(|(_, found)| found)
+    }
+
+    /// The same, with the directories on the way from the root.
+    async fn look_up_with_parents(&self, path: &[u8]) -> Result<(Vec<NodeId>, Attributes), CallError> {
         let mut found = self.client.root();
+        let mut parents = Vec::new();
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            parents.push(found.node);
             found = self.client.lookup(found.node, name).await?;
         }
         // Nothing that is cached: a version that is out of date costs the whole file.
-        self.client.attributes(found.node).await
+        Ok((parents, self.client.attributes(found.node).await?))
     }
 }
 
@@ -150,6 +161,8 @@ struct Walk {
     progress: Arc<Mutex<WarmProgress>>,
     runs: VecDeque<Run>,
     runs_max: usize,
+    /// Targets of symbolic links on their way into the notes.
+    links: JoinSet<()>,
     pinning: Option<Pinning>,
 }
 
@@ -170,9 +183,13 @@ impl Walk {
             );
         }
         let dropped_before = self.fs.fetcher.cache().stats().dropped;
-        let top = self.fs.look_up_path(&path).await.map_err(|error| error.to_string())?;
+        let found = self.fs.look_up_with_parents(&path).await;
+        let (parents, top) = found.map_err(|error| error.to_string())?;
         if let Some(name) = pin {
             self.begin_pin(name).await?;
+        }
+        for parent in parents {
+            self.list_for_later(parent).await;
         }
         let mut directories = Vec::new();
         match top.kind {
@@ -194,6 +211,7 @@ impl Walk {
                 match entry.attributes.kind {
                     FileKind::Regular => self.file(path, &entry.attributes).await?,
                     FileKind::Directory => below.push((path, entry.attributes.node)),
+                    FileKind::Symlink => self.link(entry.attributes.node).await,
                     _ => {}
                 }
             }
@@ -206,6 +224,7 @@ impl Walk {
         while !self.runs.is_empty() {
             self.settle_next().await?;
         }
+        while self.links.join_next().await.is_some() {}
         self.finish(dropped_before).await
     }
 
@@ -249,6 +268,27 @@ impl Walk {
             Err(FetchError::UnknownNode) => self.list(self.fs.look_up_path(path).await?.node).await,
             listed => listed,
         }
+    }
+
+    /// Lists a directory above, so that the way to what is warmed can be listed without the host. One that may not be listed stays so.
+    async fn list_for_later(&self, node: NodeId) {
+        let mut parts = self.fs.client.list(node);
+        let mut entries = 0;
+        while let Some(Ok(ListPart::Entries(batch))) = parts.recv().await {
+            entries += batch.len();
+            if entries > ENTRIES_MAX {
+                return;
+            }
+        }
+    }
+
+    /// Has the target of a symbolic link noted, beside others. One that cannot be read is told when somebody reads it.
+    async fn link(&mut self, node: NodeId) {
+        while self.links.len() >= LINKS_MAX {
+            self.links.join_next().await;
+        }
+        let client = Arc::clone(&self.fs.client);
+        self.links.spawn(async move { drop(client.read_link(node).await) });
     }
 
     async fn list(&self, node: NodeId) -> Result<Vec<DirectoryEntry>, FetchError> {

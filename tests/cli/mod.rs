@@ -8,6 +8,7 @@ mod errors;
 mod hashing;
 mod manual;
 mod options;
+mod readme;
 mod session;
 mod stage;
 mod user;

@@ -15,6 +15,16 @@ pub(crate) struct Lan {
 impl Lan {
     /// `None` for a plain user, who cannot make one.
     pub(crate) fn new(tag: &str, addresses: &[&str], hosts: &str) -> Option<Self> {
+        Self::with_files(tag, addresses, hosts, &[])
+    }
+
+    /// The same with other files of `/etc`, which must exist on this machine, too.
+    pub(crate) fn with_files(
+        tag: &str,
+        addresses: &[&str],
+        hosts: &str,
+        files: &[(&str, String)],
+    ) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             return None;
         }
@@ -22,6 +32,10 @@ impl Lan {
         let etc = Path::new("/etc/netns").join(&name);
         fs::create_dir_all(&etc).unwrap();
         fs::write(etc.join("hosts"), format!("127.0.0.1 localhost\n::1 localhost\n{hosts}")).unwrap();
+        for (file, text) in files {
+            assert!(Path::new("/etc").join(file).exists(), "this machine has no /etc/{file}");
+            fs::write(etc.join(file), text).unwrap();
+        }
         let ip = |arguments: &str| printed_by("ip", &arguments.split(' ').collect::<Vec<_>>());
         ip(&format!("netns add {name}"));
         ip(&format!("-n {name} link set lo up"));
@@ -51,8 +65,13 @@ impl Lan {
 
     /// Writes other names into its `/etc/hosts`.
     pub(crate) fn set_hosts(&self, hosts: &str) {
-        fs::write(self.etc().join("hosts"), hosts).unwrap();
+        self.set_file("hosts", hosts);
         self.has_names();
+    }
+
+    /// Writes one of its files of `/etc`.
+    pub(crate) fn set_file(&self, name: &str, text: &str) {
+        fs::write(self.etc().join(name), text).unwrap();
     }
 
     /// A program in this network. It becomes the process that is started.

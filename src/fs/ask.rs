@@ -6,13 +6,14 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::error::Remedy;
 use super::events::FsEvent;
 use super::inodes::{DEPTH_MAX, Inode, Step};
+use super::recovering::Recovering;
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client};
 use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, OpenAccess, OpenId};
@@ -25,7 +26,7 @@ pub(super) type Recoveries = HashMap<Inode, Weak<AsyncMutex<()>>>;
 
 impl FileSystem {
     /// Asks the host about `inode`. If it does not know the node, because it restarted, the inode is looked up again
-    /// by its path and the question asked once more.
+    /// by its path and the question asked once more, as often as it restarts until the deadline.
     pub(super) async fn ask<T, F>(
         &self,
         inode: Inode,
@@ -34,14 +35,27 @@ impl FileSystem {
     where
         F: Future<Output = Result<T, CallError>>,
     {
-        let (node, recoveries) = self.node_of(inode)?;
-        match call(Arc::clone(&self.client), node).await {
-            Err(error) if Remedy::of(&error) == Remedy::Resolve => {
-                self.recover(inode, recoveries).await?;
-                call(Arc::clone(&self.client), node).await.map_err(FsError::from)
+        let mut recovering = Recovering::within(self.config.patience, Instant::now());
+        loop {
+            let (node, recoveries) = self.node_of(inode)?;
+            match call(Arc::clone(&self.client), node).await {
+                Err(error) if Remedy::of(&error) == Remedy::Resolve => {
+                    self.may_recover(&mut recovering, error)?;
+                    self.recover(inode, recoveries, &mut recovering).await?;
+                }
+                answer => return answer.map_err(FsError::from),
             }
-            answer => answer.map_err(FsError::from),
         }
+    }
+
+    /// `error` where an operation is not to be tried again.
+    pub(super) fn may_recover<E: Into<FsError>>(
+        &self,
+        recovering: &mut Recovering,
+        error: E,
+    ) -> Result<(), FsError> {
+        let run = *self.client.runs().borrow();
+        if recovering.may_go_on(run, Instant::now()) { Ok(()) } else { Err(error.into()) }
     }
 
     /// Waits for `answer`, but takes `copy` instead as soon as the host is known to be out of reach.
@@ -95,12 +109,28 @@ impl FileSystem {
 
     /// Makes the host know `inode` again, unless someone else has done so since the inode had been recovered
     /// `recoveries` times. One recovery of an inode runs at a time.
-    pub(super) async fn recover(&self, inode: Inode, recoveries: u64) -> Result<(), FsError> {
+    pub(super) async fn recover(
+        &self,
+        inode: Inode,
+        recoveries: u64,
+        recovering: &mut Recovering,
+    ) -> Result<(), FsError> {
         let turn = self.recovery_turn(inode);
         let _turn = turn.lock().await;
         if self.node_of(inode)?.1 != recoveries {
             return Ok(());
         }
+        loop {
+            match self.recover_once(inode).await {
+                Err(FsError::Call(error)) if Remedy::of(&error) == Remedy::Resolve => {
+                    self.may_recover(recovering, error)?;
+                }
+                recovered => return recovered,
+            }
+        }
+    }
+
+    async fn recover_once(&self, inode: Inode) -> Result<(), FsError> {
         let attributes = match self.resolve(inode).await {
             Err(FsError::Stale) => {
                 self.forget_name_of(inode);

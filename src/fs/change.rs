@@ -13,6 +13,7 @@ use super::files::{OpenRequest, Opened};
 use super::ids::Unmapped;
 use super::inodes::{Inode, Name};
 use super::nodes::Entry;
+use super::recovering::Recovering;
 use super::{FileSystem, FsError, lock};
 use crate::client::{CallError, Client, SentFirst};
 use crate::proto::{
@@ -237,19 +238,23 @@ impl FileSystem {
         if self.config.read_only {
             return Err(FsError::ReadOnly);
         }
-        let mut nodes = Vec::with_capacity(N);
-        for inode in inodes {
-            nodes.push(self.node_of(inode)?);
-        }
-        let ids = std::array::from_fn(|at| nodes[at].0);
-        match call(Arc::clone(&self.client), ids).await {
-            Err(error) if Remedy::of(&error) == Remedy::Resolve => {
-                for (inode, (_, recoveries)) in inodes.iter().zip(&nodes) {
-                    self.recover(*inode, *recoveries).await?;
-                }
-                call(Arc::clone(&self.client), ids).await.map_err(FsError::from)
+        // Each call ends by itself when its deadline is over; that of content has none.
+        let mut recovering = Recovering::without_deadline();
+        loop {
+            let mut nodes = Vec::with_capacity(N);
+            for inode in inodes {
+                nodes.push(self.node_of(inode)?);
             }
-            answer => answer.map_err(FsError::from),
+            let ids = std::array::from_fn(|at| nodes[at].0);
+            match call(Arc::clone(&self.client), ids).await {
+                Err(error) if Remedy::of(&error) == Remedy::Resolve => {
+                    self.may_recover(&mut recovering, error)?;
+                    for (inode, (_, recoveries)) in inodes.iter().zip(&nodes) {
+                        self.recover(*inode, *recoveries, &mut recovering).await?;
+                    }
+                }
+                answer => return answer.map_err(FsError::from),
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use super::attributes::Learned;
 use super::error::Remedy;
 use super::inodes::{Inode, Name};
 use super::nodes::Entry;
+use super::recovering::Recovering;
 use super::snapshot::{DOTS, ENTRIES_MAX, Snapshot};
 use super::walks::WALK_ENTRIES_MAX;
 use super::{FileSystem, FsError, lock};
@@ -258,7 +259,8 @@ impl FileSystem {
 
     /// Carries the host's entries into the listing until all are there or nobody holds it any more.
     async fn fill(&self, inode: Inode, node: NodeId, listing: &Weak<Listing>) -> Result<(), FsError> {
-        let mut recoveries = Some(self.node_of(inode)?.1);
+        let mut recoveries = self.node_of(inode)?.1;
+        let mut recovering = Recovering::within(self.config.patience, Instant::now());
         let mut parts = self.client.list(node);
         loop {
             let part = parts.recv().await.unwrap_or(Err(crate::client::CallError::Closed));
@@ -274,8 +276,9 @@ impl FileSystem {
                     return Ok(());
                 }
                 Err(error) if Remedy::of(&error) == Remedy::Resolve && lock(&listing.snapshot).len() == 0 => {
-                    let Some(recoveries) = recoveries.take() else { return Err(error.into()) };
-                    self.recover(inode, recoveries).await?;
+                    self.may_recover(&mut recovering, error)?;
+                    self.recover(inode, recoveries, &mut recovering).await?;
+                    recoveries = self.node_of(inode)?.1;
                     parts = self.client.list(node);
                 }
                 Err(error) => return Err(error.into()),

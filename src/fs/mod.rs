@@ -4,7 +4,7 @@
 //! or an [`FsError`]. In reading order:
 //!
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
-//! - `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
+//! - `recovering` (pure), `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
@@ -46,6 +46,7 @@ mod own_content;
 mod own_locks;
 mod read;
 mod recent;
+mod recovering;
 mod sending;
 mod snapshot;
 mod statistics;

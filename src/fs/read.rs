@@ -22,6 +22,7 @@ use super::files::OpenFile;
 use super::inodes::Inode;
 use super::nodes::Age;
 use super::open_mode::DIRECT_BYTES_MIN;
+use super::recovering::Recovering;
 use super::{FileSystem, FsError, attributes, lock};
 use crate::cache::FileKey;
 use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
@@ -92,8 +93,9 @@ impl FileSystem {
         self.check_locked(&file)?;
         self.sent(file.inode).await?;
         let (mut attributes, _) = self.attributes_of(file.inode, Age::Fresh).await?;
-        let mut may_recover = true;
-        for attempt in 0..VERSIONS_MAX + CURRENT_MAX {
+        let mut recovering = Recovering::within(self.config.patience, Instant::now());
+        let mut attempt = 0;
+        while attempt < VERSIONS_MAX + CURRENT_MAX {
             self.adopt(handle, &file, &attributes);
             let (node, recoveries) = self.node_of(file.inode)?;
             let by_version = attempt < VERSIONS_MAX && attributes::tell_changes_apart(&attributes);
@@ -107,13 +109,15 @@ impl FileSystem {
                     self.refresh_waning(file.inode);
                     return Ok(bytes);
                 }
-                Err(FetchError::VersionChanged) if by_version => {
-                    attributes = self.attributes_from_host(file.inode).await?.0;
+                Err(FetchError::VersionChanged) => {
+                    attempt += 1;
+                    if by_version {
+                        attributes = self.attributes_from_host(file.inode).await?.0;
+                    }
                 }
-                Err(FetchError::VersionChanged) => {}
-                Err(FetchError::UnknownNode) if may_recover => {
-                    may_recover = false;
-                    self.recover(file.inode, recoveries).await?;
+                Err(FetchError::UnknownNode) => {
+                    self.may_recover(&mut recovering, FetchError::UnknownNode)?;
+                    self.recover(file.inode, recoveries, &mut recovering).await?;
                 }
                 Err(error) => return Err(error.into()),
             }

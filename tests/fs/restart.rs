@@ -1,9 +1,13 @@
 //! A host that restarts: open files, names and listings go on; what is gone is stale.
 
-use wormhole::client::memory::MemoryHost;
-use wormhole::fs::{EventLane, FsError, FsEvent, Inode};
-use wormhole::proto::Errno;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use wormhole::client::memory::MemoryHost;
+use wormhole::fs::{EventLane, FsConfig, FsError, FsEvent, Inode};
+use wormhole::proto::{Errno, ErrorCode, Request, SetAttributes, WireError};
+
+use super::changing::WRITE;
 use super::{FLEETING, World};
 
 #[tokio::test]
@@ -98,4 +102,67 @@ async fn a_moved_directory_is_found_again_by_whoever_looks_from_the_root() {
     assert_eq!(world.walk("b/f").await.unwrap().inode, file.inode);
     assert_eq!(world.fs.getattr(file.inode).await.unwrap().0.size, 1);
     assert!(world.fs.getattr(Inode::ROOT).await.is_ok());
+}
+
+/// A host that restarts as each of the next `restarts` requests that are not lookups arrives, or each at all if `during_lookups`.
+fn restarting(host: &MemoryHost, restarts: u32, during_lookups: bool) {
+    let (left, restarting) = (AtomicU32::new(restarts), host.clone());
+    host.set_delay(move |request| {
+        let counts = during_lookups || !matches!(request, Request::Lookup { .. });
+        let take = |left: u32| left.checked_sub(1);
+        if counts && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            restarting.restart();
+        }
+        Duration::ZERO
+    });
+}
+
+#[tokio::test]
+async fn nothing_fails_however_often_the_host_restarts_meanwhile() {
+    for restarts in [1, 2, 3, 7, 40] {
+        for during_lookups in [false, true] {
+            let host = MemoryHost::new();
+            host.create_generated("a/b/f", 100_000, 1);
+            let config = FsConfig { freshness: FLEETING, read_only: false, ..FsConfig::default() };
+            let world = World::with_config(host.clone(), config);
+            let folder = world.walk("a/b").await.unwrap().inode;
+            let inode = world.walk("a/b/f").await.unwrap().inode;
+            let file = world.fs.open(inode, WRITE).await.unwrap();
+            let again = || restarting(&host, restarts, during_lookups);
+            again();
+            assert_eq!(world.fs.getattr(inode).await.unwrap().0.size, 100_000);
+            again();
+            assert_eq!(world.read(file.handle, 5, 1000).await.unwrap(), host.content_at("a/b/f", 5, 1000));
+            again();
+            let listed = world.fs.opendir(folder).unwrap();
+            assert_eq!(world.list_from(listed, 0).await.len(), 3);
+            again();
+            world.write(file.handle, 50_000, b"queued").await.unwrap();
+            world.fs.flush(file.handle).await.unwrap();
+            assert_eq!(host.content_at("a/b/f", 50_000, 6), b"queued");
+            // What an earlier run of the machine had taken in is lost with the next restart otherwise.
+            host.set_delay(|_| Duration::ZERO);
+            world.fs.fsync(file.handle, false).await.unwrap();
+            again();
+            world.fs.fsync(file.handle, false).await.unwrap();
+            again();
+            let set = SetAttributes { permissions: Some(0o600), ..SetAttributes::default() };
+            assert_eq!(world.fs.setattr(inode, set).await.unwrap().0.permissions, 0o600);
+            again();
+            world.fs.release(file.handle).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_never_knows_a_file_is_not_asked_for_ever() {
+    let host = MemoryHost::new();
+    host.create_file("f", "x");
+    let world = World::new(host.clone(), FLEETING);
+    let file = world.walk("f").await.unwrap();
+    host.set_errors(|request| {
+        let refused = matches!(request, Request::GetAttributes { .. } | Request::ReadCurrent { .. });
+        refused.then(|| WireError::new(ErrorCode::UnknownNode, "never heard of it"))
+    });
+    assert_eq!(world.fs.getattr(file.inode).await.unwrap_err().errno(), Errno::ESTALE);
 }

@@ -96,7 +96,7 @@ impl FileSystem {
     }
 
     /// Whether the host answers, as far as is known.
-    pub(super) fn is_connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.client.link().connected
     }
 

@@ -117,7 +117,9 @@ impl FileSystem {
         let expected = self.node_named(parent, &name);
         let remove =
             |[parent]: [NodeId; 1]| Change::Remove { parent, name: name.to_vec(), directory, expected };
+        let unanswered = Unanswered { fs: self, inodes: inode.as_slice(), directories: &[] };
         let removed = self.change_names([parent], remove).await;
+        unanswered.answered();
         let mut inodes = lock(&self.inodes);
         if removed.is_ok() {
             inodes.remove_name(parent, &name);
@@ -151,7 +153,11 @@ impl FileSystem {
             how,
             expected,
         };
+        let concerned: Vec<Inode> =
+            moving.into_iter().chain(lock(&self.inodes).child(to, &to_name)).collect();
+        let unanswered = Unanswered { fs: self, inodes: &concerned, directories: &[] };
         let renamed = self.change([from, to], &[from, to], rename).await;
+        unanswered.answered();
         let mut inodes = lock(&self.inodes);
         let (moved, replaced) = (inodes.child(from, &from_name), inodes.child(to, &to_name));
         if let Err(error) = renamed {
@@ -200,15 +206,11 @@ impl FileSystem {
             }
         };
         let begun = Instant::now();
+        let unanswered = Unanswered { fs: self, inodes: &inodes, directories };
         let answer = self.ask_to_change(inodes, call).await;
+        unanswered.answered();
         let completed = Instant::now();
-        for directory in directories {
-            let node = self.node_of(*directory).map(|(node, _)| node);
-            lock(&self.inodes).names_changed(*directory, completed);
-            if let Ok(node) = node {
-                lock(&self.recent).remove(node);
-            }
-        }
+        self.names_changed(directories, completed);
         match answer {
             Ok(changed) => {
                 self.learn_own(changed.node.iter().chain(&changed.others), begun, completed);
@@ -222,6 +224,17 @@ impl FileSystem {
                     }
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Drops what is known of the names in `directories`.
+    fn names_changed(&self, directories: &[Inode], completed: Instant) {
+        for directory in directories {
+            let node = self.node_of(*directory).map(|(node, _)| node);
+            lock(&self.inodes).names_changed(*directory, completed);
+            if let Ok(node) = node {
+                lock(&self.recent).remove(node);
             }
         }
     }
@@ -275,6 +288,28 @@ impl FileSystem {
     fn node_named(&self, parent: Inode, name: &Name) -> Option<NodeId> {
         let inodes = lock(&self.inodes);
         inodes.get(inodes.child(parent, name)?).map(super::inodes::Record::node)
+    }
+}
+
+/// A change under way. If its call is dropped before the answer, because a signal came, nobody knows whether
+/// it was done: what is known of all that it concerns is out of date then.
+pub(super) struct Unanswered<'a> {
+    pub fs: &'a FileSystem,
+    pub inodes: &'a [Inode],
+    pub directories: &'a [Inode],
+}
+
+impl Unanswered<'_> {
+    pub(super) fn answered(mut self) {
+        (self.inodes, self.directories) = (&[], &[]);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.fs.names_changed(self.directories, now);
+        self.inodes.iter().for_each(|inode| lock(&self.fs.inodes).outdate(*inode, now));
     }
 }
 

@@ -35,6 +35,14 @@ pub struct DirectoryItem<'a> {
     pub entry: Option<Entry>,
 }
 
+/// Items of a directory from one offset on, some of which are there.
+#[derive(Debug)]
+pub struct DirectoryItems {
+    directory: Inode,
+    listing: Arc<Listing>,
+    offset: u64,
+}
+
 /// A directory's entries, as far as they have arrived.
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -122,27 +130,44 @@ impl FileSystem {
         handle: u64,
         offset: u64,
         with_entries: bool,
-        mut sink: impl FnMut(&DirectoryItem<'_>) -> bool + Send,
+        sink: impl FnMut(&DirectoryItem<'_>) -> bool + Send,
     ) -> Result<(), FsError> {
+        let items = self.entries_from(handle, offset).await?;
+        self.give_entries(&items, with_entries, sink);
+        Ok(())
+    }
+
+    /// Waits until there is an item at `offset`, or the end is reached.
+    pub async fn entries_from(self: &Arc<Self>, handle: u64, offset: u64) -> Result<DirectoryItems, FsError> {
         let directory = lock(&self.directories).get(handle).ok_or(FsError::BadHandle(handle))?;
         let listing = self.listing_at(&directory, offset).await?;
+        if offset >= DOTS {
+            listing.reach((offset - DOTS) as usize).await?;
+        }
+        Ok(DirectoryItems { directory: directory.inode, listing, offset })
+    }
+
+    /// Gives what [`Self::entries_from`] has waited for to `sink`, as [`Self::readdir`] does.
+    pub fn give_entries(
+        &self,
+        items: &DirectoryItems,
+        with_entries: bool,
+        mut sink: impl FnMut(&DirectoryItem<'_>) -> bool,
+    ) {
+        let DirectoryItems { directory, listing, offset } = items;
         for (position, name) in [(0, b".".as_slice()), (1, b"..")] {
-            if offset <= position && !sink(&self.dot_item(directory.inode, name, position + 1)) {
-                return Ok(());
+            if *offset <= position && !sink(&self.dot_item(*directory, name, position + 1)) {
+                return;
             }
         }
         let mut position = offset.saturating_sub(DOTS) as usize;
-        if offset >= DOTS {
-            listing.reach(position).await?;
-        }
         while let Some(next) = listing.entry(position) {
             let next_offset = position as u64 + DOTS + 1;
-            if !self.give(directory.inode, &next, next_offset, with_entries, &mut sink) {
+            if !self.give(*directory, &next, next_offset, with_entries, &mut sink) {
                 break;
             }
             position += 1;
         }
-        Ok(())
     }
 
     fn give(

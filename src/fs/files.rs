@@ -70,12 +70,20 @@ pub(super) struct OpenFile {
 struct Unopened<'a> {
     fs: &'a FileSystem,
     handle: Option<u64>,
+    /// The file that the host is being asked to open.
+    asked: Option<Inode>,
 }
 
 impl Drop for Unopened<'_> {
     fn drop(&mut self) {
-        if let Some(handle) = self.handle {
-            self.fs.fetcher.cancel_handle(handle);
+        let Some(handle) = self.handle else { return };
+        self.fs.fetcher.cancel_handle(handle);
+        // A signal came. The host may have opened the file, and would keep it open; one that is away has not.
+        if let Some((node, _)) = self.asked.and_then(|inode| self.fs.node_of(inode).ok())
+            && self.fs.is_connected()
+        {
+            let client = Arc::clone(&self.fs.client);
+            self.fs.runtime.spawn(async move { client.close(node, OpenId(handle)).await });
         }
     }
 }
@@ -92,13 +100,18 @@ impl FileSystem {
         let handle = lock(&self.files).reserve();
         let first = if request.reads { self.read_first_ahead(inode, handle, request.copies) } else { None };
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
-        let mut unopened = Unopened { fs: self, handle: Some(handle) };
+        let mut unopened = Unopened { fs: self, handle: Some(handle), asked: Some(inode) };
         let open = OpenId(handle);
         let access = request.access();
         let fresh = async { Ok((self.open_on_host(inode, open, access).await?, Some(open))) };
         let copy = || Some((self.attributes_copy(inode, Age::Any).ok()??.0, None));
-        let (attributes, on_host) = self.or_copy(fresh, copy).await?;
+        let answer = self.or_copy(fresh, copy).await;
+        if answer.is_err() {
+            unopened.asked = None;
+        }
+        let (attributes, on_host) = answer?;
         self.kernel_drops_older_attributes(inode).await;
+        unopened.asked = None;
         let opened = self.opened(inode, handle, request, &attributes, on_host)?;
         if let Some(file) = lock(&self.files).get(handle) {
             *lock(&file.first) = first;

@@ -132,8 +132,15 @@ impl FileSystem {
         let mut interrupted = pin!(interrupted);
         let ticket = self.locks.tickets.fetch_add(1, Ordering::Relaxed);
         let mut lives = 0;
-        self.settled(file.inode, owner, None).await?;
-        self.sent(file.inode).await?;
+        let ready = async {
+            self.settled(file.inode, owner, None).await?;
+            self.sent(file.inode).await
+        };
+        tokio::select! {
+            biased;
+            ready = ready => ready?,
+            () = &mut interrupted => return Err(FsError::Interrupted),
+        }
         loop {
             let run = self.life().ok_or(FsError::NoLocks)?;
             file.check_locks()?;
@@ -163,7 +170,11 @@ impl FileSystem {
             if lives == LIVES_MAX {
                 return Err(FsError::LocksLost);
             }
-            self.another_life(run).await;
+            tokio::select! {
+                biased;
+                () = self.another_life(run) => {}
+                () = &mut interrupted => return Err(FsError::Interrupted),
+            }
         }
     }
 

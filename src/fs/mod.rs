@@ -69,7 +69,7 @@ use tokio::sync::mpsc;
 pub use attributes::{Freshness, Ownership};
 pub use change::{CreateRequest, Made};
 pub use config::{DedupWish, FsConfig};
-pub use directory::DirectoryItem;
+pub use directory::{DirectoryItem, DirectoryItems};
 pub use error::FsError;
 pub use events::{EventLane, FsEvent, Told};
 pub use files::{OpenRequest, Opened};

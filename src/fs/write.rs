@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::behind::Place;
+use super::change::Unanswered;
 use super::files::OpenFile;
 use super::inodes::{Inode, Record};
 use super::unsynced::{Attempt, Teller};
@@ -116,7 +117,9 @@ impl FileSystem {
             async move { client.copy(Change::CopyRange { from, range, to, offset }, &first).await }
         };
         let asked = Instant::now();
+        let unanswered = Unanswered { fs: self, inodes: &[to.inode], directories: &[] };
         let answer = self.ask_to_change([from.inode, to.inode], call).await;
+        unanswered.answered();
         self.written(to.inode, asked, (None, 0), answer).map(|written| written.len)
     }
 

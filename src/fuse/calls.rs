@@ -1,20 +1,22 @@
-//! Calls of one kind that several callbacks share: making and taking away, and locks.
+//! Calls of one kind that several callbacks share: making and taking away, listing, and locks.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
-use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyLock};
+use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyLock, Request};
 
-use super::filesystem::{Glue, inode};
-use super::{convert, reply, signals};
-use crate::fs::{LockWish, Made};
+use super::glue::{Glue, inode};
+use super::pending::EndsBy;
+use super::{convert, reply};
+use crate::fs::{DirectoryItems, FileSystem, LockWish, Made};
 use crate::proto::{Caller, LockRange};
 
 impl Glue {
     /// Makes something else than an open file.
     pub(super) fn make(
         &self,
-        call: &'static str,
+        (request, call): (&Request, &'static str),
         reply: ReplyEntry,
         (parent, name): (INodeNo, &OsStr),
         what: Made,
@@ -22,67 +24,90 @@ impl Glue {
     ) {
         tracing::trace!(call, %parent, ?name, mode);
         let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            let made = fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await;
-            reply::entry(call, reply, made);
-        });
+        let work = move |fs: Arc<FileSystem>| async move {
+            fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await
+        };
+        self.answer((request, EndsBy::Ending), work, move |made| reply::entry(call, reply, made));
     }
 
     /// Takes a name away.
     pub(super) fn remove(
         &self,
-        call: &'static str,
+        (request, call): (&Request, &'static str),
         reply: ReplyEmpty,
         (parent, name): (INodeNo, &OsStr),
         directory: bool,
     ) {
         tracing::trace!(call, %parent, ?name);
         let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            reply::empty(call, reply, fs.remove(inode(parent), &name, directory).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.remove(inode(parent), &name, directory).await },
+            move |done| reply::empty(call, reply, done),
+        );
     }
 
-    /// Who stands against a lock; no wish is one that makes no sense.
+    /// Waits for items of a directory and hands them to `fill`, or the error.
+    pub(super) fn list(
+        &self,
+        (request, call): (&Request, &'static str),
+        (handle, offset): (FileHandle, u64),
+        fill: impl FnOnce(&FileSystem, Result<DirectoryItems, fuser::Errno>) + Send + 'static,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.entries_from(handle.0, offset).await },
+            move |items| fill(&fs, items.map_err(|error| reply::failed(call, &error))),
+        );
+    }
+
+    /// A lock that stands against another; no wish is one that makes no sense.
     pub(super) fn test_lock(
         &self,
-        reply: ReplyLock,
+        (request, reply): (&Request, ReplyLock),
         (number, handle): (INodeNo, FileHandle),
         wish: Option<LockWish>,
     ) {
         tracing::trace!(%number, ?wish, "getlk");
         let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
-        self.spawn(move |fs| async move { reply::lock(reply, fs.test_lock(handle.0, wish).await) });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.test_lock(handle.0, wish).await },
+            move |found| reply::lock(reply, found),
+        );
     }
 
-    /// Takes a lock; `waiting` is the thread that waits for it, if one does.
+    /// Takes a lock; what becomes of one that is interrupted is the file system's care.
     pub(super) fn lock(
         &self,
-        reply: ReplyEmpty,
+        (request, reply): (&Request, ReplyEmpty),
         (number, handle): (INodeNo, FileHandle),
         wish: Option<LockWish>,
-        waiting: Option<u32>,
+        waits: bool,
     ) {
-        tracing::trace!(%number, ?wish, ?waiting, "setlk");
+        tracing::trace!(%number, ?wish, waits, "setlk");
         let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
-        let signal = signals::comes_to(waiting.unwrap_or(0));
-        self.spawn(move |fs| async move {
-            let locked = fs.lock(handle.0, wish, waiting.is_some(), signal).await;
-            reply::empty("setlk", reply, locked);
+        let waiter = self.waiter(request, if waits { EndsBy::Any } else { EndsBy::Ending });
+        let fs = Arc::clone(&self.fs);
+        self.fs.runtime().spawn(async move {
+            reply::empty("setlk", reply, fs.lock(handle.0, wish, waits, waiter.signalled()).await);
         });
     }
 
     /// Gives a lock back.
     pub(super) fn unlock(
         &self,
-        reply: ReplyEmpty,
+        (request, reply): (&Request, ReplyEmpty),
         (number, handle): (INodeNo, FileHandle),
         owner: u64,
         range: LockRange,
     ) {
         tracing::trace!(%number, ?range, "unlock");
-        self.spawn(move |fs| async move {
-            reply::empty("setlk", reply, fs.unlock(handle.0, owner, range).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.unlock(handle.0, owner, range).await },
+            move |done| reply::empty("setlk", reply, done),
+        );
     }
 }

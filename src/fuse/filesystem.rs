@@ -1,10 +1,10 @@
 //! The kernel's callbacks: log, call, reply.
 //!
-//! A callback that may wait is spawned with its reply and returns at once, so that no request waits behind another.
-//! Reads that memory can answer are answered in place.
+//! A callback that may wait is spawned with its reply and returns at once, so that no request waits behind
+//! another. A signal that comes for the waiting thread ends the call, see `signals`. Reads that memory can
+//! answer are answered in place.
 
 use std::ffi::OsStr;
-use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,47 +19,29 @@ use fuser::{
 };
 
 use super::convert::caller;
+use super::glue::{Glue, inode};
+use super::pending::EndsBy;
 use super::reply::{GENERATION, failed};
-use super::session::KernelLimits;
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
-use crate::fs::{DirectoryItem, FileSystem, Inode, Made, OpenRequest};
+use crate::fs::{DirectoryItem, FileSystem, Made, OpenRequest};
 use crate::proto::{LockRange, SeekTarget, SetAttributes};
 
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 
-/// What the FUSE library calls.
-pub(super) struct Glue {
-    fs: Arc<FileSystem>,
-    limits: KernelLimits,
-}
-
-impl Glue {
-    pub(super) const fn new(fs: Arc<FileSystem>, limits: KernelLimits) -> Self {
-        Self { fs, limits }
-    }
-
-    pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(
-        &self,
-        call: impl FnOnce(Arc<FileSystem>) -> F,
-    ) {
-        self.fs.runtime().spawn(call(Arc::clone(&self.fs)));
-    }
-}
-
 /// Calls that only ask and answer: what the kernel sends behind the request, the reply, how it is filled, and from what.
 macro_rules! answered {
     ($($call:ident($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
-        fn $call(&self, _request: &Request, $($argument: $type,)* reply: $reply) {
+        fn $call(&self, request: &Request, $($argument: $type,)* reply: $reply) {
             tracing::trace!($(?$argument,)* stringify!($call));
-            self.spawn(move |$fs| async move { reply::$answer(stringify!($call), reply, $work.await) });
+            self.answer(
+                (request, EndsBy::Ending),
+                move |$fs| async move { $work.await },
+                move |answer| reply::$answer(stringify!($call), reply, answer),
+            );
         }
     )*};
-}
-
-pub(super) fn inode(number: INodeNo) -> Inode {
-    Inode(number.0)
 }
 
 impl Filesystem for Glue {
@@ -76,9 +58,11 @@ impl Filesystem for Glue {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         tracing::trace!(%parent, ?name, "lookup");
         let (name, process) = (name.as_bytes().to_vec(), request.pid());
-        self.spawn(move |fs| async move {
-            reply::lookup(reply, fs.lookup_for(process, inode(parent), &name).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.lookup_for(process, inode(parent), &name).await },
+            move |found| reply::lookup(reply, found),
+        );
     }
 
     fn forget(&self, _request: &Request, number: INodeNo, count: u64) {
@@ -86,38 +70,29 @@ impl Filesystem for Glue {
         self.fs.forget(inode(number), count);
     }
 
-    fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         tracing::trace!(%number, "getattr");
-        self.spawn(move |fs| async move {
-            reply::attributes("getattr", reply, inode(number), fs.getattr(inode(number)).await);
-        });
-    }
-
-    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
-        tracing::trace!(%number, "readlink");
-        self.spawn(move |fs| async move {
-            match fs.readlink(inode(number)).await {
-                Ok(target) => reply.data(&target),
-                Err(error) => reply.error(failed("readlink", &error)),
-            }
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.getattr(inode(number)).await },
+            move |got| reply::attributes("getattr", reply, inode(number), got),
+        );
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         tracing::trace!(%number, ?flags, "open");
         let copies = self.fs.seems_to_copy(request.pid());
-        let request = OpenRequest { copies, ..convert::open_request(flags.0) };
-        self.spawn(move |fs| async move {
-            match fs.open(inode(number), request).await {
-                Ok(opened) => reply.opened(FileHandle(opened.handle), convert::open_flags(opened.mode)),
-                Err(error) => reply.error(failed("open", &error)),
-            }
-        });
+        let how = OpenRequest { copies, ..convert::open_request(flags.0) };
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.open(inode(number), how).await },
+            move |opened| reply::opened(reply, opened),
+        );
     }
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -131,18 +106,17 @@ impl Filesystem for Glue {
         if let Some(bytes) = self.fs.read_now(handle.0, range) {
             return reply.data(&bytes);
         }
-        self.spawn(move |fs| async move {
-            match fs.read(handle.0, range).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(failed("read", &error)),
-            }
-        });
+        self.answer(
+            (request, EndsBy::EndingUnlessFault),
+            move |fs| async move { fs.read(handle.0, range).await },
+            move |bytes| reply::data("read", reply, bytes),
+        );
     }
 
     /// On a mount that changes nothing and holds no locks there is nothing to flush; told so once, the kernel does not ask again.
     fn flush(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         owner: LockOwner,
@@ -152,10 +126,14 @@ impl Filesystem for Glue {
             return reply.error(fuser::Errno::ENOSYS);
         }
         tracing::trace!(%number, "flush");
-        self.spawn(move |fs| async move {
+        let work = move |fs: Arc<FileSystem>| async move {
             let flushed = fs.flush(handle.0).await;
             let unlocked = fs.closed_by(handle.0, owner.0).await;
-            reply::empty("flush", reply, flushed.and(unlocked));
+            flushed.and(unlocked)
+        };
+        // Also of a program that is killed the host gets what was written, and its locks are given back.
+        self.answer_and_finish((request, EndsBy::Ending), work, move |done| {
+            reply::empty("flush", reply, done);
         });
     }
 
@@ -172,7 +150,8 @@ impl Filesystem for Glue {
         tracing::trace!(%number, "release");
         // Nobody waits for this answer, and an unmount on a long way would be over before it.
         reply.ok();
-        self.spawn(move |fs| async move {
+        let fs = Arc::clone(&self.fs);
+        self.fs.runtime().spawn(async move {
             if let Err(error) = fs.release(handle.0).await {
                 failed("release", &error);
             }
@@ -189,35 +168,38 @@ impl Filesystem for Glue {
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         tracing::trace!(%number, offset, "readdir");
-        self.spawn(move |fs| async move {
+        self.list((request, "readdir"), (handle, offset), move |fs, items| {
             let add = |item: &DirectoryItem<'_>| {
                 let kind = convert::file_type(item.kind);
                 !reply.add(INodeNo(item.inode.0), item.next_offset, kind, OsStr::from_bytes(item.name))
             };
-            match fs.readdir(handle.0, offset, false, add).await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("readdir", &error)),
+            match items {
+                Ok(items) => {
+                    fs.give_entries(&items, false, add);
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
             }
         });
     }
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         tracing::trace!(%number, offset, "readdirplus");
-        self.spawn(move |fs| async move {
+        self.list((request, "readdirplus"), (handle, offset), move |fs, items| {
             let add = |item: &DirectoryItem<'_>| {
                 let (attr, ttl) = match &item.entry {
                     Some(entry) => {
@@ -228,9 +210,12 @@ impl Filesystem for Glue {
                 let name = OsStr::from_bytes(item.name);
                 !reply.add(attr.ino, item.next_offset, name, &ttl, &attr, GENERATION)
             };
-            match fs.readdir(handle.0, offset, true, add).await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("readdirplus", &error)),
+            match items {
+                Ok(items) => {
+                    fs.give_entries(&items, true, add);
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
             }
         });
     }
@@ -250,29 +235,28 @@ impl Filesystem for Glue {
         }
     }
 
-    fn statfs(&self, _request: &Request, number: INodeNo, reply: ReplyStatfs) {
-        tracing::trace!(%number, "statfs");
-        self.spawn(move |fs| async move {
-            reply::statistics(reply, fs.statfs().await);
-        });
-    }
-
-    fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         tracing::trace!(%number, ?name, "getxattr");
         let name = name.as_bytes().to_vec();
-        self.spawn(
-            move |fs| async move { reply::xattr(reply, size, fs.getxattr(inode(number), &name).await) },
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.getxattr(inode(number), &name).await },
+            move |value| reply::xattr(reply, size, value),
         );
     }
 
-    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         tracing::trace!(%number, "listxattr");
-        self.spawn(move |fs| async move { reply::xattr(reply, size, fs.listxattr(inode(number)).await) });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.listxattr(inode(number)).await },
+            move |names| reply::xattr(reply, size, names),
+        );
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: i64,
@@ -286,17 +270,16 @@ impl Filesystem for Glue {
             _ => return reply.error(fuser::Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
-        self.spawn(move |fs| async move {
-            match fs.lseek(handle.0, offset, target).await {
-                Ok(found) => reply.offset(found as i64),
-                Err(error) => reply.error(failed("lseek", &error)),
-            }
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.lseek(handle.0, offset, target).await },
+            move |found| reply::offset(reply, found),
+        );
     }
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -316,9 +299,11 @@ impl Filesystem for Glue {
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttributes { permissions, uid, gid, size, atime, mtime };
         tracing::trace!(%number, ?set, "setattr");
-        self.spawn(move |fs| async move {
-            reply::attributes("setattr", reply, inode(number), fs.setattr(inode(number), set).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.setattr(inode(number), set).await },
+            move |got| reply::attributes("setattr", reply, inode(number), got),
+        );
     }
 
     fn mknod(
@@ -333,7 +318,7 @@ impl Filesystem for Glue {
     ) {
         let Some(kind) = convert::kind_of(mode) else { return reply.error(fuser::Errno::EINVAL) };
         let what = Made::Node(kind, convert::decode_device(device));
-        self.make("mknod", reply, (parent, name), what, (mode, caller(request, umask)));
+        self.make((request, "mknod"), reply, (parent, name), what, (mode, caller(request, umask)));
     }
 
     fn mkdir(
@@ -345,25 +330,25 @@ impl Filesystem for Glue {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        self.make("mkdir", reply, (parent, name), Made::Directory, (mode, caller(request, umask)));
+        self.make((request, "mkdir"), reply, (parent, name), Made::Directory, (mode, caller(request, umask)));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = Made::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.make("symlink", reply, (parent, name), target, (0o777, caller(request, 0)));
+        self.make((request, "symlink"), reply, (parent, name), target, (0o777, caller(request, 0)));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.remove("unlink", reply, (parent, name), false);
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove((request, "unlink"), reply, (parent, name), false);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.remove("rmdir", reply, (parent, name), true);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove((request, "rmdir"), reply, (parent, name), true);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -376,15 +361,15 @@ impl Filesystem for Glue {
             return reply.error(fuser::Errno::EINVAL);
         };
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        self.spawn(move |fs| async move {
-            let done = fs.rename((inode(parent), &name), (inode(new_parent), &new_name), how).await;
-            reply::empty("rename", reply, done);
-        });
+        let work = move |fs: Arc<FileSystem>| async move {
+            fs.rename((inode(parent), &name), (inode(new_parent), &new_name), how).await
+        };
+        self.answer((request, EndsBy::Ending), work, move |done| reply::empty("rename", reply, done));
     }
 
     fn link(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         new_parent: INodeNo,
         new_name: &OsStr,
@@ -392,9 +377,11 @@ impl Filesystem for Glue {
     ) {
         tracing::trace!(%number, %new_parent, ?new_name, "link");
         let name = new_name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            reply::entry("link", reply, fs.link(inode(number), inode(new_parent), &name).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.link(inode(number), inode(new_parent), &name).await },
+            move |entry| reply::entry("link", reply, entry),
+        );
     }
 
     fn create(
@@ -411,14 +398,16 @@ impl Filesystem for Glue {
         self.fs.note_copier(request.pid());
         let create = convert::create_request(caller(request, umask), mode, flags);
         let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            reply::created(reply, fs.create(inode(parent), &name, create).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.create(inode(parent), &name, create).await },
+            move |created| reply::created(reply, created),
+        );
     }
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -435,14 +424,19 @@ impl Filesystem for Glue {
             return reply::written("write", reply, written);
         }
         let bytes = Bytes::copy_from_slice(data);
-        self.spawn(move |fs| async move {
-            reply::written("write", reply, fs.write(handle.0, offset, bytes, how).await);
-        });
+        // A synchronous write waits when it is queued already: who wrote it once more because of EINTR would
+        // write it twice.
+        let ends_by = if how.syncs { EndsBy::Deadly } else { EndsBy::Ending };
+        self.answer(
+            (request, ends_by),
+            move |fs| async move { fs.write(handle.0, offset, bytes, how).await },
+            move |written| reply::written("write", reply, written),
+        );
     }
 
     fn getlk(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         owner: LockOwner,
@@ -452,7 +446,8 @@ impl Filesystem for Glue {
         process: u32,
         reply: ReplyLock,
     ) {
-        self.test_lock(reply, (number, handle), convert::lock_wish(owner.0, (start, end), kind, process));
+        let wish = convert::lock_wish(owner.0, (start, end), kind, process);
+        self.test_lock((request, reply), (number, handle), wish);
     }
 
     fn setlk(
@@ -470,15 +465,15 @@ impl Filesystem for Glue {
     ) {
         let Some(range) = LockRange::new(start, end) else { return reply.error(fuser::Errno::EINVAL) };
         if kind == libc::F_UNLCK {
-            return self.unlock(reply, (number, handle), owner.0, range);
+            return self.unlock((request, reply), (number, handle), owner.0, range);
         }
         let wish = convert::lock_wish(owner.0, (start, end), kind, process);
-        self.lock(reply, (number, handle), wish, waits.then(|| request.pid()));
+        self.lock((request, reply), (number, handle), wish, waits);
     }
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -489,22 +484,26 @@ impl Filesystem for Glue {
         tracing::trace!(%number, ?name, flags, "setxattr");
         let Some(how) = convert::xattr_how(flags) else { return reply.error(fuser::Errno::EINVAL) };
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
-        self.spawn(move |fs| async move {
-            reply::empty("setxattr", reply, fs.setxattr(inode(number), &name, &value, how).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.setxattr(inode(number), &name, &value, how).await },
+            move |done| reply::empty("setxattr", reply, done),
+        );
     }
 
-    fn removexattr(&self, _request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         tracing::trace!(%number, ?name, "removexattr");
         let name = name.as_bytes().to_vec();
-        self.spawn(move |fs| async move {
-            reply::empty("removexattr", reply, fs.removexattr(inode(number), &name).await);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.removexattr(inode(number), &name).await },
+            move |done| reply::empty("removexattr", reply, done),
+        );
     }
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -516,13 +515,16 @@ impl Filesystem for Glue {
         let Some(how) = convert::allocate_how(mode) else {
             return reply.error(fuser::Errno::EOPNOTSUPP);
         };
-        self.spawn(move |fs| async move {
-            let done = fs.allocate(handle.0, ByteRange::new(offset, len), how).await;
-            reply::empty("fallocate", reply, done);
-        });
+        self.answer(
+            (request, EndsBy::Ending),
+            move |fs| async move { fs.allocate(handle.0, ByteRange::new(offset, len), how).await },
+            move |done| reply::empty("fallocate", reply, done),
+        );
     }
 
     answered! {
+        readlink(number: INodeNo) ReplyData => data, |fs| fs.readlink(inode(number));
+        statfs(_number: INodeNo) ReplyStatfs => statistics, |fs| fs.statfs();
         access(number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
         fsync(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
         fsyncdir(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);

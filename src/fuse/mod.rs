@@ -1,30 +1,31 @@
 //! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
 //!
 //! - `convert` (pure): attributes, times, error numbers in FUSE's terms
-//! - `filesystem`, `calls`: the callbacks
+//! - `glue`, `filesystem`, `calls`: the callbacks
 //! - `session`: mounting, the options, the end
 //! - `device`: whether this user may use FUSE at all
 //! - [`table`]: which mounts there are, without touching any
 //! - `unmount`: taking them out of the tree
-//! - `signals`: who waits for a lock and is interrupted
+//! - `pending` (pure), `signals`: signals that end a program's wait for an answer
 //! - `notify`: tells the kernel which of its copies hold no longer
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
 //! # Interrupts
 //!
-//! The FUSE library answers `FUSE_INTERRUPT` with "not implemented", after which the kernel sends no more of them. So a
-//! program that is killed while it waits for a request is gone when the request is answered, which the client's deadlines
-//! bound; a request that still lies in the kernel's queue is taken back at once. What nobody waits for any more ends at
-//! the file's release.
-//!
-//! Only a wait for a lock has no bound, so there the kernel's account of the waiting thread is looked at (`signals`).
+//! The FUSE library answers `FUSE_INTERRUPT` with "not implemented", after which the kernel sends no more of
+//! them. So the kernel's account of each thread that has waited for more than a moment is looked at
+//! (`signals`). A call that ends so is answered with EINTR and its work is dropped; only a close goes on,
+//! with what it has to bring to the host. A request that still lies in the kernel's queue is taken back by
+//! the kernel.
 
 mod calls;
 mod capabilities;
 mod convert;
 mod device;
 mod filesystem;
+mod glue;
 mod notify;
+mod pending;
 mod reply;
 mod session;
 mod signals;

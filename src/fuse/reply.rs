@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use fuser::{
-    FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyLock, ReplyStatfs,
-    ReplyWrite, ReplyXattr,
+    FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use super::convert;
@@ -51,6 +51,27 @@ pub(super) fn attributes(
     }
 }
 
+pub(super) fn opened(reply: ReplyOpen, opened: Result<Opened, FsError>) {
+    match opened {
+        Ok(opened) => reply.opened(FileHandle(opened.handle), convert::open_flags(opened.mode)),
+        Err(error) => reply.error(failed("open", &error)),
+    }
+}
+
+pub(super) fn data(call: &str, reply: ReplyData, bytes: Result<impl AsRef<[u8]>, FsError>) {
+    match bytes {
+        Ok(bytes) => reply.data(bytes.as_ref()),
+        Err(error) => reply.error(failed(call, &error)),
+    }
+}
+
+pub(super) fn offset(reply: ReplyLseek, found: Result<u64, FsError>) {
+    match found {
+        Ok(offset) => reply.offset(offset as i64),
+        Err(error) => reply.error(failed("lseek", &error)),
+    }
+}
+
 pub(super) fn created(reply: ReplyCreate, created: Result<(Entry, Opened), FsError>) {
     match created {
         Ok((entry, opened)) => {
@@ -81,7 +102,7 @@ pub(super) fn lock(reply: ReplyLock, found: Result<Option<LockFound>, FsError>) 
     }
 }
 
-pub(super) fn statistics(reply: ReplyStatfs, statistics: Result<FsStatistics, FsError>) {
+pub(super) fn statistics(call: &str, reply: ReplyStatfs, statistics: Result<FsStatistics, FsError>) {
     match statistics {
         Ok(all) => reply.statfs(
             all.blocks,
@@ -93,7 +114,7 @@ pub(super) fn statistics(reply: ReplyStatfs, statistics: Result<FsStatistics, Fs
             all.name_bytes_max,
             all.block_bytes,
         ),
-        Err(error) => reply.error(failed("statfs", &error)),
+        Err(error) => reply.error(failed(call, &error)),
     }
 }
 

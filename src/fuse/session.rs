@@ -12,7 +12,7 @@ use fuser::{Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use tokio::sync::{oneshot, watch};
 
 use super::device::check_device;
-use super::filesystem::Glue;
+use super::glue::Glue;
 use super::notify;
 use super::table::{self, MountEntry};
 use super::unmount::{UnmountError, UnmountHow, unmount};

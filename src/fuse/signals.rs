@@ -1,52 +1,118 @@
-//! Whether a signal waits for a thread that waits for us.
+//! Looks for signals that come for a program while it waits for an answer.
 //!
-//! The FUSE library does not pass `FUSE_INTERRUPT` on, and a program that waits for a lock may wait for ever. So while it does, the
-//! kernel's account of the waiting thread is looked at: a signal that is pending and not blocked would have interrupted it. Threads
-//! that we cannot see, because they live in another PID namespace or `/proc` is hidden, wait until they have the lock.
+//! The FUSE library answers `FUSE_INTERRUPT` with "not implemented", after which the kernel sends no more of
+//! them, and a thread whose request was read waits for the answer whatever happens to it, in state D and deaf
+//! to SIGKILL. So when a call has waited for a moment the kernel's account of the waiting thread is read from
+//! `/proc`, again and again: a call whose thread is to end is answered with EINTR. Calls that are answered
+//! sooner pay for a timer and nothing else.
+//!
+//! Threads that `/proc` does not show to this process, because they live in another PID namespace or because
+//! of `hidepid`, wait for their answer.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-/// How often it is looked. A person who presses Ctrl-C does not notice it.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+use tokio::time::sleep;
 
-/// Comes back when a signal has come to `thread` that it would act on; `thread` is the kernel's number, 0 where it has none for us.
-pub(super) async fn comes_to(thread: u32) {
-    if thread == 0 {
-        return std::future::pending().await;
+use super::pending::{self, EndsBy, Signals, Wait};
+use crate::fs::FileSystem;
+
+/// How long a call waits before the first look.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+
+/// The same for the close of a file, as a program that was killed closes all it had open, one after another.
+const FIRST_LOOK_CLOSING: Duration = Duration::from_millis(5);
+
+/// Time between two looks. People do not notice it, also where a signal has to be seen twice.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Time to the second look at a signal that another thread of the program may take.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Time between two looks of all calls together: a look takes some 20 µs of a processor.
+const LOOK_EVERY_ALL: Duration = Duration::from_millis(1);
+
+/// How long a call takes at most where nothing is wrong.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Counts the calls of a mount that wait long enough to be looked at.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Looking(Arc<AtomicUsize>);
+
+impl Looking {
+    fn begin(&self) -> Looked<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Looked(&self.0)
     }
-    let path = format!("/proc/{thread}/status");
-    // What is pending for the whole process is usually taken by another thread at once; what is still there the second time is not.
-    let mut seen = 0;
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        // Some lines that the kernel has at hand.
-        let Ok(status) = tokio::fs::read_to_string(&path).await else { return std::future::pending().await };
-        let Some(Signals { own, shared }) = Signals::of(&status) else { continue };
-        if own != 0 || shared & seen != 0 {
-            return;
+
+    fn pace(&self) -> Duration {
+        let calls = u32::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        LOOK_EVERY.max(LOOK_EVERY_ALL.saturating_mul(calls))
+    }
+}
+
+struct Looked<'a>(&'a AtomicUsize);
+
+impl Drop for Looked<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Thread that waits for an answer.
+pub(super) struct Waiter {
+    /// By the kernel's number; 0 where it has none for this process.
+    pub thread: u32,
+    /// Signals that end its wait.
+    pub ends_by: EndsBy,
+    /// Whether it closes a file, perhaps because it was killed.
+    pub closes: bool,
+    pub looking: Looking,
+    pub fs: Arc<FileSystem>,
+}
+
+impl Waiter {
+    /// Returns when a signal has come that ends the wait.
+    pub(super) async fn signalled(self) {
+        let begun = Instant::now();
+        if self.thread == 0 {
+            return std::future::pending().await;
         }
-        seen = shared;
+        if self.closes {
+            sleep(FIRST_LOOK_CLOSING).await;
+            if self.read("stat").is_some_and(|stat| pending::was_killed(&stat)) {
+                return;
+            }
+        }
+        sleep(FIRST_LOOK).await;
+        let _looked = self.looking.begin();
+        let mut wait = Wait::new(self.ends_by);
+        loop {
+            let Some(status) = self.read("status") else { return std::future::pending().await };
+            let is_long = || begun.elapsed() >= LONG || !self.fs.is_connected();
+            let is_due = Signals::of(&status)
+                .is_some_and(|signals| wait.look(signals, is_long, || self.is_in_fault()));
+            if is_due || self.closes && self.read("stat").is_some_and(|stat| pending::was_killed(&stat)) {
+                return;
+            }
+            let pace = self.looking.pace();
+            sleep(if wait.is_undecided() { LOOK_AGAIN.min(pace) } else { pace }).await;
+        }
     }
-}
 
-/// Signals that a thread would act on, as bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Signals {
-    /// Sent to the thread itself.
-    own: u64,
-    /// Sent to its process.
-    shared: u64,
-}
+    /// Whether it waits for a page. Where that is not told (Yama keeps it from plain users) a read from a
+    /// host that does not answer counts as a call.
+    fn is_in_fault(&self) -> bool {
+        let told = self.read("syscall").map(|syscall| !pending::reads_by_call(&syscall));
+        told.unwrap_or_else(|| self.fs.is_connected())
+    }
 
-impl Signals {
-    /// From `/proc/TID/status`.
-    fn of(status: &str) -> Option<Self> {
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        };
-        let acted_on = !field("SigBlk")?;
-        Some(Self { own: field("SigPnd")? & acted_on, shared: field("ShdPnd")? & acted_on })
+    /// Some lines that the kernel has at hand: nothing that waits.
+    fn read(&self, name: &str) -> Option<String> {
+        let text = std::fs::read(format!("/proc/{}/{name}", self.thread)).ok()?;
+        // A program's name is any bytes.
+        Some(String::from_utf8_lossy(&text).into_owned())
     }
 }
 
@@ -55,12 +121,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_pending_and_not_blocked_counts() {
-        let status = "Name:\tcat\nSigQ:\t0/1\nSigPnd:\t0000000000000003\nShdPnd:\t0000000000000104\n\
-                      SigBlk:\t0000000000000101\nSigIgn:\t0000000000000000\n";
-        assert_eq!(Signals::of(status), Some(Signals { own: 2, shared: 4 }));
-        assert_eq!(Signals::of("Name:\tcat\n"), None);
-        let own = std::fs::read_to_string("/proc/self/status").unwrap();
-        assert!(Signals::of(&own).is_some(), "{own}");
+    fn many_waits_share_one_pace() {
+        let looking = Looking::default();
+        assert_eq!(looking.pace(), LOOK_EVERY);
+        let looked: Vec<_> = (0..2000).map(|_| looking.begin()).collect();
+        assert_eq!(looking.pace(), LOOK_EVERY_ALL * 2000);
+        drop(looked);
+        assert_eq!(looking.pace(), LOOK_EVERY);
     }
 }

@@ -23,5 +23,6 @@ mod rights;
 mod store;
 mod suites;
 mod trust;
+mod waiting;
 mod working;
 mod writing;

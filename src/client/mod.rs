@@ -6,6 +6,7 @@
 //! repeated.
 
 mod calls;
+mod errno;
 pub mod faulty;
 pub mod memory;
 pub mod quic;
@@ -201,7 +202,7 @@ impl CallError {
     /// What to tell a program that made a system call.
     pub const fn errno(&self) -> Errno {
         match self {
-            Self::Host(error) => error.errno(),
+            Self::Host(error) => errno::of_host(error.errno()),
             Self::TimedOut(_) => Errno::ETIMEDOUT,
             Self::Offline => Errno::ENETUNREACH,
             Self::BadAnswer(_) => Errno::EIO,

@@ -6,6 +6,7 @@ mod attributes;
 mod content;
 mod opening;
 mod programs;
+mod refusing;
 mod session;
 
 use std::path::{Path, PathBuf};

@@ -46,7 +46,12 @@ pub struct FsConfig {
     /// Whether extended attributes are passed through. Programs such as `ls -l` ask for them file by file, each a
     /// round trip.
     pub xattrs: bool,
+    /// Most memory that all listings of the mount may take together, in bytes.
+    pub listings_bytes_max: usize,
 }
+
+/// A gigabyte: some four million entries with names of common length. A host whose listings do not end takes no more.
+const LISTINGS_BYTES_MAX: usize = 1 << 30;
 
 impl Default for FsConfig {
     fn default() -> Self {
@@ -62,6 +67,7 @@ impl Default for FsConfig {
             default_permissions: true,
             dedup: DedupWish::default(),
             xattrs: true,
+            listings_bytes_max: LISTINGS_BYTES_MAX,
         }
     }
 }

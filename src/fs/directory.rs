@@ -4,6 +4,7 @@
 //! `seekdir` and `telldir` work in directories of any size while others change them. Going back to the beginning takes a
 //! new one, or a kept one that is still fresh.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
@@ -49,7 +50,15 @@ pub(super) struct Listing {
     pub(super) snapshot: Mutex<Snapshot>,
     pub(super) asked: Instant,
     entries_max: usize,
+    /// What the listings of the mount take together, in bytes, this one included.
+    all_bytes: Arc<AtomicUsize>,
     progress: watch::Sender<Progress>,
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.all_bytes.fetch_sub(lock(&self.snapshot).bytes(), Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -60,11 +69,12 @@ enum Progress {
 }
 
 impl Listing {
-    fn begin(entries_max: usize) -> Arc<Self> {
+    fn begin(entries_max: usize, all_bytes: &Arc<AtomicUsize>) -> Arc<Self> {
         Arc::new(Self {
             snapshot: Mutex::default(),
             asked: Instant::now(),
             entries_max,
+            all_bytes: Arc::clone(all_bytes),
             progress: watch::Sender::new(Progress::Growing),
         })
     }
@@ -239,7 +249,7 @@ impl FileSystem {
             self.count_stale();
             return Ok(kept);
         }
-        let listing = Listing::begin(ENTRIES_MAX);
+        let listing = Listing::begin(ENTRIES_MAX, &self.listings_bytes);
         let fill = fill_task(Arc::clone(self), inode, node, Arc::downgrade(&listing));
         self.runtime.spawn(fill);
         let first = async {
@@ -251,7 +261,7 @@ impl FileSystem {
 
     /// Lists a directory behind the back of a program that asks for its names one by one.
     pub(super) fn list_ahead(self: &Arc<Self>, inode: Inode, node: NodeId) {
-        let listing = Listing::begin(WALK_ENTRIES_MAX);
+        let listing = Listing::begin(WALK_ENTRIES_MAX, &self.listings_bytes);
         let fill = fill_task(Arc::clone(self), inode, node, Arc::downgrade(&listing));
         let fs = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -272,14 +282,20 @@ impl FileSystem {
         for attributes in known {
             self.learn(attributes, learned);
         }
-        let entries = {
+        let (entries, all_bytes) = {
             let mut snapshot = lock(&listing.snapshot);
+            let before = snapshot.bytes();
             snapshot.push(batch, learned);
-            snapshot.len()
+            let grown = snapshot.bytes() - before;
+            (snapshot.len(), listing.all_bytes.fetch_add(grown, Ordering::Relaxed) + grown)
         };
         listing.progress.send_replace(Progress::Growing);
         let entries_max = listing.entries_max;
-        if entries > entries_max { Err(FsError::TooManyEntries(entries_max)) } else { Ok(()) }
+        if entries > entries_max {
+            return Err(FsError::TooManyEntries(entries_max));
+        }
+        let bytes_max = self.config.listings_bytes_max;
+        if all_bytes > bytes_max { Err(FsError::ListingsTooLarge(bytes_max)) } else { Ok(()) }
     }
 
     /// Carries the host's entries into the listing until all are there or nobody holds it any more.

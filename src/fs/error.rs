@@ -56,6 +56,9 @@ pub enum FsError {
     /// A directory with so many entries that its listing would not fit in memory.
     #[error("the directory has more than {0} entries, which is the most that is kept of a listing")]
     TooManyEntries(usize),
+    /// The directories that are being listed at the time are so large together that they would not fit in memory.
+    #[error("the listings of this mount take more than {0} bytes together, which is the most that is kept")]
+    ListingsTooLarge(usize),
     /// A name that no file system takes.
     #[error("the name has {0} bytes, which is too long")]
     NameTooLong(usize),
@@ -88,7 +91,7 @@ impl FsError {
             Self::LockHeld => Errno::EAGAIN,
             Self::NoLocks => Errno::ENOLCK,
             Self::Interrupted => Errno::EINTR,
-            Self::TooManyEntries(_) => Errno::ENOMEM,
+            Self::TooManyEntries(_) | Self::ListingsTooLarge(_) => Errno::ENOMEM,
             Self::NameTooLong(_) => Errno::ENAMETOOLONG,
             Self::Invalid => Errno::EINVAL,
         }
@@ -160,6 +163,7 @@ mod tests {
             (FsError::NoLocks, Errno::ENOLCK),
             (FsError::Interrupted, Errno::EINTR),
             (FsError::TooManyEntries(1), Errno::ENOMEM),
+            (FsError::ListingsTooLarge(1), Errno::ENOMEM),
             (FsError::NameTooLong(256), Errno::ENAMETOOLONG),
             (FsError::Invalid, Errno::EINVAL),
         ];

@@ -59,7 +59,7 @@ mod warm;
 mod write;
 mod xattr;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -108,6 +108,8 @@ pub struct FileSystem {
     config: FsConfig,
     runtime: Handle,
     recent: Mutex<Recent>,
+    /// What all listings take in memory, in bytes.
+    listings_bytes: Arc<AtomicUsize>,
     inodes: Mutex<InodeTable>,
     files: Mutex<Handles<OpenFile>>,
     directories: Mutex<Handles<OpenDirectory>>,
@@ -152,6 +154,7 @@ impl FileSystem {
             config,
             runtime: Handle::current(),
             recent: Mutex::default(),
+            listings_bytes: Arc::default(),
             inodes: Mutex::new(InodeTable::new(root, Instant::now())),
             files: Mutex::default(),
             directories: Mutex::default(),

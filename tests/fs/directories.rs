@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::fs::{DirectoryItem, Freshness, Inode, Lookup};
-use wormhole::proto::Request;
+use wormhole::fs::{DirectoryItem, Freshness, FsConfig, Inode, Lookup};
+use wormhole::proto::{Errno, Request};
 
 use super::{FLEETING, LASTING, World};
 
@@ -35,6 +35,39 @@ async fn a_hundred_thousand_entries_are_complete_and_seekable() {
     world.fs.releasedir(handle).unwrap();
     world.fs.forget(folder.inode, 1);
     world.assert_idle();
+}
+
+#[tokio::test]
+async fn listings_take_no_more_memory_than_they_may_together() {
+    let host = many(20_000);
+    host.create_file("small/file", "");
+    let config = FsConfig { freshness: FLEETING, listings_bytes_max: 3 << 20, ..FsConfig::default() };
+    let world = World::with_config(host, config);
+    let (large, small) = (world.walk("d").await.unwrap(), world.walk("small").await.unwrap());
+    let list = async |inode| {
+        let handle = world.fs.opendir(inode).unwrap();
+        let mut at = 0;
+        let ended = loop {
+            let before = at;
+            let take = |item: &DirectoryItem<'_>| {
+                at = item.next_offset;
+                true
+            };
+            match world.fs.readdir(handle, before, false, take).await {
+                Ok(()) if at == before => break Ok(at),
+                Ok(()) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        world.fs.releasedir(handle).unwrap();
+        ended
+    };
+    for _ in 0..3 {
+        let error = list(large.inode).await.unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOMEM, "{error}");
+        // What it took is free again when nobody holds it.
+        assert_eq!(list(small.inode).await.unwrap(), 3);
+    }
 }
 
 /// `ls -l` of a large directory takes longer than its listing holds.

@@ -5,10 +5,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::quic::{ClientConfig, ConnectError, QuicClient};
-use wormhole::client::{CallError, Client, ContentPart};
+use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{ErrorCode, Request, WireError};
 use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError, TransportKind};
 
+use super::server::Endless;
 use super::{LinkShape, Server, World, api, chunks_of, read_all, until};
 
 /// A link on which a transfer takes long enough to be cut in the middle.
@@ -44,6 +45,34 @@ async fn a_transfer_goes_on_after_a_cut(kind: TransportKind) {
     assert!(bytes == world.host.content("file"), "other bytes than the host's");
     assert_eq!(client.statistics().instance_changes, 0);
     until(|| client.link().connected).await;
+}
+
+over_both!(a_listing_without_an_end_is_given_up);
+
+async fn a_listing_without_an_end_is_given_up(kind: TransportKind) {
+    let world = World::new(kind, LinkShape { bytes_per_second: 1 << 30, ..THIN }).await;
+    for number in 0..500 {
+        world.host.create_file(format!("d/{number}"), "");
+    }
+    let client = world.client().await;
+    let folder = api(&client).lookup(client.root().node, b"d").await.unwrap().node;
+    for endless in [Endless::Empty, Endless::Same] {
+        world.server.list_without_end(Some(endless));
+        let mut parts = client.list(folder);
+        let mut entries = 0;
+        let error = loop {
+            match parts.recv().await.unwrap() {
+                Ok(ListPart::Entries(batch)) => entries += batch.len(),
+                Ok(ListPart::End) => panic!("{endless:?} has no end"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, CallError::BadAnswer(_)), "{endless:?}: {error}");
+        assert!(entries <= 500, "{endless:?}: no entry comes twice");
+    }
+    world.server.list_without_end(None);
+    let mut parts = client.list(folder);
+    while !matches!(parts.recv().await.unwrap().unwrap(), ListPart::End) {}
 }
 
 over_both!(a_host_that_is_killed_and_comes_back_is_found_and_noticed);

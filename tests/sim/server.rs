@@ -30,6 +30,16 @@ pub(crate) struct Shared {
     corruptions: AtomicU32,
     closed: Mutex<Vec<CloseReason>>,
     reads: Mutex<Vec<ReadRequest>>,
+    endless: Mutex<Option<Endless>>,
+}
+
+/// How a listing goes on that has no end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Endless {
+    /// With parts that hold nothing.
+    Empty,
+    /// With the same entries again.
+    Same,
 }
 
 impl Server {
@@ -55,6 +65,11 @@ impl Server {
     /// So many of the next parts of content get a flipped bit.
     pub(crate) fn corrupt(&self, parts: u32) {
         self.shared.corruptions.store(parts, Ordering::Relaxed);
+    }
+
+    /// From now on every listing goes on so behind its first part.
+    pub(crate) fn list_without_end(&self, endless: Option<Endless>) {
+        *self.shared.endless.lock().unwrap() = endless;
     }
 
     /// What was asked for so far.
@@ -125,7 +140,7 @@ async fn answer(
                 send.write_all(&encode_frame(&reply)).await?;
                 send.write_all(&bytes.unwrap_or_default()).await?;
             }
-            Request::ReadDirectory { node } => directory(&mut send, client, node).await?,
+            Request::ReadDirectory { node } => directory(&mut send, client, node, shared).await?,
             request => {
                 let refusal = shared.refusal.lock().unwrap().clone();
                 let refusal = refusal.filter(|_| matches!(request, Request::Hello(_)));
@@ -190,7 +205,13 @@ async fn content(
     Ok(())
 }
 
-async fn directory(send: &mut SendStream, client: &dyn Client, node: NodeId) -> Result<(), Broken> {
+async fn directory(
+    send: &mut SendStream,
+    client: &dyn Client,
+    node: NodeId,
+    shared: &Shared,
+) -> Result<(), Broken> {
+    let endless = *shared.endless.lock().unwrap();
     let mut parts = client.list(node);
     let mut begun = false;
     while let Some(part) = parts.recv().await {
@@ -200,7 +221,21 @@ async fn directory(send: &mut SendStream, client: &dyn Client, node: NodeId) -> 
             send.write_all(&encode_frame(&reply)).await?;
         }
         let batch = match part {
-            Ok(ListPart::Entries(entries)) => DirectoryBatch { entries, last: false },
+            Ok(ListPart::Entries(entries)) => {
+                let batch = DirectoryBatch { entries, last: false };
+                if let Some(endless) = endless {
+                    let empty = DirectoryBatch { entries: Vec::new(), last: false };
+                    let again = match endless {
+                        Endless::Empty => encode_frame(&empty),
+                        Endless::Same => encode_frame(&batch),
+                    };
+                    send.write_all(&encode_frame(&batch)).await?;
+                    loop {
+                        send.write_all(&again).await?;
+                    }
+                }
+                batch
+            }
             Ok(ListPart::End) => DirectoryBatch { entries: Vec::new(), last: true },
             Err(_) => return Ok(()),
         };

@@ -44,6 +44,13 @@ struct Listing<'a> {
     delivered: HashSet<[u8; 16]>,
 }
 
+/// Most entries of a listing, twice what anybody keeps of one: a host that never ends it is told from a large directory.
+const ENTRIES_MAX: usize = 1 << 23;
+
+/// Entries that may come again in one attempt, besides those that an earlier attempt delivered: a directory that is changed while it is
+/// listed shows some twice.
+const REPEATED_MAX: usize = 65_536;
+
 impl Listing<'_> {
     /// The end, or why there is none; `None` where nobody listens any more.
     async fn run(mut self, node: NodeId) -> Option<Result<ListPart, CallError>> {
@@ -74,13 +81,28 @@ impl Listing<'_> {
                 return Err(Stopped::Refused(refusal));
             }
         }
+        let mut repeated_max = self.delivered.len() + REPEATED_MAX;
         loop {
             let batch: DirectoryBatch = exchange.frame().await?;
-            waiting.pause();
-            self.patience.pause();
-            self.deliver(batch.entries).await?;
-            self.patience.renew();
-            waiting.resume();
+            if batch.entries.is_empty() && !batch.last {
+                return Err(broken("a part of a directory without entries"));
+            }
+            let count = batch.entries.len();
+            let fresh = self.fresh(batch.entries)?;
+            repeated_max = repeated_max
+                .checked_sub(count - fresh.len())
+                .ok_or_else(|| broken("a directory with the same entries over and over"))?;
+            if fresh.is_empty() {
+                // Progress all the same: what was delivered before a cut comes again, but not for ever.
+                self.patience.renew();
+            } else {
+                waiting.pause();
+                self.patience.pause();
+                let sent = self.parts.send(Ok(ListPart::Entries(fresh))).await;
+                sent.map_err(|_| Stopped::Dropped)?;
+                self.patience.renew();
+                waiting.resume();
+            }
             if batch.last {
                 exchange.complete();
                 return Ok(());
@@ -88,16 +110,17 @@ impl Listing<'_> {
         }
     }
 
-    async fn deliver(&mut self, entries: Vec<DirectoryEntry>) -> Result<(), Stopped> {
+    /// The entries that were not delivered yet.
+    fn fresh(&mut self, entries: Vec<DirectoryEntry>) -> Result<Vec<DirectoryEntry>, Stopped> {
         if !entries.iter().all(|entry| is_name(&entry.name)) {
             return Err(broken("a directory entry with an impossible name"));
         }
-        let fresh: Vec<_> =
-            entries.into_iter().filter(|entry| self.delivered.insert(digest(&entry.name))).collect();
-        if fresh.is_empty() {
-            return Ok(());
+        let is_fresh = |entry: &DirectoryEntry| self.delivered.insert(digest(&entry.name));
+        let fresh: Vec<_> = entries.into_iter().filter(is_fresh).collect();
+        if self.delivered.len() > ENTRIES_MAX {
+            return Err(Stopped::Call(CallError::BadAnswer("a directory without an end".to_owned())));
         }
-        self.parts.send(Ok(ListPart::Entries(fresh))).await.map_err(|_| Stopped::Dropped)
+        Ok(fresh)
     }
 }
 

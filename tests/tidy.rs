@@ -32,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fs", &["chunk", "proto", "fetch", "prefetch", "client", "cache", "lock"]),
     ("fuse", &["chunk", "proto", "fs"]),
     ("host", &["chunk", "proto", "transport", "io", "lock"]),
-    ("control", &["chunk", "proto", "metrics"]),
+    ("control", &["chunk", "proto", "io", "metrics"]),
     (
         "config",
         &["chunk", "proto", "transport", "io", "fs", "fuse", "cache", "client", "fetch", "host", "mount"],

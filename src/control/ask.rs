@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, Unsent, WAIT, WarmReport};
+use crate::io::private::{self, NotPrivate};
 
 /// Most sockets looked at in one directory.
 const DAEMONS_MAX: usize = 1024;
@@ -117,6 +118,11 @@ pub fn daemons(directory: &Path) -> Result<Vec<Daemon>, ControlError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
+    // What answers there may be anybody's daemon otherwise.
+    private::check(directory).map_err(|error: NotPrivate| ControlError::Directory {
+        path: directory.to_owned(),
+        why: error.to_string(),
+    })?;
     let mut found = Vec::new();
     for entry in entries.take(DAEMONS_MAX) {
         let name = entry.map_err(failed)?.file_name();

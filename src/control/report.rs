@@ -102,9 +102,32 @@ pub struct StatusReport {
     /// Where its disk cache is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
+    /// Who is connected to a host, one a connection; the first [`CLIENTS_MAX`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients_connected: Vec<ClientReport>,
     /// What it measures; the keys are those of [`crate::metrics`].
     #[serde(flatten)]
     pub readings: Readings,
+}
+
+/// Most clients that a report names: an answer is one bounded line.
+pub const CLIENTS_MAX: usize = 256;
+
+/// A client of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Its key.
+    pub key: String,
+    /// What people call it; empty where it has no name.
+    pub name: String,
+    /// From where.
+    pub address: String,
+    /// What it has mounted: the export and the folder below it.
+    pub export: String,
+    /// What it may do, as words of `authorized_keys`; `rw` where it may write.
+    pub rights: String,
+    /// For how long, in seconds.
+    pub connected_seconds: u64,
 }
 
 /// What is to be brought into the disk cache.

@@ -1,11 +1,13 @@
 //! The daemon's side of the socket.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
@@ -15,6 +17,10 @@ use tokio::time::timeout;
 
 use super::ask::socket_name;
 use super::{Answer, ControlError, Controlled, Order, WAIT, WarmReport};
+use crate::io::private::{self, NotPrivate};
+
+/// Connections that wait in the kernel's queue.
+const QUEUE_MAX: i32 = 64;
 
 /// Connections answered at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16;
@@ -35,15 +41,18 @@ impl ControlSocket {
         mountpoint: Option<&Path>,
         daemon: Arc<dyn Controlled>,
     ) -> Result<Self, ControlError> {
-        prepare(directory).map_err(|error| ControlError::Directory {
+        let refused = |error: NotPrivate| ControlError::Directory {
             path: directory.to_owned(),
-            why: format!("{error}; it must belong to this user and to nobody else"),
-        })?;
+            why: error.to_string(),
+        };
+        private::prepare(directory).map_err(refused)?;
+        // Not by a link that another user has put there.
+        private::check(directory).map_err(refused)?;
         let path = directory.join(socket_name(mountpoint, std::process::id()));
         let failed = |source| ControlError::Socket { path: path.clone(), source };
         // One of a process that had this number before and died.
         remove(&path).map_err(failed)?;
-        let listener = UnixListener::bind(&path).map_err(failed)?;
+        let listener = bind(&path).map_err(failed)?;
         Ok(Self { task: tokio::spawn(accept(listener, daemon)), path })
     }
 
@@ -68,12 +77,21 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the directory, and refuses one that others could put sockets in: `/tmp` is anybody's.
-fn prepare(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let found = fs::symlink_metadata(directory)?;
-    let ours = found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0;
-    if ours { Ok(()) } else { Err(io::Error::other("it is not a directory of this user alone")) }
+/// A socket to which nobody else may write, from its first moment on and whatever the umask is: that of a host is empty. The name gets
+/// the permissions that the socket had before it had a name.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::new(QUEUE_MAX)?)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// Whether who asks is the user of this daemon, or root.
+fn is_own(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
 async fn accept(listener: UnixListener, daemon: Arc<dyn Controlled>) {
@@ -83,7 +101,9 @@ async fn accept(listener: UnixListener, daemon: Arc<dyn Controlled>) {
             Ok((stream, _)) => {
                 let daemon = Arc::clone(&daemon);
                 tokio::spawn(async move {
-                    converse(stream, &*daemon).await;
+                    if is_own(&stream) {
+                        converse(stream, &*daemon).await;
+                    }
                     drop(place);
                 });
             }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,6 +35,7 @@ fn report() -> StatusReport {
         transport: "quic".to_owned(),
         engine: None,
         cache_dir: None,
+        clients_connected: Vec::new(),
         readings,
     }
 }
@@ -202,4 +204,47 @@ fn warming_is_ordered_and_asked_about() {
     assert_eq!(daemon.warm(&Order::WarmProgress(9)).unwrap().id, 9);
     let refused = daemon.warm(&Order::Warm(WarmOrder { pin: true, ..order })).unwrap_err();
     assert!(refused.to_string().ends_with("refuses: pins are full"), "{refused}");
+}
+
+/// Orders the daemon behind a socket to stop, and says whether it answers.
+const ORDER: &str = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
+    s.send(b'\"stop\"\\n'); print('answered' if s.recv(99) else 'nothing')";
+
+#[test]
+fn a_socket_is_its_users_alone_whatever_the_umask_is() {
+    // As a host has it.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    let stage = stage();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(stage.socket.path()), 0o600);
+    assert_eq!(mode(&stage.sockets()), 0o700);
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // Also where all doors were opened since, nobody else is listened to.
+    for (path, mode) in
+        [(stage.directory.path(), 0o755), (&stage.sockets(), 0o755), (stage.socket.path(), 0o666)]
+    {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let said = |user: u32| {
+        let mut command = std::process::Command::new("python3");
+        let output = command.args(["-c", ORDER]).arg(stage.socket.path()).uid(user).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    assert_ne!(said(65_534), "answered");
+    assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 0);
+    assert_eq!(said(0), "answered");
+    assert_eq!(stage.model.stopped.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn sockets_in_a_directory_of_others_are_not_asked() {
+    let stage = stage();
+    assert_eq!(daemons(&stage.sockets()).unwrap().len(), 1);
+    std::fs::set_permissions(stage.sockets(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = daemons(&stage.sockets()).unwrap_err().to_string();
+    assert!(refused.contains("chmod go-w"), "{refused}");
+    let refused = ControlSocket::open(&stage.sockets(), None, stage.model.clone()).unwrap_err().to_string();
+    assert!(refused.contains("chmod go-w"), "{refused}");
 }

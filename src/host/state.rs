@@ -3,15 +3,18 @@
 //! The folder is 0700, the files 0600. They are changed under a lock and replaced as a whole, so the daemon, the
 //! commands and a person with an editor may all work on them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use super::keys::AuthorizedKeys;
 use super::tickets::TicketBook;
+use crate::io::private::{self, NotPrivate};
+use crate::proto::TicketSecret;
 use crate::transport::Identity;
 use crate::transport::identity::IdentityError;
 
@@ -19,6 +22,8 @@ const IDENTITY_FILE: &str = "host_key";
 const KEYS_FILE: &str = "authorized_keys";
 const TICKETS_FILE: &str = "tickets.json";
 const RUNNING_FILE: &str = "running.json";
+/// The secret of the ticket that was shown at the last start: as long as it is good it lies here, and of all others only the hash is kept.
+const START_FILE: &str = "start_ticket";
 const LOCK_FILE: &str = "lock";
 
 /// Longest file read, in bytes: some 50,000 keys.
@@ -45,6 +50,14 @@ pub enum StateError {
         /// What is wrong.
         reason: String,
     },
+    /// The folder is somebody else's, or others may write to it.
+    #[error("cannot keep the host's keys in {}: {source}", path.display())]
+    NotPrivate {
+        /// The folder.
+        path: PathBuf,
+        /// Why, and what mends it.
+        source: NotPrivate,
+    },
     /// The host's key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -59,6 +72,9 @@ pub struct RunningHost {
     pub addresses: Vec<String>,
     /// Names of its exports, in the order they were given.
     pub exports: Vec<String>,
+    /// Those in which a plain key acts as root.
+    #[serde(default)]
+    pub root_exports: Vec<String>,
 }
 
 /// Tells whether the files of authorised keys and of tickets were touched.
@@ -71,12 +87,13 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Uses the folder at `path`, which is made if need be and closed to others.
+    /// Uses the folder at `path`, which is made if need be and closed to others. One that others may write to, or that is another user's, is
+    /// refused: the keys in it may be anybody's.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |verb| move |source| StateError::File { verb, path: path.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make"))?;
-        let mode = fs::metadata(path).map_err(failed("read"))?.mode();
-        if mode & 0o077 != 0 {
+        let found = private::prepare(path)
+            .map_err(|source| StateError::NotPrivate { path: path.to_owned(), source })?;
+        if found.mode() & 0o077 != 0 {
             fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("close to others"))?;
         }
         Ok(Self { path: path.to_owned() })
@@ -153,6 +170,18 @@ impl StateDir {
             self.replace(KEYS_FILE, &new_keys.to_text())?;
         }
         Ok(answer)
+    }
+
+    /// The secret of the ticket that was shown at the last start, if it can be read.
+    pub(super) fn start_secret(&self) -> Option<TicketSecret> {
+        let text = self.read(START_FILE).ok()?;
+        let bytes = HEXLOWER.decode(text.trim_ascii()).ok()?;
+        bytes.try_into().ok().map(TicketSecret)
+    }
+
+    /// Keeps the secret of the ticket that is shown at the start.
+    pub(super) fn write_start_secret(&self, secret: TicketSecret) -> Result<(), StateError> {
+        self.replace(START_FILE, format!("{}\n", HEXLOWER.encode(&secret.0)).as_bytes())
     }
 
     /// Writes down that a daemon runs.
@@ -240,7 +269,6 @@ mod tests {
     use super::*;
     use crate::host::keys::Rights;
     use crate::host::tickets::Terms;
-    use crate::proto::TicketSecret;
     use crate::transport::PublicKey;
 
     #[test]
@@ -273,9 +301,18 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_others_may_write_to_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+        let refused = StateDir::open(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("chmod"), "{refused}");
+        assert_eq!(fs::metadata(folder.path()).unwrap().mode() & 0o7777, 0o1777);
+    }
+
+    #[test]
     fn two_that_change_it_at_once_lose_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4u8 {
                 let state = &state;
@@ -293,7 +330,7 @@ mod tests {
     #[test]
     fn the_stamp_tells_that_keys_or_tickets_changed() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
         let before = state.stamp();
         state.update(|keys, _| keys.add(PublicKey([1; 32]), "media", &Rights::default(), ("", ""))).unwrap();
         let added = state.stamp();
@@ -308,26 +345,26 @@ mod tests {
     #[test]
     fn a_key_is_revoked_although_the_tickets_cannot_be_understood() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
         let key = PublicKey([1; 32]);
-        fs::write(folder.path().join(KEYS_FILE), format!("{key}\n")).unwrap();
-        fs::write(folder.path().join(TICKETS_FILE), "{").unwrap();
+        fs::write(state.path().join(KEYS_FILE), format!("{key}\n")).unwrap();
+        fs::write(state.path().join(TICKETS_FILE), "{").unwrap();
         assert!(state.update(|keys, _| keys.revoke(key)).unwrap());
         assert!(state.keys().unwrap().find(key).is_none());
         let issue = |tickets: &mut TicketBook| {
             tickets.issue(TicketSecret([2; 16]), "media", Terms::default(), 0);
         };
         assert!(matches!(state.update(|_, tickets| issue(tickets)), Err(StateError::Malformed { .. })));
-        assert_eq!(fs::read(folder.path().join(TICKETS_FILE)).unwrap(), b"{", "a person may mend it");
+        assert_eq!(fs::read(state.path().join(TICKETS_FILE)).unwrap(), b"{", "a person may mend it");
     }
 
     #[test]
     fn what_lets_nobody_in_is_named_by_its_place() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
         assert!(state.problems().is_empty());
-        fs::write(folder.path().join(KEYS_FILE), "# top\nnonsense\n").unwrap();
-        fs::write(folder.path().join(TICKETS_FILE), "{\"tickets\": [{}]}").unwrap();
+        fs::write(state.path().join(KEYS_FILE), "# top\nnonsense\n").unwrap();
+        fs::write(state.path().join(TICKETS_FILE), "{\"tickets\": [{}]}").unwrap();
         let problems = state.problems();
         assert_eq!(problems.len(), 2);
         assert!(problems[0].contains("authorized_keys line 2"), "{}", problems[0]);
@@ -337,27 +374,32 @@ mod tests {
     #[test]
     fn a_file_that_is_too_long_is_not_read_in_part() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
         let key = PublicKey([1; 32]);
         let mut text = vec![b' '; FILE_BYTES_MAX as usize - key.to_string().len()];
         text.extend_from_slice(format!("{key} ro\n").as_bytes());
-        fs::write(folder.path().join(KEYS_FILE), text).unwrap();
+        fs::write(state.path().join(KEYS_FILE), text).unwrap();
         assert!(state.keys().is_err(), "the half line would allow more than the whole");
     }
 
     #[test]
     fn a_broken_book_of_tickets_is_an_error_and_not_an_empty_one() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
-        fs::write(folder.path().join(TICKETS_FILE), "{").unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        fs::write(state.path().join(TICKETS_FILE), "{").unwrap();
         assert!(matches!(state.tickets(), Err(StateError::Malformed { .. })));
     }
 
     #[test]
     fn a_daemon_takes_back_only_its_own_note() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
-        let running = RunningHost { process: 7, addresses: vec!["a:1".into()], exports: vec!["x".into()] };
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let running = RunningHost {
+            process: 7,
+            addresses: vec!["a:1".into()],
+            exports: vec!["x".into()],
+            root_exports: Vec::new(),
+        };
         state.write_running(&running).unwrap();
         state.clear_running(8);
         assert_eq!(state.running().unwrap(), Some(running));

@@ -33,6 +33,7 @@ mod diagnosis;
 mod error;
 mod operation;
 mod pool;
+pub mod private;
 mod room;
 mod stats;
 pub mod sys;

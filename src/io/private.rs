@@ -1,0 +1,130 @@
+//! Folders into which nobody else can put anything: of keys, of state, of sockets.
+//!
+//! Made closed from the first moment, whatever the umask is, and refused where they are somebody else's or others may write to them: what
+//! lies there then may be anybody's.
+
+use std::fs::{self, DirBuilder, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
+use nix::unistd::geteuid;
+
+/// Why a folder cannot be used, and what mends that. The words stand behind the folder's path.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPrivate {
+    /// It cannot be made or looked at.
+    #[error("cannot {verb} it: {source}")]
+    System {
+        /// What was attempted.
+        verb: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else has its name.
+    #[error("it is no folder; move it away, or name another")]
+    NoFolder,
+    /// It is another user's.
+    #[error(
+        "it belongs to the user {owner}, and {user} uses it; name another, act as that user, or have root give it to {user} (`chown`) after \
+         a look at what is in it"
+    )]
+    Owner {
+        /// Whose it is, by number.
+        owner: u32,
+        /// Who wants to use it, by number.
+        user: u32,
+    },
+    /// Others may write to it.
+    #[error(
+        "others may write to it (mode {mode:04o}); see that everything in it is yours, then `chmod go-w`"
+    )]
+    Writable {
+        /// Its permissions.
+        mode: u32,
+    },
+}
+
+/// Makes the folder, closed to others, if it is not there, and returns what it is. One that is there is checked, and followed if it is a link.
+pub fn prepare(path: &Path) -> Result<Metadata, NotPrivate> {
+    let failed = |verb| move |source| NotPrivate::System { verb, source };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).or_else(|error| match error.kind() {
+        // A link that leads nowhere, or no folder: told below.
+        io::ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(failed("make")(error)),
+    })?;
+    let found = fs::metadata(path).map_err(failed("look at"))?;
+    judge(&found, geteuid().as_raw()).map(|()| found)
+}
+
+/// Checks a folder that is there, and that is no link. One of root's will do for everybody, and any user's for root.
+pub fn check(path: &Path) -> Result<(), NotPrivate> {
+    let found =
+        fs::symlink_metadata(path).map_err(|source| NotPrivate::System { verb: "look at", source })?;
+    let user = geteuid().as_raw();
+    judge(&found, if found.uid() == 0 || user == 0 { found.uid() } else { user })
+}
+
+fn judge(found: &Metadata, user: u32) -> Result<(), NotPrivate> {
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    if !found.is_dir() {
+        Err(NotPrivate::NoFolder)
+    } else if owner != user {
+        Err(NotPrivate::Owner { owner, user })
+    } else if mode & 0o022 != 0 {
+        Err(NotPrivate::Writable { mode })
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_there_is_made_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b");
+        assert_eq!(prepare(&path).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(fs::metadata(folder.path().join("a")).unwrap().mode() & 0o7777, 0o700);
+        prepare(&path).unwrap();
+        check(&path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_of_others_or_open_to_them_is_refused_and_the_cure_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("open");
+        fs::create_dir(&path).unwrap();
+        for (mode, cure) in [(0o700, ""), (0o755, ""), (0o775, "chmod"), (0o1777, "chmod"), (0o702, "chmod")]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            for result in [prepare(&path).map(drop), check(&path)] {
+                let words = result.map_or_else(|refused| refused.to_string(), |()| String::new());
+                assert!(words.contains(cure) && words.is_empty() == cure.is_empty(), "{mode:o}: {words}");
+            }
+        }
+        if geteuid().is_root() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+            chown(&path, Some(51_003), None).unwrap();
+            let words = prepare(&path).unwrap_err().to_string();
+            assert!(words.contains("51003") && words.contains("chown"), "{words}");
+            check(&path).expect("root may ask everybody's daemons");
+        }
+    }
+
+    #[test]
+    fn what_is_no_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "").unwrap();
+        assert!(matches!(prepare(&file), Err(NotPrivate::NoFolder)));
+        prepare(&folder.path().join("real")).unwrap();
+        symlink("real", &link).unwrap();
+        prepare(&link).unwrap();
+        assert!(matches!(check(&link), Err(NotPrivate::NoFolder)), "a link may be anybody's, in /tmp");
+    }
+}

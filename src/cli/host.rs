@@ -16,9 +16,12 @@ use tokio::task::JoinHandle;
 use super::pair::Lifetime;
 use super::{CliError, index_progress, threads};
 use crate::config::{Environment, Side};
-use crate::control::{ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent};
+use crate::control::{
+    CLIENTS_MAX, ClientReport, ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent,
+};
 use crate::host::{
-    ADVERTISED_NAMES_MAX, Export, Host, HostConfig, HostError, HostObserver, HostStatus, TicketTerms,
+    ADVERTISED_NAMES_MAX, ClientStatus, Export, Host, HostConfig, HostError, HostObserver, HostStatus,
+    TicketTerms,
 };
 use crate::io::EngineKind;
 use crate::metrics::{Metric, Readings};
@@ -26,6 +29,7 @@ use crate::transport::{AdvertisedName, CongestionKind};
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct Arguments {
     /// Folders to serve, each under its own name or the one given
     #[arg(required = true, value_name = "[NAME=]PATH")]
@@ -67,6 +71,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "USER")]
     ticket_user: Option<String>,
 
+    /// Make and print no ticket, as a service should; `wormhole pair new` makes one
+    #[arg(long, conflicts_with_all = ["ticket_expires", "ticket_user"])]
+    no_ticket: bool,
+
     /// Print what is said at the start as one JSON object
     #[arg(long)]
     json: bool,
@@ -77,7 +85,8 @@ pub(super) struct Arguments {
 struct Ready {
     listening: String,
     identity: String,
-    ticket: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ticket: Option<String>,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
@@ -100,6 +109,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
         user: arguments.ticket_user,
         ..TicketTerms::default()
     };
+    let terms = (!arguments.no_ticket).then_some(terms);
     threads::runtime()?.block_on(serve(config, terms, arguments.json))
 }
 
@@ -108,7 +118,7 @@ pub(super) fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
     given.map_or_else(|| Environment::of_process().state_dir(Side::Host).map_err(CliError::usage), Ok)
 }
 
-async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(), CliError> {
+async fn serve(config: HostConfig, terms: Option<TicketTerms>, json: bool) -> Result<(), CliError> {
     // Before anybody knows of the daemon, so that no signal is missed.
     let cannot_listen = |error| CliError::system(format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
@@ -117,11 +127,11 @@ async fn serve(config: HostConfig, terms: TicketTerms, json: bool) -> Result<(),
     let first = config.exports.first().map(|export| export.name.clone()).unwrap_or_default();
     let index = config.index_ahead;
     let host = Host::start(config).map_err(describe)?;
-    let ticket = host.ticket(&first, &terms).map_err(describe)?;
+    let ticket = terms.map(|terms| host.ticket_at_start(&first, &terms)).transpose().map_err(describe)?;
     let ready = Ready {
         listening: host.listening().to_string(),
         identity: host.identity().to_string(),
-        ticket: ticket.to_string(),
+        ticket: ticket.map(|ticket| ticket.to_string()),
     };
     let (wanted, mut is_wanted) = watch::channel(Ending::NotYet);
     let daemon = Daemon { host: host.observer(), wanted: wanted.clone(), started: Instant::now() };
@@ -181,6 +191,7 @@ impl Controlled for Daemon {
             transport: "quic, tcp".to_owned(),
             engine: Some(status.engine.clone()),
             cache_dir: None,
+            clients_connected: clients(&status),
             readings: readings(&status, self.started.elapsed().as_secs()),
         }
     }
@@ -193,6 +204,19 @@ impl Controlled for Daemon {
         self.wanted.send_replace(Ending::Now);
         Unsent::default()
     }
+}
+
+/// Who is connected, as people are told.
+fn clients(status: &HostStatus) -> Vec<ClientReport> {
+    let report = |client: &ClientStatus| ClientReport {
+        key: client.key.clone(),
+        name: client.name.clone(),
+        address: client.address.clone(),
+        export: client.export.clone(),
+        rights: client.rights.clone(),
+        connected_seconds: client.connected_seconds,
+    };
+    status.clients.iter().take(CLIENTS_MAX).map(report).collect()
 }
 
 fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
@@ -240,7 +264,9 @@ fn announce(ready: &Ready, json: bool) -> io::Result<()> {
     } else {
         writeln!(out, "listening: {}", ready.listening)?;
         writeln!(out, "identity: {}", ready.identity)?;
-        writeln!(out, "ticket: {}", ready.ticket)?;
+        if let Some(ticket) = &ready.ticket {
+            writeln!(out, "ticket: {ticket}")?;
+        }
     }
     out.flush()
 }

@@ -1,11 +1,13 @@
 //! `wormhole key`: the host's own key, and those that it lets in.
 
+use std::os::unix::fs::MetadataExt;
+
 use clap::Subcommand;
 use serde::Serialize;
 
 use super::CliError;
 use super::on_state::{self, OnState, print_json};
-use crate::host::{AuthorizedKey, AuthorizedKeys, Rights, StateDir};
+use crate::host::{self, AuthorizedKey, AuthorizedKeys, Rights, StateDir};
 use crate::transport::PublicKey;
 
 /// Fewest characters by which a key is named: 40 bits, which no two keys of a host share by chance.
@@ -40,6 +42,8 @@ struct Listed {
     read_only: bool,
     /// Whether it chooses owners on a host that runs as root.
     owners: bool,
+    /// Whether it is as good as root on this machine, in one of its exports.
+    as_root: bool,
     /// As whom it acts; absent for the user who runs the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
@@ -67,26 +71,32 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
 fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     let keys = state.keys().map_err(CliError::system)?;
     on_state::warn_of(state);
-    let listed: Vec<Listed> = keys.iter().map(listed).collect();
+    let running = state.running().map_err(CliError::system)?;
+    let root_exports = running.map(|running| running.root_exports).unwrap_or_default();
+    // Whoever runs the host owns its state.
+    let root_runs = state.path().metadata().is_ok_and(|found| found.uid() == 0);
+    let as_root = |key: &AuthorizedKey| root_runs && host::is_as_root(key, &root_exports);
+    let listed: Vec<Listed> = keys.iter().map(|key| listed(as_root(&key), key)).collect();
     if json {
         return print_json(&listed);
     }
-    println!("{:<52} {:<9} {:<12} {:<20} {:<16} COMMENT", "KEY", "RIGHTS", "USER", "EXPORTS", "NAME");
+    println!("{:<52} {:<14} {:<12} {:<20} {:<16} COMMENT", "KEY", "RIGHTS", "USER", "EXPORTS", "NAME");
     for key in listed {
         let rights = if key.read_only { "ro" } else { "rw" };
         let owners = if key.owners { ",owners" } else { "" };
-        let rights = format!("{rights}{owners}");
+        let root = if key.as_root { ",root" } else { "" };
+        let rights = format!("{rights}{owners}{root}");
         let exports = key.exports.map_or_else(|| "all".to_owned(), |exports| exports.join(","));
         let user = key.user.as_deref().unwrap_or("-");
-        println!("{:<52} {rights:<9} {user:<12} {exports:<20} {:<16} {}", key.key, key.name, key.comment);
+        println!("{:<52} {rights:<14} {user:<12} {exports:<20} {:<16} {}", key.key, key.name, key.comment);
     }
     Ok(())
 }
 
-fn listed(key: AuthorizedKey) -> Listed {
+fn listed(as_root: bool, key: AuthorizedKey) -> Listed {
     let AuthorizedKey { key, rights, exports, name, comment } = key;
     let Rights { read_only, owners, user } = rights;
-    Listed { key: key.to_string(), read_only, owners, user, exports, name, comment }
+    Listed { key: key.to_string(), read_only, owners, as_root, user, exports, name, comment }
 }
 
 fn revoke(state: &StateDir, named: &str) -> Result<(), CliError> {

@@ -1,5 +1,6 @@
 //! `wormhole status`: what the mounts and hosts of this machine are doing.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use super::CliError;
 use super::words::{amount, count, duration};
-use crate::control::{self, DaemonKind, LinkWord, StatusReport};
+use crate::control::{self, ClientReport, DaemonKind, LinkWord, StatusReport};
 use crate::fuse::table;
 use crate::metrics::{Metric, Reading, Readings};
 use crate::transport::{SOCKET_BUFFER_BYTES_WANTED, buffers_help};
@@ -57,9 +58,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
 /// Every daemon that answers, and every mount whose daemon does not.
 fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
     let mut reports = Vec::new();
-    for directory in super::control_directories() {
-        // A directory of another user that cannot be read has nothing to tell.
-        let daemons = control::daemons(&directory).unwrap_or_default();
+    for (i, directory) in super::control_directories().into_iter().enumerate() {
+        let daemons = control::daemons(&directory).unwrap_or_else(|error| {
+            // A directory of another user that cannot be read has nothing to tell; the first is this user's own.
+            if i == 0 {
+                eprintln!("wormhole: {error}");
+            }
+            Vec::new()
+        });
         reports.extend(daemons.iter().filter_map(|daemon| daemon.status().ok()));
     }
     let mounts =
@@ -104,6 +110,7 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         transport: String::new(),
         engine: None,
         cache_dir: None,
+        clients_connected: Vec::new(),
         readings: Readings::default(),
     }
 }
@@ -225,7 +232,21 @@ fn host_lines(report: &StatusReport) -> String {
     );
     add_index_line(&mut text, &report.readings);
     add_buffers_line(&mut text, &report.readings);
+    add_client_lines(&mut text, report);
     text
+}
+
+/// Who is connected: a line for each key and what it has mounted.
+fn add_client_lines(text: &mut String, report: &StatusReport) {
+    let mut seen = BTreeSet::new();
+    for client in &report.clients_connected {
+        if !seen.insert((&client.key, &client.export)) {
+            continue;
+        }
+        let name = if client.name.is_empty() { "(no name)" } else { &client.name };
+        let ClientReport { key, address, export, rights, .. } = client;
+        let _ = writeln!(text, "  client   {name}  {export}  {rights}  from {address}, key {key}");
+    }
 }
 
 /// What the host knows of hashes.
@@ -304,6 +325,7 @@ mod tests {
             transport: "quic".to_owned(),
             engine: Some("uring".to_owned()),
             cache_dir: None,
+            clients_connected: Vec::new(),
             readings,
         }
     }

@@ -1,16 +1,20 @@
-//! As whom a client acts: as the user who runs the daemon, or as one whom its key names, with that user's rights and no more.
+//! As whom a client acts: as the user who runs the daemon, as one whom its key names, or as the owner of the exported folder where root
+//! runs the daemon; with that user's rights and no more.
 //!
 //! The kernel checks these rights at every operation: each begins by [`Actor::assume`] on the thread that does it. What reads from
 //! files that were opened so needs no rights any more. Nothing that was opened for one user is used for another, because each has
 //! trees of his own ([`super::core::Core::tree`]), and sessions belong to one key.
 
 use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno as SystemErrno;
+use nix::sys::stat::fstat;
 use nix::unistd::{Gid, Uid, User, getegid, geteuid, getgrouplist};
 
 use super::attributes::system_error;
+use super::keys::{AuthorizedKey, Rights};
 use crate::io::sys::{Assumed, Credentials};
 use crate::proto::{ActingUser, WireError};
 
@@ -38,8 +42,16 @@ pub enum UserError {
         /// What the system said.
         errno: SystemErrno,
     },
+    /// The folder does not say whose it is.
+    #[error("cannot tell whose the exported folder is: {errno}")]
+    Folder {
+        /// What the system said.
+        errno: SystemErrno,
+    },
     /// The daemon has no right to.
-    #[error("this host cannot act as {user:?} ({errno}): that takes a host that runs as root")]
+    #[error(
+        "this host cannot act as {user:?} ({errno}): that takes a host that runs as root and may change users (CAP_SETUID, CAP_SETGID)"
+    )]
     NotAllowed {
         /// As whom.
         user: String,
@@ -49,6 +61,26 @@ pub enum UserError {
 }
 
 impl Actor {
+    /// Whom a key with these rights acts as in an exported folder. Root is who chooses owners, and for others the owner of the folder, so that
+    /// a key that was let in to somebody's files is not let in as root. Blocks.
+    pub(super) fn of_key(rights: &Rights, folder: BorrowedFd<'_>) -> Result<Self, UserError> {
+        match &rights.user {
+            Some(user) => Self::named(Some(user)),
+            None if rights.owners || !geteuid().is_root() => Ok(Self::Daemon),
+            None => Self::owner_of(folder),
+        }
+    }
+
+    /// The owner of a folder, with his groups; where the system does not know him with the folder's group alone. Blocks.
+    pub(super) fn owner_of(folder: BorrowedFd<'_>) -> Result<Self, UserError> {
+        let found = fstat(folder).map_err(|errno| UserError::Folder { errno })?;
+        let (uid, gid) = (found.st_uid, found.st_gid);
+        match Self::named(Some(&uid.to_string())) {
+            Err(UserError::Unknown(_)) => Self::named(Some(&format!("{uid}:{gid}"))),
+            known => known,
+        }
+    }
+
     /// Whom a key or a ticket names: by name, by number, or as `UID:GID` who needs not be known to the system and is in no other group.
     /// Tries whether the process may act so. Blocks, as names may be looked up anywhere.
     pub(super) fn named(user: Option<&str>) -> Result<Self, UserError> {
@@ -90,6 +122,14 @@ impl Actor {
     }
 }
 
+/// Whether a key is as good as root in an export of a host that root runs; `root_exports` are those whose folders are root's.
+pub fn is_as_root(key: &AuthorizedKey, root_exports: &[String]) -> bool {
+    match &key.rights.user {
+        Some(user) => look_up(user).is_ok_and(|found| found.uid == 0),
+        None => key.rights.owners || root_exports.iter().any(|export| key.may_mount(export)),
+    }
+}
+
 fn look_up(user: &str) -> Result<Credentials, UserError> {
     if let Some((uid, gid)) = user.split_once(':') {
         let numbers = number(uid).zip(number(gid));
@@ -116,6 +156,8 @@ fn number(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -129,6 +171,27 @@ mod tests {
         for wrong in ["nobody-of-this-name", "54321", "1:", ":1", "a:b", "4294967295:1", "", "-1"] {
             assert_eq!(look_up(wrong), Err(UserError::Unknown(wrong.to_owned())), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_key_acts_as_the_owner_of_the_folder_unless_it_says_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = std::fs::File::open(folder.path()).unwrap();
+        let of = |rights: &Rights| Actor::of_key(rights, opened.as_fd());
+        let plain = Rights::default();
+        assert_eq!(of(&plain), Ok(Actor::Daemon), "who runs the daemon owns the folder");
+        if !geteuid().is_root() {
+            return;
+        }
+        std::os::unix::fs::chown(folder.path(), Some(54_321), Some(54_322)).unwrap();
+        let owner = of(&plain).unwrap();
+        assert_eq!((owner.ids().uid, owner.ids().gid), (54_321, 54_322));
+        assert_eq!(of(&Rights { read_only: true, ..plain.clone() }), Ok(owner));
+        assert_eq!(of(&Rights { owners: true, ..plain.clone() }), Ok(Actor::Daemon));
+        let other = Rights { user: Some("54323:54324".into()), ..plain.clone() };
+        assert_eq!(of(&other).unwrap().ids().uid, 54_323);
+        let root = Rights { user: Some("root".into()), ..plain };
+        assert_eq!(of(&root), Ok(Actor::Daemon), "who wants root says so");
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::transport::PublicKey;
 pub(super) struct Admission {
     /// What it may do.
     pub(super) rights: Rights,
+    /// What people call it; empty where it has no name.
+    pub(super) name: String,
     /// The ticket by which it comes in for the first time: the key is to be written down.
     pub(super) enrol_by: Option<String>,
 }
@@ -75,7 +77,7 @@ pub(super) fn admit(
     let known = keys.find(key);
     let exists = exports.contains(&hello.export.as_str());
     if let Some(known) = known.as_ref().filter(|known| exists && known.may_mount(&hello.export)) {
-        return Ok(Admission { rights: known.rights.clone(), enrol_by: None });
+        return Ok(Admission { rights: known.rights.clone(), name: known.name.clone(), enrol_by: None });
     }
     if keys.bars(key) {
         return Err(Refusal::BarredKey(key));
@@ -88,13 +90,15 @@ pub(super) fn admit(
             }
             let enrol_by = Some(ticket.id.clone());
             let given = ticket.rights();
-            let Some(known) = known else { return Ok(Admission { rights: given, enrol_by }) };
+            let Some(known) = known else {
+                return Ok(Admission { rights: given, name: ticket.name.clone(), enrol_by });
+            };
             // A key has the same rights in all its exports, so it must not have more than the ticket gives in this one.
             let rights = known.rights.clone();
             if !rights.is_within(&given) {
                 return Err(Refusal::OtherRights { known: rights, ticket: given });
             }
-            Ok(Admission { rights, enrol_by })
+            Ok(Admission { rights, name: known.name.clone(), enrol_by })
         }
         (None, Some(known)) => {
             let allowed = exports.iter().filter(|name| known.may_mount(name)).map(ToString::to_string);
@@ -204,7 +208,7 @@ mod tests {
     #[test]
     fn a_known_key_needs_no_ticket_and_an_old_one_does_not_harm_it() {
         let rights = Rights { read_only: true, ..Rights::default() };
-        let admission = Admission { rights, enrol_by: None };
+        let admission = Admission { rights, name: String::new(), enrol_by: None };
         assert_eq!(decide(&hello("media", None), 1).unwrap(), admission);
         assert_eq!(decide(&hello("media", Some(TicketSecret([9; 16]))), 1).unwrap(), admission);
     }

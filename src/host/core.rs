@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use nix::fcntl::OFlag;
 use tokio::sync::Semaphore;
 
-use super::actor::Actor;
+use super::actor::{Actor, UserError};
 use super::attributes::system_error;
 use super::confine::open_beneath;
 use super::counters::Counters;
@@ -36,6 +36,13 @@ pub(super) struct OpenExport {
     root: OwnedFd,
 }
 
+impl OpenExport {
+    /// Whom a key with these rights acts as here. Blocks.
+    pub(super) fn actor(&self, rights: &Rights) -> Result<Actor, UserError> {
+        Actor::of_key(rights, self.root.as_fd())
+    }
+}
+
 /// A connection that was let in.
 #[derive(Debug, Clone)]
 pub(super) struct LiveClient {
@@ -45,6 +52,8 @@ pub(super) struct LiveClient {
     pub(super) sub_path: Vec<u8>,
     /// What its key said that it may do.
     pub(super) rights: Rights,
+    /// What people call its key.
+    pub(super) name: String,
     pub(super) since: Instant,
     pub(super) connection: Connection,
 }

@@ -132,6 +132,8 @@ async fn let_in(
 struct Granted {
     /// What its key says.
     of_key: Rights,
+    /// What people call its key.
+    name: String,
     /// Whether it may only read, by its key or by the export.
     read_only: bool,
     /// As whom it acts.
@@ -154,7 +156,7 @@ fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Granted, Arc<Tr
         _ => refused(refusal),
     })?;
     let export = core.export(&hello.export).ok_or_else(|| refused("the export is gone"))?;
-    let actor = Actor::named(admission.rights.user.as_deref()).map_err(|error| {
+    let actor = core.exports[export].actor(&admission.rights).map_err(|error| {
         tracing::error!("the key {key}: {error}");
         refused(error)
     })?;
@@ -163,13 +165,13 @@ fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Granted, Arc<Tr
         enrol(core, key, hello, &names, now)?;
     }
     let read_only = admission.rights.read_only || core.exports[export].export.read_only;
-    Ok((Granted { of_key: admission.rights, read_only, actor }, tree))
+    Ok((Granted { of_key: admission.rights, name: admission.name, read_only, actor }, tree))
 }
 
 /// Writes the key down. The ticket is looked at again, as another client may have used it up meanwhile.
 fn enrol(core: &Core, key: PublicKey, hello: &Hello, names: &[&str], now: u64) -> Result<(), WireError> {
     let enrolled = core.state.update(|keys, tickets| {
-        let Admission { enrol_by, rights } = admit(hello, key, names, keys, tickets, now)?;
+        let Admission { enrol_by, rights, .. } = admit(hello, key, names, keys, tickets, now)?;
         if let Some(id) = enrol_by {
             let name = tickets.redeem(&id, key);
             keys.add(key, &hello.export, &rights, (&name, &format!("let in by ticket {id}")));
@@ -229,6 +231,7 @@ fn seat(
         export,
         sub_path,
         rights: rights.of_key.clone(),
+        name: rights.name.clone(),
         since: Instant::now(),
         connection: connection.clone(),
     });

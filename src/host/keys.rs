@@ -7,7 +7,7 @@
 //! the lines of other keys hold. Of several lines for one key the narrowest holds: a key has the rights that all its lines give.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use crate::transport::PublicKey;
 
@@ -41,6 +41,17 @@ impl Rights {
         let writes_less = self.read_only || !other.read_only;
         let same_user = other.user.is_none() || self.user == other.user;
         writes_less && same_user && (other.owners || !self.owners)
+    }
+}
+
+impl fmt::Display for Rights {
+    /// As words of the file, `rw` where it may write.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.read_only { "ro" } else { "rw" })?;
+        if self.owners {
+            f.write_str(" owners")?;
+        }
+        self.user.iter().try_for_each(|user| write!(f, " user={}", escape(user)))
     }
 }
 

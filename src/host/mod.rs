@@ -82,7 +82,7 @@ use crate::transport::{
     TransportError, TransportTuning, ticket::TicketError,
 };
 
-pub use actor::UserError;
+pub use actor::{UserError, is_as_root};
 pub use addresses::ADVERTISED_NAMES_MAX;
 pub use exports::{Export, ExportError};
 pub use keys::{AuthorizedKey, AuthorizedKeys, Rights};
@@ -233,6 +233,7 @@ impl Host {
         // What clients make gets the permissions that they mask themselves; the daemon's own files name theirs.
         umask(Mode::empty());
         let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
+        let root_exports = root_exports(&core);
         let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
         let names = core.exports.iter().map(|open| open.export.name.clone()).collect();
         let addresses = addresses::reachable(endpoint.local_address(), &config.advertise);
@@ -240,6 +241,7 @@ impl Host {
             process: std::process::id(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
             exports: names,
+            root_exports,
         })?;
         if config.index_ahead {
             start_index(&core);
@@ -270,6 +272,22 @@ impl Host {
         let addresses = addresses::reachable(self.listening(), &self.advertise);
         let served: Vec<_> = self.core.exports.iter().map(|open| open.export.name.clone()).collect();
         issue(&self.core.state, self.identity, addresses, &served, export, terms)
+    }
+
+    /// The ticket that is shown at the start: the one of the last start, while nobody has used it and half of its time is left; else a new one.
+    pub fn ticket_at_start(&self, export: &str, terms: &TicketTerms) -> Result<Ticket, HostError> {
+        let state = &self.core.state;
+        let rights = Rights { read_only: terms.read_only, owners: false, user: terms.user.clone() };
+        let wanted = tickets::Wanted { export, rights: &rights, expires_seconds: terms.expires_seconds };
+        if let Some(secret) = state.start_secret()
+            && state.tickets()?.serves_again(secret, &wanted, seconds_now())
+        {
+            let addresses = addresses::reachable(self.listening(), &self.advertise);
+            return Ok(Ticket::new(addresses, self.identity, export.to_owned(), secret)?);
+        }
+        let ticket = self.ticket(export, terms)?;
+        state.write_start_secret(ticket.secret())?;
+        Ok(ticket)
     }
 
     /// Has it look at the files of keys and tickets at once, and say again what is wrong with them.
@@ -324,6 +342,22 @@ impl Drop for Host {
         self.endpoint.close(close::SHUTDOWN, SHUTDOWN_TEXT);
         self.core.state.clear_running(std::process::id());
     }
+}
+
+/// The exports in which plain keys act as root, because root runs the daemon and owns the folder; said in the log. Blocks.
+fn root_exports(core: &Core) -> Vec<String> {
+    let plain = Rights::default();
+    let is_roots = |open: &&core::OpenExport| open.actor(&plain).is_ok_and(|actor| actor.is_root());
+    let names: Vec<String> =
+        core.exports.iter().filter(is_roots).map(|open| open.export.name.clone()).collect();
+    if !names.is_empty() {
+        tracing::warn!(
+            "clients act as root in {}, because root owns the folder; `user=` in authorized_keys, or another owner of the folder, makes it \
+             somebody else",
+            names.join(", ")
+        );
+    }
+    names
 }
 
 /// Hashes everything ahead. A daemon that cannot do so serves all the same.

@@ -85,6 +85,10 @@ pub struct ExportStatus {
 pub struct ClientStatus {
     /// The client's key.
     pub key: String,
+    /// What people call it; empty where it has no name.
+    pub name: String,
+    /// What it may do, as words of `authorized_keys`; `rw` where it may write.
+    pub rights: String,
     /// From where.
     pub address: String,
     /// What it has mounted: the export and the folder below it.
@@ -159,6 +163,8 @@ fn clients(core: &Core) -> Vec<ClientStatus> {
         let folder = String::from_utf8_lossy(&client.sub_path);
         ClientStatus {
             key: client.key.to_string(),
+            name: client.name,
+            rights: client.rights.to_string(),
             address: client.connection.remote_address().to_string(),
             export: if folder.is_empty() { client.export } else { format!("{}/{folder}", client.export) },
             transport: client.connection.kind().name(),

@@ -155,6 +155,15 @@ pub struct Terms<'a> {
     pub name: &'a str,
 }
 
+/// What a ticket is to be for that is shown at the start of a host.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) export: &'a str,
+    pub(super) rights: &'a Rights,
+    /// For how long, in seconds; `None` for ever.
+    pub(super) expires_seconds: Option<u64>,
+}
+
 impl TicketBook {
     /// Reads the file; also tells what is wrong with which entry, counted from 1. An error where the file has no entries at all.
     pub fn parse(text: &[u8]) -> Result<(Self, Vec<(usize, String)>), serde_json::Error> {
@@ -214,6 +223,27 @@ impl TicketBook {
             found = Ok(ticket.opens(key, export, now).map(|()| ticket)?);
         }
         found
+    }
+
+    /// Whether a ticket that was shown before is as good as a new one: nobody has come by it, and half of the time is left that a new one
+    /// would have.
+    pub(super) fn serves_again(&self, secret: TicketSecret, wanted: &Wanted<'_>, now: u64) -> bool {
+        let secret_hash = hash(secret);
+        let Some(ticket) = self.tickets.iter().find(|ticket| ticket.secret_hash == secret_hash) else {
+            return false;
+        };
+        let has_time = match (ticket.expires, wanted.expires_seconds) {
+            (None, None) => true,
+            (Some(expires), Some(seconds)) => (seconds / 2..=seconds).contains(&expires.saturating_sub(now)),
+            _ => false,
+        };
+        let is_alike = ticket.export == wanted.export && ticket.rights() == *wanted.rights;
+        let is_single = ticket.keys_max == 1 && ticket.name.is_empty();
+        ticket.state(now) == TicketState::Good
+            && ticket.used_by.is_empty()
+            && has_time
+            && is_alike
+            && is_single
     }
 
     /// Notes that the ticket named `id` let `key` in, and returns what people call such keys.
@@ -323,6 +353,27 @@ mod tests {
         assert_eq!(refusal, TicketRefusal::OtherExport { id: id.clone(), export: "media".into() });
         assert!(book.revoke(&id) && !book.revoke("none"));
         assert_eq!(book.check(SECRET, key(1), "media", NOW), Err(TicketRefusal::Revoked { id }));
+    }
+
+    #[test]
+    fn a_ticket_is_shown_again_while_it_is_as_good_as_a_new_one() {
+        let rights = Rights::default();
+        let wanted = |seconds| Wanted { export: "media", rights: &rights, expires_seconds: seconds };
+        let (mut book, id) = book(1);
+        assert!(book.serves_again(SECRET, &wanted(Some(10)), NOW));
+        assert!(book.serves_again(SECRET, &wanted(Some(10)), NOW + 5));
+        assert!(!book.serves_again(SECRET, &wanted(Some(10)), NOW + 6), "too little time is left");
+        assert!(!book.serves_again(SECRET, &wanted(Some(9)), NOW), "it would be good for longer than asked");
+        assert!(!book.serves_again(SECRET, &wanted(None), NOW));
+        assert!(!book.serves_again(TicketSecret([8; 16]), &wanted(Some(10)), NOW));
+        assert!(!book.serves_again(SECRET, &Wanted { export: "home", ..wanted(Some(10)) }, NOW));
+        let reading = Rights { read_only: true, ..Rights::default() };
+        assert!(!book.serves_again(SECRET, &Wanted { rights: &reading, ..wanted(Some(10)) }, NOW));
+        let mut revoked = book.clone();
+        revoked.revoke(&id);
+        assert!(!revoked.serves_again(SECRET, &wanted(Some(10)), NOW));
+        book.redeem(&id, key(1));
+        assert!(!book.serves_again(SECRET, &wanted(Some(10)), NOW));
     }
 
     #[test]

@@ -200,6 +200,7 @@ impl Controlled for MountHandle {
             transport: client.map_or("none", |client| client.transport).to_owned(),
             engine: None,
             cache_dir: self.cache_dir.clone(),
+            clients_connected: Vec::new(),
             readings: self.readings(client),
         }
     }

@@ -6,7 +6,7 @@
 use std::{
     fmt, fs,
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -18,6 +18,8 @@ use aws_lc_rs::{
 use data_encoding::{BASE32_NOPAD, BASE64, HEXLOWER};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use thiserror::Error;
+
+use crate::io::private::{self, NotPrivate};
 
 /// Bytes of an Ed25519 public key.
 pub const PUBLIC_KEY_BYTES: usize = 32;
@@ -134,7 +136,10 @@ impl Identity {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        private::prepare(folder).map_err(|error| match error {
+            NotPrivate::System { source, .. } => source,
+            error => io::Error::other(error),
+        })?;
         // Written beside and linked into place: a crash half way leaves no half key under the real name.
         let suffix = random_bytes::<8>().map_err(io::Error::other)?;
         let beside = folder.join(format!(".identity-{}.new", HEXLOWER.encode(&suffix)));

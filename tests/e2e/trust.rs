@@ -1,10 +1,13 @@
 //! Who is let in, who is not, and that both sides say why.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::world::{WORMHOLE, World, plain_users_can_mount, printed_by, run, words};
+use wormhole::transport::Ticket;
+
+use crate::world::{WORMHOLE, World, plain_users_can_mount, printed_by, run, words, wormhole};
 
 /// Mounts with `source` and expects a refusal; gives its words.
 fn refusal(world: &World, source: &str, options: &str) -> String {
@@ -59,6 +62,78 @@ fn revoked_tickets_and_keys_stay_out() {
 }
 
 #[test]
+fn a_ticket_that_nobody_used_is_shown_again_and_none_where_none_is_wanted() {
+    let world = World::new();
+    let mut host = world.host();
+    let secret = |ticket: &str| ticket.parse::<Ticket>().unwrap().secret();
+    let first = secret(&host.ticket);
+    host.kill();
+    let mut again = world.host();
+    assert_eq!(secret(&again.ticket), first, "the same one");
+    world.mount(&again.ticket, "").umount();
+    again.kill();
+    let mut used = world.host();
+    assert_ne!(secret(&used.ticket), first, "nobody else comes in by it");
+    used.kill();
+    let state = world.path("host-state");
+    let tickets = || fs::read(state.join("tickets.json")).unwrap();
+    let before = tickets();
+    for json in [false, true] {
+        let mut command = wormhole();
+        command.args(["host", "--no-ticket", "--listen", "127.0.0.1:0", "--state-dir"]).arg(&state);
+        if json {
+            command.arg("--json");
+        }
+        let mut child = command.arg(world.source()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut said = lines.next().unwrap();
+        if !json {
+            said.push_str(&lines.next().unwrap());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        said.extend(lines);
+        assert!(said.contains("identity") && !said.contains("ticket"), "{said}");
+    }
+    assert_eq!(tickets(), before, "none was made");
+    let unit = include_str!("../../packaging/systemd/wormhole-host.service");
+    assert!(unit.contains("wormhole host --no-ticket "), "as the service runs");
+}
+
+#[test]
+fn keys_have_names_and_the_rights_of_their_ticket() {
+    let world = World::new();
+    fs::write(world.source().join("file"), "content").unwrap();
+    let host = world.host();
+    let state = world.path("host-state");
+    let state = state.to_str().unwrap();
+    let new = ["pair", "new", "--read-only", "--name", "living room", "--state-dir", state, "--json"];
+    let made: serde_json::Value = serde_json::from_str(&printed_by(WORMHOLE, &new)).unwrap();
+    assert_eq!((made["read_only"].as_bool(), made["name"].as_str()), (Some(true), Some("living room")));
+    let mount = world.mount(made["ticket"].as_str().unwrap(), "");
+    let refused = fs::write(mount.path("file"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    // A line that is not understood is named by all who look at the keys.
+    let keys = world.path("host-state/authorized_keys");
+    let text = fs::read_to_string(&keys).unwrap();
+    fs::write(&keys, format!("{text}nonsense\n")).unwrap();
+    let list = run(WORMHOLE, &["key", "list", "--state-dir", state]);
+    let (out, said) = (String::from_utf8_lossy(&list.stdout), String::from_utf8_lossy(&list.stderr));
+    assert!(out.contains("living room") && out.contains(" ro"), "{out}");
+    assert!(said.contains("authorized_keys line 2"), "{said}");
+    let as_root = nix::unistd::geteuid().is_root();
+    assert_eq!(out.contains("ro,root"), as_root, "root owns the folder and runs the host: {out}");
+    let clients = &host.status()["clients_connected"];
+    assert_eq!(
+        (&clients[0]["name"], &clients[0]["rights"]),
+        (&"living room".into(), &"ro".into()),
+        "{clients}"
+    );
+    assert!(printed_by(WORMHOLE, &["status"]).contains("living room"));
+    mount.umount();
+}
+
+#[test]
 fn secrets_are_for_their_owner_only() {
     let world = World::new();
     let host = world.host();
@@ -105,9 +180,9 @@ fn a_ticket_comes_from_a_file_standard_input_or_the_environment() {
         let mut command = Command::new(WORMHOLE);
         command.arg("mount");
         if way == "-" {
-            command.arg("-").stdin(std::process::Stdio::piped());
+            command.arg("-").stdin(Stdio::piped());
         } else {
-            command.env("WORMHOLE_TICKET", &host.ticket).stdin(std::process::Stdio::null());
+            command.env("WORMHOLE_TICKET", &host.ticket).stdin(Stdio::null());
         }
         command
             .arg(&point)

@@ -14,9 +14,10 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use super::Row;
 use crate::cli::mount::FUSERMOUNT_MISSING;
 use crate::cli::words::{amount, count};
-use crate::config::Environment;
+use crate::config::{Environment, Side};
 use crate::fuse;
-use crate::io::{Engine, EngineConfig};
+use crate::host::StateDir;
+use crate::io::{Engine, EngineConfig, private};
 use crate::transport::path::{Path as Route, UDP_PAYLOAD_BYTES_MIN};
 use crate::transport::{DEFAULT_PORT, SocketBuffers};
 
@@ -43,7 +44,27 @@ pub(super) fn rows(cache_dir: Option<PathBuf>) -> Vec<Row> {
     rows.extend(disk_engine());
     rows.extend([udp_buffers(), packets(), clock(seconds_now())]);
     rows.push(cache(cache_dir));
+    let environment = Environment::of_process();
+    rows.extend(environment.state_dir(Side::Host).ok().and_then(|path| host_keys(&path)));
     rows
+}
+
+/// What a host of this machine lets in, where there has been one.
+fn host_keys(state: &Path) -> Option<Row> {
+    const CHECK: &str = "keys of the host";
+    const CURE: &str = "mend or remove it; `wormhole key list` shows who may come in";
+    if !state.is_dir() {
+        return None;
+    }
+    if let Err(error) = private::check(state) {
+        return Some(Row::fail(CHECK, format!("{}: {error}", state.display()), "see there"));
+    }
+    let problems =
+        StateDir::open(state).map_or_else(|error| vec![error.to_string()], |state| state.problems());
+    Some(match problems.as_slice() {
+        [] => Row::ok(CHECK, "all lines of authorized_keys and all tickets are understood"),
+        problems => Row::warn(CHECK, problems.join("; "), CURE),
+    })
 }
 
 fn fuse_device() -> Row {
@@ -234,5 +255,19 @@ mod tests {
         }
         let rows = with_denial(Denial::SETUP, disk_engine);
         assert!(rows[0].help.as_deref().unwrap().contains("io_uring"), "{rows:?}");
+    }
+
+    #[test]
+    fn lines_of_keys_that_let_nobody_in_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        assert_eq!(host_keys(&path), None);
+        drop(StateDir::open(&path).unwrap());
+        assert_eq!(host_keys(&path).unwrap().verdict, Verdict::Ok);
+        fs::write(path.join("authorized_keys"), "nonsense\n").unwrap();
+        let row = host_keys(&path).unwrap();
+        assert!(row.verdict == Verdict::Warn && row.found.contains("line 1"), "{row:?}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(host_keys(&path).unwrap().verdict, Verdict::Fail);
     }
 }

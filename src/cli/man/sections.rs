@@ -52,7 +52,8 @@ fn authorized_keys(roff: &mut Roff) {
     heading(roff, "AUTHORISED KEYS");
     roff.text([roman(
         "The file authorized_keys in the host's folder of state has a line for each key that may connect: the key, then options with blanks \
-         between them, then # and a comment. A change counts within a second.",
+         between them, then # and a comment. A change counts within two seconds, also for those who are connected, and at once when the \
+         host gets SIGHUP. A line that is not understood lets nobody in; of several lines for a key the narrowest holds.",
     )]);
     for (option, meaning) in [
         ("ro", "the key may only read"),
@@ -63,8 +64,9 @@ fn authorized_keys(roff: &mut Roff) {
         (
             "user=USER",
             "on a host that runs as root it acts as this user, by name, by number or as UID:GID, with this user's rights and supplementary \
-             groups",
+             groups; without this option as the owner of the exported folder",
         ),
+        ("name=NAME", "what wormhole-key(1) and wormhole-status(1) call it"),
         (
             "owners",
             "on a host that runs as root it may choose owners, set set-user-id bits and make devices: as much as being root. Not \

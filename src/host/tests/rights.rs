@@ -307,6 +307,74 @@ async fn a_key_that_becomes_another_user_loses_what_it_had_open() {
     }
 }
 
+/// The folder is Alice's, and in it lies a file of root's.
+fn of_alice(path: &Path) {
+    fs::write(path.join("roots"), "for root alone").unwrap();
+    chmod(&path.join("roots"), 0o600);
+    fs::write(path.join("hers"), "old").unwrap();
+    chmod(&path.join("hers"), 0o600);
+    for path in [path, &path.join("hers")] {
+        chown(path, Some(ALICE), Some(READERS)).unwrap();
+    }
+    chmod(path, 0o755);
+}
+
+#[tokio::test]
+async fn a_host_of_root_acts_as_the_owner_of_the_folder() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(of_alice);
+    let guest = world.client().await;
+    let acts_as = guest.welcome.acts_as;
+    assert_eq!((acts_as.uid, acts_as.gid), (ALICE, READERS));
+    let made = guest.change(1, guest.create("new", 1)).await.unwrap().node.unwrap();
+    assert_eq!((made.uid, made.gid), (ALICE, READERS));
+    let hers = guest.walk("hers").await.unwrap();
+    assert_eq!(guest.bytes(chunks(&hers, 0, 3)).await.unwrap(), b"old");
+    let roots = guest.walk("roots").await.unwrap();
+    let denied = system(Errno::EACCES);
+    assert_eq!(code(guest.read(chunks(&roots, 0, 4)).await.map(drop)), denied);
+    assert_eq!(code(guest.write(2, roots.node, WriteAt::Offset(0), b"x").await), denied);
+    let taken = SetAttributes { uid: Some(ALICE), ..Default::default() };
+    assert_eq!(code(guest.change(3, set(roots.node, taken)).await), system(Errno::EPERM));
+    assert_eq!(fs::read(world.path("roots")).unwrap(), b"for root alone");
+}
+
+#[tokio::test]
+async fn a_key_that_chooses_owners_or_names_root_is_root_in_a_folder_of_somebody_else() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(of_alice);
+    for option in ["owners", "user=root", "user=0"] {
+        let identity = Identity::generate().unwrap();
+        let line = format!("{} {option}\n", identity.public_key());
+        world.state().update(|keys, _| (*keys, _) = AuthorizedKeys::parse(&line)).unwrap();
+        let visitor = Visitor::with_key(&world, &identity).await;
+        let welcome = visitor.greet(hello()).await.unwrap();
+        assert_eq!((welcome.acts_as.uid, welcome.chooses_owners), (0, option == "owners"), "{option}");
+        let guest = Guest { visitor, welcome };
+        let roots = guest.walk("roots").await.unwrap();
+        assert_eq!(guest.bytes(chunks(&roots, 0, 14)).await.unwrap(), b"for root alone", "{option}");
+    }
+    // And who loses it is the owner again.
+    let identity = Identity::generate().unwrap();
+    let line = |option: &str| format!("{} {option}\n", identity.public_key());
+    let put = |text: String| {
+        world.state().update(|keys, _| (*keys, _) = AuthorizedKeys::parse(&text)).unwrap();
+    };
+    put(line("owners"));
+    let visitor = Visitor::with_key(&world, &identity).await;
+    let before = visitor.greet(hello()).await.unwrap();
+    put(line(""));
+    visitor.connection.closed().await;
+    let visitor = Visitor::with_key(&world, &identity).await;
+    let after = visitor.greet(hello()).await.unwrap();
+    assert_eq!((before.acts_as.uid, after.acts_as.uid), (0, ALICE));
+    assert_ne!(before.session, after.session, "nothing that root opened is left");
+}
+
 #[tokio::test]
 async fn whom_nobody_can_act_as_gets_no_ticket_and_is_not_let_in() {
     let world = World::new(|_| {});

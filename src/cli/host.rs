@@ -231,6 +231,7 @@ fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
     readings.set(Metric::ServedBytes, status.content_bytes_sent);
     readings.set(Metric::ServedSavedBytes, status.content_bytes_saved);
     readings.set(Metric::LocksHeld, status.locks_held);
+    readings.set(Metric::Leases, status.leases);
     readings.set(Metric::DiskInFlight, status.disk_inflight);
     readings.set(Metric::DiskInFlightMax, status.disk_inflight_max);
     readings.set(Metric::SendInFlight, status.send_inflight);

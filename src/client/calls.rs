@@ -3,14 +3,27 @@
 use super::{CallError, Client, Lane, SentFirst};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, Change, Changed, FsStatistics, LockFound, LockTest, ManifestRequest, NodeId, OpenAccess,
-    OpenId, Reply, Request, SeekTarget, Version, Written,
+    Attributes, Change, Changed, FsStatistics, LeaseEpoch, LockFound, LockTest, ManifestRequest, NodeId,
+    OpenAccess, OpenId, Reply, Request, SeekTarget, Version, Written,
 };
 
 impl dyn Client {
     /// The attributes of one entry of a directory.
     pub async fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, CallError> {
-        self.attributes_of(Request::Lookup { parent, name: name.to_vec() }).await
+        self.lookup_leased(parent, name).await.map(|(attributes, _)| attributes)
+    }
+
+    /// The same, and the event stream that tells later changes of the entry, if one does.
+    pub async fn lookup_leased(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<(Attributes, Option<LeaseEpoch>), CallError> {
+        match self.call(Request::Lookup { parent, name: name.to_vec() }, Lane::Metadata).await? {
+            Reply::Attributes(attributes) => Ok((attributes, None)),
+            Reply::Entry { attributes, lease } => Ok((attributes, Some(lease))),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// The attributes of some entries of a directory, in the order of `names`; `None` for what is not there.

@@ -21,8 +21,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::chunk::{ByteRange, ChunkIndex, VerifiedChunk};
 use crate::proto::{
-    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest,
-    Reply, Request, SessionRun, Timestamp, WireError, WriteAt, Written,
+    Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, HostEvent, LeaseEpoch, LockAnswer,
+    LockCall, NodeId, ReadRequest, Reply, Request, SessionRun, Timestamp, WireError, WriteAt, Written,
 };
 pub use crate::transport::Lane;
 
@@ -87,6 +87,11 @@ pub trait Client: Send + Sync + 'static {
     /// At most [`crate::proto::CURRENT_BYTES_MAX`] bytes.
     fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes>;
 
+    /// What the host tells unasked; `None` where nobody tells anything, and but for the first who asks.
+    fn events(&self) -> Option<mpsc::Receiver<ClientEvent>> {
+        None
+    }
+
     /// The root of what is mounted, as it was when the connection was last made.
     fn root(&self) -> Attributes;
 
@@ -114,9 +119,27 @@ pub(crate) fn synced(reply: &Reply) -> Result<BootId, CallError> {
     }
 }
 
+/// An event, as it concerns leases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// A new event stream: leases of this epoch may be given from now on.
+    Begun(LeaseEpoch),
+    /// Told on that stream.
+    Told(HostEvent),
+    /// The stream is over, and its leases with it.
+    Over,
+}
+
 /// A part of a listing.
 #[derive(Debug)]
 pub enum ListPart {
+    /// The listing begins; again, if it was cut off. Not every client sends this.
+    Begin {
+        /// The directory's own attributes, from before its entries were read.
+        attributes: Option<Attributes>,
+        /// The event stream that tells later changes.
+        lease: Option<LeaseEpoch>,
+    },
     /// The next entries.
     Entries(Vec<DirectoryEntry>),
     /// That was all.

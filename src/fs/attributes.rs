@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::FsError;
 use super::ids::{IdMap, Unmapped};
+use super::leases::LeaseId;
 use crate::proto::{Attributes, Change, FileKind, SetAttributes};
 
 /// When something was learned from the host.
@@ -21,25 +22,27 @@ pub struct Learned {
     pub asked: Instant,
     /// The earliest moment at which the host can have looked.
     pub seen: Instant,
+    /// The lease that covers the answer, if one did when it arrived.
+    pub lease: Option<LeaseId>,
 }
 
 impl Learned {
     /// By a question that was sent at `asked`.
     pub const fn by_asking(asked: Instant) -> Self {
-        Self { asked, seen: asked }
+        Self { asked, seen: asked, lease: None }
     }
 
     /// By nothing: it is only known that what was asked before `asked` says nothing any more.
     pub fn outdated(asked: Instant) -> Self {
         const LONG_AGO: Duration = Duration::from_secs(7 * 24 * 3600);
-        Self { asked, seen: asked.checked_sub(LONG_AGO).unwrap_or(asked) }
+        Self { asked, seen: asked.checked_sub(LONG_AGO).unwrap_or(asked), lease: None }
     }
 
     /// By a part of a stream that was asked for at `asked` and of which this part arrived at `arrived`, over a way of
     /// `rtt`.
     pub fn by_stream(asked: Instant, arrived: Instant, rtt: Duration) -> Self {
         let seen = arrived.checked_sub(rtt).map_or(asked, |seen| seen.max(asked));
-        Self { asked, seen }
+        Self { asked, seen, lease: None }
     }
 }
 
@@ -80,6 +83,11 @@ impl Freshness {
     /// What is left of the time of a name's absence; zero when it is over.
     pub fn absence_left(&self, learned: Learned, now: Instant) -> Duration {
         left(self.absence, learned, now)
+    }
+
+    /// Tells whether anything is believed without asking, which leases may then extend.
+    pub const fn allows_leases(&self) -> bool {
+        !self.attributes.is_zero() && !self.entries.is_zero()
     }
 
     /// Whether attributes are old enough that they should be asked for again before someone has to wait for them.

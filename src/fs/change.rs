@@ -214,7 +214,7 @@ impl FileSystem {
         match answer {
             Ok(changed) => {
                 self.learn_own(changed.node.iter().chain(&changed.others), begun, completed);
-                Ok((changed, Learned { asked: completed, seen: begun }))
+                Ok((changed, Learned { seen: begun, ..Learned::by_asking(completed) }))
             }
             Err(error) => {
                 if !matches!(error, FsError::Call(CallError::Host(_))) {

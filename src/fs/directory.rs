@@ -13,13 +13,14 @@ use tokio::sync::watch;
 use super::attributes::Learned;
 use super::error::Remedy;
 use super::inodes::{Inode, Name};
+use super::leases::LeaseId;
 use super::nodes::Entry;
 use super::recovering::Recovering;
 use super::snapshot::{DOTS, ENTRIES_MAX, Snapshot};
 use super::walks::WALK_ENTRIES_MAX;
 use super::{FileSystem, FsError, lock};
 use crate::client::ListPart;
-use crate::proto::{Attributes, FileKind, NodeId, OpenAccess};
+use crate::proto::{Attributes, FileKind, LeaseEpoch, NodeId, OpenAccess};
 
 /// One item of a directory, as it goes to the kernel.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub struct DirectoryItems {
 pub(super) struct Listing {
     pub(super) snapshot: Mutex<Snapshot>,
     pub(super) asked: Instant,
+    /// The lease that covers it as a whole, once it is complete.
+    lease: Mutex<Option<LeaseId>>,
     entries_max: usize,
     /// What the listings of the mount take together, in bytes, this one included.
     all_bytes: Arc<AtomicUsize>,
@@ -73,10 +76,16 @@ impl Listing {
         Arc::new(Self {
             snapshot: Mutex::default(),
             asked: Instant::now(),
+            lease: Mutex::default(),
             entries_max,
             all_bytes: Arc::clone(all_bytes),
             progress: watch::Sender::new(Progress::Growing),
         })
+    }
+
+    /// When and how its names were learned.
+    pub(super) fn learned(&self) -> Learned {
+        Learned { lease: *lock(&self.lease), ..Learned::by_asking(self.asked) }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -171,6 +180,7 @@ impl FileSystem {
             }
         }
         let mut position = offset.saturating_sub(DOTS) as usize;
+        let _steady = self.steady();
         while let Some(next) = listing.entry(position) {
             let next_offset = position as u64 + DOTS + 1;
             if !self.give(*directory, &next, next_offset, with_entries, &mut sink) {
@@ -236,11 +246,10 @@ impl FileSystem {
     async fn newest_listing(self: &Arc<Self>, inode: Inode) -> Result<Arc<Listing>, FsError> {
         let (node, _) = self.node_of(inode)?;
         let kept = lock(&self.recent).get(node);
-        if let Some(kept) = &kept {
-            let learned = Learned::by_asking(kept.asked);
-            if !self.config.freshness.entry_left(learned, Instant::now()).is_zero() {
-                return Ok(Arc::clone(kept));
-            }
+        if let Some(kept) = &kept
+            && !self.entry_left(kept.learned(), Instant::now()).is_zero()
+        {
+            return Ok(Arc::clone(kept));
         }
         if !self.is_connected()
             && self.config.serves_stale
@@ -272,8 +281,15 @@ impl FileSystem {
     }
 
     /// Takes a batch of entries into a listing. Whether to go on.
-    fn take_batch(&self, listing: &Listing, batch: Vec<crate::proto::DirectoryEntry>) -> Result<(), FsError> {
+    fn take_batch(
+        &self,
+        (node, lease): (NodeId, Option<LeaseEpoch>),
+        listing: &Listing,
+        batch: Vec<crate::proto::DirectoryEntry>,
+    ) -> Result<(), FsError> {
+        let _steady = self.steady();
         let learned = Learned::by_stream(listing.asked, Instant::now(), self.client.link().rtt);
+        let learned = self.with_lease(learned, node, lease);
         let known: Vec<Attributes> = {
             let inodes = lock(&self.inodes);
             let is_known = |attributes: &Attributes| inodes.knows(attributes.node);
@@ -298,22 +314,58 @@ impl FileSystem {
         if all_bytes > bytes_max { Err(FsError::ListingsTooLarge(bytes_max)) } else { Ok(()) }
     }
 
+    /// A listing is complete. Returns whether it may be kept.
+    fn finish(&self, inode: Inode, (node, lease): (NodeId, Option<LeaseEpoch>), listing: &Arc<Listing>) {
+        let _steady = self.steady();
+        let learned = self.with_lease(Learned::by_asking(listing.asked), node, lease);
+        {
+            let mut snapshot = lock(&listing.snapshot);
+            snapshot.finish();
+            if learned.lease.is_none() {
+                // A change was told while it came; which entries show it is not known.
+                snapshot.uncover();
+            }
+        }
+        *lock(&listing.lease) = learned.lease;
+        // What was changed here since it was begun may be missing in it.
+        if !lock(&self.inodes).is_before_own_change(inode, listing.asked) {
+            lock(&self.recent).insert(node, Arc::clone(listing));
+        }
+    }
+
+    /// The directory's own attributes come before its entries.
+    fn begin_listing(
+        &self,
+        (node, lease): (NodeId, Option<LeaseEpoch>),
+        asked: Instant,
+        attributes: Option<Attributes>,
+    ) {
+        let _steady = self.steady();
+        if let Some(attributes) = attributes.filter(|attributes| attributes.node == node) {
+            self.learn(attributes, self.with_lease(Learned::by_asking(asked), node, lease));
+        }
+    }
+
     /// Carries the host's entries into the listing until all are there or nobody holds it any more.
     async fn fill(&self, inode: Inode, node: NodeId, listing: &Weak<Listing>) -> Result<(), FsError> {
         let mut recoveries = self.node_of(inode)?.1;
         let mut recovering = Recovering::within(self.config.patience, Instant::now());
         let mut parts = self.client.list(node);
+        let mut lease = None;
+        let mut begun = 0;
         loop {
             let part = parts.recv().await.unwrap_or(Err(crate::client::CallError::Closed));
             let Some(listing) = listing.upgrade() else { return Ok(()) };
             match part {
-                Ok(ListPart::Entries(batch)) => self.take_batch(&listing, batch)?,
+                Ok(ListPart::Begin { attributes, lease: given }) => {
+                    begun += 1;
+                    // One that was cut off and begun again has entries of two times.
+                    lease = given.filter(|_| begun == 1);
+                    self.begin_listing((node, lease), listing.asked, attributes);
+                }
+                Ok(ListPart::Entries(batch)) => self.take_batch((node, lease), &listing, batch)?,
                 Ok(ListPart::End) => {
-                    lock(&listing.snapshot).finish();
-                    // What was changed here since it was begun may be missing in it.
-                    if !lock(&self.inodes).is_before_own_change(inode, listing.asked) {
-                        lock(&self.recent).insert(node, Arc::clone(&listing));
-                    }
+                    self.finish(inode, (node, lease), &listing);
                     return Ok(());
                 }
                 Err(error) if Remedy::of(&error) == Remedy::Resolve && lock(&listing.snapshot).len() == 0 => {

@@ -228,7 +228,10 @@ impl FileSystem {
             }
             opened => opened?,
         };
-        self.learn(attributes, learned);
+        {
+            let _steady = self.steady();
+            self.learn(attributes, self.with_lease_of(learned, inode, &attributes));
+        }
         if !name_holds {
             self.forget_name_of(inode);
             self.close_on_host(attributes.node, open).await?;

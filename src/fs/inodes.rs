@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::attributes::Learned;
+use super::leases::LeaseId;
 use super::unsynced::Writes;
 use crate::proto::{Attributes, NodeId, OpenAccess, OpenId, Timestamp, Version};
 
@@ -89,6 +90,13 @@ impl Record {
     }
 }
 
+/// An inode by one of its names, and the lease that covered the name when it was learned.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    inode: Inode,
+    lease: Option<LeaseId>,
+}
+
 /// One step of the way down to an inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
@@ -103,7 +111,7 @@ pub(super) struct Step {
 pub(super) struct InodeTable {
     records: HashMap<Inode, Record>,
     by_node: HashMap<NodeId, Inode>,
-    by_name: HashMap<(NodeId, Name), Inode>,
+    by_name: HashMap<(NodeId, Name), Named>,
     root_device: u64,
 }
 
@@ -179,11 +187,32 @@ impl InodeTable {
             let touched = Attributes { size, blocks, mtime, ctime, ..record.attributes };
             record.kernel_is_current &= looks_like(&touched, &attributes);
             record.attributes = attributes;
-            record.learned = Learned { asked: completed, seen: begun };
+            record.learned = Learned { seen: begun, ..Learned::by_asking(completed) };
         } else {
             // Two changes at once, of which the earlier is heard of later: the host is to be asked.
             record.learned = Learned::outdated(completed);
         }
+    }
+
+    /// Takes note of attributes that the host told unasked. Returns the inode if users see a difference. Attributes from
+    /// before the state that is known are those of a change that was overtaken; another event tells what came after.
+    pub(super) fn learn_told(&mut self, attributes: Attributes, learned: Learned) -> Option<Inode> {
+        let inode = *self.by_node.get(&attributes.node)?;
+        let record = self.records.get_mut(&inode)?;
+        let age = |attributes: &Attributes| (attributes.ctime, attributes.observed);
+        if attributes.kind != record.attributes.kind
+            || learned.asked < record.learned.asked
+            || age(&attributes) < age(&record.attributes)
+        {
+            // The clock of the host may have been set back, too: what is known is no longer taken on trust.
+            record.learned.lease = None;
+            return None;
+        }
+        let differs = !looks_like(&record.attributes, &attributes);
+        record.kernel_is_current &= !differs;
+        record.attributes = attributes;
+        record.learned = learned;
+        differs.then_some(inode)
     }
 
     /// What is known of an inode's attributes holds no longer.
@@ -253,6 +282,16 @@ impl InodeTable {
         self.records.values()
     }
 
+    /// How the attributes of a node that is known were learned.
+    pub(super) fn learned_of(&self, node: NodeId) -> Option<Learned> {
+        self.by_node.get(&node).and_then(|inode| self.records.get(inode)).map(|record| record.learned)
+    }
+
+    /// The number of a node that is known.
+    pub(super) fn inode_of(&self, node: NodeId) -> Option<Inode> {
+        self.by_node.get(&node).copied()
+    }
+
     pub(super) fn knows(&self, node: NodeId) -> bool {
         self.by_node.contains_key(&node)
     }
@@ -260,7 +299,21 @@ impl InodeTable {
     /// The inode that `name` in `parent` was last known to name.
     pub(super) fn child(&self, parent: Inode, name: &Name) -> Option<Inode> {
         let parent = self.records.get(&parent)?.node();
-        self.by_name.get(&(parent, Arc::clone(name))).copied()
+        self.by_name.get(&(parent, Arc::clone(name))).map(|named| named.inode)
+    }
+
+    /// The lease that covered a name when it was learned.
+    pub(super) fn lease_of_name(&self, parent: Inode, name: &Name) -> Option<LeaseId> {
+        let parent = self.records.get(&parent)?.node();
+        self.by_name.get(&(parent, Arc::clone(name)))?.lease
+    }
+
+    /// A name that was just learned is covered by a lease, or not.
+    pub(super) fn set_lease_of_name(&mut self, parent: Inode, name: &Name, lease: Option<LeaseId>) {
+        let Some(parent) = self.records.get(&parent).map(Record::node) else { return };
+        if let Some(named) = self.by_name.get_mut(&(parent, Arc::clone(name))) {
+            named.lease = lease;
+        }
     }
 
     /// The number under which a file is or would be known.
@@ -333,7 +386,7 @@ impl InodeTable {
         let Some(parent) = self.records.get(&parent).map(Record::node) else { return };
         let key = (parent, Arc::clone(name));
         self.remove_key(&key);
-        self.by_name.insert(key.clone(), inode);
+        self.by_name.insert(key.clone(), Named { inode, lease: None });
         let names = &mut self.record_of(inode).names;
         names.push(key);
         if names.len() > NAMES_MAX {
@@ -343,7 +396,7 @@ impl InodeTable {
     }
 
     fn remove_key(&mut self, key: &(NodeId, Name)) {
-        let Some(inode) = self.by_name.remove(key) else { return };
+        let Some(Named { inode, .. }) = self.by_name.remove(key) else { return };
         if let Some(record) = self.records.get_mut(&inode) {
             record.names.retain(|known| known != key);
         }

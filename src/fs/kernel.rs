@@ -38,7 +38,7 @@ impl FileSystem {
         if let Some(guess) = self.with_unsent(inode, attributes, learned.seen) {
             return Ok((guess, Duration::ZERO));
         }
-        Ok((attributes, self.config.freshness.attributes_left(learned, Instant::now())))
+        Ok((attributes, self.attributes_left(&attributes, learned, Instant::now())))
     }
 
     /// Returns when the kernel has no older attributes of an inode than those that are known here. Attributes alone: their

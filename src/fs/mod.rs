@@ -4,6 +4,7 @@
 //! or an [`FsError`]. In reading order:
 //!
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
+//! - `leases` (pure), `leased`: what the host tells unasked, and how long things hold while it does
 //! - `recovering` (pure), `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
@@ -14,7 +15,7 @@
 //!
 //! # Freshness
 //!
-//! Attributes and names hold for a second ([`Freshness`]), in the kernel and here together. Opening a file always asks
+//! Attributes and names hold for a second ([`Freshness`]), in the kernel and here together; here for longer under a lease. Opening a file always asks
 //! the host, for the file and for its name at once, so that what was closed elsewhere before is seen. While the host is
 //! out of reach everything that is known is served however old it is; the rest waits for the client's deadline.
 //!
@@ -37,6 +38,8 @@ mod handles;
 mod ids;
 mod inodes;
 mod kernel;
+mod leased;
+mod leases;
 mod locks;
 mod modify;
 mod nodes;
@@ -60,7 +63,7 @@ mod write;
 mod xattr;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
@@ -91,6 +94,7 @@ use events::Events;
 use files::OpenFile;
 use handles::Handles;
 use inodes::InodeTable;
+use leases::LeaseTable;
 use locks::Locks;
 use recent::Recent;
 use sending::Sending;
@@ -113,6 +117,8 @@ pub struct FileSystem {
     inodes: Mutex<InodeTable>,
     files: Mutex<Handles<OpenFile>>,
     directories: Mutex<Handles<OpenDirectory>>,
+    leases: Mutex<LeaseTable>,
+    telling: RwLock<()>,
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
     stale_answers: AtomicU64,
@@ -138,6 +144,8 @@ pub struct Gauges {
     pub listings: usize,
     /// What they take, in bytes.
     pub listing_bytes: usize,
+    /// Directories whose changes the host tells.
+    pub leases: usize,
 }
 
 impl FileSystem {
@@ -158,6 +166,8 @@ impl FileSystem {
             inodes: Mutex::new(InodeTable::new(root, Instant::now())),
             files: Mutex::default(),
             directories: Mutex::default(),
+            leases: Mutex::default(),
+            telling: RwLock::default(),
             recoveries: Mutex::default(),
             statistics: Statistics::default(),
             stale_answers: AtomicU64::new(0),
@@ -170,6 +180,7 @@ impl FileSystem {
         });
         fs.prime_statistics();
         fs.watch_lives();
+        fs.follow_events();
         fs
     }
 
@@ -202,6 +213,7 @@ impl FileSystem {
             directories: lock(&self.directories).len(),
             listings,
             listing_bytes,
+            leases: self.leases_held(),
         }
     }
 }

@@ -7,9 +7,9 @@ use super::attributes::Learned;
 use super::directory::Listing;
 use super::inodes::{Inode, Name, Target};
 use super::recent::Known;
-use super::snapshot::Search;
+use super::snapshot::{Listed, Search};
 use super::{FileSystem, FsError, lock};
-use crate::proto::{Attributes, LOOKUP_NAME_BYTES_MAX, NAME_BYTES_MAX};
+use crate::proto::{Attributes, FileKind, LOOKUP_NAME_BYTES_MAX, NAME_BYTES_MAX};
 
 /// What a name names, and for how long the kernel may believe it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl FileSystem {
     ) -> Result<Option<(Attributes, Learned)>, FsError> {
         let inodes = lock(&self.inodes);
         let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
-        let left = self.config.freshness.attributes_left(record.learned, Instant::now());
+        let left = self.attributes_left(&record.attributes, record.learned, Instant::now());
         Ok((age == Age::Any || !left.is_zero()).then_some((record.attributes, record.learned)))
     }
 
@@ -131,7 +131,10 @@ impl FileSystem {
     pub(super) async fn attributes_from_host(&self, inode: Inode) -> Result<(Attributes, Learned), FsError> {
         let learned = Learned::by_asking(Instant::now());
         let attributes = self.ask(inode, |client, node| async move { client.attributes(node).await }).await?;
-        self.learn(attributes, learned);
+        {
+            let _steady = self.steady();
+            self.learn(attributes, self.with_lease_of(learned, inode, &attributes));
+        }
         // If an answer to a later question was here first, it is the one to go by.
         Ok(self.attributes_copy(inode, Age::Any)?.unwrap_or((attributes, learned)))
     }
@@ -165,13 +168,23 @@ impl FileSystem {
         learned: Learned,
     ) -> Entry {
         let mut inodes = lock(&self.inodes);
-        let inode = inodes.remember(parent, name, attributes, learned);
+        // A directory's own attributes are covered by the lease on it, its name by the one on its parent.
+        let own = match attributes.kind {
+            FileKind::Directory => {
+                let known = inodes.learned_of(attributes.node).filter(|known| known.asked == learned.asked);
+                let covering = || lock(&self.leases).covering(attributes.node, learned.asked);
+                known.map_or_else(covering, |known| known.lease)
+            }
+            _ => learned.lease,
+        };
+        let inode = inodes.remember(parent, name, attributes, Learned { lease: own, ..learned });
+        inodes.set_lease_of_name(parent, name, learned.lease);
         let (attributes, attributes_ttl) = self.told(&mut inodes, inode).expect("it was just remembered");
         let now = Instant::now();
         let entry_ttl = if inodes.is_before_own_change(parent, learned.asked) {
             Duration::ZERO
         } else {
-            self.config.freshness.entry_left(learned, now)
+            self.entry_left(learned, now)
         };
         let (attributes, is_shown) = self.config.ownership.present_listed(attributes);
         let for_shown = |ttl| if is_shown { ttl } else { Duration::ZERO };
@@ -230,6 +243,8 @@ impl FileSystem {
             async move { client.lookup_many(node, names).await }
         };
         let found = self.ask(parent, call).await?;
+        let _steady = self.steady();
+        let learned = self.with_lease(learned, self.node_of(parent)?.0, None);
         let mut snapshot = lock(&listing.snapshot);
         for (position, attributes) in (from..).zip(found) {
             if let Some(attributes) = attributes {
@@ -251,10 +266,14 @@ impl FileSystem {
         let learned = Learned::by_asking(Instant::now());
         let call = |client: Arc<dyn crate::client::Client>, node| {
             let name = Arc::clone(name);
-            async move { client.lookup(node, &name).await }
+            async move { client.lookup_leased(node, &name).await }
         };
         match self.ask(parent, call).await {
-            Ok(attributes) => self.enter_shown(parent, name, attributes, learned).map(Lookup::Found),
+            Ok((attributes, lease)) => {
+                let _steady = self.steady();
+                let learned = self.with_lease(learned, self.node_of(parent)?.0, lease);
+                self.enter_shown(parent, name, attributes, learned).map(Lookup::Found)
+            }
             Err(error) if error.is_not_found() => {
                 let mut inodes = lock(&self.inodes);
                 if inodes.is_before_own_change(parent, learned.asked) {
@@ -270,24 +289,24 @@ impl FileSystem {
     /// What is known of a name without asking: from a listing of its directory, or, if age is no matter, from what the
     /// kernel refers to.
     fn lookup_copy(&self, parent: Inode, name: &Name, age: Age) -> Option<Lookup> {
-        if age == Age::Any
+        let _steady = self.steady();
+        let now = Instant::now();
+        if (age == Age::Any || self.is_leased(parent, name, now))
             && let Some(known) = self.lookup_among_inodes(parent, name)
         {
             return Some(known);
         }
-        let freshness = &self.config.freshness;
-        let now = Instant::now();
         let (directory, _) = self.node_of(parent).ok()?;
         let known = lock(&self.recent).find(directory, name)?;
         let answer = match known {
             Known::Entry(listed) => {
-                let is_fresh = !freshness.entry_left(listed.learned, now).is_zero()
-                    && !freshness.attributes_left(listed.learned, now).is_zero();
+                let is_fresh = !self.entry_left(listed.learned, now).is_zero()
+                    && self.has_fresh_attributes(&listed, now);
                 let enter = || self.enter_shown(parent, name, listed.attributes, listed.learned).ok();
                 (age == Age::Any || is_fresh).then(enter).flatten().map(Lookup::Found)
             }
             Known::Absent(learned) => {
-                let ttl = freshness.absence_left(learned, now);
+                let ttl = self.absence_left(learned, now);
                 (age == Age::Any || !ttl.is_zero()).then_some(Lookup::Absent { ttl })
             }
         };
@@ -297,11 +316,33 @@ impl FileSystem {
         answer
     }
 
+    /// Whether the attributes of a listed entry hold: those of the listing, or newer ones of the inode.
+    fn has_fresh_attributes(&self, listed: &Listed, now: Instant) -> bool {
+        if !self.attributes_left(&listed.attributes, listed.learned, now).is_zero() {
+            return true;
+        }
+        let inodes = lock(&self.inodes);
+        let record = inodes.inode_of(listed.attributes.node).and_then(|inode| inodes.get(inode));
+        record.is_some_and(|record| !self.attributes_left(&record.attributes, record.learned, now).is_zero())
+    }
+
+    /// Whether leases cover a name that the kernel refers to, and the attributes that it leads to.
+    fn is_leased(&self, parent: Inode, name: &Name, now: Instant) -> bool {
+        let inodes = lock(&self.inodes);
+        let Some(record) = inodes.child(parent, name).and_then(|child| inodes.get(child)) else {
+            return false;
+        };
+        let leases = lock(&self.leases);
+        leases.covers_entry(inodes.lease_of_name(parent, name), now)
+            && leases.covers_attributes(record.learned.lease, &record.attributes, now)
+    }
+
     fn lookup_among_inodes(&self, parent: Inode, name: &Name) -> Option<Lookup> {
         let (attributes, learned) = {
             let inodes = lock(&self.inodes);
             let record = inodes.get(inodes.child(parent, name)?)?;
-            (record.attributes, record.learned)
+            let lease = inodes.lease_of_name(parent, name);
+            (record.attributes, Learned { lease, ..record.learned })
         };
         self.enter_shown(parent, name, attributes, learned).ok().map(Lookup::Found)
     }

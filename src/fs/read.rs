@@ -221,8 +221,10 @@ impl FileSystem {
 
     /// Asks for attributes behind the reader's back when they will soon not hold any more.
     fn refresh_waning(self: &Arc<Self>, inode: Inode) {
-        let Ok(Some((_, learned))) = self.attributes_copy(inode, Age::Any) else { return };
-        if !self.config.freshness.attributes_wane(learned, Instant::now()) || !self.is_connected() {
+        let Ok(Some((attributes, learned))) = self.attributes_copy(inode, Age::Any) else { return };
+        let now = Instant::now();
+        let is_leased = lock(&self.leases).covers_attributes(learned.lease, &attributes, now);
+        if is_leased || !self.config.freshness.attributes_wane(learned, now) || !self.is_connected() {
             return;
         }
         let refreshing = match lock(&self.inodes).get(inode) {

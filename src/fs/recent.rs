@@ -66,7 +66,7 @@ impl Recent {
         let snapshot = lock(&listing.snapshot);
         match snapshot.find(name) {
             Search::At(position) => snapshot.get(position).cloned().map(Known::Entry),
-            Search::Absent => Some(Known::Absent(Learned::by_asking(listing.asked))),
+            Search::Absent => Some(Known::Absent(listing.learned())),
             Search::NotYet => None,
         }
     }

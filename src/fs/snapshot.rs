@@ -72,6 +72,13 @@ impl Snapshot {
         self.entries.shrink_to_fit();
     }
 
+    /// No lease covers its entries.
+    pub(super) fn uncover(&mut self) {
+        for listed in &mut self.entries {
+            listed.learned.lease = None;
+        }
+    }
+
     /// How many entries have arrived.
     pub(super) const fn len(&self) -> usize {
         self.entries.len()

@@ -296,6 +296,7 @@ impl Walk {
         let mut entries = Vec::new();
         while let Some(part) = parts.recv().await {
             match part? {
+                ListPart::Begin { .. } => {}
                 ListPart::Entries(_) if entries.len() > ENTRIES_MAX => {
                     return Err(CallError::BadAnswer(format!("more than {ENTRIES_MAX} entries")).into());
                 }

@@ -102,6 +102,7 @@ async fn serve_requests(connection: &Connection, guest: &Guest, mut ending: watc
             _ = ending.wait_for(|ends| *ends) => break,
         }
     }
+    guest.context.session.end_events();
     while let Some(ended) = requests.join_next().await {
         report(ended);
     }

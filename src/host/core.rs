@@ -18,6 +18,7 @@ use super::entry::Entry;
 use super::exports::{Export, ExportError};
 use super::index::{HashIndex, Progress};
 use super::keys::Rights;
+use super::leases::Watches;
 use super::lending::Lending;
 use super::locks::Locks;
 use super::packing::Codec;
@@ -76,6 +77,8 @@ pub(super) struct Core {
     pub(super) index_progress: Arc<Progress>,
     /// What clients have locked.
     pub(super) locks: Arc<Locks>,
+    /// Directories that clients hold leases on.
+    pub(super) watches: Arc<Watches>,
     /// Descriptors that sessions may hold.
     pub(super) descriptors: Arc<Semaphore>,
     sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
@@ -117,6 +120,7 @@ impl Core {
             engine,
             known: Arc::new(Known::new(handles_max)),
             locks: Arc::default(),
+            watches: Watches::start(),
             descriptors: Arc::new(Semaphore::new(opens_max)),
             sessions: Mutex::new(Sessions::new()),
             trees: Mutex::default(),

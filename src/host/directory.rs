@@ -11,7 +11,9 @@ use super::attributes::{self, system_error};
 use super::confine::open_for_reading;
 use super::context::ClientContext;
 use super::session::Session;
-use crate::proto::{DirectoryBatch, DirectoryEntry, Errno, ErrorCode, NodeId, Reply, WireError};
+use crate::proto::{
+    Attributes, DirectoryBatch, DirectoryEntry, Errno, ErrorCode, LeaseEpoch, NodeId, Reply, WireError,
+};
 
 /// Entries of the first batch: a person who looks at a long listing sees the first screen of it at once.
 const FIRST_BATCH_ENTRIES: usize = 64;
@@ -35,7 +37,8 @@ pub(super) async fn serve(
         Ok(begun) => begun,
         Err(error) => return answer.reply(&Err(error)).await,
     };
-    answer.reply(&Ok(Reply::Directory)).await?;
+    let (attributes, lease) = (listing.attributes, listing.lease);
+    answer.reply(&Ok(Reply::Directory { attributes, lease })).await?;
     while !batch.last {
         let read = context.blocking(move |session| listing.advance(session));
         let (read, sent) = tokio::join!(read, answer.frame(&batch));
@@ -55,6 +58,9 @@ struct Listing {
     names: OwningIter,
     /// The stream of names owns its descriptor; attributes are asked of a second one.
     folder: OwnedFd,
+    /// The folder's own, from before its names were read.
+    attributes: Option<Attributes>,
+    lease: Option<LeaseEpoch>,
     first_is_out: bool,
     omitted: Omitted,
 }
@@ -62,10 +68,13 @@ struct Listing {
 impl Listing {
     fn open(session: &Session, node: NodeId) -> Result<Self, WireError> {
         let handle = session.tree.folder(node)?;
+        // First of all: whatever changes from here on is told.
+        let lease = session.lease(&handle);
+        let attributes = handle.attributes().ok();
         let names = open_for_reading(handle.file.as_fd(), true).map_err(system_error)?;
         let folder = names.try_clone().map_err(|_| WireError::system(Errno::EMFILE))?;
         let names = Dir::from_fd(names).map_err(system_error)?.into_iter();
-        Ok(Self { node, names, folder, first_is_out: false, omitted: Omitted::default() })
+        Ok(Self { node, names, folder, attributes, lease, first_is_out: false, omitted: Omitted::default() })
     }
 
     fn advance(mut self, session: &Session) -> Result<(Self, DirectoryBatch), WireError> {

@@ -213,6 +213,7 @@ fn seat(
         core.session_run(),
         Arc::clone(&core.locks),
         Arc::clone(&core.descriptors),
+        Arc::clone(&core.watches),
     ));
     let attach = || {
         let attached = core.sessions().attach(key, hello.session, Arc::clone(&fresh));

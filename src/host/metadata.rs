@@ -13,8 +13,8 @@ use super::confine::proc_path;
 use super::session::Session;
 use crate::io::sys::{self, XattrTarget};
 use crate::proto::{
-    Errno, ErrorCode, FileKind, FsStatistics, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, NodeId, OpenAccess, Reply,
-    Request, SeekTarget, WireError,
+    Attributes, Errno, ErrorCode, FileKind, FsStatistics, LOOKUP_NAME_BYTES_MAX, LOOKUPS_MAX, LeaseEpoch,
+    NodeId, OpenAccess, Reply, Request, SeekTarget, WireError,
 };
 
 /// Longest name of an extended attribute, in bytes (the kernel's `XATTR_NAME_MAX`).
@@ -25,7 +25,9 @@ pub(super) fn answer_at_hand(session: &Session, request: &Request) -> Option<Res
     match request {
         Request::Ping => Some(Ok(Reply::Done)),
         Request::Lookup { parent, name } => {
-            session.tree.lookup_at_hand(*parent, name).map(|found| found.map(Reply::Attributes))
+            let lease = session.lease_at_hand(*parent);
+            let found = session.tree.lookup_at_hand(*parent, name)?;
+            Some(found.map(|attributes| entry(attributes, lease)))
         }
         Request::GetAttributes { node } => {
             session.attributes_at_hand(*node).map(|found| Ok(Reply::Attributes(found)))
@@ -38,7 +40,10 @@ pub(super) fn answer_at_hand(session: &Session, request: &Request) -> Option<Res
 pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Result<Reply, WireError> {
     match request {
         Request::Ping => Ok(Reply::Done),
-        Request::Lookup { parent, name } => session.tree.lookup(parent, &name).map(Reply::Attributes),
+        Request::Lookup { parent, name } => {
+            let lease = session.lease(&*session.tree.folder(parent)?);
+            session.tree.lookup(parent, &name).map(|attributes| entry(attributes, lease))
+        }
         Request::LookupMany { parent, names } => lookup_many(session, parent, &names),
         Request::GetAttributes { node } => session.attributes(node).map(Reply::Attributes),
         Request::ReadLink { node } => read_link(session, node),
@@ -66,7 +71,16 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::TestLock(_)
         | Request::Blocks { .. }
         | Request::HaveChunks { .. }
+        | Request::Events
         | Request::Manifest(_) => Err(WireError::new(ErrorCode::Unsupported, "this is answered by a stream")),
+    }
+}
+
+/// The answer to a lookup; the lease was given before the entry was looked at.
+const fn entry(attributes: Attributes, lease: Option<LeaseEpoch>) -> Reply {
+    match lease {
+        Some(lease) => Reply::Entry { attributes, lease },
+        None => Reply::Attributes(attributes),
     }
 }
 

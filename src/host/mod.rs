@@ -6,7 +6,7 @@
 //! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
 //! 4. `core`, `door`, `shares`, `refusals`, `entry`, `connection`, `greeting`, `context`: a client from its knock to its end
-//! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers
+//! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers; `leases`, `events`: changes told to clients
 //! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `manifest`, `sum`: from the disk engine to the stream
 //! 7. `index`: hashes that outlive the daemon; `operations`, `once`, `change`, `write`: what clients change, each change once; `locks`
 //! 8. `keeping`, `addresses`, `counters`, `status`: the daemon itself
@@ -32,12 +32,14 @@ mod current;
 mod directory;
 mod door;
 mod entry;
+mod events;
 mod exports;
 mod greeting;
 mod handles;
 mod index;
 mod keeping;
 mod keys;
+mod leases;
 mod lending;
 mod locks;
 mod manifest;

@@ -6,7 +6,7 @@ use super::answer::{Answer, Gone, malformed, read_request};
 use super::change::{Certainty, Changer, have};
 use super::context::ClientContext;
 use super::once::once;
-use super::{blocks, content, current, directory, locks, manifest, metadata, sum, write};
+use super::{blocks, content, current, directory, events, locks, manifest, metadata, sum, write};
 use crate::proto::{Change, ChangeRequest, Operation, Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
@@ -42,6 +42,7 @@ async fn dispatch(
         Request::Read(request, lane) => content::serve(context, request, lane, answer).await,
         Request::ReadCurrent { node, range } => current::serve(context, node, range, answer).await,
         Request::ReadDirectory { node } => directory::serve(context, node, answer).await,
+        Request::Events => events::serve(context, answer).await,
         Request::Sum { node } => {
             answer.set_lane(Lane::Background);
             let reply = unless_unwanted(answer, sum::serve(context, node)).await?;

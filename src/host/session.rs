@@ -8,12 +8,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::actor::Actor;
 use super::attributes::{self, system_error};
 use super::confine::open_for;
+use super::leases::{Subscriber, Watches};
 use super::locks::{Locks, SessionLocks};
 use super::once::Outcomes;
 use super::opens::{OPENS_MAX, OpenFiles};
 use super::operations::Operations;
 use super::tree::{Handle, Reached, Tree};
-use crate::proto::{Attributes, Errno, ErrorCode, NodeId, OpenAccess, OpenId, SessionRun, WireError};
+use crate::proto::{
+    Attributes, Errno, ErrorCode, LeaseEpoch, NodeId, OpenAccess, OpenId, SessionRun, WireError,
+};
 
 /// A file held open, and the share of the daemon's descriptors that it takes.
 #[derive(Debug)]
@@ -44,6 +47,9 @@ pub(super) struct Session {
     opens: Mutex<OpenFiles<Held>>,
     /// Descriptors that may still be held open, over all sessions.
     descriptors: Arc<Semaphore>,
+    watches: Arc<Watches>,
+    /// The event stream that is open; `None` before the first and after the daemon began to end.
+    events: watch::Sender<Option<Arc<Subscriber>>>,
 }
 
 impl Session {
@@ -55,6 +61,7 @@ impl Session {
         run: SessionRun,
         locks: Arc<Locks>,
         descriptors: Arc<Semaphore>,
+        watches: Arc<Watches>,
     ) -> Self {
         let locks = SessionLocks::new(run.number, locks, Arc::clone(&descriptors));
         let (operations, lock_operations) = (Mutex::new(Operations::new()), Mutex::new(Operations::new()));
@@ -72,7 +79,48 @@ impl Session {
             lock_operations,
             opens,
             descriptors,
+            watches,
+            events: watch::channel(None).0,
         }
+    }
+
+    /// Opens the event stream in place of an earlier one. `None` if the kernel watches nothing for this daemon.
+    pub(super) fn subscribe(&self) -> Option<Arc<Subscriber>> {
+        let subscriber = Arc::new(self.watches.subscribe()?);
+        self.events.send_replace(Some(Arc::clone(&subscriber)));
+        Some(subscriber)
+    }
+
+    /// Returns once this is no longer the session's event stream.
+    pub(super) fn events_over(&self, subscriber: &Subscriber) -> impl Future<Output = ()> + Send + use<> {
+        let (mut events, epoch) = (self.events.subscribe(), subscriber.epoch());
+        async move {
+            let is_other =
+                |now: &Option<Arc<Subscriber>>| now.as_ref().is_none_or(|now| now.epoch() != epoch);
+            // Fails when the session is gone, and the stream with it.
+            let _ = events.wait_for(is_other).await;
+        }
+    }
+
+    /// Ends the event stream, so that its connection can end.
+    pub(super) fn end_events(&self) {
+        self.events.send_replace(None);
+    }
+
+    /// Gives a lease on a directory that is about to be read: from now on its changes are told. `None` if there is no
+    /// event stream, or the directory cannot be watched. Must be called with the client's rights.
+    pub(super) fn lease(&self, folder: &Handle) -> Option<LeaseEpoch> {
+        // A file system that changes behind the kernel's back has no events to tell.
+        let subscriber = self.events.borrow().clone().filter(|_| folder.is_local)?;
+        subscriber.watch(folder.node, folder.file.as_fd()).then(|| subscriber.epoch())
+    }
+
+    /// The same, if the directory can be reached without waiting for a disk.
+    pub(super) fn lease_at_hand(&self, directory: NodeId) -> Option<LeaseEpoch> {
+        if self.events.borrow().is_none() {
+            return None;
+        }
+        self.lease(&*self.tree.folder_at_hand(directory)?)
     }
 
     /// Makes system calls with the rights of the one as whom the client acts. All that need rights are made in here.

@@ -23,6 +23,8 @@ pub struct HostStatus {
     pub open_files: u64,
     /// Locks of files that clients hold.
     pub locks_held: u64,
+    /// Directories that clients hold leases on.
+    pub leases: u64,
     /// Nodes that are known by where they were seen.
     pub known_nodes: u64,
     /// What reads the disk: `io_uring` or `blocking`.
@@ -119,6 +121,7 @@ impl HostStatus {
             sessions,
             open_files,
             locks_held: core.locks.count(),
+            leases: core.watches.len() as u64,
             known_nodes: core.known.nodes() as u64,
             engine: core.engine.name().to_owned(),
             engine_fallback: core.engine.fallback_reason().map(str::to_owned),

@@ -215,6 +215,14 @@ impl Tree {
         }
     }
 
+    /// A folder, if the way to it lies in memory.
+    pub(super) fn folder_at_hand(&self, node: NodeId) -> Option<Arc<Handle>> {
+        match self.reach_at_hand(node)?.0 {
+            Reached::Handle(handle) if handle.is_folder => Some(handle),
+            _ => None,
+        }
+    }
+
     /// A regular file, open for reading. EISDIR for a folder, EINVAL for what is neither: that is never opened.
     pub(super) fn file(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
         match self.kept(node) {

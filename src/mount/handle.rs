@@ -118,6 +118,7 @@ impl MountHandle {
             let (held, lost) = file_system.lock_counts();
             readings.set(Metric::LocksHeld, held);
             readings.set(Metric::LocksLost, lost);
+            readings.set(Metric::Leases, file_system.gauges().leases as u64);
             readings.set(Metric::DeduplicatedBytes, file_system.deduplicated_bytes());
         }
         readings.set(Metric::StaleAnswers, stale);

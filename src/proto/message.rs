@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::change::{
     BootId, ChangeRequest, Changed, OpenAccess, OperationId, SessionRun, WriteRequest, Written,
 };
+use super::event::LeaseEpoch;
 use super::lane::Lane;
 use super::lock::{LockAnswer, LockFound, LockRequest, LockTest};
 use super::node::{Attributes, NodeId, Timestamp, Version};
@@ -262,6 +263,9 @@ pub enum Request {
         /// BLAKE3 of whole chunks; at most [`super::KNOWN_CHUNKS_MAX`].
         chunks: Vec<ChunkHash>,
     },
+    /// Opens the session's event stream; an earlier one ends. From then on lookups and listings may come with a lease.
+    /// Answer: [`Reply::Events`].
+    Events,
 }
 
 /// Asks for the hashes of chunks of one version of a file.
@@ -318,7 +322,12 @@ pub enum Reply {
     /// What `stat` tells.
     Attributes(Attributes),
     /// [`DirectoryBatch`] frames follow.
-    Directory,
+    Directory {
+        /// The directory's own attributes, as they were before its entries were read.
+        attributes: Option<Attributes>,
+        /// The event stream that will tell changes made after the entries were read; `None` if none will.
+        lease: Option<LeaseEpoch>,
+    },
     /// A link's target, an attribute's value, a list of names.
     Bytes(Vec<u8>),
     /// What `statfs` tells.
@@ -379,6 +388,18 @@ pub enum Reply {
         written: Written,
         /// Whether each chunk was found and written.
         chunks: Vec<bool>,
+    },
+    /// To [`Request::Lookup`], where the session holds a lease on the directory.
+    Entry {
+        /// What `stat` tells of the entry.
+        attributes: Attributes,
+        /// The event stream that will tell changes made after this was read.
+        lease: LeaseEpoch,
+    },
+    /// To [`Request::Events`]: [`super::HostEvent`] frames follow.
+    Events {
+        /// The name of this stream.
+        epoch: LeaseEpoch,
     },
 }
 

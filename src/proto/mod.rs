@@ -14,6 +14,7 @@
 //! one frame, `Result<Reply, WireError>`; three replies are followed by more on the same stream:
 //!
 //! - [`Reply::Directory`]: frames of [`DirectoryBatch`], the last of which says so.
+//! - [`Reply::Events`]: frames of [`HostEvent`], until either side ends the stream.
 //! - [`Reply::Content`]: for each piece of content a frame [`ContentHeader`] and then `len` raw bytes; the last header
 //!   is [`ContentHeader::End`].
 //! - [`Reply::Current`]: `len` raw bytes.
@@ -48,6 +49,7 @@
 mod change;
 pub mod close;
 mod error;
+mod event;
 mod frame;
 mod lane;
 mod lock;
@@ -61,6 +63,7 @@ pub use change::{
     RenameHow, SessionRun, SetAttributes, SetTime, WriteAt, WriteProof, WriteRequest, Written, XattrHow,
 };
 pub use error::{Errno, ErrorCode, WireError};
+pub use event::{DirectoryChange, EVENT_ENTRIES_MAX, HostEvent, LeaseEpoch};
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, decode_body, encode_frame, frame_len};
 pub use lane::Lane;
 pub use lock::{

@@ -24,11 +24,12 @@ use tokio::sync::{mpsc, watch};
 use crate::cache::ChunkCache;
 use crate::chunk::ByteRange;
 use crate::client::{
-    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
+    CallError, CallFuture, Client, ClientEvent, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
+    SentFirst,
 };
 use crate::proto::{
-    ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, LockAnswer, LockCall, NodeId,
-    ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, Written,
+    ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, HostEvent, LockAnswer,
+    LockCall, NodeId, ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, Written,
 };
 use own::{Asked, OwnChanges};
 pub use record::Scope;
@@ -244,6 +245,21 @@ impl Client for RecallClient {
         self.shared.host.as_ref().map_or_else(|| watch::channel(None).1, |host| host.runs())
     }
 
+    fn events(&self) -> Option<mpsc::Receiver<ClientEvent>> {
+        let mut told = self.shared.host.as_ref()?.events()?;
+        let (passed, receiver) = mpsc::channel(1);
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            while let Some(event) = told.recv().await {
+                shared.note_event(&event);
+                if passed.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Some(receiver)
+    }
+
     fn root(&self) -> Attributes {
         self.shared.host.as_ref().map_or(self.shared.root, |host| host.root())
     }
@@ -302,6 +318,18 @@ impl Shared {
         if let Some(notebook) = &self.notebook {
             notebook.take_changed(files);
         }
+    }
+
+    /// Notes a change that the host tells: under a lease nobody asks for it.
+    fn note_event(&self, event: &ClientEvent) {
+        let ClientEvent::Told(event) = event else { return };
+        self.heard();
+        let HostEvent::Changed(change) = event else { return };
+        for (name, found) in &change.entries {
+            self.note(|| Note::Name(change.directory, name.clone(), *found));
+        }
+        let found = change.entries.iter().filter_map(|(_, found)| *found);
+        self.note_changed(found.chain(change.attributes));
     }
 
     fn own(&self) -> MutexGuard<'_, OwnChanges> {
@@ -372,7 +400,10 @@ impl Shared {
             return;
         }
         match (request, answer) {
-            (Request::Lookup { parent, name }, Ok(Reply::Attributes(found))) => {
+            (
+                Request::Lookup { parent, name },
+                Ok(Reply::Attributes(found) | Reply::Entry { attributes: found, .. }),
+            ) => {
                 self.note(|| Note::Name(parent, name, Some(*found)));
             }
             (Request::Lookup { parent, name }, Err(error)) if is_not_found(error) => {
@@ -468,7 +499,7 @@ impl Shared {
             }
             // Notes do not go on where the host stopped: its listing may be another by now.
             may_recall = false;
-            let goes_on = matches!(part, Ok(ListPart::Entries(_)));
+            let goes_on = matches!(part, Ok(ListPart::Begin { .. } | ListPart::Entries(_)));
             self.keep(node, &part, &mut kept, asked);
             if to.send(part).await.is_err() || !goes_on {
                 return;
@@ -494,6 +525,7 @@ impl Shared {
                     *kept = None;
                 }
             }
+            Ok(ListPart::Begin { .. }) => self.heard(),
             Ok(ListPart::End) => {
                 let entries = std::mem::take(entries);
                 self.note_if(self.own().is_sound(asked), || Note::Listing(node, entries));

@@ -11,6 +11,7 @@ mod differential;
 mod ending;
 mod failing;
 mod lasting;
+mod leases;
 mod lifecycle;
 mod locking;
 mod names;

@@ -125,6 +125,7 @@ async fn a_listing_delivers_every_name_once(kind: TransportKind) {
     let client = api(&world.client().await);
     let mut parts = client.list(client.root().node);
     let mut names = BTreeSet::new();
+    assert!(matches!(parts.recv().await.unwrap().unwrap(), ListPart::Begin { .. }));
     while let ListPart::Entries(entries) = parts.recv().await.unwrap().unwrap() {
         for entry in entries {
             assert!(names.insert(entry.name), "a name twice");

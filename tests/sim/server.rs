@@ -217,10 +217,14 @@ async fn directory(
     while let Some(part) = parts.recv().await {
         if !begun {
             begun = true;
-            let reply = part.as_ref().map(|_| Reply::Directory).map_err(|error| wire(error.clone()));
+            let reply = part
+                .as_ref()
+                .map(|_| Reply::Directory { attributes: None, lease: None })
+                .map_err(|error| wire(error.clone()));
             send.write_all(&encode_frame(&reply)).await?;
         }
         let batch = match part {
+            Ok(ListPart::Begin { .. }) => continue,
             Ok(ListPart::Entries(entries)) => {
                 let batch = DirectoryBatch { entries, last: false };
                 if let Some(endless) = endless {

@@ -56,6 +56,9 @@ impl Tree {
             Request::Sum { node } => self.sum(*node),
             Request::Blocks { node, version, range } => self.blocks(*node, *version, *range),
             Request::Manifest(request) => self.manifest(request),
+            Request::Events => {
+                Err(WireError::new(ErrorCode::Unsupported, "events are not asked for by a call"))
+            }
             Request::HaveChunks { node, offset, chunks } => {
                 Ok(Reply::Have(self.have(*node, *offset, chunks)))
             }

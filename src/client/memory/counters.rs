@@ -92,7 +92,7 @@ impl Counters {
 
     pub(super) const fn count(&mut self, request: &Request) {
         let counter = match request {
-            Request::Hello(_) | Request::Ping => &mut self.pings,
+            Request::Hello(_) | Request::Ping | Request::Events => &mut self.pings,
             Request::Lookup { .. } => &mut self.lookups,
             Request::LookupMany { .. } => &mut self.lookups_many,
             Request::GetAttributes { .. } => &mut self.attributes,

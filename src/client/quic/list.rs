@@ -74,7 +74,10 @@ impl Listing<'_> {
         let _permit = live.admit(Lane::Metadata).await.map_err(|_| Fault::Lost)?;
         let mut exchange = Exchange::begin(&live.connection, frame, Lane::Metadata).await?;
         match exchange.frame::<Result<Reply, WireError>>().await? {
-            Ok(Reply::Directory) => {}
+            Ok(Reply::Directory { attributes, lease }) => {
+                let begin = ListPart::Begin { attributes, lease };
+                self.parts.send(Ok(begin)).await.map_err(|_| Stopped::Dropped)?;
+            }
             Ok(_) => return Err(broken("a reply of another kind than a directory")),
             Err(refusal) => {
                 exchange.complete();
@@ -124,7 +127,8 @@ impl Listing<'_> {
     }
 }
 
-fn is_name(name: &[u8]) -> bool {
+/// Tells whether a directory can hold an entry of this name.
+pub(super) fn is_name(name: &[u8]) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && !name.iter().any(|&byte| byte == b'/' || byte == 0)
         && name != b"."

@@ -7,7 +7,8 @@
 //! 3. [`stream`]: one request on one stream
 //! 4. [`call`], [`list`], [`read`], [`current`], [`patience`]: requests that go on from one connection to the next
 //! 5. [`operations`], [`change`]: the same for changes, each under one number
-//! 6. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
+//! 6. [`events`]: the stream on which the host tells changes
+//! 7. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
 //!
 //! A call that was made waits for its answer over any number of connections, at most until its deadline.
 
@@ -16,6 +17,7 @@ mod change;
 mod config;
 mod current;
 mod dial;
+mod events;
 mod keeper;
 mod link;
 mod list;
@@ -44,13 +46,18 @@ use self::dial::Dialer;
 use self::keeper::Keeper;
 use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
-use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
+use super::{
+    CallError, CallFuture, Client, ClientEvent, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
+};
 use crate::chunk::ByteRange;
 use crate::proto::{
     ActingUser, Attributes, BootId, Change, InstanceId, LockAnswer, LockCall, NodeId, ReadRequest, Reply,
     Request, SessionRun, WriteAt, Written,
 };
 use crate::transport::{HostAddress, Lane, PublicKey};
+
+/// Most events that wait for the file system. It takes them in as they come; until it does the host waits.
+const EVENTS_QUEUED_MAX: usize = 64;
 
 /// A client of one export of one host.
 pub struct QuicClient {
@@ -61,6 +68,7 @@ pub struct QuicClient {
     read_only: bool,
     acts_as: ActingUser,
     chooses_owners: bool,
+    events: Mutex<Option<mpsc::Receiver<ClientEvent>>>,
 }
 
 impl QuicClient {
@@ -79,8 +87,11 @@ impl QuicClient {
             .map(|slot| Keeper::new(Arc::clone(&shared), slot, Arc::clone(&dialer), first.take()))
             .map(|keeper| tokio::spawn(keeper.run()))
             .collect();
+        let (told, events) = mpsc::channel(EVENTS_QUEUED_MAX);
+        tokio::spawn(events::follow(Arc::clone(&shared), told));
         Ok(Arc::new(Self {
             shared,
+            events: Mutex::new(Some(events)),
             keepers: Mutex::new(keepers),
             host_key,
             answered_at,
@@ -197,6 +208,10 @@ impl Client for QuicClient {
     fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move { current::read(&shared, node, range).await })
+    }
+
+    fn events(&self) -> Option<mpsc::Receiver<ClientEvent>> {
+        locked(&self.events).take()
     }
 
     fn root(&self) -> Attributes {

@@ -3,6 +3,7 @@
 mod access;
 mod changes;
 mod content;
+mod events;
 mod greeting;
 mod known;
 mod locks;
@@ -183,7 +184,7 @@ impl Guest {
 
     async fn attributes(&self, request: Request) -> Result<Attributes, WireError> {
         match self.ask(request).await? {
-            Reply::Attributes(attributes) => Ok(attributes),
+            Reply::Attributes(attributes) | Reply::Entry { attributes, .. } => Ok(attributes),
             other => panic!("{other:?}"),
         }
     }
@@ -203,7 +204,7 @@ impl Guest {
 
     async fn list(&self, node: NodeId) -> Result<Vec<Vec<DirectoryEntry>>, WireError> {
         let mut answered = self.visitor.send(&encode_frame(&Request::ReadDirectory { node })).await;
-        assert_eq!(answered.reply().await?, Reply::Directory);
+        assert!(matches!(answered.reply().await?, Reply::Directory { .. }));
         let mut batches = Vec::new();
         loop {
             let batch: DirectoryBatch = answered.frame().await.expect("a batch");

@@ -14,7 +14,7 @@ use crate::cache::{PinError, Pinning};
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
 use crate::client::{CallError, ListPart};
 use crate::fetch::{FetchError, FileContent, WARM_RUN_CHUNKS, Warmed};
-use crate::proto::{Attributes, DirectoryEntry, ErrorCode, FileKind, NodeId};
+use crate::proto::{Attributes, DirectoryEntry, ErrorCode, FileKind, NodeId, words};
 
 /// Most directories that wait to be walked, and most entries of one of them: some 100 MB.
 const DIRECTORIES_MAX: usize = 1 << 20;
@@ -448,8 +448,8 @@ impl Walk {
         let mut progress = lock(&self.progress);
         progress.failed += 1;
         if progress.problems.len() < PROBLEMS_MAX {
-            let told = format!("{source}: {why}").chars().take(PROBLEM_CHARS_MAX).collect();
-            progress.problems.push(told);
+            let told = format!("{source}: {why}");
+            progress.problems.push(words::line(&told, PROBLEM_CHARS_MAX).into_owned());
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use super::tickets::TicketBook;
 use super::tree::{Tree, check_name};
 use crate::proto::{
     ErrorCode, Features, Hello, PROTOCOL_VERSION, Reply, Request, Welcome, WireError, close, decode_body,
+    words,
 };
 use crate::transport::{Connection, PublicKey};
 
@@ -251,8 +252,9 @@ fn seat(
     Ok(Guest { context: Arc::new(context), listed })
 }
 
+/// A refusal. It may repeat what the client asked for, and goes into the log, too.
 fn refused(why: impl fmt::Display) -> WireError {
-    WireError::new(ErrorCode::Refused, why.to_string())
+    WireError::new(ErrorCode::Refused, words::of_peer(&why.to_string()))
 }
 
 /// The client learns no more than that the fault is not its own.

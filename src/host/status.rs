@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::core::Core;
+use crate::proto::words;
 use crate::transport::SocketBuffers;
 
 /// The daemon at one moment.
@@ -169,7 +170,10 @@ fn clients(core: &Core) -> Vec<ClientStatus> {
             name: client.name,
             rights: client.rights.to_string(),
             address: client.connection.remote_address().to_string(),
-            export: if folder.is_empty() { client.export } else { format!("{}/{folder}", client.export) },
+            export: match folder.as_ref() {
+                "" => client.export,
+                folder => words::of_peer(&format!("{}/{folder}", client.export)).into_owned(),
+            },
             transport: client.connection.kind().name(),
             connected_seconds: now.saturating_duration_since(client.since).as_secs(),
             rtt_ms: stats.rtt.as_secs_f64() * 1e3,

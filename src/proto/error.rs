@@ -99,7 +99,8 @@ pub enum ErrorCode {
 pub struct WireError {
     /// For programs.
     pub code: ErrorCode,
-    /// For people: what failed and why. Empty where the code says it all.
+    /// For people: what failed and why. Empty where the code says it all. What a peer sent is one line of bounded length.
+    #[serde(deserialize_with = "super::words::deserialize")]
     pub text: String,
 }
 

@@ -57,6 +57,7 @@ mod message;
 mod node;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod words;
 
 pub use change::{
     AllocateHow, BootId, Caller, Change, ChangeRequest, Changed, OpenAccess, Operation, OperationId,

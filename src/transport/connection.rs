@@ -11,7 +11,7 @@ use super::{
     tcp::TcpConnection,
     tuning::{TransportKind, TransportTuning, var_int},
 };
-use crate::proto::Lane;
+use crate::proto::{Lane, words};
 
 /// A live connection. Clones are handles to the same one; it closes when the last is dropped.
 #[derive(Clone, Debug)]
@@ -237,12 +237,13 @@ impl From<ConnectionError> for CloseReason {
         match error {
             ConnectionError::ApplicationClosed(close) => Self::ByPeer {
                 code: close.error_code.into_inner(),
-                text: String::from_utf8_lossy(&close.reason).into_owned(),
+                text: words::of_peer(&String::from_utf8_lossy(&close.reason)).into_owned(),
             },
             ConnectionError::LocallyClosed => Self::ByUs,
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::Reset => Self::Reset,
-            other => Self::Failed { text: other.to_string() },
+            // It may contain what the peer gave as its reason.
+            other => Self::Failed { text: words::of_peer(&other.to_string()).into_owned() },
         }
     }
 }

@@ -82,6 +82,25 @@ async fn any_known_host_is_let_in_where_its_name_says_nothing_and_no_other() {
 }
 
 #[tokio::test]
+async fn reasons_of_either_peer_for_closing_are_one_line_of_bounded_length() {
+    within_deadline(async {
+        let words = format!("\u{1b}[2J\nwormhole: all is well {}", "x".repeat(700));
+        for tuning in both() {
+            for by_host in [true, false] {
+                let (pair, ..) = pair(ANY_PORT, &tuning).await;
+                let (closing, hearing) =
+                    if by_host { (&pair.at_host, &pair.at_client) } else { (&pair.at_client, &pair.at_host) };
+                closing.close(7, &words);
+                let heard = hearing.closed().await.to_string();
+                assert!(heard.contains("\\u{1b}[2J\\nwormhole"), "{heard}");
+                assert!(!heard.contains(char::is_control) && heard.len() < 1_100, "{heard}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn both_ends_learn_the_other_ones_key() {
     within_deadline(async {
         for tuning in both() {

@@ -7,7 +7,7 @@ use super::{
     CONTROL_FRAMES_MAX, CloseReason, EARLY_CONNECTION_BYTES, EARLY_STREAM_BYTES, EARLY_STREAMS_MAX, Expect,
     Frame, HEADER_BYTES, Mux, STREAMS_LINGERING_MAX, Violation,
 };
-use crate::proto::Lane;
+use crate::proto::{Lane, words};
 
 impl Mux {
     /// Takes what the peer sent, in portions of any size.
@@ -46,7 +46,7 @@ impl Mux {
                     *left -= len;
                     bytes = &bytes[len..];
                     if *left == 0 {
-                        let text = String::from_utf8_lossy(words).into_owned();
+                        let text = words::of_peer(&String::from_utf8_lossy(words)).into_owned();
                         let code = (*code).into();
                         self.fail(CloseReason::ByPeer { code, text });
                     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::CliError;
+use super::{CliError, one_line};
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
@@ -56,11 +56,11 @@ struct Row {
 
 impl Row {
     fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, found: found.into(), help: None }
+        Self { check, verdict: Verdict::Ok, found: one_line(&found.into()), help: None }
     }
 
     fn warn(check: &'static str, found: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Warn, found: found.into(), help: Some(help.into()) }
+        Self { check, verdict: Verdict::Warn, found: one_line(&found.into()), help: Some(help.into()) }
     }
 
     fn fail(check: &'static str, found: impl Into<String>, help: impl Into<String>) -> Self {

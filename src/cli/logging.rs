@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::{Level, Metadata};
@@ -12,6 +11,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::CliError;
+use crate::proto::words;
+use crate::transport::ticket::without_tickets;
 
 /// Set once the daemon has no terminal any more.
 static DETACHED: AtomicBool = AtomicBool::new(false);
@@ -35,7 +36,7 @@ pub(super) fn start(verbose: u8, file: Option<&Path>) -> Result<(), CliError> {
                 .append(true)
                 .open(path)
                 .map_err(|error| CliError::system(format!("log file {}: {error}", path.display())))?;
-            builder.with_writer(Arc::new(file)).init();
+            builder.with_writer(FileSink(file)).init();
         }
         None => builder.with_writer(Sink).init(),
     }
@@ -47,11 +48,41 @@ pub(super) fn detach() {
     DETACHED.store(true, Ordering::Relaxed);
 }
 
+/// Longest line of the log, in characters.
+const LINE_CHARS_MAX: usize = 8_000;
+
+/// Makes each line fit for a log: it is one, of bounded length, has nothing that a terminal obeys, and no ticket, whoever wrote it.
+struct Fit<W>(W);
+
+impl<W: Write> Write for Fit<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let fit = words::line(&without_tickets(text.trim_end_matches('\n')), LINE_CHARS_MAX).into_owned();
+        self.0.write_all((fit + "\n").as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// A file.
+struct FileSink(File);
+
+impl<'a> MakeWriter<'a> for FileSink {
+    type Writer = Fit<&'a File>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Fit(&self.0)
+    }
+}
+
 /// Standard error, until [`detach`].
 struct Sink;
 
 impl<'a> MakeWriter<'a> for Sink {
-    type Writer = Box<dyn Write + 'a>;
+    type Writer = Fit<Box<dyn Write + 'a>>;
 
     fn make_writer(&'a self) -> Self::Writer {
         writer(Level::INFO)
@@ -62,11 +93,11 @@ impl<'a> MakeWriter<'a> for Sink {
     }
 }
 
-fn writer(level: Level) -> Box<dyn Write> {
+fn writer(level: Level) -> Fit<Box<dyn Write>> {
     if DETACHED.load(Ordering::Relaxed) {
-        return Box::new(SystemLog { severity: severity(level) });
+        return Fit(Box::new(SystemLog { severity: severity(level) }));
     }
-    Box::new(io::stderr())
+    Fit(Box::new(io::stderr()))
 }
 
 /// syslog(3)'s numbers.
@@ -110,4 +141,21 @@ pub(super) fn close_standard_streams() -> io::Result<()> {
     nix::unistd::dup2_stdout(&nowhere)?;
     nix::unistd::dup2_stderr(&nowhere)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_stays_one_and_holds_no_ticket() {
+        let mut log = Vec::new();
+        let line = format!("WARN refused: \u{1b}[2J\nwormhole: fine, whm1{}\n", "a".repeat(90));
+        Fit(&mut log).write_all(line.as_bytes()).unwrap();
+        Fit(&mut log).write_all(&vec![b'0'; 100_000]).unwrap();
+        let text = String::from_utf8(log).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "WARN refused: \\u{1b}[2J\\nwormhole: fine, whm1…");
+        assert!(lines.len() == 2 && lines[1].chars().count() == LINE_CHARS_MAX + 1);
+    }
 }

@@ -3,6 +3,7 @@
 //! Each file has `Arguments`, as clap reads them, and `run`, which turns them into a configuration, lets the library
 //! work, and says what came of it. The conventions of mount(8) decide the exit code.
 
+mod argv;
 mod cache;
 mod completions;
 mod daemons;
@@ -32,6 +33,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Environment;
+use crate::proto::words as peer_words;
+use crate::transport::ticket::{without_pieces_of_tickets, without_tickets};
 
 /// Mounts a folder of another machine so that it feels local.
 #[derive(Debug, Parser)]
@@ -111,9 +114,14 @@ impl CliError {
     }
 }
 
-/// Other programs' words, which some errors contain, may end in a newline or have several.
+/// Longest message to people, in characters.
+const MESSAGE_CHARS_MAX: usize = 4_000;
+
+/// What may be said on a terminal: one line without anything that a terminal obeys, and without tickets. Other programs' words,
+/// which some errors contain, may end in a newline or have several.
 fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    let joined = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    peer_words::line(&without_tickets(&joined), MESSAGE_CHARS_MAX).into_owned()
 }
 
 impl fmt::Display for CliError {
@@ -124,6 +132,10 @@ impl fmt::Display for CliError {
 
 /// Runs the command that was typed and says how the process ends.
 pub fn main() -> ExitCode {
+    if let Err(error) = argv::hide_ticket() {
+        eprintln!("wormhole: {error}");
+        return ExitCode::from(error.exit_code);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage_or_help(&error),
@@ -172,7 +184,9 @@ fn usage_or_help(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    eprintln!("wormhole: {}; --help shows what there is", words.join(" ").trim_start_matches("error: "));
+    // The arguments are in disorder: any of them may be a piece of a ticket.
+    let words = one_line(&without_pieces_of_tickets(&words.join(" ")));
+    eprintln!("wormhole: {}; --help shows what there is", words.trim_start_matches("error: "));
     ExitCode::from(1)
 }
 

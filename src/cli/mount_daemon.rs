@@ -206,7 +206,7 @@ impl Reporter {
             tracing::warn!("{error}; trying on");
             return Ok(());
         }
-        leave(&Report::Background(error.to_string()))
+        leave(&Report::Background(super::one_line(&error.to_string())))
     }
 }
 

@@ -14,12 +14,15 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use super::ticket::{TICKET_PREFIX, Ticket, TicketError};
+use super::ticket::{TICKET_PREFIX, Ticket, TicketError, without_pieces_of_tickets};
+use crate::proto::words;
 
 /// UDP port of a host when none is named.
 pub const DEFAULT_PORT: u16 = 4433;
 /// Longest host name of the DNS, in bytes.
 const HOST_BYTES_MAX: usize = 253;
+/// Longest part of such a name, in bytes.
+const LABEL_BYTES_MAX: usize = 63;
 /// Longest export name and longest path, in bytes; `PATH_MAX` of Linux.
 const PATH_BYTES_MAX: usize = 4_096;
 
@@ -33,12 +36,15 @@ pub struct HostAddress {
 impl HostAddress {
     /// Checks `host`: a DNS name, or an IPv4 or IPv6 address without brackets.
     pub fn new(host: &str, port: u16) -> Result<Self, SourceError> {
-        let bad = || SourceError::BadHost { host: host.chars().take(80).collect() };
+        let bad = || SourceError::BadHost { host: cut(host) };
         let is_name = |text: &str| {
             !text.starts_with('-')
                 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
         };
-        let fits = !host.is_empty() && host.len() <= HOST_BYTES_MAX;
+        // A ticket is longer than any part of a name, so one with something behind it is not taken for a host.
+        let fits = !host.is_empty()
+            && host.len() <= HOST_BYTES_MAX
+            && host.split('.').all(|label| label.len() <= LABEL_BYTES_MAX);
         if !fits || !(is_name(host) || is_v6(host)) {
             return Err(bad());
         }
@@ -155,20 +161,18 @@ impl From<SocketAddr> for HostAddress {
 /// Splits an authority into the host without brackets and the port, if one is named.
 fn split_port(text: &str) -> Result<(&str, Option<u16>), SourceError> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-        let (host, after) =
-            rest.split_once(']').ok_or_else(|| SourceError::BadHost { host: text.to_owned() })?;
+        let (host, after) = rest.split_once(']').ok_or_else(|| SourceError::BadHost { host: cut(text) })?;
         match after.strip_prefix(':') {
             Some(port) => (host, Some(port)),
             None if after.is_empty() => (host, None),
-            None => return Err(SourceError::BadHost { host: text.to_owned() }),
+            None => return Err(SourceError::BadHost { host: cut(text) }),
         }
     } else if is_v6(text) {
         (text, None)
     } else {
         text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
     };
-    let port =
-        port.map(|port| parse_port(port).ok_or_else(|| SourceError::BadPort { port: port.to_owned() }));
+    let port = port.map(|port| parse_port(port).ok_or_else(|| SourceError::BadPort { port: cut(port) }));
     Ok((host, port.transpose()?))
 }
 
@@ -207,7 +211,7 @@ impl FromStr for Source {
             return Err(SourceError::SshNotYet);
         }
         if let Some((scheme, _)) = text.split_once("://") {
-            return Err(SourceError::UnknownScheme { scheme: scheme.chars().take(40).collect() });
+            return Err(SourceError::UnknownScheme { scheme: cut(scheme) });
         }
         if text.to_ascii_lowercase().starts_with(TICKET_PREFIX) && !text.contains([':', '/']) {
             return Ok(Self::Ticket(text.parse()?));
@@ -269,9 +273,9 @@ fn percent_decoded(path: &str) -> Result<String, SourceError> {
     String::from_utf8(bytes).map_err(|_| bad())
 }
 
-/// The beginning of what was typed: enough to recognise it in an error.
+/// The beginning of what was typed: enough to recognise it in an error. Never a piece of a ticket, whatever is wrong with it.
 fn cut(text: &str) -> String {
-    text.chars().take(80).collect()
+    words::line(&without_pieces_of_tickets(text), 80).into_owned()
 }
 
 /// Text that names no source.

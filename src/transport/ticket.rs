@@ -13,6 +13,7 @@
 //! | 4 | the first bytes of the BLAKE3 of all the above: a slip of the hand is told as such |
 
 use core::net::{Ipv4Addr, Ipv6Addr};
+use std::borrow::Cow;
 use std::{fmt, str::FromStr};
 
 use data_encoding::BASE32_NOPAD;
@@ -197,6 +198,57 @@ impl FromStr for Ticket {
     }
 }
 
+/// Letters of base32 in a row that are more than any key has (52): a ticket that lost its beginning.
+const LETTERS_OF_NO_KEY: usize = 53;
+/// Letters behind the prefix from which on a word is a ticket, or what is left of one.
+const LETTERS_OF_A_TICKET: usize = 8;
+
+/// Puts `whm1…` in place of everything in a text that is a ticket or may be one that was cut or mistyped. Keys stay.
+pub fn without_tickets(text: &str) -> Cow<'_, str> {
+    hidden(text, LETTERS_OF_NO_KEY)
+}
+
+/// The same for what was typed where a ticket may stand: nothing there is a key, so shorter pieces of a ticket are hidden, too.
+pub fn without_pieces_of_tickets(text: &str) -> Cow<'_, str> {
+    const LETTERS: usize = 20;
+    hidden(text, LETTERS)
+}
+
+fn hidden(text: &str, letters_max: usize) -> Cow<'_, str> {
+    let is_letter = |byte: u8| byte.is_ascii_alphabetic() || matches!(byte, b'2'..=b'7');
+    let (bytes, prefix) = (text.as_bytes(), TICKET_PREFIX.as_bytes());
+    let mut shown = String::new();
+    let (mut at, mut kept_to) = (0, 0);
+    while at < bytes.len() {
+        let has_prefix =
+            bytes[at..].get(..prefix.len()).is_some_and(|word| word.eq_ignore_ascii_case(prefix));
+        let from = if has_prefix { at + prefix.len() } else { at };
+        let letters = bytes[from..].iter().take_while(|byte| is_letter(**byte)).count();
+        let end = from + letters;
+        if has_prefix && letters >= LETTERS_OF_A_TICKET || letters >= letters_max {
+            shown.push_str(&text[kept_to..at]);
+            shown.push_str(TICKET_PREFIX);
+            shown.push('…');
+            kept_to = end;
+            at = end;
+        } else if has_prefix {
+            at = end.max(at + 1);
+        } else {
+            // A prefix may begin among the letters.
+            let next = bytes[at + 1..]
+                .windows(prefix.len())
+                .take(letters)
+                .position(|word| word.eq_ignore_ascii_case(prefix));
+            at = next.map_or(end, |steps| at + 1 + steps).max(at + 1);
+        }
+    }
+    if kept_to == 0 {
+        return Cow::Borrowed(text);
+    }
+    shown.push_str(&text[kept_to..]);
+    Cow::Owned(shown)
+}
+
 /// A word that is no ticket, or parts that make none. Never shows the word: it may hold a secret.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TicketError {
@@ -307,6 +359,49 @@ mod tests {
             bytes.extend(checksum(&bytes));
             let _ = Ticket::from_bytes(&bytes);
         }
+    }
+
+    proptest! {
+        /// However a ticket is cut, wrapped, changed or wrapped up, at most a few of its letters are shown.
+        #[test]
+        fn no_ticket_is_shown(
+            ticket in any_ticket(),
+            before in "[ -~]{0,8}",
+            after in "[ -~]{0,8}",
+            cut: prop::sample::Index,
+            upper: bool,
+        ) {
+            let word = ticket.to_string();
+            let word = if upper { word.to_uppercase() } else { word };
+            let rest = &word[cut.index(word.len() - 70)..];
+            for text in [format!("{before}{word}{after}"), format!("{before}{rest}"), format!("{word}:/x")] {
+                let shown = without_tickets(&text).into_owned();
+                let typed = without_pieces_of_tickets(&text).into_owned();
+                for shown in [shown, typed] {
+                    for piece in word.as_bytes().windows(20) {
+                        prop_assert!(!shown.contains(std::str::from_utf8(piece).unwrap()), "{}", shown);
+                    }
+                }
+            }
+            let key = ticket.host_key().to_string();
+            prop_assert_eq!(without_tickets(&key), key.as_str());
+        }
+
+        #[test]
+        fn any_text_can_be_looked_through(text in any::<String>()) {
+            let _ = without_tickets(&text);
+            let _ = without_pieces_of_tickets(&text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_ticket_is_left_as_it_is() {
+        for text in ["nas:/media", "whm1:/x", "/srv/films", "the key is not known here", ""] {
+            assert_eq!(without_tickets(text), text);
+            assert_eq!(without_pieces_of_tickets(text), text);
+        }
+        let word = sample().to_string();
+        assert_eq!(without_tickets(&format!("{word}: no such file")), "whm1…: no such file");
     }
 
     #[test]

@@ -227,3 +227,107 @@ fn a_plain_user_mounts_through_fusermount() {
     let ended = as_nobody(&format!("{} umount mnt", binary.display()));
     assert!(ended.status.success(), "{}", words(&ended));
 }
+
+/// Fails where a text shows a piece of a ticket.
+#[track_caller]
+fn shows_no_ticket(ticket: &str, text: &str, of: &str) {
+    let pieces = ticket.as_bytes().windows(24).map(|piece| std::str::from_utf8(piece).unwrap());
+    for piece in pieces {
+        assert!(!text.contains(piece) && !text.contains(&piece.to_uppercase()), "{of} shows {piece}: {text}");
+    }
+}
+
+#[test]
+fn a_ticket_is_never_shown_whatever_is_wrong_with_it() {
+    let world = World::new();
+    let host = world.host();
+    let ticket = host.ticket.clone();
+    let mistyped = ticket.replacen(&ticket[30..31], if &ticket[30..31] == "a" { "b" } else { "a" }, 1);
+    let middle = ticket.len() / 2;
+    let wrapped = format!("{} {}", &ticket[..middle], &ticket[middle..]);
+    let forms = [
+        ticket.clone(),
+        mistyped,
+        ticket.to_uppercase(),
+        ticket[..ticket.len() - 9].to_owned(),
+        ticket[1..].to_owned(),
+        ticket[4..].to_owned(),
+        ticket[40..].to_owned(),
+        wrapped,
+        format!("ticket:{ticket}"),
+        format!("{ticket}:/export"),
+        format!("wormhole://{ticket}/export"),
+        format!("wormhole://nas:{ticket}/export"),
+        format!("{ticket}://nas"),
+        format!("@{ticket}"),
+        format!("\"{ticket}\""),
+    ];
+    let file = world.path("ticket");
+    for form in &forms {
+        fs::write(&file, form).unwrap();
+        let from_file = format!("@{}", file.display());
+        let options = format!("credentials={form}");
+        let nowhere = "/nowhere/at/all";
+        for arguments in [
+            &["-vv", "mount", form, nowhere][..],
+            &["-vv", "mount", &from_file, nowhere],
+            &["mount", "nas:/media", form],
+            &["mount", "-o", &options, "nas:/media", nowhere],
+            &["mount", "-o", form, "nas:/media", nowhere],
+            &["mount", form, nowhere, "one", "too many"],
+            &["mount", nowhere, nowhere, form],
+            &["umount", form],
+            &["status", form],
+            &[form],
+            &["doctor", "--no-such-option", form],
+        ] {
+            let output = wormhole().args(arguments).output().unwrap();
+            assert!(!output.status.success(), "{arguments:?}");
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            shows_no_ticket(&ticket, &said, &format!("{arguments:?}"));
+            assert!(!said.trim().is_empty(), "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn a_ticket_that_was_typed_leaves_the_list_of_processes_at_once() {
+    let world = World::new();
+    let host = world.host();
+    // Somebody who takes connections and says nothing: the mount waits.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ticket = host.ticket_for(silent.local_addr().unwrap());
+    let point = world.path("mnt");
+    fs::create_dir(&point).unwrap();
+    for front in [false, true] {
+        let mut command = world.mount_command(&ticket, &point);
+        if front {
+            command.arg("--foreground");
+        }
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let cmdline = |pid: &str| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let (pid, shown) = (child.id().to_string(), |text: &[u8]| String::from_utf8_lossy(text).into_owned());
+        crate::world::wait_until("the ticket is out of sight", || {
+            let words = shown(&cmdline(&pid));
+            words.contains("mnt") && !words.contains(&ticket)
+        });
+        // Of the daemon, too, which waits for the host.
+        crate::world::wait_until("the daemon waits", || {
+            fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+                let words = shown(&cmdline(&entry.file_name().to_string_lossy()));
+                words.contains("mount-daemon") && words.contains(point.to_str().unwrap())
+            })
+        });
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let words = shown(&cmdline(&entry.file_name().to_string_lossy()));
+            assert!(!words.contains(&ticket), "{words}");
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it waits");
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id().cast_signed()),
+            nix::sys::signal::Signal::SIGTERM,
+        )
+        .unwrap();
+        child.wait().unwrap();
+    }
+}

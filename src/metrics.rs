@@ -91,6 +91,7 @@ metrics! {
     ManifestChunksHeld "manifest_chunks_held" Counter "those of them that the cache held under another name";
     Clients "clients" Gauge "clients that are connected";
     Refused "refused" Counter "connections that were turned away";
+    Strangers "strangers" Gauge "connections that were not let in yet";
     ServedBytes "served_bytes" Counter "content sent to clients, as it travelled";
     ServedSavedBytes "served_saved_bytes" Counter "content that compression kept off the wire";
     DiskInFlight "disk_in_flight" Gauge "reads at the disk";

@@ -17,11 +17,11 @@ use super::pair::Lifetime;
 use super::{CliError, index_progress, threads};
 use crate::config::{Environment, Side};
 use crate::control::{
-    CLIENTS_MAX, ClientReport, ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent,
+    CLIENTS_MAX, ClientReport, ControlSocket, Controlled, DaemonKind, KeyUse, LinkWord, StatusReport, Unsent,
 };
 use crate::host::{
     ADVERTISED_NAMES_MAX, ClientStatus, Export, Host, HostConfig, HostError, HostObserver, HostStatus,
-    TicketTerms,
+    KeyLimits, KeyStatus, TicketTerms,
 };
 use crate::io::EngineKind;
 use crate::metrics::{Metric, Readings};
@@ -192,6 +192,7 @@ impl Controlled for Daemon {
             engine: Some(status.engine.clone()),
             cache_dir: None,
             clients_connected: clients(&status),
+            keys: status.keys.iter().map(key_use).collect(),
             readings: readings(&status, self.started.elapsed().as_secs()),
         }
     }
@@ -219,6 +220,18 @@ fn clients(status: &HostStatus) -> Vec<ClientReport> {
     status.clients.iter().take(CLIENTS_MAX).map(report).collect()
 }
 
+fn key_use(key: &KeyStatus) -> KeyUse {
+    let KeyLimits { max_connections, max_sessions, max_open, max_requests, max_threads } = key.limits;
+    KeyUse {
+        key: key.key.clone(),
+        connections: (key.connections, max_connections),
+        sessions: (key.sessions, max_sessions),
+        open: (key.open_files, max_open),
+        requests: (key.requests, max_requests),
+        threads: (key.threads, max_threads),
+    }
+}
+
 fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
     let clients: BTreeSet<&str> = status.clients.iter().map(|client| client.key.as_str()).collect();
     let mut readings = Readings::default();
@@ -228,6 +241,7 @@ fn readings(status: &HostStatus, uptime_seconds: u64) -> Readings {
     readings.set(Metric::Requests, status.requests);
     readings.set(Metric::RequestsInFlight, status.requests_inflight);
     readings.set(Metric::Refused, status.refused);
+    readings.set(Metric::Strangers, status.strangers);
     readings.set(Metric::ServedBytes, status.content_bytes_sent);
     readings.set(Metric::ServedSavedBytes, status.content_bytes_saved);
     readings.set(Metric::LocksHeld, status.locks_held);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::CliError;
 use super::on_state::{self, OnState, print_json};
-use crate::host::{self, AuthorizedKey, AuthorizedKeys, Rights, StateDir};
+use crate::host::{self, AuthorizedKey, AuthorizedKeys, KeyLimits, Rights, StateDir};
 use crate::transport::PublicKey;
 
 /// Fewest characters by which a key is named: 40 bits, which no two keys of a host share by chance.
@@ -47,6 +47,8 @@ struct Listed {
     /// As whom it acts; absent for the user who runs the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
+    /// How much it may use at a time.
+    limits: KeyLimits,
     /// Absent for all.
     exports: Option<Vec<String>>,
     /// What people call it; empty where it has no name.
@@ -85,7 +87,7 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
         let rights = if key.read_only { "ro" } else { "rw" };
         let owners = if key.owners { ",owners" } else { "" };
         let root = if key.as_root { ",root" } else { "" };
-        let rights = format!("{rights}{owners}{root}");
+        let rights = format!("{rights}{owners}{root}{}", key.limits.to_words(","));
         let exports = key.exports.map_or_else(|| "all".to_owned(), |exports| exports.join(","));
         let user = key.user.as_deref().unwrap_or("-");
         println!("{:<52} {rights:<14} {user:<12} {exports:<20} {:<16} {}", key.key, key.name, key.comment);
@@ -95,8 +97,8 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
 
 fn listed(as_root: bool, key: AuthorizedKey) -> Listed {
     let AuthorizedKey { key, rights, exports, name, comment } = key;
-    let Rights { read_only, owners, user } = rights;
-    Listed { key: key.to_string(), read_only, owners, as_root, user, exports, name, comment }
+    let Rights { read_only, owners, user, limits } = rights;
+    Listed { key: key.to_string(), read_only, owners, as_root, user, limits, exports, name, comment }
 }
 
 fn revoke(state: &StateDir, named: &str) -> Result<(), CliError> {

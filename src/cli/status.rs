@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use super::CliError;
 use super::words::{amount, count, duration};
-use crate::control::{self, ClientReport, DaemonKind, LinkWord, StatusReport};
+use crate::control::{self, ClientReport, DaemonKind, KeyUse, LinkWord, StatusReport};
 use crate::fuse::table;
 use crate::metrics::{Metric, Reading, Readings};
 use crate::transport::{SOCKET_BUFFER_BYTES_WANTED, buffers_help};
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// So much of a key names it for people, and for `wormhole key revoke`.
+const KEY_CHARACTERS: usize = 12;
 
 /// Moves to the top left and clears the terminal.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -111,6 +114,7 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         engine: None,
         cache_dir: None,
         clients_connected: Vec::new(),
+        keys: Vec::new(),
         readings: Readings::default(),
     }
 }
@@ -233,6 +237,7 @@ fn host_lines(report: &StatusReport) -> String {
     add_index_line(&mut text, &report.readings);
     add_buffers_line(&mut text, &report.readings);
     add_client_lines(&mut text, report);
+    report.keys.iter().for_each(|key| add_key_line(&mut text, key));
     text
 }
 
@@ -247,6 +252,21 @@ fn add_client_lines(text: &mut String, report: &StatusReport) {
         let ClientReport { key, address, export, rights, .. } = client;
         let _ = writeln!(text, "  client   {name}  {export}  {rights}  from {address}, key {key}");
     }
+}
+
+/// What one key uses, of what it may use.
+fn add_key_line(text: &mut String, key: &KeyUse) {
+    let of = |(used, max): (u64, u32)| format!("{used} of {max}");
+    let _ = writeln!(
+        text,
+        "  key      {}: {} mounts, {} connections, {} files open, {} requests, {} threads",
+        key.key.get(..KEY_CHARACTERS).unwrap_or(&key.key),
+        of(key.sessions),
+        of(key.connections),
+        of(key.open),
+        of(key.requests),
+        of(key.threads),
+    );
 }
 
 /// What the host knows of hashes.
@@ -307,6 +327,17 @@ fn metrics_help() -> String {
 mod tests {
     use super::*;
 
+    fn key_use() -> KeyUse {
+        KeyUse {
+            key: "k".repeat(52),
+            connections: (3, 256),
+            sessions: (1, 64),
+            open: (17, 65_536),
+            requests: (0, 1_024),
+            threads: (0, 32),
+        }
+    }
+
     fn report(kind: DaemonKind) -> StatusReport {
         let mut readings = Readings::default();
         readings.set(Metric::HostBytes, 3_u64 << 20);
@@ -326,6 +357,7 @@ mod tests {
             engine: Some("uring".to_owned()),
             cache_dir: None,
             clients_connected: Vec::new(),
+            keys: vec![key_use()],
             readings,
         }
     }

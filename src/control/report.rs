@@ -71,6 +71,23 @@ impl Unsent {
     }
 }
 
+/// What one key uses of a host, and what it may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUse {
+    /// The key.
+    pub key: String,
+    /// Connections that it has, and may have.
+    pub connections: (u64, u32),
+    /// The same of mounts.
+    pub sessions: (u64, u32),
+    /// The same of open files.
+    pub open: (u64, u32),
+    /// The same of requests under way.
+    pub requests: (u64, u32),
+    /// The same of threads that wait for a disk.
+    pub threads: (u64, u32),
+}
+
 /// The status of one daemon: an element of `wormhole status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
@@ -105,6 +122,9 @@ pub struct StatusReport {
     /// Who is connected to a host, one a connection; the first [`CLIENTS_MAX`] of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients_connected: Vec<ClientReport>,
+    /// Of a host: what the keys use that are connected, and what they may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<KeyUse>,
     /// What it measures; the keys are those of [`crate::metrics`].
     #[serde(flatten)]
     pub readings: Readings,

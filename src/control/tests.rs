@@ -36,6 +36,7 @@ fn report() -> StatusReport {
         engine: None,
         cache_dir: None,
         clients_connected: Vec::new(),
+        keys: Vec::new(),
         readings,
     }
 }

@@ -155,7 +155,7 @@ impl fmt::Display for Standing {
 
 /// Rights in words, as they stand behind "the key".
 fn describe(rights: &Rights) -> String {
-    let Rights { read_only, owners, user } = rights;
+    let Rights { read_only, owners, user, .. } = rights;
     let what = if *read_only { "may only read" } else { "may write" };
     let whose = if *owners { " and choose owners" } else { "" };
     let user = user.as_deref().map(|user| format!(" as the user {user:?}")).unwrap_or_default();

@@ -72,7 +72,7 @@ impl<R: Iterator<Item = ByteRange>, M: Make> ReadAhead<R, M> {
     pub(super) async fn next(&mut self) -> Option<Result<Part<M::Made>, WireError>> {
         while self.running.len() < READS_AHEAD_MAX {
             // One read a request needs no leave, so that requests never wait for each other.
-            let leave = self.context.leave_to_read_ahead();
+            let leave = self.context.budget.leave_to_read_ahead();
             if leave.is_none() && !self.running.is_empty() {
                 break;
             }
@@ -95,7 +95,7 @@ impl<R: Iterator<Item = ByteRange>, M: Make> ReadAhead<R, M> {
                     "the file is shorter than it says",
                 ));
             }
-            let content = make.make(range, context.lending.lend(bytes)).await;
+            let content = make.make(range, context.budget.lending.lend(bytes)).await;
             Ok(Part { range, content, _leave: leave })
         })));
     }

@@ -21,7 +21,7 @@ pub(super) async fn serve(
         return Err(malformed(format!("blocks of more than {DELTA_BYTES_MAX} bytes")));
     }
     // What is read is held until it is cut: a few at a time.
-    let _place = context.place_for_blocks().await;
+    let _place = context.budget.place_for_hashing().await;
     let file = open(context, node, version).await?;
     let offset = range.offset.saturating_sub(BLOCK_LEAD_BYTES);
     let read =

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
+use super::budget::Place;
 use super::core::Core;
-use super::entry::{KeyPlace, StrangerPlace, named};
+use super::entry::{StrangerPlace, named};
 use super::greeting::{Guest, greet};
 use super::requests;
 use crate::proto::close;
@@ -24,7 +25,7 @@ pub(super) async fn serve(
 ) {
     let welcomed = tokio::select! {
         welcomed = welcome(&core, incoming, place) => welcomed,
-        _ = ending.wait_for(|ends| *ends) => None,
+        () = ends(&mut ending) => None,
     };
     if let Some((connection, guest, _place)) = welcomed {
         serve_requests(&connection, &guest, ending).await;
@@ -42,7 +43,7 @@ async fn welcome(
     core: &Arc<Core>,
     incoming: Incoming,
     place: StrangerPlace,
-) -> Option<(Connection, Guest, KeyPlace)> {
+) -> Option<(Connection, Guest, Place)> {
     const DROPPED: &str = "others came while it did not get on";
     let address = incoming.remote_address();
     let connection = tokio::select! {
@@ -51,9 +52,9 @@ async fn welcome(
     };
     let connection = connection.map_err(|text| core.entry.refused(text, false)).ok()?;
     let key = connection.peer_key();
-    if core.entry.is_known(key) {
+    if let Some(connections_max) = core.entry.known(key) {
         drop(place);
-        let place = place_of_key(core, &connection)?;
+        let place = place_of_key(core, &connection, connections_max)?;
         let guest = greet(core, &connection).await?;
         return Some((connection, guest, place));
     }
@@ -65,14 +66,14 @@ async fn welcome(
             return None;
         }
     };
-    let place = place_of_key(core, &connection)?;
+    let place = place_of_key(core, &connection, guest.context.budget.limits.max_connections)?;
     Some((connection, guest, place))
 }
 
 /// A place among the connections of the client's key. A client that gets none is told.
-fn place_of_key(core: &Core, connection: &Connection) -> Option<KeyPlace> {
+fn place_of_key(core: &Core, connection: &Connection, own_max: u32) -> Option<Place> {
     const NONE_LEFT: &str = "this key has as many connections as it may have now";
-    let place = core.entry.place(connection.peer_key());
+    let place = core.entry.place(connection.peer_key(), own_max);
     if place.is_none() {
         core.entry.refused(format!("refused {}: {NONE_LEFT}", who(connection)), true);
         connection.close(close::REFUSED, NONE_LEFT);
@@ -87,19 +88,24 @@ fn who(connection: &Connection) -> String {
 async fn serve_requests(connection: &Connection, guest: &Guest, mut ending: watch::Receiver<bool>) {
     let mut requests = JoinSet::new();
     loop {
-        tokio::select! {
-            stream = connection.accept_stream() => match stream {
-                Ok((send, receive)) => {
-                    // The transport admits no more streams at a time than the tuning says.
-                    requests.spawn(requests::serve(Arc::clone(&guest.context), send, receive));
-                }
-                Err(error) => {
-                    tracing::info!("{}: {error}", connection.remote_address());
-                    return;
-                }
-            },
-            Some(ended) = requests.join_next() => report(ended),
-            _ = ending.wait_for(|ends| *ends) => break,
+        let stream = tokio::select! {
+            stream = connection.accept_stream() => stream,
+            Some(ended) = requests.join_next() => {
+                report(ended);
+                continue;
+            }
+            () = ends(&mut ending) => break,
+        };
+        match stream {
+            Ok((send, receive)) => {
+                // The transport's bounded number of streams waits there meanwhile, and not among the tasks of all keys.
+                let turn = guest.context.budget.turn().await;
+                requests.spawn(requests::serve(Arc::clone(&guest.context), turn, send, receive));
+            }
+            Err(error) => {
+                tracing::info!("{}: {error}", connection.remote_address());
+                return;
+            }
         }
     }
     guest.context.session.end_events();
@@ -107,6 +113,12 @@ async fn serve_requests(connection: &Connection, guest: &Guest, mut ending: watc
         report(ended);
     }
     connection.close(close::SHUTDOWN, SHUTDOWN_TEXT);
+}
+
+/// Waits until the daemon ends.
+async fn ends(ending: &mut watch::Receiver<bool>) {
+    // Nobody who could tell is there any more when the daemon has ended.
+    let _ = ending.wait_for(|ends| *ends).await;
 }
 
 /// A request that failed in an unforeseen way takes nothing else along.

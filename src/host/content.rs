@@ -34,6 +34,7 @@ pub(super) async fn serve(
         Err(error) => return answer.reply(&Err(error)).await,
     };
     answer.set_lane(lane);
+    let _memory = context.budget.leave_to_send(request.range.clamp_to(request.version.size).len).await;
     answer.reply(&Ok(Reply::Content)).await?;
     let unwanted = answer.unwanted();
     let sent = async {

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
-use tokio::sync::Semaphore;
 
+use super::Descriptors;
 use super::actor::{Actor, UserError};
 use super::attributes::system_error;
+use super::budget::Budgets;
 use super::confine::open_beneath;
 use super::counters::Counters;
 use super::entry::Entry;
@@ -69,7 +70,8 @@ pub(super) struct Core {
     pub(super) counters: Arc<Counters>,
     /// Who is at the door, and who is in.
     pub(super) entry: Arc<Entry>,
-    pub(super) lending: Lending,
+    /// What keys use and may use.
+    pub(super) budgets: Budgets,
     pub(super) codec: Arc<Codec>,
     pub(super) known: Arc<Known>,
     pub(super) index: Arc<HashIndex>,
@@ -79,8 +81,6 @@ pub(super) struct Core {
     pub(super) locks: Arc<Locks>,
     /// Directories that clients hold leases on.
     pub(super) watches: Arc<Watches>,
-    /// Descriptors that sessions may hold.
-    pub(super) descriptors: Arc<Semaphore>,
     sessions: Mutex<Sessions<PublicKey, SessionId, Session>>,
     trees: Mutex<HashMap<(usize, NodeId, Actor), Weak<Tree>>>,
     clients: Mutex<HashMap<u64, LiveClient>>,
@@ -95,39 +95,48 @@ pub(super) struct Listed {
 }
 
 impl Core {
-    /// Opens the exports' folders. `handles_max` descriptors are kept between requests, `opens_max` for clients.
+    /// Opens the exports' folders. Made inside a tokio runtime.
     pub(super) fn new(
         exports: Vec<Export>,
         state: StateDir,
         instance: InstanceId,
         engine: Engine,
-        (handles_max, opens_max): (usize, usize),
+        descriptors: Descriptors,
     ) -> Result<Self, ExportError> {
         Export::check_all(&exports)?;
         let open = |export: Export| Ok(OpenExport { root: export.open()?, export });
         let exports = exports.into_iter().map(open).collect::<Result<_, ExportError>>()?;
         let counters = Arc::new(Counters::default());
+        let lending = Lending::new(engine.stats().pool_buffers as usize);
         Ok(Self {
             exports,
             index: Arc::new(HashIndex::open(state.path())),
             index_progress: Arc::default(),
             state,
             instance,
-            entry: Arc::new(Entry::new(Arc::clone(&counters))),
+            entry: Arc::new(Entry::new(
+                descriptors.strangers,
+                descriptors.connections,
+                Arc::clone(&counters),
+            )),
             counters,
-            lending: Lending::new(engine.stats().pool_buffers as usize),
+            budgets: Budgets::new(descriptors.files, lending, turns_max()),
             codec: Arc::new(Codec::new()),
             engine,
-            known: Arc::new(Known::new(handles_max)),
+            known: Arc::new(Known::new(descriptors.handles)),
             locks: Arc::default(),
             watches: Watches::start(),
-            descriptors: Arc::new(Semaphore::new(opens_max)),
             sessions: Mutex::new(Sessions::new()),
             trees: Mutex::default(),
             clients: Mutex::default(),
             clients_made: AtomicU64::new(0),
             sessions_made: AtomicU64::new(0),
         })
+    }
+
+    /// Names of the exports.
+    pub(super) fn export_names(&self) -> Vec<&str> {
+        self.exports.iter().map(|open| open.export.name.as_str()).collect()
     }
 
     /// Which export has this name.
@@ -198,6 +207,12 @@ impl Drop for Listed {
             self.core.sessions().detach(client.key, client.session, Instant::now());
         }
     }
+}
+
+/// Requests that have a turn at the processor at a time: enough that no thread is ever without work.
+fn turns_max() -> usize {
+    const PER_THREAD: usize = 2;
+    PER_THREAD * tokio::runtime::Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers())
 }
 
 /// Seconds since the epoch, by the host's clock.

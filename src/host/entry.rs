@@ -1,6 +1,6 @@
 //! The door and what lies behind it: places of strangers and of keys, and the log of who was refused.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,29 +8,20 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use super::budget::{Place, Pool};
 use super::counters::Counters;
 use super::door::{Door, DoorLimits, Source, StrangerId, Verdict};
 use super::refusals::{RefusalLine, Refusals};
-use super::shares::Shares;
 use crate::transport::{Incoming, PublicKey, TransportKind};
-
-/// Most strangers over each transport at a time: what all of them hold together is then some 40 MiB.
-const STRANGERS_MAX: usize = 256;
-
-/// Most connections that were let in, or will be as their key is known.
-const CONNECTIONS_MAX: u64 = 1024;
-
-/// Most connections of one key: 64 mounts of four, or four of 64.
-const CONNECTIONS_PER_KEY_MAX: u64 = 256;
 
 /// Who is at the door, who is in, and who was refused.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// One for QUIC, one for TCP: a flood over one of them leaves the other.
     doors: [Mutex<Door<Arc<Notify>>>; 2],
-    connections: Mutex<Shares<PublicKey>>,
-    /// Keys that may come in, as far as was seen a moment ago.
-    known: Mutex<HashSet<PublicKey>>,
+    connections: Pool,
+    /// Keys that may come in, as far as was seen a moment ago, and how many connections each may have.
+    known: Mutex<HashMap<PublicKey, u32>>,
     refusals: Mutex<Refusals>,
     counters: Arc<Counters>,
 }
@@ -44,20 +35,13 @@ pub(super) struct StrangerPlace {
     dropped: Arc<Notify>,
 }
 
-/// A place of a connection of a key, until it is dropped.
-#[derive(Debug)]
-pub(super) struct KeyPlace {
-    entry: Arc<Entry>,
-    key: PublicKey,
-}
-
 impl Entry {
-    /// Nobody is there.
-    pub(super) fn new(counters: Arc<Counters>) -> Self {
-        let door = || Mutex::new(Door::new(DoorLimits::new(STRANGERS_MAX)));
+    /// Nobody is there. At most `strangers_max` strangers come over each transport, and `connections_max` connections are let in.
+    pub(super) fn new(strangers_max: usize, connections_max: usize, counters: Arc<Counters>) -> Self {
+        let door = || Mutex::new(Door::new(DoorLimits::new(strangers_max)));
         Self {
             doors: [door(), door()],
-            connections: Mutex::new(Shares::new(CONNECTIONS_MAX)),
+            connections: Pool::new(connections_max as u64),
             known: Mutex::default(),
             refusals: Mutex::default(),
             counters,
@@ -88,21 +72,25 @@ impl Entry {
         }
     }
 
-    /// A place for a connection of `key`, unless it has its share.
-    pub(super) fn place(self: &Arc<Self>, key: PublicKey) -> Option<KeyPlace> {
-        let is_free = lock(&self.connections).take(key, CONNECTIONS_PER_KEY_MAX);
-        is_free.then(|| KeyPlace { entry: Arc::clone(self), key })
+    /// A place for a connection of `key`, which may have `own_max`, unless it has its share.
+    pub(super) fn place(&self, key: PublicKey, own_max: u32) -> Option<Place> {
+        self.connections.take(key, own_max.into())
     }
 
-    /// Whether this key was let in before, as far as is known without looking.
-    pub(super) fn is_known(&self, key: PublicKey) -> bool {
-        lock(&self.known).contains(&key)
+    /// How many connections this key may have, if it was let in before, as far as is known without looking.
+    pub(super) fn known(&self, key: PublicKey) -> Option<u32> {
+        lock(&self.known).get(&key).copied()
     }
 
-    /// Notes which keys may come in.
-    pub(super) fn set_known(&self, keys: impl IntoIterator<Item = PublicKey>) {
+    /// Notes which keys may come in, and how many connections each may have.
+    pub(super) fn set_known(&self, keys: impl IntoIterator<Item = (PublicKey, u32)>) {
         let keys = keys.into_iter().collect();
         *lock(&self.known) = keys;
+    }
+
+    /// Connections that `key` has.
+    pub(super) fn connections(&self, key: PublicKey) -> u64 {
+        self.connections.of(key)
     }
 
     /// Strangers at a time, over both transports.
@@ -134,12 +122,6 @@ impl StrangerPlace {
 impl Drop for StrangerPlace {
     fn drop(&mut self) {
         lock(&self.entry.doors[self.transport]).leave(self.id);
-    }
-}
-
-impl Drop for KeyPlace {
-    fn drop(&mut self) {
-        lock(&self.entry.connections).give_back(self.key);
     }
 }
 

@@ -93,23 +93,35 @@ async fn let_in(
 ) -> Result<(Welcome, Guest), WireError> {
     let key = connection.peer_key();
     let (decider, asked) = (Arc::clone(core), hello.clone());
-    let decide = move || decide(&decider, key, &asked);
-    let decided = tokio::task::spawn_blocking(decide).await;
-    let (rights, tree): (Granted, _) =
-        decided.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
-    let guest = seat(core, connection, &hello, Arc::clone(&tree), &rights)?;
+    let rights = in_background(move || decide(&decider, key, &asked)).await?;
+    // From here on a file system may hang: that costs the key one of its own threads.
+    let budget = core.budgets.of(key, rights.of_key.limits);
+    let place = budget.place_on_thread().await;
+    let (decider, asked, granted) = (Arc::clone(core), hello.clone(), rights.clone());
+    let tree = in_background(move || {
+        let _place = place;
+        let tree = find_folder(&decider, granted.export, &asked, &granted.actor)?;
+        let root = tree.root()?;
+        Ok((tree, root))
+    });
+    let (tree, root) = tree.await?;
+    if rights.must_enrol {
+        let (decider, asked) = (Arc::clone(core), hello.clone());
+        in_background(move || enrol(&decider, key, &asked)).await?;
+    }
+    let guest = seat(core, connection, &hello, tree, &rights)?;
     // A key that was changed while it came in was not on the list yet when the list was gone through.
     let (decider, export, given) = (Arc::clone(core), hello.export.clone(), rights.clone());
-    let recheck = tokio::task::spawn_blocking(move || {
+    in_background(move || {
         let keys = decider.state.keys().map_err(|error| not_now(&error))?;
         let known = keys.find(key).filter(|known| known.may_mount(&export));
         let known = known.ok_or_else(|| refused(Refusal::UnknownKey(key)))?;
         if known.rights != given.of_key {
             return Err(WireError::new(ErrorCode::Busy, "the rights of this key are being changed"));
         }
-        tree.root()
-    });
-    let root = recheck.await.unwrap_or_else(|_| Err(refused("the host failed; see its log")))?;
+        Ok(())
+    })
+    .await?;
     let who = who(key, connection.remote_address());
     let folder = String::from_utf8_lossy(&hello.sub_path);
     tracing::info!("{who} is connected to {}/{folder}", hello.export);
@@ -128,6 +140,14 @@ async fn let_in(
     Ok((welcome, guest))
 }
 
+/// Runs what may wait for the disk with the daemon's state.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WireError> + Send + 'static,
+) -> Result<T, WireError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(refused("the host failed; see its log")))
+}
+
 /// What a client that comes in may do in its export.
 #[derive(Debug, Clone)]
 struct Granted {
@@ -139,11 +159,15 @@ struct Granted {
     read_only: bool,
     /// As whom it acts.
     actor: Actor,
+    /// Which export.
+    export: usize,
+    /// Whether its key is to be written down.
+    must_enrol: bool,
 }
 
-/// Whether the client may come in, what it may do, and which folder it gets. Blocks.
-fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Granted, Arc<Tree>), WireError> {
-    let names: Vec<&str> = core.exports.iter().map(|open| open.export.name.as_str()).collect();
+/// Whether the client may come in, and what it may do. Blocks.
+fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<Granted, WireError> {
+    let names = core.export_names();
     let now = seconds_now();
     let keys = core.state.keys().map_err(|error| not_now(&error))?;
     // A file of tickets that cannot be read keeps out those who need it, and nobody else.
@@ -161,18 +185,17 @@ fn decide(core: &Core, key: PublicKey, hello: &Hello) -> Result<(Granted, Arc<Tr
         tracing::error!("the key {key}: {error}");
         refused(error)
     })?;
-    let tree = find_folder(core, export, hello, &actor)?;
-    if admission.enrol_by.is_some() {
-        enrol(core, key, hello, &names, now)?;
-    }
     let read_only = admission.rights.read_only || core.exports[export].export.read_only;
-    Ok((Granted { of_key: admission.rights, name: admission.name, read_only, actor }, tree))
+    let must_enrol = admission.enrol_by.is_some();
+    let (of_key, name) = (admission.rights, admission.name);
+    Ok(Granted { of_key, name, read_only, actor, export, must_enrol })
 }
 
 /// Writes the key down. The ticket is looked at again, as another client may have used it up meanwhile.
-fn enrol(core: &Core, key: PublicKey, hello: &Hello, names: &[&str], now: u64) -> Result<(), WireError> {
+fn enrol(core: &Core, key: PublicKey, hello: &Hello) -> Result<(), WireError> {
+    let (names, now) = (core.export_names(), seconds_now());
     let enrolled = core.state.update(|keys, tickets| {
-        let Admission { enrol_by, rights, .. } = admit(hello, key, names, keys, tickets, now)?;
+        let Admission { enrol_by, rights, .. } = admit(hello, key, &names, keys, tickets, now)?;
         if let Some(id) = enrol_by {
             let name = tickets.redeem(&id, key);
             keys.add(key, &hello.export, &rights, (&name, &format!("let in by ticket {id}")));
@@ -206,6 +229,8 @@ fn seat(
     rights: &Granted,
 ) -> Result<Guest, WireError> {
     let key = connection.peer_key();
+    let budget = core.budgets.of(key, rights.of_key.limits);
+    let sessions_max = budget.limits.max_sessions as usize;
     let (export, sub_path) = (hello.export.clone(), hello.sub_path.clone());
     let fresh = Arc::new(Session::new(
         (tree, rights.actor.clone()),
@@ -213,11 +238,11 @@ fn seat(
         sub_path.clone(),
         core.session_run(),
         Arc::clone(&core.locks),
-        Arc::clone(&core.descriptors),
+        budget.files.clone(),
         Arc::clone(&core.watches),
     ));
     let attach = || {
-        let attached = core.sessions().attach(key, hello.session, Arc::clone(&fresh));
+        let attached = core.sessions().attach((key, sessions_max), hello.session, Arc::clone(&fresh));
         attached.map_err(|error| WireError::new(ErrorCode::Busy, error.to_string()))
     };
     let mut session = attach()?;
@@ -243,7 +268,7 @@ fn seat(
     let context = ClientContext::new(
         session,
         (rights.read_only, rights.of_key.owners),
-        core.lending.for_connection(),
+        budget,
         Packer::new(Arc::clone(&core.codec), hello.compression, connection.clone()),
         Arc::clone(&core.index),
         core.engine.clone(),

@@ -71,7 +71,7 @@ fn look(core: &Core, stamp: Option<Stamp>) -> Option<Stamp> {
 /// Closes the connections of keys whose rights are no longer those that they came in with. Blocks.
 fn show_out(core: &Core) -> Result<(), StateError> {
     let keys = core.state.keys()?;
-    core.entry.set_known(keys.iter().map(|known| known.key));
+    core.entry.set_known(keys.iter().map(|known| (known.key, known.rights.limits.max_connections)));
     for client in core.clients() {
         show_one_out(core, &client, &keys);
     }

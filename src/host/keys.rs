@@ -1,6 +1,6 @@
 //! Who may come in: the file of authorised keys.
 //!
-//! Pure: bytes in, bytes out. A line is `KEY [ro] [owners] [user=NAME] [exports=NAME,NAME…] [name=NAME] [# comment]`; what a person
+//! Pure: bytes in, bytes out. A line is `KEY [ro] [owners] [user=NAME] [max_open=N] [exports=NAME,NAME…] [name=NAME] [# comment]`; what a person
 //! wrote is kept as it is.
 //!
 //! The file fails closed. A line that cannot be understood lets nobody in, and neither does any other line of the key that it names;
@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 
+use super::limits::KeyLimits;
 use crate::transport::PublicKey;
 
 /// What a key may do in the exports that it may mount. Compared as one value: whatever is changed ends what was begun before.
@@ -22,6 +23,8 @@ pub struct Rights {
     /// As whom it acts on a host that runs as root: a user of the host by name, by number, or as `UID:GID`. `None`: as the user who
     /// runs the host.
     pub user: Option<String>,
+    /// How much it may use.
+    pub limits: KeyLimits,
 }
 
 impl Rights {
@@ -33,7 +36,8 @@ impl Rights {
         };
         // A key that acts as a user of the host is not root, whatever another line says.
         let owners = self.owners && other.owners && user.is_none();
-        Some(Self { read_only: self.read_only || other.read_only, owners, user })
+        let limits = self.limits.narrowed(&other.limits);
+        Some(Self { read_only: self.read_only || other.read_only, owners, user, limits })
     }
 
     /// Whether they give nothing that `other` does not.
@@ -113,7 +117,11 @@ impl AuthorizedKey {
                 let name = unescape(name).filter(|name| !name.chars().any(char::is_control));
                 self.name = name.ok_or_else(|| format!("{word:?} is no name"))?;
             }
-            _ => return Err(format!("the option {word:?} is unknown")),
+            Some((name, value)) => {
+                let taken = self.rights.limits.take(name, value);
+                return taken.unwrap_or_else(|| Err(format!("the option {word:?} is unknown")));
+            }
+            None => return Err(format!("the option {word:?} is unknown")),
         }
         Ok(())
     }
@@ -148,6 +156,7 @@ impl AuthorizedKey {
             line.push_str(" user=");
             line.push_str(&escape(user));
         }
+        line.push_str(&self.rights.limits.to_words(" "));
         if let Some(exports) = &self.exports {
             let names: Vec<String> = exports.iter().map(|name| escape(name)).collect();
             line.push_str(" exports=");
@@ -429,7 +438,12 @@ mod tests {
     #[test]
     fn rights_are_compared_as_one_value() {
         let all = |user: Option<&str>| {
-            let with = move |read_only, owners| Rights { read_only, owners, user: user.map(str::to_owned) };
+            let with = move |read_only, owners| Rights {
+                read_only,
+                owners,
+                user: user.map(str::to_owned),
+                ..Rights::default()
+            };
             [with(false, false), with(true, false), with(false, true), with(true, true)]
         };
         let all: Vec<Rights> = [None, Some("ann"), Some("bob")].into_iter().flat_map(all).collect();
@@ -486,6 +500,7 @@ mod tests {
             byte in any::<u8>(),
             read_only in any::<bool>(),
             owners in any::<bool>(),
+            max_open in 1u32..,
             user in proptest::option::of("[^\\p{Cc}]{1,12}"),
             exports in proptest::option::of(proptest::collection::vec("[^/\\p{Cc}]{1,12}", 1..4)),
             name in "[^\\p{Cc}]{0,12}",
@@ -493,7 +508,8 @@ mod tests {
         ) {
             let comment = comment.trim().to_owned();
             let owners = owners && user.is_none();
-            let rights = Rights { read_only, owners, user };
+            let limits = KeyLimits { max_open, ..KeyLimits::default() };
+            let rights = Rights { read_only, owners, user, limits };
             let entry = AuthorizedKey { key: key(byte), rights, exports, name, comment };
             prop_assert_eq!(AuthorizedKey::parse(&entry.to_line()), Ok(entry));
         }

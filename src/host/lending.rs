@@ -1,8 +1,8 @@
 //! Buffers of the disk engine, lent to streams until the client has acknowledged what is in them.
 //!
 //! That is what "without copying" rests on, and what one client whose link is cut could bring all reads of the daemon to
-//! a halt with: the engine's pool is finite. So a connection may hold a share of it, all connections together another;
-//! what goes beyond is copied into memory of its own, which the connection's send window bounds.
+//! a halt with: the engine's pool is finite. So a key may hold a share of it, all keys together another;
+//! what goes beyond is copied into memory of its own, which the connections' send windows bound.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Of the pool's buffers, the share that streams may hold: the rest is always free for reading.
 const LENT_OF_POOL: (usize, usize) = (3, 4);
 
-/// Of the pool's buffers, the share that one connection may hold.
-const CONNECTION_OF_POOL: usize = 4;
+/// Of the pool's buffers, one part of so many is what one key may hold.
+const KEY_OF_POOL: usize = 2;
 
 /// Content below this size is copied, in bytes: it would hold a buffer several times its size.
 const COPIED_BELOW_BYTES: usize = 64 * 1024;
 
-/// What all connections together may hold.
+/// What all keys together may hold.
 #[derive(Debug, Clone)]
 pub(super) struct Lending {
     all: Arc<Semaphore>,
@@ -29,13 +29,13 @@ pub(super) struct Lending {
 impl Lending {
     /// For a pool of `buffers` buffers.
     pub(super) fn new(buffers: usize) -> Self {
-        let own_max = buffers / CONNECTION_OF_POOL;
+        let own_max = buffers / KEY_OF_POOL;
         let all = Arc::new(Semaphore::new(buffers * LENT_OF_POOL.0 / LENT_OF_POOL.1));
         Self { all, own: Arc::new(Semaphore::new(own_max)), own_max }
     }
 
-    /// The share of one more connection.
-    pub(super) fn for_connection(&self) -> Self {
+    /// The share of one more key.
+    pub(super) fn for_key(&self) -> Self {
         let own = Arc::new(Semaphore::new(self.own_max));
         Self { all: Arc::clone(&self.all), own, own_max: self.own_max }
     }
@@ -85,17 +85,17 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_holds_its_share_and_gets_copies_beyond() {
-        let (lending, mut kept) = (Lending::new(8).for_connection(), Vec::new());
-        assert_eq!([(); 3].map(|()| is_lent(&lending, &mut kept)), [true, true, false]);
+    fn a_key_holds_its_share_and_gets_copies_beyond() {
+        let (lending, mut kept) = (Lending::new(8).for_key(), Vec::new());
+        assert_eq!([(); 5].map(|()| is_lent(&lending, &mut kept)), [true, true, true, true, false]);
         kept.clear();
         assert!(is_lent(&lending, &mut kept), "what came back is lent again");
     }
 
     #[test]
-    fn all_connections_leave_a_quarter_for_reading() {
+    fn all_keys_leave_a_quarter_for_reading() {
         let (lending, mut kept) = (Lending::new(8), Vec::new());
-        let lent = (0..8).filter(|_| is_lent(&lending.for_connection(), &mut kept)).count();
+        let lent = (0..8).filter(|_| is_lent(&lending.for_key(), &mut kept)).count();
         assert_eq!(lent, 6);
     }
 

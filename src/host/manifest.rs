@@ -30,6 +30,7 @@ pub(super) async fn serve(
     let missing: Vec<ChunkIndex> =
         chunks.iter().zip(&hashes).filter(|(_, hash)| hash.is_none()).map(|(index, _)| index).collect();
     let computed = missing.len();
+    let _place = if missing.is_empty() { None } else { context.budget.place_for_hashing().await };
     let mut fresh = compute(context, &file, version, missing).await?.into_iter();
     for hash in hashes.iter_mut().filter(|hash| hash.is_none()) {
         *hash = fresh.next();

@@ -20,6 +20,11 @@ use crate::proto::{
 /// Longest name of an extended attribute, in bytes (the kernel's `XATTR_NAME_MAX`).
 const XATTR_NAME_BYTES_MAX: usize = 255;
 
+/// Whether [`answer_at_hand`] may have an answer.
+pub(super) const fn may_be_at_hand(request: &Request) -> bool {
+    matches!(request, Request::Ping | Request::Lookup { .. } | Request::GetAttributes { .. })
+}
+
 /// Answers what can be answered from memory, without waiting: a thread that may wait costs more than the answer.
 pub(super) fn answer_at_hand(session: &Session, request: &Request) -> Option<Result<Reply, WireError>> {
     match request {

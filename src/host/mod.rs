@@ -5,7 +5,7 @@
 //! 1. `exports`, `keys`, `tickets`, `admission`, `actor`, `state`: what is served to whom, as whom, and where that is written
 //! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
-//! 4. `core`, `door`, `shares`, `refusals`, `entry`, `connection`, `greeting`, `context`: a client from its knock to its end
+//! 4. `core`, `door`, `refusals`, `entry`, `limits`, `shares`, `turns`, `budget`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers; `leases`, `events`: changes told to clients
 //! 6. `content`, `ahead`, `lending`, `compress`, `packing`, `blocks`, `manifest`, `sum`: from the disk engine to the stream
 //! 7. `index`: hashes that outlive the daemon; `operations`, `once`, `change`, `write`: what clients change, each change once; `locks`
@@ -20,6 +20,7 @@ mod ahead;
 mod answer;
 mod attributes;
 mod blocks;
+mod budget;
 mod change;
 mod compress;
 mod confine;
@@ -41,6 +42,7 @@ mod keeping;
 mod keys;
 mod leases;
 mod lending;
+mod limits;
 mod locks;
 mod manifest;
 mod metadata;
@@ -60,6 +62,7 @@ mod status;
 mod sum;
 mod tickets;
 mod tree;
+mod turns;
 mod write;
 
 #[cfg(test)]
@@ -88,8 +91,9 @@ pub use actor::{UserError, is_as_root};
 pub use addresses::ADVERTISED_NAMES_MAX;
 pub use exports::{Export, ExportError};
 pub use keys::{AuthorizedKey, AuthorizedKeys, Rights};
+pub use limits::KeyLimits;
 pub use state::{RunningHost, StateDir, StateError};
-pub use status::{ClientStatus, ExportStatus, HostStatus};
+pub use status::{ClientStatus, ExportStatus, HostStatus, KeyStatus};
 pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState, ticket_id};
 
 use self::connection::SHUTDOWN_TEXT;
@@ -103,6 +107,12 @@ const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Descriptors kept open between requests.
 const HANDLES_MAX: usize = 1024;
+
+/// Connections that were let in, or will be as their key is known.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// Strangers over each transport at a time: what all of them hold together is then some 40 MiB.
+const STRANGERS_MAX: usize = 256;
 
 /// Descriptors the process asks for at most: far more than clients use, and less than would slow a kernel down.
 const DESCRIPTORS_WANTED: u64 = 1 << 20;
@@ -234,7 +244,7 @@ impl Host {
         let instance = InstanceId(random_bytes()?);
         // What clients make gets the permissions that they mask themselves; the daemon's own files name theirs.
         umask(Mode::empty());
-        let core = Arc::new(Core::new(exports, state, instance, engine, descriptors())?);
+        let core = Arc::new(Core::new(exports, state, instance, engine, Descriptors::raise())?);
         let root_exports = root_exports(&core);
         let endpoint = Endpoint::host(config.listen, &identity, &config.tuning)?;
         let names = core.exports.iter().map(|open| open.export.name.clone()).collect();
@@ -279,7 +289,7 @@ impl Host {
     /// The ticket that is shown at the start: the one of the last start, while nobody has used it and half of its time is left; else a new one.
     pub fn ticket_at_start(&self, export: &str, terms: &TicketTerms) -> Result<Ticket, HostError> {
         let state = &self.core.state;
-        let rights = Rights { read_only: terms.read_only, owners: false, user: terms.user.clone() };
+        let rights = Rights { read_only: terms.read_only, user: terms.user.clone(), ..Rights::default() };
         let wanted = tickets::Wanted { export, rights: &rights, expires_seconds: terms.expires_seconds };
         if let Some(secret) = state.start_secret()
             && state.tickets()?.serves_again(secret, &wanted, seconds_now())
@@ -437,15 +447,53 @@ async fn accept(core: Arc<Core>, endpoint: Endpoint, ending: watch::Receiver<boo
     while connections.join_next().await.is_some() {}
 }
 
-/// Raises the limit of open files as far as it goes; returns what to keep between requests and what clients may hold.
-fn descriptors() -> (usize, usize) {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let wanted = hard.min(DESCRIPTORS_WANTED).max(soft);
-    let limit = match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
-        Ok(()) => wanted,
-        Err(_) => soft,
-    };
-    // Half for clients' open files; what is left serves requests under way.
-    let limit = limit.min(DESCRIPTORS_WANTED) as usize;
-    (HANDLES_MAX.min(limit / 4), limit / 2)
+/// How many descriptors are for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Descriptors {
+    /// Kept open between requests.
+    handles: usize,
+    /// Open files of all clients.
+    files: usize,
+    /// Connections.
+    connections: usize,
+    /// Strangers over TCP.
+    strangers: usize,
+}
+
+impl Descriptors {
+    /// Shares of a limit of `limit` open files: half for clients' open files, an eighth for connections and kept descriptors each. What is
+    /// left serves requests under way and the daemon itself.
+    fn of(limit: usize) -> Self {
+        Self {
+            handles: HANDLES_MAX.min(limit / 8),
+            files: limit / 2,
+            connections: CONNECTIONS_MAX.min(limit / 8),
+            strangers: STRANGERS_MAX.min(limit / 32).max(4),
+        }
+    }
+
+    /// Raises the limit of open files as far as it goes, and shares it out.
+    fn raise() -> Self {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        let wanted = hard.min(DESCRIPTORS_WANTED).max(soft);
+        let limit = match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
+            Ok(()) => wanted,
+            Err(_) => soft,
+        };
+        Self::of(limit.min(DESCRIPTORS_WANTED) as usize)
+    }
+}
+
+#[cfg(test)]
+mod descriptor_tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_may_hold_leaves_descriptors_for_requests_and_the_daemon() {
+        for limit in [256, 1_024, 4_096, 1 << 20] {
+            let Descriptors { handles, files, connections, strangers } = Descriptors::of(limit);
+            assert!(handles + files + connections + strangers <= limit - limit / 8, "{limit}");
+            assert!(files >= limit / 4 && connections > 0);
+        }
+    }
 }

@@ -1,8 +1,12 @@
 //! From a stream to its answer.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use super::answer::{Answer, Gone, malformed, read_request};
+use super::budget::Turn;
 use super::change::{Certainty, Changer, have};
 use super::context::ClientContext;
 use super::once::once;
@@ -10,17 +14,30 @@ use super::{blocks, content, current, directory, events, locks, manifest, metada
 use crate::proto::{Change, ChangeRequest, Operation, Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
-/// Serves one stream. Whatever the client sent, the stream alone suffers.
-pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut receive: RecvStream) {
+/// Serves one stream. Whatever the client sent, the stream alone suffers. `turn` is for what can be answered without waiting.
+pub(super) async fn serve(
+    context: Arc<ClientContext>,
+    turn: Turn,
+    send: SendStream,
+    mut receive: RecvStream,
+) {
     let mut answer = Answer::new(send);
     answer.set_lane(Lane::Metadata);
-    let request =
-        read_request(&mut receive).await.and_then(|body| decode_body::<Request>(&body).map_err(malformed));
+    let (body, turn) = read_in_turn(&context, turn, &mut receive).await;
+    let request = body.and_then(|body| decode_body::<Request>(&body).map_err(malformed));
     context.counters().requests.add(1);
     let _under_way = context.counters().requests_inflight.enter();
-    let answered = match request {
-        Ok(request) => dispatch(&context, request, &mut receive, &mut answer).await,
-        Err(error) => {
+    let at_hand = request.as_ref().ok().and_then(|request| at_hand(&context, request));
+    // A client that takes no answer must not keep the turn.
+    drop(turn);
+    let answered = match (request, at_hand) {
+        (_, Some(reply)) => answer.reply(&reply).await,
+        (Ok(request), None) => {
+            let is_bounded = !waits_for_others(&request);
+            let _place = if is_bounded { context.budget.place_for_request().await } else { None };
+            dispatch(&context, request, &mut receive, &mut answer).await
+        }
+        (Err(error), None) => {
             tracing::debug!("a request that breaks the protocol: {error}");
             answer.reply(&Err(error)).await
         }
@@ -30,6 +47,45 @@ pub(super) async fn serve(context: Arc<ClientContext>, send: SendStream, mut rec
         // Until it has arrived the request is not over: a daemon that ends waits for it.
         answer.unwanted().await;
     }
+}
+
+/// Reads the request, with a turn at the processor behind it. While it has not come the turn is somebody else's.
+async fn read_in_turn(
+    context: &ClientContext,
+    turn: Turn,
+    receive: &mut RecvStream,
+) -> (Result<Vec<u8>, WireError>, Turn) {
+    let mut reading = pin!(read_request(receive));
+    let at_once = poll_fn(|waker| Poll::Ready(reading.as_mut().poll(waker))).await;
+    match at_once {
+        Poll::Ready(body) => (body, turn),
+        Poll::Pending => {
+            drop(turn);
+            let body = reading.await;
+            (body, context.budget.turn().await)
+        }
+    }
+}
+
+/// The answer to what can be answered without waiting.
+fn at_hand(context: &ClientContext, request: &Request) -> Option<Result<Reply, WireError>> {
+    if !metadata::may_be_at_hand(request) {
+        return None;
+    }
+    let answer = context.session.with_rights(|session| Ok(metadata::answer_at_hand(session, request)));
+    answer.unwrap_or_else(|error| Some(Err(error)))
+}
+
+/// Whether a request may wait for another one of the same client, or for as long as it likes: it takes no place from others then.
+const fn waits_for_others(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Lock(_)
+            | Request::TestLock(_)
+            | Request::Sync { .. }
+            | Request::Close { .. }
+            | Request::Events
+    )
 }
 
 async fn dispatch(
@@ -83,11 +139,6 @@ async fn dispatch(
             answer.reply(&calls.await).await
         }
         request => {
-            let at_hand =
-                context.session.with_rights(|session| Ok(metadata::answer_at_hand(session, &request)));
-            if let Some(reply) = at_hand.unwrap_or_else(|error| Some(Err(error))) {
-                return answer.reply(&reply).await;
-            }
             let read_only = context.read_only;
             let calls = context.blocking(move |session| metadata::answer(session, read_only, request));
             answer.reply(&calls.await).await

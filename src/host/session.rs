@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use super::actor::Actor;
 use super::attributes::{self, system_error};
+use super::budget::{FileBudget, Place};
 use super::confine::open_for;
 use super::leases::{Subscriber, Watches};
 use super::locks::{Locks, SessionLocks};
@@ -18,11 +19,11 @@ use crate::proto::{
     Attributes, Errno, ErrorCode, LeaseEpoch, NodeId, OpenAccess, OpenId, SessionRun, WireError,
 };
 
-/// A file held open, and the share of the daemon's descriptors that it takes.
+/// A file held open, and its place in the budget of the key.
 #[derive(Debug)]
 struct Held {
     handle: Arc<Handle>,
-    _descriptor: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// One mount of one client.
@@ -45,8 +46,8 @@ pub(super) struct Session {
     begun: watch::Sender<()>,
     lock_operations: Mutex<Outcomes>,
     opens: Mutex<OpenFiles<Held>>,
-    /// Descriptors that may still be held open, over all sessions.
-    descriptors: Arc<Semaphore>,
+    /// What its key may hold open, over all its sessions.
+    files: FileBudget,
     watches: Arc<Watches>,
     /// The event stream that is open; `None` before the first and after the daemon began to end.
     events: watch::Sender<Option<Arc<Subscriber>>>,
@@ -60,10 +61,10 @@ impl Session {
         sub_path: Vec<u8>,
         run: SessionRun,
         locks: Arc<Locks>,
-        descriptors: Arc<Semaphore>,
+        files: FileBudget,
         watches: Arc<Watches>,
     ) -> Self {
-        let locks = SessionLocks::new(run.number, locks, Arc::clone(&descriptors));
+        let locks = SessionLocks::new(run.number, locks, files.clone());
         let (operations, lock_operations) = (Mutex::new(Operations::new()), Mutex::new(Operations::new()));
         let opens = Mutex::new(OpenFiles::new(OPENS_MAX));
         let (begun, _) = watch::channel(());
@@ -78,7 +79,7 @@ impl Session {
             begun,
             lock_operations,
             opens,
-            descriptors,
+            files,
             watches,
             events: watch::channel(None).0,
         }
@@ -267,8 +268,8 @@ impl Session {
     pub(super) fn hold(&self, node: NodeId, open: OpenId, handle: Arc<Handle>) -> Result<(), WireError> {
         let mut opens = lock(&self.opens);
         let make = || {
-            let descriptor = Arc::clone(&self.descriptors).try_acquire_owned().ok()?;
-            Some(Held { handle: Arc::clone(&handle), _descriptor: descriptor })
+            let place = self.files.take()?;
+            Some(Held { handle: Arc::clone(&handle), _place: place })
         };
         opens.open(node, open, make).map_err(|_| WireError::system(Errno::EMFILE))?;
         if let Some(held) = opens.get_mut(node)

@@ -13,9 +13,6 @@ use std::time::{Duration, Instant};
 /// are let go after it.
 pub(super) const SESSION_KEEP: Duration = Duration::from_secs(90);
 
-/// Most sessions of one client's key: one a mount.
-pub(super) const SESSIONS_PER_KEY_MAX: usize = 64;
-
 /// Most connections of one session: 16 in use, and as many again that died unnoticed, with room to spare.
 pub(super) const CONNECTIONS_PER_SESSION_MAX: usize = 64;
 
@@ -23,8 +20,8 @@ pub(super) const CONNECTIONS_PER_SESSION_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AttachError {
     /// The key has too many sessions, each with a connection.
-    #[error("this key has {SESSIONS_PER_KEY_MAX} mounts already; unmount one")]
-    TooManySessions,
+    #[error("this key has {0} mounts already; unmount one")]
+    TooManySessions(usize),
     /// The session has too many connections.
     #[error("this mount has {CONNECTIONS_PER_SESSION_MAX} connections already")]
     TooManyConnections,
@@ -50,8 +47,13 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq + Hash, T> Sessions<K, I, T> {
         Self { slots: HashMap::new() }
     }
 
-    /// Counts one more connection of a session; `new` is it if there is none of that name.
-    pub(super) fn attach(&mut self, key: K, id: I, new: Arc<T>) -> Result<Arc<T>, AttachError> {
+    /// Counts one more connection of a session; `new` is it if there is none of that name and the key has less than `own_max`.
+    pub(super) fn attach(
+        &mut self,
+        (key, own_max): (K, usize),
+        id: I,
+        new: Arc<T>,
+    ) -> Result<Arc<T>, AttachError> {
         if let Some(slot) = self.slots.get_mut(&(key, id)) {
             if slot.connections == CONNECTIONS_PER_SESSION_MAX {
                 return Err(AttachError::TooManyConnections);
@@ -60,7 +62,7 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq + Hash, T> Sessions<K, I, T> {
             slot.left = None;
             return Ok(Arc::clone(&slot.session));
         }
-        self.make_room(key)?;
+        self.make_room(key, own_max)?;
         self.slots.insert((key, id), Slot { session: Arc::clone(&new), connections: 1, left: None });
         Ok(new)
     }
@@ -99,19 +101,24 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq + Hash, T> Sessions<K, I, T> {
         self.slots.extract_if(|(of, _), _| *of == key).map(|(_, slot)| slot.session).collect()
     }
 
+    /// How many sessions a key has.
+    pub(super) fn of(&self, key: K) -> usize {
+        self.slots.keys().filter(|(of, _)| *of == key).count()
+    }
+
     /// All sessions.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
         self.slots.values().map(|slot| &slot.session)
     }
 
     /// A client at its limit gives up the session it left longest ago.
-    fn make_room(&mut self, key: K) -> Result<(), AttachError> {
-        if self.slots.keys().filter(|(of, _)| *of == key).count() < SESSIONS_PER_KEY_MAX {
+    fn make_room(&mut self, key: K, own_max: usize) -> Result<(), AttachError> {
+        if self.of(key) < own_max {
             return Ok(());
         }
         let left = self.slots.iter().filter(|((of, _), _)| *of == key);
         let oldest = left.filter_map(|(name, slot)| Some((slot.left?, *name))).min_by_key(|(left, _)| *left);
-        let (_, name) = oldest.ok_or(AttachError::TooManySessions)?;
+        let (_, name) = oldest.ok_or(AttachError::TooManySessions(own_max))?;
         self.slots.remove(&name);
         Ok(())
     }
@@ -121,19 +128,21 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq + Hash, T> Sessions<K, I, T> {
 mod tests {
     use super::*;
 
+    const MAX: usize = 64;
+
     type Table = Sessions<u8, usize, &'static str>;
 
     #[test]
     fn a_session_outlives_its_connections_for_a_while() {
         let (mut table, start) = (Table::new(), Instant::now());
-        table.attach(1, 1, Arc::new("first")).unwrap();
-        table.attach(1, 1, Arc::new("unused")).unwrap();
+        table.attach((1, MAX), 1, Arc::new("first")).unwrap();
+        table.attach((1, MAX), 1, Arc::new("unused")).unwrap();
         table.detach(1, 1, start);
         assert!(table.expire(start + 2 * SESSION_KEEP).is_empty(), "a connection is left");
         table.detach(1, 1, start);
         let just_before = start + SESSION_KEEP.saturating_sub(Duration::from_nanos(1));
         assert!(table.expire(just_before).is_empty());
-        assert_eq!(*table.attach(1, 1, Arc::new("unused")).unwrap(), "first");
+        assert_eq!(*table.attach((1, MAX), 1, Arc::new("unused")).unwrap(), "first");
         assert!(table.expire(start + SESSION_KEEP).is_empty(), "it came back");
         table.detach(1, 1, start);
         assert_eq!(table.expire(start + SESSION_KEEP), [Arc::new("first")]);
@@ -143,19 +152,19 @@ mod tests {
     #[test]
     fn a_session_that_was_ended_is_gone_also_while_it_has_connections() {
         let (mut table, now) = (Table::new(), Instant::now());
-        table.attach(1, 1, Arc::new("first")).unwrap();
-        table.attach(1, 1, Arc::new("unused")).unwrap();
+        table.attach((1, MAX), 1, Arc::new("first")).unwrap();
+        table.attach((1, MAX), 1, Arc::new("unused")).unwrap();
         assert_eq!(table.end(1, 1).as_deref(), Some(&"first"));
         table.detach(1, 1, now);
         assert_eq!(table.end(1, 1), None);
-        assert_eq!(*table.attach(1, 1, Arc::new("second")).unwrap(), "second");
+        assert_eq!(*table.attach((1, MAX), 1, Arc::new("second")).unwrap(), "second");
     }
 
     #[test]
     fn a_session_belongs_to_one_key() {
         let mut table = Table::new();
-        table.attach(1, 7, Arc::new("mine")).unwrap();
-        assert_eq!(*table.attach(2, 7, Arc::new("yours")).unwrap(), "yours");
+        table.attach((1, MAX), 7, Arc::new("mine")).unwrap();
+        assert_eq!(*table.attach((2, MAX), 7, Arc::new("yours")).unwrap(), "yours");
         assert_eq!(table.remove_key(1), [Arc::new("mine")]);
         assert!(table.get(2, 7).is_some());
     }
@@ -163,17 +172,17 @@ mod tests {
     #[test]
     fn sessions_and_connections_are_bounded() {
         let (mut table, now) = (Table::new(), Instant::now());
-        for id in 0..SESSIONS_PER_KEY_MAX {
-            table.attach(1, id, Arc::new("")).unwrap();
+        for id in 0..MAX {
+            table.attach((1, MAX), id, Arc::new("")).unwrap();
         }
-        assert_eq!(table.attach(1, 1000, Arc::new("")), Err(AttachError::TooManySessions));
-        assert!(table.attach(2, 1000, Arc::new("")).is_ok());
+        assert_eq!(table.attach((1, MAX), 1000, Arc::new("")), Err(AttachError::TooManySessions(MAX)));
+        assert!(table.attach((2, MAX), 1000, Arc::new("")).is_ok());
         table.detach(1, 5, now);
-        assert!(table.attach(1, 1000, Arc::new("")).is_ok());
+        assert!(table.attach((1, MAX), 1000, Arc::new("")).is_ok());
         assert!(table.get(1, 5).is_none());
         for _ in 1..CONNECTIONS_PER_SESSION_MAX {
-            table.attach(1, 0, Arc::new("")).unwrap();
+            table.attach((1, MAX), 0, Arc::new("")).unwrap();
         }
-        assert_eq!(table.attach(1, 0, Arc::new("")), Err(AttachError::TooManyConnections));
+        assert_eq!(table.attach((1, MAX), 0, Arc::new("")), Err(AttachError::TooManyConnections));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::core::Core;
+use super::limits::KeyLimits;
 use crate::proto::words;
 use crate::transport::SocketBuffers;
 
@@ -18,6 +19,8 @@ pub struct HostStatus {
     pub exports: Vec<ExportStatus>,
     /// Who is connected: one entry a connection.
     pub clients: Vec<ClientStatus>,
+    /// What those keys use that have a session.
+    pub keys: Vec<KeyStatus>,
     /// Sessions that live, with or without a connection.
     pub sessions: u64,
     /// Files held open for clients.
@@ -72,6 +75,25 @@ pub struct HostStatus {
     pub udp_buffer_bytes: Option<usize>,
 }
 
+/// What a key uses now, and what it may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyStatus {
+    /// The key.
+    pub key: String,
+    /// Its connections.
+    pub connections: u64,
+    /// Its sessions, with or without a connection.
+    pub sessions: u64,
+    /// Files held open for it.
+    pub open_files: u64,
+    /// Requests under way that have a place.
+    pub requests: u64,
+    /// Threads that may wait for a disk.
+    pub threads: u64,
+    /// The most it may have of each.
+    pub limits: KeyLimits,
+}
+
 /// One export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExportStatus {
@@ -119,6 +141,7 @@ impl HostStatus {
             listening: listening.to_string(),
             exports: exports(core),
             clients: clients(core),
+            keys: keys(core),
             sessions,
             open_files,
             locks_held: core.locks.count(),
@@ -156,6 +179,25 @@ fn exports(core: &Core) -> Vec<ExportStatus> {
         read_only: open.export.read_only,
     };
     core.exports.iter().map(status).collect()
+}
+
+fn keys(core: &Core) -> Vec<KeyStatus> {
+    let mut keys: Vec<KeyStatus> = core
+        .budgets
+        .in_use()
+        .iter()
+        .map(|budget| KeyStatus {
+            key: budget.key.to_string(),
+            connections: core.entry.connections(budget.key),
+            sessions: core.sessions().of(budget.key) as u64,
+            open_files: budget.files.len(),
+            requests: budget.requests(),
+            threads: budget.threads(),
+            limits: budget.limits,
+        })
+        .collect();
+    keys.sort_by(|one, other| one.key.cmp(&other.key));
+    keys
 }
 
 fn clients(core: &Core) -> Vec<ClientStatus> {

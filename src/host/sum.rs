@@ -24,6 +24,7 @@ pub(super) async fn serve(context: &Arc<ClientContext>, node: NodeId) -> Result<
         context.counters().index_hits.add(1);
         return Ok(Reply::Sum { hash, version });
     }
+    let _place = context.budget.place_for_hashing().await;
     let chunks = ByteRange::new(0, version.size).chunks();
     let ranges = chunks.iter().map(move |index| index.bytes_in(version.size));
     let mut parts = ReadAhead::new(Arc::clone(context), file, version, ranges, |bytes| bytes);

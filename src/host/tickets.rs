@@ -73,7 +73,7 @@ pub enum TicketState {
 impl TicketRecord {
     /// The rights of the keys that it lets in.
     pub fn rights(&self) -> Rights {
-        Rights { read_only: self.read_only, owners: false, user: self.user.clone() }
+        Rights { read_only: self.read_only, user: self.user.clone(), ..Rights::default() }
     }
 
     /// Whether it lets `key` in to `export` at `now`.

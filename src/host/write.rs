@@ -39,7 +39,7 @@ pub(super) async fn serve(
     if u64::from(request.len) > bytes_max {
         return Err(malformed(format!("a write of more than {bytes_max} bytes")));
     }
-    let _room = context.leave_to_receive(request.len).await;
+    let _room = context.budget.leave_to_receive(request.len).await;
     let bytes = read_body(receive, request.len as usize).await?;
     let WriteProof { hash: actual, chunks } = request.at.proof(&bytes);
     if actual != request.hash {

@@ -202,6 +202,7 @@ impl Controlled for MountHandle {
             engine: None,
             cache_dir: self.cache_dir.clone(),
             clients_connected: Vec::new(),
+            keys: Vec::new(),
             readings: self.readings(client),
         }
     }

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno as SystemErrno;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::host::attributes::{of_open, system_error};
+use crate::host::budget::Place;
 use crate::io::sys;
 use crate::lock::HeldLock;
 use crate::proto::{Attributes, Errno, LockKind, LockKinds, LockRange, OpenAccess, WholeFile, WireError};
@@ -24,13 +24,13 @@ pub(super) struct Holding {
     whole: Option<LockKind>,
     /// The process on the client that asked last.
     pub(super) process: u32,
-    _descriptor: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Holding {
     /// Nothing is held yet.
-    pub(super) fn new(fd: OwnedFd, access: OpenAccess, descriptor: OwnedSemaphorePermit) -> Self {
-        Self { file: Arc::new(File::from(fd)), access, whole: None, process: 0, _descriptor: descriptor }
+    pub(super) fn new(fd: OwnedFd, access: OpenAccess, place: Place) -> Self {
+        Self { file: Arc::new(File::from(fd)), access, whole: None, process: 0, _place: place }
     }
 
     /// The file, for a look at its attributes.

@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use self::file::{LockedFile, Owner, Ticket, Wanted};
 use self::holding::{Holding, attributes_of};
 use super::answer::malformed;
+use super::budget::FileBudget;
 use super::context::ClientContext;
 use super::once::lock_once;
 use super::session::Session;
@@ -74,14 +75,14 @@ pub(super) struct SessionLocks {
     /// Where it may hold something.
     nodes: Mutex<HashSet<NodeId>>,
     has_ended: AtomicBool,
-    descriptors: Arc<Semaphore>,
+    files: FileBudget,
 }
 
 impl SessionLocks {
-    /// Nothing is held. `descriptors`: how many may still be open, over all sessions.
-    pub(super) fn new(number: u64, all: Arc<Locks>, descriptors: Arc<Semaphore>) -> Arc<Self> {
+    /// Nothing is held. `files`: what its key may have open, over all sessions.
+    pub(super) fn new(number: u64, all: Arc<Locks>, files: FileBudget) -> Arc<Self> {
         let (nodes, has_ended) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { number, all, nodes, has_ended, descriptors })
+        Arc::new(Self { number, all, nodes, has_ended, files })
     }
 
     /// Gives everything back, now and for good. Blocks.
@@ -117,10 +118,9 @@ impl SessionLocks {
 
     /// An open file for an owner of locks. Blocks.
     fn open(&self, session: &Session, node: NodeId, read_only: bool) -> Result<Holding, WireError> {
-        let descriptor = Arc::clone(&self.descriptors).try_acquire_owned();
-        let descriptor = descriptor.map_err(|_| WireError::system(Errno::EMFILE))?;
+        let place = self.files.take().ok_or_else(|| WireError::system(Errno::EMFILE))?;
         let (fd, access) = session.file_to_lock(node, !read_only)?;
-        Ok(Holding::new(fd, access, descriptor))
+        Ok(Holding::new(fd, access, place))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The daemon, asked by a client over a real connection.
 
 mod access;
+mod budget;
 mod changes;
 mod content;
 mod events;

@@ -61,6 +61,7 @@ impl Client for Instantly {
     fn link(&self) -> LinkState {
         LinkState {
             connected: true,
+            silent: std::time::Duration::ZERO,
             rtt: std::time::Duration::ZERO,
             bytes_per_second: 0,
             sent_bytes_per_second: 0,

@@ -5,6 +5,7 @@
 //! back; over lost connections it asks again until the request's deadline, because every request of the protocol may be
 //! repeated.
 
+pub mod away;
 mod calls;
 mod errno;
 pub mod faulty;
@@ -178,8 +179,10 @@ pub enum ContentPart {
 /// The way to the host.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkState {
-    /// Whether the host answers. While it does not, calls wait for their deadline.
+    /// Whether the host answers.
     pub connected: bool,
+    /// How long it has not been heard; zero while it answers.
+    pub silent: Duration,
     /// Round-trip time, smoothed.
     pub rtt: Duration,
     /// Rate at which content arrived lately, in bytes per second; 0 while unknown.
@@ -195,6 +198,11 @@ pub struct LinkState {
 pub const FAST_BYTES_PER_SECOND: u64 = 300_000_000;
 
 impl LinkState {
+    /// How long a wait that begins now lasts at most, of `deadline` for a host that may come back.
+    pub fn patience(&self, deadline: Duration) -> Duration {
+        away::left(deadline, deadline, Duration::ZERO, self.silent)
+    }
+
     /// Whether content goes to the host faster than [`FAST_BYTES_PER_SECOND`].
     pub const fn sends_fast(&self) -> bool {
         self.sent_bytes_per_second > FAST_BYTES_PER_SECOND

@@ -45,6 +45,7 @@ impl Client for Scripted {
     fn link(&self) -> LinkState {
         LinkState {
             connected: true,
+            silent: std::time::Duration::ZERO,
             rtt: std::time::Duration::ZERO,
             bytes_per_second: 0,
             sent_bytes_per_second: 0,

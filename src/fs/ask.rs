@@ -90,6 +90,11 @@ impl FileSystem {
         }
     }
 
+    /// How long who waits for the host waits from now on.
+    pub(super) fn patience(&self) -> Duration {
+        self.client.link().patience(self.config.patience)
+    }
+
     /// A copy was given because the host is out of reach.
     pub(super) fn count_stale(&self) {
         self.stale_answers.fetch_add(1, Ordering::Relaxed);

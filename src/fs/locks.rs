@@ -269,7 +269,7 @@ impl FileSystem {
         let Taker { inode, process, .. } = taker;
         let (range, flock) = (LockRange::WHOLE, WholeFile::Flock);
         let action = LockAction::Take { range, kind, whole: flock, process, wait: None };
-        let patience = self.config.patience;
+        let patience = self.patience();
         let asked = timeout(patience, self.ask_to_lock(inode, run, twin, action)).await;
         asked.map_err(|_| FsError::Call(CallError::TimedOut(patience)))??;
         lock(&self.locks.table).turned_out(inode, twin, flock);
@@ -390,11 +390,11 @@ impl FileSystem {
     /// Comes back when the host has been away for as long as anybody waits for it; who waits for a lock and not for the host waits as
     /// long as it takes.
     async fn away(&self, waits: bool) {
-        let mut heard = Instant::now();
-        while heard.elapsed() < self.config.patience {
-            sleep(LOOK_EVERY.min(self.config.patience)).await;
+        let (mut heard, mut patience) = (Instant::now(), self.patience());
+        while heard.elapsed() < patience {
+            sleep(LOOK_EVERY.min(patience)).await;
             if waits && self.is_connected() {
-                heard = Instant::now();
+                (heard, patience) = (Instant::now(), self.config.patience);
             }
         }
     }
@@ -427,7 +427,7 @@ impl FileSystem {
         let fs = Arc::clone(self);
         let work =
             self.runtime.spawn(async move { fs.give_back_in_the_end(inode, owner, range, owed).await });
-        match timeout(self.config.patience, work).await {
+        match timeout(self.patience(), work).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(FsError::Call(CallError::Closed)),
             Err(_) => Err(FsError::Call(CallError::TimedOut(self.config.patience))),
@@ -467,7 +467,7 @@ impl FileSystem {
     async fn settled(&self, inode: Inode, owner: LockOwner, before: Option<Debt>) -> Result<(), FsError> {
         let mut settled = self.locks.settled.subscribe();
         while lock(&self.locks.table).owes(inode, owner, before) {
-            let patience = self.config.patience;
+            let patience = self.patience();
             let change = timeout(patience, settled.changed()).await;
             // The sender lives as long as `self`.
             let _ = change.map_err(|_| FsError::Call(CallError::TimedOut(patience)))?;
@@ -478,7 +478,7 @@ impl FileSystem {
     /// The host refused because this life of the session is over; waits a moment until the next one is known.
     async fn another_life(&self, over: SessionRun) {
         let mut runs = self.locks.runs.clone();
-        let _ = timeout(self.config.patience, runs.wait_for(|run| *run != Some(over))).await;
+        let _ = timeout(self.patience(), runs.wait_for(|run| *run != Some(over))).await;
     }
 }
 

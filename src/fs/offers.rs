@@ -229,6 +229,7 @@ mod tests {
     /// 50 ms, 1 Gbit/s.
     const LINK: LinkState = LinkState {
         connected: true,
+        silent: Duration::ZERO,
         rtt: Duration::from_millis(50),
         bytes_per_second: 0,
         sent_bytes_per_second: 125_000_000,

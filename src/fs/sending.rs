@@ -111,7 +111,7 @@ impl FileSystem {
         bytes: Bytes,
     ) -> Result<(), FsError> {
         let room = self.sending.budget.acquire_many(bytes.len() as u32);
-        match timeout(self.config.patience, room).await {
+        match timeout(self.patience(), room).await {
             Ok(Ok(room)) => room.forget(),
             // Nobody closes the semaphore.
             Ok(Err(_)) => {}
@@ -183,7 +183,7 @@ impl FileSystem {
         let mut progress = self.sending.progress.subscribe();
         while lock(&self.sending.files).get(&inode).is_some_and(|file| is_so(&file.behind)) {
             // The sender lives as long as `self`.
-            let went_on = timeout(self.config.patience, progress.changed()).await;
+            let went_on = timeout(self.patience(), progress.changed()).await;
             went_on.map_err(|_| self.too_late())?.map_err(|_| FsError::Invalid)?;
         }
         Ok(())

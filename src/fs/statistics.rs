@@ -43,6 +43,10 @@ impl FileSystem {
         let copy = || self.statistics.get(Duration::MAX, Instant::now());
         let answer = async { asking.await.unwrap_or(Err(FsError::Call(crate::client::CallError::Closed))) };
         match copy().filter(|_| self.config.serves_stale) {
+            Some(copy) if !self.is_connected() => {
+                self.count_stale();
+                Ok(copy)
+            }
             Some(copy) => {
                 let answer = tokio::time::timeout(PATIENCE, answer).await.ok().and_then(Result::ok);
                 Ok(answer.unwrap_or_else(|| {

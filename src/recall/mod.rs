@@ -267,6 +267,7 @@ impl Client for RecallClient {
     fn link(&self) -> LinkState {
         const NONE: LinkState = LinkState {
             connected: false,
+            silent: Duration::ZERO,
             rtt: Duration::ZERO,
             bytes_per_second: 0,
             sent_bytes_per_second: 0,

@@ -209,3 +209,34 @@ fn programs_that_handle_an_interrupt_get_their_call_back() {
     ];
     signals_end(Signal::SIGINT, HANDLED);
 }
+
+/// The kernel lets one change of a folder wait for another, so their waits add up.
+#[test]
+fn programs_that_make_files_in_one_folder_wait_for_one_deadline_together() {
+    const DEADLINE: Duration = Duration::from_secs(8);
+    let world = World::new();
+    fs::create_dir(world.source().join("folder")).unwrap();
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let options = format!("timeo={},retrans=1", DEADLINE.as_millis() / 100);
+    let mount = world.mount(&host.ticket_for(relay.address()), &options);
+    fs::metadata(mount.path("folder")).unwrap();
+    relay.cut();
+    let since = Instant::now();
+    let touch = |number: u32| {
+        let path = mount.path("folder").join(number.to_string());
+        Command::new("touch").arg(path).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let programs: Vec<_> = (0..5).map(touch).collect();
+    for mut program in programs {
+        assert!(!program.wait().unwrap().success());
+    }
+    assert!(since.elapsed() >= DEADLINE / 2, "the host might have come back: {:?}", since.elapsed());
+    assert!(since.elapsed() < DEADLINE * 4, "five waits took {:?}", since.elapsed());
+    println!("five programs waited for {:?}", since.elapsed());
+    relay.mend();
+    wait_until("the host is heard again", || mount.status()["state"] == "connected");
+    assert!(touch(9).wait().unwrap().success());
+    assert_eq!(names(&world.source().join("folder")), ["9"]);
+    mount.umount();
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use wormhole::chunk::CHUNK_BYTES;
+use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::quic::{ClientConfig, ConnectError, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{ErrorCode, Request, WireError};
@@ -109,6 +109,32 @@ async fn a_host_that_is_killed_and_comes_back_is_found_and_noticed(kind: Transpo
     let bytes = read_all(&*client, chunks_of(&again, 0, again.size), Lane::Demand).await.unwrap();
     assert!(bytes == world.host.content("file"), "other bytes than the host's");
     assert_eq!(client.statistics().reconnects, 1);
+}
+
+over_both!(a_host_that_is_away_keeps_nobody_for_a_whole_deadline);
+
+async fn a_host_that_is_away_keeps_nobody_for_a_whole_deadline(kind: TransportKind) {
+    let world = World::new(kind, THIN).await;
+    world.host.create_generated("file", 1 << 20, 2);
+    let deadline = Duration::from_secs(8);
+    let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
+    let api = api(&client);
+    let file = api.lookup(client.root().node, b"file").await.unwrap();
+    world.relay.set_cut(true);
+    assert_eq!(api.ping().await, Err(CallError::TimedOut(deadline)));
+    let since = tokio::time::Instant::now();
+    for _ in 0..2 {
+        assert_eq!(api.ping().await, Err(CallError::TimedOut(deadline)));
+        let read = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Demand).await;
+        assert_eq!(read.unwrap_err(), CallError::TimedOut(deadline));
+        let current = client.read_current(file.node, ByteRange::new(0, 10)).await;
+        assert_eq!(current.unwrap_err(), CallError::TimedOut(deadline));
+    }
+    assert!(since.elapsed() < 3 * deadline, "six calls took {:?}", since.elapsed());
+    world.relay.set_cut(false);
+    until(|| client.link().connected).await;
+    assert_eq!(client.link().silent, Duration::ZERO);
+    api.ping().await.unwrap();
 }
 
 over_both!(a_deadline_ends_one_call_and_no_other);

@@ -489,6 +489,7 @@ impl Client for MemoryHost {
         let settings = self.settings();
         LinkState {
             connected: *self.shared.connected.borrow() == Connection::Up,
+            silent: Duration::ZERO,
             rtt: settings.rtt,
             bytes_per_second: settings.bytes_per_second,
             sent_bytes_per_second: settings.sent_bytes_per_second,

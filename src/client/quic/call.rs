@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::live::Waiting;
 use super::shared::{CallCount, Shared, add};
@@ -31,9 +31,8 @@ pub(super) async fn call(shared: &Shared, request: Request, lane: Lane) -> Resul
     tokio::select! {
         biased;
         () = shared.closed() => Err(CallError::Closed),
-        answer = timeout(deadline, answered(shared, &frame, lane)) => {
-            answer.unwrap_or(Err(CallError::TimedOut(deadline)))
-        }
+        answer = answered(shared, &frame, lane) => answer,
+        () = shared.too_late(deadline) => Err(CallError::TimedOut(deadline)),
     }
 }
 

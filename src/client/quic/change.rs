@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 
 use super::call::{Retry, Stopped};
 use super::live::Waiting;
 use super::operations::Operations;
 use super::shared::{CallCount, MeteredWrite, Shared, locked};
 use super::stream::{Exchange, Fault};
-use crate::client::{CallError, SentFirst, synced};
+use crate::client::{CallError, SentFirst, away, synced};
 use crate::proto::{
     BootId, Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation,
     OperationId, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written, encode_frame,
@@ -167,11 +167,12 @@ async fn patiently<T>(
         sleep(deadline).await;
     };
     let away = async {
-        let mut heard = Instant::now();
-        while heard.elapsed() < shared.deadline {
+        let begun = shared.now();
+        loop {
             sleep(LOOK_INTERVAL.min(shared.deadline)).await;
-            if shared.is_connected() {
-                heard = Instant::now();
+            let waited = shared.now().saturating_sub(begun);
+            if away::left(Duration::MAX, shared.deadline, waited, shared.silent_for()).is_zero() {
+                return;
             }
         }
     };
@@ -203,7 +204,8 @@ async fn within<T>(
     tokio::select! {
         biased;
         () = shared.closed() => Err(CallError::Closed),
-        answer = timeout(deadline, work) => answer.unwrap_or(Err(CallError::TimedOut(deadline))),
+        answer = work => answer,
+        () = shared.too_late(deadline) => Err(CallError::TimedOut(deadline)),
     }
 }
 

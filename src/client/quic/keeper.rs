@@ -231,7 +231,8 @@ impl Keeper {
         if !std::mem::take(&mut self.changed) && !moved {
             return;
         }
-        let state = SlotState { phase, live: self.live.clone(), refusal: self.refusal.clone() };
+        let silent_since = self.link.silent_since();
+        let state = SlotState { phase, silent_since, live: self.live.clone(), refusal: self.refusal.clone() };
         self.shared.publish(self.slot, state);
     }
 
@@ -251,7 +252,9 @@ impl Keeper {
         self.attempts.abort_all();
         let Some(live) = self.live.take() else { return };
         self.shared.totals.retire(&live.connection.stats());
-        self.shared.publish(self.slot, SlotState { phase: Phase::Down, live: None, refusal: None });
+        let silent_since = Some(self.shared.now());
+        self.shared
+            .publish(self.slot, SlotState { phase: Phase::Down, silent_since, live: None, refusal: None });
         live.connection.close(close::GOODBYE, "the client unmounted");
         // It is told once more than not at all; a host that is gone need not hold us up.
         let _ = timeout(GOODBYE_TIMEOUT, live.endpoint.wait_idle()).await;

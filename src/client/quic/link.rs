@@ -98,6 +98,7 @@ pub(super) struct Link {
     attempts_made: u64,
     last_attempt: Option<Duration>,
     without_since: Duration,
+    silent_since: Option<Duration>,
     refused: bool,
     waiting: usize,
 }
@@ -123,6 +124,7 @@ impl Link {
     pub(super) const fn connected(now: Duration) -> Self {
         let mut link = Self::unconnected(now);
         link.live = Some(Live::new(now));
+        link.silent_since = None;
         link
     }
 
@@ -134,9 +136,15 @@ impl Link {
             attempts_made: 0,
             last_attempt: None,
             without_since: now,
+            silent_since: Some(now),
             refused: false,
             waiting: 0,
         }
+    }
+
+    /// Since when the host has not been heard; `None` while there is no reason to doubt it.
+    pub(super) const fn silent_since(&self) -> Option<Duration> {
+        self.silent_since
     }
 
     /// How things stand.
@@ -186,6 +194,7 @@ impl Link {
         if sample.datagrams_received != live.datagrams_received {
             live.datagrams_received = sample.datagrams_received;
             (live.heard_at, live.probed, live.silent) = (now, false, false);
+            self.silent_since = None;
             self.abandon_all(actions);
         } else if sample.waiting == 0 {
             // Silence means nothing while nothing is asked; what is already suspect stays so.
@@ -193,12 +202,16 @@ impl Link {
             (live.heard_at, live.probed) = (now, false);
         } else {
             live.doubt(now, actions);
+            if live.silent {
+                self.silent_since = self.silent_since.or(Some(live.heard_at));
+            }
         }
     }
 
     fn lose(&mut self, now: Duration) {
         if self.live.take().is_some() {
             self.without_since = now;
+            self.silent_since = self.silent_since.or(Some(now));
         }
     }
 
@@ -215,8 +228,11 @@ impl Link {
                 self.refused = false;
                 self.last_attempt = None;
                 self.live = Some(Live::new(now));
+                self.silent_since = None;
             }
             Outcome::Refused => {
+                // It answered.
+                self.silent_since = Some(now);
                 self.abandon_all(actions);
                 self.refused = true;
                 if self.live.is_some() {

@@ -10,7 +10,8 @@
 //! 6. [`events`]: the stream on which the host tells changes
 //! 7. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
 //!
-//! A call that was made waits for its answer over any number of connections, at most until its deadline.
+//! A call that was made waits for its answer over any number of connections, at most until its deadline, and not for a host
+//! that is away (`client::away`).
 
 mod call;
 mod change;
@@ -224,6 +225,7 @@ impl Client for QuicClient {
         let stats = live.map(|live| live.connection.stats());
         LinkState {
             connected: self.shared.is_connected(),
+            silent: self.shared.silent_for(),
             rtt: stats.as_ref().map_or(Duration::ZERO, |stats| stats.rtt),
             bytes_per_second: self.shared.meter().bytes_per_second(),
             sent_bytes_per_second: self.shared.write_meter().bytes_per_second(),

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::shared::Shared;
+use crate::client::away;
 
 /// Bytes that count as progress: a peer that drips one byte a minute makes none.
 const PROGRESS_BYTES: u64 = 4096;
 
-/// Runs out when the host made no progress for the time of the deadline.
+/// Runs out when the host made no progress for the time of the deadline, or is away.
 ///
 /// Counted from the last progress and not from the start: 16 MiB over a thin link take longer than any sensible deadline,
 /// and a reader that is slow itself has nobody to blame.
@@ -51,14 +52,19 @@ impl<'a> Patience<'a> {
 
     /// Returns once it has run out.
     pub(super) async fn exhausted(&self) {
+        let (begun, deadline) = (self.shared.now(), self.shared.deadline);
         loop {
-            let until = Duration::from_nanos(self.until_ns.load(Ordering::Relaxed));
-            let left = until.saturating_sub(self.shared.now());
+            let (now, until_ns) = (self.shared.now(), self.until_ns.load(Ordering::Relaxed));
+            let mut left = Duration::from_nanos(until_ns).saturating_sub(now);
+            // While it is paused nobody waits for the host.
+            if until_ns != u64::MAX {
+                left = away::left(left, deadline, now.saturating_sub(begun), self.shared.silent_for());
+            }
             if left.is_zero() {
                 return;
             }
             // A pause that ends wakes nobody, but moves the end by a deadline at least.
-            sleep(left.min(self.shared.deadline)).await;
+            sleep(left.min(deadline)).await;
         }
     }
 }

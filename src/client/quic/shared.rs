@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::link::Phase;
 use super::live::Live;
 use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
-use crate::client::CallError;
+use crate::client::{CallError, away};
 use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, Welcome, WireError};
 
 /// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
@@ -53,6 +53,7 @@ pub(super) struct Slot {
 #[derive(Clone)]
 pub(super) struct SlotState {
     pub(super) phase: Phase,
+    pub(super) silent_since: Option<Duration>,
     pub(super) live: Option<Arc<Live>>,
     pub(super) refusal: Option<WireError>,
 }
@@ -74,7 +75,12 @@ impl Shared {
     ) -> Self {
         let slot = |_| Slot {
             wake: Arc::new(Notify::new()),
-            state: Mutex::new(SlotState { phase: Phase::Reconnecting, live: None, refusal: None }),
+            state: Mutex::new(SlotState {
+                phase: Phase::Reconnecting,
+                silent_since: Some(Duration::ZERO),
+                live: None,
+                refusal: None,
+            }),
         };
         Self {
             deadline,
@@ -192,6 +198,28 @@ impl Shared {
     /// Whether the host answers on some connection.
     pub(super) fn is_connected(&self) -> bool {
         self.states().any(|state| state.phase == Phase::Connected)
+    }
+
+    /// How long the host has not been heard on any connection; zero while it answers on one.
+    pub(super) fn silent_for(&self) -> Duration {
+        let now = self.now();
+        let silences = self
+            .states()
+            .map(|state| state.silent_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)));
+        silences.min().unwrap_or_default()
+    }
+
+    /// Returns when a call that begins now has waited for its `deadline`, or waits in vain: the host is away.
+    pub(super) async fn too_late(&self, deadline: Duration) {
+        let begun = self.now();
+        loop {
+            let waited = self.now().saturating_sub(begun);
+            let left = away::left(deadline.saturating_sub(waited), self.deadline, waited, self.silent_for());
+            if left.is_zero() {
+                return;
+            }
+            sleep(left).await;
+        }
     }
 
     /// How each connection stands.

@@ -61,6 +61,8 @@ impl World {
         if phase == Phase::Connected {
             assert!(self.under_way.is_empty(), "attempts beside a good connection");
         }
+        assert_eq!(self.link.silent_since().is_none(), phase == Phase::Connected, "{phase:?}");
+        assert!(self.link.silent_since().is_none_or(|since| since <= self.now));
         let wake = self.link.wake_at(self.now);
         assert!(wake.is_none_or(|at| at > self.now), "{wake:?} is not after {:?}", self.now);
         assert!(wake.is_some() || phase == Phase::Connected, "a link in need sleeps for ever");
@@ -202,6 +204,23 @@ fn an_old_connection_that_comes_back_ends_the_race() {
     world.look();
     assert_eq!(world.log.last().map(|(_, action)| *action), Some(Action::Abandon(1)));
     assert_eq!(world.link.phase(world.now), Phase::Connected);
+}
+
+#[test]
+fn silence_counts_from_when_the_host_was_heard_until_it_is_heard_again() {
+    let mut world = World::new(true);
+    world.waiting = 1;
+    world.look();
+    world.pass(ms(1_500), false);
+    assert_eq!(world.link.silent_since(), Some(ms(0)));
+    world.handle(Event::Lost);
+    world.pass(ms(60_000), false);
+    assert_eq!(world.link.silent_since(), Some(ms(0)), "also without a connection");
+    let attempt = *world.under_way.first().unwrap();
+    world.handle(Event::Attempted { attempt, outcome: Outcome::Welcomed });
+    assert_eq!(world.link.silent_since(), None);
+    world.handle(Event::Lost);
+    assert_eq!(world.link.silent_since(), Some(ms(61_500)));
 }
 
 #[test]

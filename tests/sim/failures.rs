@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::quic::{ClientConfig, ConnectError, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
-use wormhole::proto::{ErrorCode, Request, WireError};
+use wormhole::proto::{ErrorCode, ReadRequest, Request, WireError};
 use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError, TransportKind};
 
 use super::server::Endless;
@@ -47,6 +47,22 @@ async fn a_transfer_goes_on_after_a_cut(kind: TransportKind) {
     until(|| client.link().connected).await;
 }
 
+over_both!(content_that_repeats_itself_is_given_up);
+
+async fn content_that_repeats_itself_is_given_up(kind: TransportKind) {
+    let world = World::new(kind, LinkShape { bytes_per_second: 1 << 30, ..THIN }).await;
+    world.host.create_generated("file", 4 * CHUNK_BYTES, 1);
+    let client = world.client().await;
+    let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
+    world.server.answer_without_end(Some(Endless::Same));
+    for request in
+        [chunks_of(&file, 0, file.size), ReadRequest { whole_chunks: false, ..chunks_of(&file, 0, 100) }]
+    {
+        let error = read_all(&*client, request, Lane::Demand).await.unwrap_err();
+        assert!(matches!(error, CallError::BadAnswer(_)), "{error}");
+    }
+}
+
 over_both!(a_listing_without_an_end_is_given_up);
 
 async fn a_listing_without_an_end_is_given_up(kind: TransportKind) {
@@ -57,7 +73,7 @@ async fn a_listing_without_an_end_is_given_up(kind: TransportKind) {
     let client = world.client().await;
     let folder = api(&client).lookup(client.root().node, b"d").await.unwrap().node;
     for endless in [Endless::Empty, Endless::Same] {
-        world.server.list_without_end(Some(endless));
+        world.server.answer_without_end(Some(endless));
         let mut parts = client.list(folder);
         let mut entries = 0;
         let error = loop {
@@ -71,7 +87,7 @@ async fn a_listing_without_an_end_is_given_up(kind: TransportKind) {
         assert!(matches!(error, CallError::BadAnswer(_)), "{endless:?}: {error}");
         assert!(entries <= 500, "{endless:?}: no entry comes twice");
     }
-    world.server.list_without_end(None);
+    world.server.answer_without_end(None);
     let mut parts = client.list(folder);
     while !matches!(parts.recv().await.unwrap().unwrap(), ListPart::End) {}
 }

@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     endless: Mutex<Option<Endless>>,
 }
 
-/// How a listing goes on that has no end.
+/// How a listing goes on that has no end. Content repeats its first part.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Endless {
     /// With parts that hold nothing.
@@ -67,8 +67,8 @@ impl Server {
         self.shared.corruptions.store(parts, Ordering::Relaxed);
     }
 
-    /// From now on every listing goes on so behind its first part.
-    pub(crate) fn list_without_end(&self, endless: Option<Endless>) {
+    /// From now on every listing, and all content, goes on so behind its first part.
+    pub(crate) fn answer_without_end(&self, endless: Option<Endless>) {
         *self.shared.endless.lock().unwrap() = endless;
     }
 
@@ -201,6 +201,10 @@ async fn content(
         }
         send.write_all(&encode_frame(&header)).await?;
         send.write_all(&bytes).await?;
+        while shared.endless.lock().unwrap().is_some() {
+            send.write_all(&encode_frame(&header)).await?;
+            send.write_all(&bytes).await?;
+        }
     }
     Ok(())
 }

@@ -107,6 +107,11 @@ impl Progress {
         ReadRequest { range, known, ..self.request.clone() }
     }
 
+    /// The most parts that one answer has, besides its end.
+    pub(super) const fn parts_max(&self) -> u64 {
+        if self.request.whole_chunks { self.chunks.count } else { 1 }
+    }
+
     /// Checks a header against the request; `Err` says in words what is wrong with it.
     pub(super) fn check(&self, header: &ContentHeader) -> Result<Next, &'static str> {
         match *header {

@@ -149,6 +149,7 @@ impl<'a> Reading<'a> {
         flow: &mut Flow<'_, 'a>,
         gathers: bool,
     ) -> Result<ContentPart, Stopped> {
+        let mut parts_max = self.progress.parts_max();
         loop {
             let header: ContentHeader = exchange.frame().await?;
             if let ContentHeader::Failed(code) = header {
@@ -156,6 +157,11 @@ impl<'a> Reading<'a> {
                 return Err(Stopped::Refused(WireError { code, text: String::new() }));
             }
             let next = self.progress.check(&header).map_err(broken)?;
+            if !matches!(next, Next::End { .. }) {
+                // One that comes again and again is no progress.
+                parts_max =
+                    parts_max.checked_sub(1).ok_or_else(|| broken("more parts than were asked for"))?;
+            }
             if let (Next::Chunk { index, hash, len }, true) = (next, gathers) {
                 let bytes = exchange.bytes(len, |bytes| flow.arrived(bytes)).await?;
                 if !self.progress.has(index) {

@@ -39,6 +39,11 @@ pub(super) struct OpenExport {
 }
 
 impl OpenExport {
+    /// Whether a mounted folder lies in this one.
+    pub(super) fn has(&self, tree: &Tree) -> bool {
+        tree.is_in(self.root.as_fd())
+    }
+
     /// Whom a key with these rights acts as here. Blocks.
     pub(super) fn actor(&self, rights: &Rights) -> Result<Actor, UserError> {
         Actor::of_key(rights, self.root.as_fd())
@@ -56,6 +61,8 @@ pub(super) struct LiveClient {
     pub(super) rights: Rights,
     /// What people call its key.
     pub(super) name: String,
+    /// What it has mounted.
+    pub(super) tree: Arc<Tree>,
     pub(super) since: Instant,
     pub(super) connection: Connection,
 }

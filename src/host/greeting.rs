@@ -259,6 +259,7 @@ fn seat(
         sub_path,
         rights: rights.of_key.clone(),
         name: rights.name.clone(),
+        tree: Arc::clone(&session.tree),
         since: Instant::now(),
         connection: connection.clone(),
     });

@@ -36,7 +36,11 @@ pub(super) async fn watch(core: Arc<Core>, reload: Arc<Notify>) {
             () = reload.notified() => stamp = None,
         }
         let keeper = Arc::clone(&core);
-        if let Ok(seen) = tokio::task::spawn_blocking(move || look(&keeper, stamp)).await {
+        let looked = tokio::task::spawn_blocking(move || {
+            show_moved_out(&keeper);
+            look(&keeper, stamp)
+        });
+        if let Ok(seen) = looked.await {
             stamp = seen;
         }
     }
@@ -65,6 +69,20 @@ fn look(core: &Core, stamp: Option<Stamp>) -> Option<Stamp> {
             tracing::error!("cannot tell whose key was revoked: {error}");
             stamp
         }
+    }
+}
+
+/// Closes the connections of clients whose mounted folder was moved out of the export.
+fn show_moved_out(core: &Core) {
+    for client in core.clients().into_iter().filter(|client| !client.sub_path.is_empty()) {
+        let export = core.export(&client.export).map(|export| &core.exports[export]);
+        if export.is_some_and(|export| export.has(&client.tree)) {
+            continue;
+        }
+        let who = who(client.key, client.connection.remote_address());
+        tracing::warn!("{who} was disconnected: its folder is not in the export {} any more", client.export);
+        client.connection.close(close::RIGHTS_CHANGED, "the mounted folder was moved out of the export");
+        drop(core.sessions().end(client.key, client.session));
     }
 }
 

@@ -239,7 +239,7 @@ impl Session {
         access: OpenAccess,
     ) -> Result<Attributes, WireError> {
         let repeated = lock(&self.opens).opened(node, open).map(|held| Arc::clone(&held.handle));
-        if let Some(handle) = repeated {
+        if let Some(handle) = repeated.filter(|handle| self.tree.has(handle)) {
             // Its answer was lost; the name may have been lost since.
             return handle.attributes();
         }
@@ -292,7 +292,8 @@ impl Session {
     }
 
     fn held(&self, node: NodeId) -> Option<Arc<Handle>> {
-        lock(&self.opens).get(node).map(|held| Arc::clone(&held.handle))
+        let held = lock(&self.opens).get(node).map(|held| Arc::clone(&held.handle));
+        held.filter(|handle| self.tree.has(handle))
     }
 }
 

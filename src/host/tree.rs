@@ -7,14 +7,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{self, FsType, fstatfs};
 
 use super::attributes::{self, system_error, unknown_node};
-use super::confine::{open_beneath, open_for, open_if_in_memory};
+use super::confine::{lies_in, open_beneath, open_for, open_if_in_memory};
 use super::handles::HandleCache;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
 use super::places::{Place, Places};
@@ -46,7 +46,12 @@ pub(super) struct Handle {
     /// For what it is open, where it is a file.
     pub(super) access: OpenAccess,
     appending: Mutex<()>,
+    /// When it was last seen to lie where clients may reach it.
+    seen_inside: Mutex<Instant>,
 }
+
+/// How long it is not looked again whether what is open still lies in the mounted folder.
+const INSIDE_KEEP: Duration = Duration::from_secs(1);
 
 impl Handle {
     fn folder(fd: OwnedFd, node: NodeId) -> Arc<Self> {
@@ -67,7 +72,22 @@ impl Handle {
             is_local,
             access,
             appending: Mutex::default(),
+            seen_inside: Mutex::new(Instant::now()),
         })
+    }
+
+    /// Whether it lies in the folder `root`, or did within the last second: what a person moves out of an export is out of reach, also if
+    /// it is open.
+    pub(super) fn lies_in(&self, root: &Self, now: Instant) -> bool {
+        let mut seen = lock(&self.seen_inside);
+        if now.saturating_duration_since(*seen) < INSIDE_KEEP {
+            return true;
+        }
+        let is_inside = lies_in(root.file.as_fd(), self.file.as_fd());
+        if is_inside {
+            *seen = now;
+        }
+        is_inside
     }
 
     /// One at a time appends through a descriptor, whose own offset tells where to.
@@ -154,6 +174,16 @@ impl Tree {
     /// The root's attributes.
     pub(super) fn root(&self) -> Result<Attributes, WireError> {
         self.root.attributes()
+    }
+
+    /// Whether the mounted folder lies in the exported one.
+    pub(super) fn is_in(&self, export: BorrowedFd<'_>) -> bool {
+        lies_in(export, self.root.file.as_fd())
+    }
+
+    /// Whether what is open lies in the mounted folder.
+    pub(super) fn has(&self, handle: &Handle) -> bool {
+        handle.lies_in(&self.root, Instant::now())
     }
 
     /// Which node the root is.
@@ -347,7 +377,9 @@ impl Tree {
         if node == self.root.node {
             return Some(Arc::clone(&self.root));
         }
-        lock(&self.known.handles).get(self.id, node, Instant::now())
+        let now = Instant::now();
+        let kept = lock(&self.known.handles).get(self.id, node, now);
+        kept.filter(|handle| handle.lies_in(&self.root, now))
     }
 
     fn keep(&self, handle: &Arc<Handle>) {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::changes::WRITE;
 use super::*;
-use crate::proto::close;
+use crate::proto::{OpenId, WriteAt, close};
 use crate::transport::CloseReason;
 
 /// Generous: the files are looked at once a second.
@@ -138,4 +139,78 @@ async fn a_ticket_to_read_lets_in_keys_that_may_only_read_and_have_its_name() {
     let known = world.state().keys().unwrap().find(identity.public_key()).unwrap();
     assert!(known.rights.read_only && known.name == "living room", "{known:?}");
     assert!(come_in(&world, &identity).await.unwrap().welcome.read_only, "also later");
+}
+
+/// Repeats what a client does until it fails, without a pause: that it goes on must not keep the way open.
+async fn until_refused(what: &str, work: impl AsyncFn() -> Result<(), WireError>) -> WireError {
+    let refused = async {
+        loop {
+            if let Err(error) = work().await {
+                return error;
+            }
+        }
+    };
+    timeout(SOON, refused).await.unwrap_or_else(|_| panic!("{what} goes on"))
+}
+
+#[tokio::test]
+async fn what_was_moved_out_of_the_export_is_out_of_reach_also_where_it_is_open() {
+    let world = World::new(|path| {
+        fs::create_dir_all(path.join("d/inner")).unwrap();
+        for name in ["file", "d/file", "d/inner/file", "gone", "stays"] {
+            fs::write(path.join(name), "content").unwrap();
+        }
+    });
+    let guest = world.client().await;
+    let mut nodes = Vec::new();
+    for (id, name) in (1..).zip(["file", "d/file", "gone", "stays"]) {
+        let node = guest.walk(name).await.unwrap().node;
+        guest.ask(Request::OpenFor { node, open: OpenId(id), access: WRITE }).await.unwrap();
+        nodes.push(node);
+    }
+    let (folder, inner) = (guest.walk("d").await.unwrap().node, guest.walk("d/inner").await.unwrap().node);
+    let out = world.folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::rename(world.path("d"), out.join("d")).unwrap();
+    fs::rename(world.path("file"), out.join("file")).unwrap();
+    fs::remove_file(world.path("gone")).unwrap();
+    fs::rename(world.path("stays"), world.path("renamed")).unwrap();
+    let range = ByteRange::new(0, 7);
+    let id = std::sync::atomic::AtomicU64::new(100);
+    let next = || id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    for node in &nodes[..2] {
+        until_refused("reading", async || guest.current(*node, range).await.map(drop)).await;
+        let write = async || guest.write(next(), *node, WriteAt::Offset(0), b"x").await.map(drop);
+        until_refused("writing", write).await;
+        until_refused("asking", async || {
+            guest.attributes(Request::GetAttributes { node: *node }).await.map(drop)
+        })
+        .await;
+    }
+    for node in [folder, inner] {
+        until_refused("looking up", async || guest.lookup(node, b"file").await.map(drop)).await;
+        until_refused("listing", async || guest.list(node).await.map(drop)).await;
+    }
+    // Whatever lost its name, or has another one in the export, goes on.
+    for node in &nodes[2..] {
+        guest.write(next(), *node, WriteAt::Offset(0), b"C").await.unwrap();
+        assert_eq!(&guest.current(*node, range).await.unwrap()[..], b"Content");
+    }
+}
+
+#[tokio::test]
+async fn a_mounted_folder_that_was_moved_out_of_the_export_is_out_of_reach() {
+    let world = World::new(|path| {
+        for name in ["out", "within"] {
+            fs::create_dir(path.join(name)).unwrap();
+            fs::write(path.join(name).join("file"), "content").unwrap();
+        }
+    });
+    let (guest, other) = (world.client_below("out").await, world.client_below("within").await);
+    let node = guest.walk("file").await.unwrap().node;
+    guest.ask(Request::Open { node, open: OpenId(1) }).await.unwrap();
+    fs::rename(world.path("within"), world.path("renamed")).unwrap();
+    fs::rename(world.path("out"), world.folder.path().join("out")).unwrap();
+    assert_eq!(shown_out(&guest, "moved out").await, u64::from(close::RIGHTS_CHANGED));
+    assert!(other.walk("file").await.is_ok(), "what has another name in the export goes on");
 }

@@ -341,6 +341,31 @@ fn nothing_is_left_undone() {
 }
 
 #[test]
+fn each_claim_about_security_names_a_test_that_is_there() {
+    let text = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let defended = text.split("\n## ").find(|part| part.starts_with("What is defended")).unwrap();
+    let mut findings = Vec::new();
+    for claim in defended.split("\n- ").skip(1) {
+        let tests: Vec<(&str, &str)> = claim
+            .split('`')
+            .filter_map(|word| word.split_once("::"))
+            .filter(|(file, _)| Path::new(file).extension().is_some_and(|ending| ending == "rs"))
+            .collect();
+        if tests.is_empty() {
+            findings.push(format!("no test: {}", claim.lines().next().unwrap_or_default()));
+        }
+        for (file, test) in tests {
+            let source = fs::read_to_string(root().join(file)).unwrap_or_default();
+            if !source.contains(&format!("fn {test}(")) {
+                findings.push(format!("there is no {test} in {file}"));
+            }
+        }
+    }
+    assert!(defended.matches("\n- ").count() > 10, "the claims were not found");
+    fail_with(findings);
+}
+
+#[test]
 fn every_test_file_is_declared() {
     let sources = sources();
     let mut findings = Vec::new();

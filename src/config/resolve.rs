@@ -14,6 +14,7 @@ use crate::chunk::CHUNK_BYTES;
 use crate::fetch::FetchConfig;
 use crate::fs::{Freshness, Ownership, RemoteLocks};
 use crate::fuse::{Access, FuseConfig};
+use crate::io::private::{self, NotPrivate};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
 use crate::proto::CompressionWish;
 use crate::transport::interfaces::place_of;
@@ -90,6 +91,14 @@ pub enum ConfigError {
     /// The known-hosts file cannot be used.
     #[error(transparent)]
     KnownHosts(#[from] crate::transport::known_hosts::KnownHostsError),
+    /// The folder of keys and known hosts is somebody else's, or others may write to it.
+    #[error("cannot trust what is in {}: {source}", path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why, and what mends it.
+        source: NotPrivate,
+    },
     /// The disk of the cache does not say how large it is.
     #[error("cache directory {}: {why}", path.display())]
     CacheDisk {
@@ -106,9 +115,15 @@ pub fn mount_config(
     options: &MountOptions,
     environment: &Environment,
 ) -> Result<MountConfig, ConfigError> {
-    let state = |name: &str| match &places.state_dir {
-        Some(directory) => Ok(directory.join(name)),
-        None => environment.state_dir(Side::Client).map(|directory| directory.join(name)),
+    let state = |name: &str| {
+        let directory = match &places.state_dir {
+            Some(directory) => directory.clone(),
+            None => environment.state_dir(Side::Client)?,
+        };
+        // Who may write there says which hosts are known.
+        private::check_if_there(&directory)
+            .map_err(|source| ConfigError::StateDir { path: directory.clone(), source })?;
+        Ok::<_, ConfigError>(directory.join(name))
     };
     let host = &options.host;
     let known_hosts = KnownHosts::at(match &host.known_hosts {

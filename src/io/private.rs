@@ -59,10 +59,22 @@ pub fn prepare(path: &Path) -> Result<Metadata, NotPrivate> {
 
 /// Checks a folder that is there, and that is no link. One of root's will do for everybody, and any user's for root.
 pub fn check(path: &Path) -> Result<(), NotPrivate> {
-    let found =
-        fs::symlink_metadata(path).map_err(|source| NotPrivate::System { verb: "look at", source })?;
+    let found = fs::symlink_metadata(path);
+    judge_for_use(&found.map_err(|source| NotPrivate::System { verb: "look at", source })?)
+}
+
+/// Checks a folder, which is followed if it is a link, and need not be there.
+pub fn check_if_there(path: &Path) -> Result<(), NotPrivate> {
+    match fs::metadata(path) {
+        Ok(found) => judge_for_use(&found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(NotPrivate::System { verb: "look at", source }),
+    }
+}
+
+fn judge_for_use(found: &Metadata) -> Result<(), NotPrivate> {
     let user = geteuid().as_raw();
-    judge(&found, if found.uid() == 0 || user == 0 { found.uid() } else { user })
+    judge(found, if found.uid() == 0 || user == 0 { found.uid() } else { user })
 }
 
 fn judge(found: &Metadata, user: u32) -> Result<(), NotPrivate> {
@@ -125,6 +137,9 @@ mod tests {
         prepare(&folder.path().join("real")).unwrap();
         symlink("real", &link).unwrap();
         prepare(&link).unwrap();
+        check_if_there(&link).unwrap();
+        check_if_there(&folder.path().join("nothing")).unwrap();
+        assert!(matches!(check_if_there(&file), Err(NotPrivate::NoFolder)));
         assert!(matches!(check(&link), Err(NotPrivate::NoFolder)), "a link may be anybody's, in /tmp");
     }
 }

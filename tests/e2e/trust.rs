@@ -134,6 +134,27 @@ fn keys_have_names_and_the_rights_of_their_ticket() {
 }
 
 #[test]
+fn folders_of_keys_that_others_may_write_to_are_refused_with_the_cure() {
+    let world = World::new();
+    let host = world.host();
+    world.mount(&host.ticket, "").umount();
+    let open = |folder: &str, mode| {
+        fs::set_permissions(world.path(folder), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let port = format!("port={}", host.listening.port());
+    open("client-state", 0o777);
+    let (mount, output) = world.try_mount_as("mnt", "127.0.0.1:/export", &port);
+    assert!(!output.status.success() && !mount.is_mounted());
+    assert!(words(&output).contains("chmod go-w"), "{}", words(&output));
+    open("client-state", 0o700);
+    world.mount("127.0.0.1:/export", &port).umount();
+    open("host-state", 0o777);
+    let output = run(WORMHOLE, &["key", "list", "--state-dir", world.path("host-state").to_str().unwrap()]);
+    assert!(!output.status.success());
+    assert!(words(&output).contains("chmod go-w"), "{}", words(&output));
+}
+
+#[test]
 fn secrets_are_for_their_owner_only() {
     let world = World::new();
     let host = world.host();

@@ -121,6 +121,7 @@ impl FileSystem {
         let parent = lock(&self.inodes).inode_of(change.directory);
         for (name, found) in change.entries {
             let name = Name::from(name);
+            lock(&self.absences).remove(change.directory, &name);
             self.renew_listed(change.directory, &name, found, learned);
             if let Some(parent) = parent {
                 self.renew_entry(parent, &name, found, lease);

@@ -4,7 +4,7 @@
 //! or an [`FsError`]. In reading order:
 //!
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
-//! - `leases` (pure), `leased`: what the host tells unasked, and how long things hold while it does
+//! - `leases`, `absences` (pure), `leased`: what the host tells unasked, and how long things hold while it does
 //! - `recovering` (pure), `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
 //! - `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
@@ -24,6 +24,7 @@
 //! A change of this mount's own is seen by it at once: its answer carries what it has made of files and directories, which goes into
 //! the table of inodes; listings of the directories are dropped, and answers to questions from before are not believed any more.
 
+mod absences;
 mod ask;
 mod attributes;
 mod behind;
@@ -87,6 +88,7 @@ pub use xattr::SUM_XATTR;
 
 use crate::client::Client;
 use crate::fetch::Fetcher;
+use absences::Absences;
 use ask::Recoveries;
 use copiers::Copiers;
 use directory::OpenDirectory;
@@ -118,6 +120,7 @@ pub struct FileSystem {
     files: Mutex<Handles<OpenFile>>,
     directories: Mutex<Handles<OpenDirectory>>,
     leases: Mutex<LeaseTable>,
+    absences: Mutex<Absences>,
     telling: RwLock<()>,
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
@@ -167,6 +170,7 @@ impl FileSystem {
             files: Mutex::default(),
             directories: Mutex::default(),
             leases: Mutex::default(),
+            absences: Mutex::default(),
             telling: RwLock::default(),
             recoveries: Mutex::default(),
             statistics: Statistics::default(),

@@ -9,7 +9,7 @@ use super::inodes::{Inode, Name, Target};
 use super::recent::Known;
 use super::snapshot::{Listed, Search};
 use super::{FileSystem, FsError, lock};
-use crate::proto::{Attributes, FileKind, LOOKUP_NAME_BYTES_MAX, NAME_BYTES_MAX};
+use crate::proto::{Attributes, FileKind, LOOKUP_NAME_BYTES_MAX, NAME_BYTES_MAX, NodeId};
 
 /// What a name names, and for how long the kernel may believe it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,12 +275,16 @@ impl FileSystem {
                 self.enter_shown(parent, name, attributes, learned).map(Lookup::Found)
             }
             Err(error) if error.is_not_found() => {
+                let _steady = self.steady();
+                let directory = self.node_of(parent)?.0;
+                let learned = self.with_lease(learned, directory, None);
+                lock(&self.absences).insert(directory, name, learned);
                 let mut inodes = lock(&self.inodes);
                 if inodes.is_before_own_change(parent, learned.asked) {
                     return Ok(Lookup::Absent { ttl: Duration::ZERO });
                 }
                 inodes.remove_name(parent, name);
-                Ok(Lookup::Absent { ttl: self.config.freshness.absence_left(learned, Instant::now()) })
+                Ok(Lookup::Absent { ttl: self.absence_left(learned, Instant::now()) })
             }
             Err(error) => Err(error),
         }
@@ -297,7 +301,9 @@ impl FileSystem {
             return Some(known);
         }
         let (directory, _) = self.node_of(parent).ok()?;
-        let known = lock(&self.recent).find(directory, name)?;
+        let Some(known) = lock(&self.recent).find(directory, name) else {
+            return self.leased_absence(parent, directory, name, now);
+        };
         let answer = match known {
             Known::Entry(listed) => {
                 let is_fresh = !self.entry_left(listed.learned, now).is_zero()
@@ -324,6 +330,16 @@ impl FileSystem {
         let inodes = lock(&self.inodes);
         let record = inodes.inode_of(listed.attributes.node).and_then(|inode| inodes.get(inode));
         record.is_some_and(|record| !self.attributes_left(&record.attributes, record.learned, now).is_zero())
+    }
+
+    /// The absence of a name that no listing knows of, while a lease covers it.
+    fn leased_absence(&self, parent: Inode, directory: NodeId, name: &Name, now: Instant) -> Option<Lookup> {
+        let learned = lock(&self.absences).get(directory, name)?;
+        if lock(&self.inodes).is_before_own_change(parent, learned.asked) {
+            return None;
+        }
+        let is_covered = lock(&self.leases).covers_entry(learned.lease, now);
+        is_covered.then_some(Lookup::Absent { ttl: self.config.freshness.absence })
     }
 
     /// Whether leases cover a name that the kernel refers to, and the attributes that it leads to.

@@ -73,6 +73,31 @@ fn a_path_that_was_looked_up_is_looked_up_again_without_a_question() {
 }
 
 #[test]
+fn a_name_that_is_not_there_is_asked_for_once() {
+    let world = World::new();
+    fs::create_dir(world.source().join("sub")).unwrap();
+    fs::write(world.source().join("sub/present"), b"").unwrap();
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "");
+    let (present, absent) = (mount.path("sub/present"), mount.path("sub/absent"));
+    // Nobody lists the directory; the name that is there brings the lease.
+    for _ in 0..2 {
+        assert!(present.exists() && !absent.exists());
+        sleep(LONGER_THAN_TIMEOUTS);
+    }
+    let before = requests(&mount);
+    assert!(!absent.exists());
+    assert_eq!(requests(&mount) - before, 0, "the host was asked");
+    fs::write(world.source().join("sub/absent"), b"").unwrap();
+    wait_until("a file that another made", || absent.exists());
+    fs::remove_file(world.source().join("sub/absent")).unwrap();
+    wait_until("it is gone", || !absent.exists());
+    fs::write(&absent, b"made here").unwrap();
+    assert_eq!(fs::read(&absent).unwrap(), b"made here");
+    mount.umount();
+}
+
+#[test]
 fn every_kind_of_change_on_the_host_shows_under_a_lease() {
     let world = World::new();
     grow_tree(&world.source());

@@ -74,7 +74,7 @@ fn list(state: &StateDir, json: bool) -> Result<(), CliError> {
     let keys = state.keys().map_err(CliError::system)?;
     on_state::warn_of(state);
     let running = state.running().map_err(CliError::system)?;
-    let root_exports = running.map(|running| running.root_exports).unwrap_or_default();
+    let root_exports: Vec<_> = running.into_iter().flat_map(|host| host.root_exports).collect();
     // Whoever runs the host owns its state.
     let root_runs = state.path().metadata().is_ok_and(|found| found.uid() == 0);
     let as_root = |key: &AuthorizedKey| root_runs && host::is_as_root(key, &root_exports);

@@ -5,9 +5,6 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
-use nix::errno::Errno;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::CliError;
@@ -157,7 +154,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
 }
 
 fn make(state: &StateDir, export: Option<String>, terms: TicketTerms, json: bool) -> Result<(), CliError> {
-    let running = running(state)?;
+    let running = running(state, export.as_deref())?;
     let export = match (export, running.exports.as_slice()) {
         (Some(export), _) => export,
         (None, [only]) => only.clone(),
@@ -188,20 +185,17 @@ fn make(state: &StateDir, export: Option<String>, terms: TicketTerms, json: bool
     Ok(())
 }
 
-/// The daemon that runs with this state; without it nobody knows the addresses.
-fn running(state: &StateDir) -> Result<RunningHost, CliError> {
-    let none = || {
+/// The daemon that runs with this state and serves `export`, else the latest one; without it nobody knows the addresses.
+fn running(state: &StateDir, export: Option<&str>) -> Result<RunningHost, CliError> {
+    let mut all = state.running().map_err(CliError::system)?;
+    let serves = |host: &RunningHost| export.is_some_and(|name| host.exports.iter().any(|own| own == name));
+    let at = all.iter().rposition(serves).or(all.len().checked_sub(1));
+    at.map(|at| all.swap_remove(at)).ok_or_else(|| {
         CliError::system(format!(
             "no host runs with the state in {}; start one with `wormhole host`, or name its --state-dir",
             state.path().display()
         ))
-    };
-    let running = state.running().map_err(CliError::system)?.ok_or_else(none)?;
-    let process = i32::try_from(running.process).map_err(|_| none())?;
-    match kill(Pid::from_raw(process), None) {
-        Err(Errno::ESRCH) => Err(none()),
-        _ => Ok(running),
-    }
+    })
 }
 
 fn list(state: &StateDir, json: bool) -> Result<(), CliError> {

@@ -9,6 +9,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::keys::AuthorizedKeys;
@@ -75,6 +78,12 @@ pub struct RunningHost {
     /// Those in which a plain key acts as root.
     #[serde(default)]
     pub root_exports: Vec<String>,
+}
+
+/// Whether there is a process of this number.
+fn is_process(process: u32) -> bool {
+    let Ok(pid) = i32::try_from(process) else { return false };
+    pid > 0 && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
 /// Tells whether the files of authorised keys and of tickets were touched.
@@ -184,27 +193,45 @@ impl StateDir {
         self.replace(START_FILE, format!("{}\n", HEXLOWER.encode(&secret.0)).as_bytes())
     }
 
-    /// Writes down that a daemon runs.
+    /// Writes down that a daemon runs, beside others that run with this folder, too.
     pub fn write_running(&self, running: &RunningHost) -> Result<(), StateError> {
-        let text = serde_json::to_string(running).map_err(|error| self.malformed(RUNNING_FILE, &error))?;
-        self.replace(RUNNING_FILE, text.as_bytes())
+        let _lock = self.lock()?;
+        // A list that cannot be read is made anew: it holds nothing that the next daemon would not write again.
+        let mut all = self.running().unwrap_or_default();
+        all.retain(|other| other.process != running.process);
+        all.push(running.clone());
+        self.replace_running(&all)
     }
 
-    /// What a daemon wrote down, if one did and did not take it back. Whether it still runs is another question.
-    pub fn running(&self) -> Result<Option<RunningHost>, StateError> {
+    /// The daemons that run with this folder, in the order in which they began.
+    pub fn running(&self) -> Result<Vec<RunningHost>, StateError> {
         let text = self.read(RUNNING_FILE)?;
         if text.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        serde_json::from_slice(&text).map(Some).map_err(|error| self.malformed(RUNNING_FILE, &error))
+        let mut all: Vec<RunningHost> =
+            serde_json::from_slice(&text).map_err(|error| self.malformed(RUNNING_FILE, &error))?;
+        // One that was killed could not take its entry back.
+        all.retain(|host| is_process(host.process));
+        Ok(all)
     }
 
-    /// Takes back what [`Self::write_running`] wrote, unless another daemon has written since.
+    /// Takes back what a daemon wrote by [`Self::write_running`].
     pub fn clear_running(&self, process: u32) {
-        if matches!(self.running(), Ok(Some(running)) if running.process == process) {
-            // A note that stays behind is found out by its process.
+        // An entry that stays behind is found out by its process.
+        let Ok(_lock) = self.lock() else { return };
+        let Ok(mut all) = self.running() else { return };
+        all.retain(|host| host.process != process);
+        if all.is_empty() {
             let _ = fs::remove_file(self.path.join(RUNNING_FILE));
+        } else {
+            let _ = self.replace_running(&all);
         }
+    }
+
+    fn replace_running(&self, all: &[RunningHost]) -> Result<(), StateError> {
+        let text = serde_json::to_string(all).map_err(|error| self.malformed(RUNNING_FILE, &error))?;
+        self.replace(RUNNING_FILE, text.as_bytes())
     }
 
     /// Changes whenever the files of authorised keys and of tickets do.
@@ -391,19 +418,29 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_takes_back_only_its_own_note() {
+    fn daemons_that_share_a_folder_keep_their_own_entries() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(&folder.path().join("state")).unwrap();
-        let running = RunningHost {
-            process: 7,
+        let host = |process: u32, export: &str| RunningHost {
+            process,
             addresses: vec!["a:1".into()],
-            exports: vec!["x".into()],
+            exports: vec![export.into()],
             root_exports: Vec::new(),
         };
-        state.write_running(&running).unwrap();
-        state.clear_running(8);
-        assert_eq!(state.running().unwrap(), Some(running));
+        // Two processes that are there, and one that is not.
+        let (first, second) = (host(1, "first"), host(std::process::id(), "second"));
+        for running in [&first, &host(i32::MAX as u32, "killed"), &second] {
+            state.write_running(running).unwrap();
+        }
+        assert_eq!(state.running().unwrap(), [first.clone(), second.clone()]);
         state.clear_running(7);
-        assert_eq!(state.running().unwrap(), None);
+        state.clear_running(second.process);
+        assert_eq!(state.running().unwrap(), [first]);
+        state.clear_running(1);
+        assert_eq!(state.running().unwrap(), []);
+        fs::write(state.path().join(RUNNING_FILE), "{").unwrap();
+        assert!(state.running().is_err());
+        state.write_running(&second).unwrap();
+        assert_eq!(state.running().unwrap(), [second]);
     }
 }

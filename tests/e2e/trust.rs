@@ -352,3 +352,21 @@ fn a_ticket_that_was_typed_leaves_the_list_of_processes_at_once() {
         child.wait().unwrap();
     }
 }
+
+#[test]
+fn hosts_that_share_their_state_do_not_forget_each_other() {
+    let world = World::new();
+    let state = world.path("host-state");
+    let new_ticket = |export: &[&str]| -> Vec<String> {
+        let arguments = [&["pair", "new"][..], export, &["--state-dir", state.to_str().unwrap()]].concat();
+        let said = printed_by(WORMHOLE, &arguments);
+        let word = said.split_ascii_whitespace().find(|word| word.starts_with("whm1")).unwrap();
+        word.parse::<Ticket>().unwrap().addresses().iter().map(ToString::to_string).collect()
+    };
+    let first = world.host();
+    let second = world.host();
+    assert_eq!(new_ticket(&[]), [second.listening.to_string()]);
+    drop(second);
+    assert_eq!(new_ticket(&[]), [first.listening.to_string()]);
+    assert_eq!(new_ticket(&["export"]), [first.listening.to_string()]);
+}

@@ -150,7 +150,7 @@ async fn a_daemon_that_ends_finishes_answers_and_says_why() {
     let mut answered = guest.visitor.send(&request).await;
     assert_eq!(answered.reply().await, Ok(Reply::Content));
     let state = world.state();
-    assert_eq!(state.running().unwrap().unwrap().exports, ["export"]);
+    assert_eq!(state.running().unwrap()[0].exports, ["export"]);
     let ending = tokio::spawn(world.host.shutdown());
     let mut read = 0;
     while let Some(ContentHeader::Chunk { len, .. }) = answered.frame().await {
@@ -161,7 +161,7 @@ async fn a_daemon_that_ends_finishes_answers_and_says_why() {
     let CloseReason::ByPeer { text, .. } = guest.visitor.connection.closed().await else { panic!() };
     assert!(text.contains("shutting down"), "{text}");
     ending.await.unwrap();
-    assert_eq!(state.running().unwrap(), None);
+    assert_eq!(state.running().unwrap(), []);
 }
 
 #[tokio::test]

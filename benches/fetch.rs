@@ -84,6 +84,7 @@ fn file(runtime: &Runtime, host: &MemoryHost, size: u64) -> FileContent {
         version: attributes.version(),
         key: FileKey::from_bytes([1; 32]),
         history: FileKey::from_bytes([2; 32]),
+        epoch: 0,
         settled: true,
     }
 }

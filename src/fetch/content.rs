@@ -15,9 +15,11 @@ pub struct FileContent {
     pub key: FileKey,
     /// Name of the file in the cache, whichever version it has: what was known of it last is asked about again.
     pub history: FileKey,
-    /// Whether the version names one content only. What is not settled is never kept on disk, and what was read of it
-    /// is not used once it is.
+    /// Whether the version names one content only. What else is on disk under it is a guess, which the host confirms by hash; and
+    /// what was read of it while it was not is not used once it is.
     pub settled: bool,
+    /// Number of the open during which this content is the same. 0 where the version proves it.
+    pub epoch: u64,
 }
 
 impl FileContent {
@@ -32,11 +34,23 @@ impl FileContent {
             key: FileKey::from_bytes([file; 32]),
             history: FileKey::from_bytes([!file; 32]),
             settled: true,
+            epoch: 0,
         }
     }
 
+    /// Name in the cache of what this version probably has: what was read of it while it was not settled.
+    pub(super) fn guess_key(&self) -> FileKey {
+        const CONTEXT: &str = "wormhole 2026-11 content that one version of one file probably has";
+        FileKey::from_bytes(blake3::derive_key(CONTEXT, self.key.as_bytes()))
+    }
+
+    /// Name in the cache under which to note what is read now.
+    pub fn disk_key(&self) -> FileKey {
+        if self.settled { self.key } else { self.guess_key() }
+    }
+
     pub(super) const fn chunk(&self, index: ChunkIndex) -> ChunkKey {
-        ChunkKey { file: self.key, settled: self.settled, index }
+        ChunkKey { file: self.key, settled: self.settled, epoch: self.epoch, index }
     }
 
     /// Length of a chunk, in bytes; 0 behind the end of the file.
@@ -55,6 +69,7 @@ impl FileContent {
 pub(super) struct ChunkKey {
     pub(super) file: FileKey,
     pub(super) settled: bool,
+    pub(super) epoch: u64,
     pub(super) index: ChunkIndex,
 }
 

@@ -1,7 +1,7 @@
 //! Asks the host for hashes ahead of the reader, and notes which of the chunks the disk cache holds.
 //!
 //! Nothing else follows from an answer: a chunk that is known and held is then loaded, and verified, as one that was read
-//! before. A host that lies about hashes gives wrong bytes of its own file, as it could anyway.
+//! before; of a version that is not settled it is asked about once more. A host that lies about hashes gives wrong bytes of its own file, as it could anyway.
 
 #[cfg(test)]
 mod tests;
@@ -150,7 +150,7 @@ impl Asked {
 
     /// The chunks whose hashes are not known, and how many of the others the cache holds.
     async fn look_up(&self) -> (Vec<ChunkIndex>, u64) {
-        let (cache, key, range) = (Arc::clone(&self.fetcher.cache), self.content.key, self.range);
+        let (cache, key, range) = (Arc::clone(&self.fetcher.cache), self.content.disk_key(), self.range);
         let look_up = move || {
             let (mut unknown, mut held) = (Vec::new(), 0);
             for index in range.iter() {

@@ -61,6 +61,7 @@ const CONTENT: FileContent = FileContent {
     key: FileKey::from_bytes([0; 32]),
     history: FileKey::from_bytes([1; 32]),
     settled: true,
+    epoch: 0,
 };
 
 const END: ContentPart = ContentPart::End { observed: Timestamp(0) };

@@ -242,7 +242,7 @@ mod tests {
     use crate::chunk::ChunkIndex;
 
     fn key(index: u64) -> ChunkKey {
-        ChunkKey { file: FileKey::from_bytes([0; 32]), settled: true, index: ChunkIndex(index) }
+        ChunkKey { file: FileKey::from_bytes([0; 32]), settled: true, epoch: 0, index: ChunkIndex(index) }
     }
 
     const fn owner(handle: u64) -> OwnerId {

@@ -82,11 +82,8 @@ impl<'a> Keeping<'a> {
         Self { fetcher, content, waiting: VecDeque::new() }
     }
 
-    /// Takes a chunk to be kept, if its version names one content only.
+    /// Takes a chunk to be kept.
     pub(super) fn keep(&mut self, index: ChunkIndex, chunk: VerifiedChunk) {
-        if !self.content.settled {
-            return;
-        }
         self.fetcher.waiting.bytes.fetch_add(chunk.bytes().len(), Ordering::Relaxed);
         self.waiting.push_back((index, chunk));
         while (!self.fetcher.cache.is_behind() || self.fetcher.waiting.is_too_much()) && self.put_next() {}
@@ -182,7 +179,7 @@ mod tests {
         let version = Version { size, mtime: Timestamp(0), ctime: Timestamp(0) };
         let node = NodeId { device: 1, inode: 1, birth_ns: 0 };
         let (key, history) = (FileKey::from_bytes([1; 32]), FileKey::from_bytes([2; 32]));
-        FileContent { node, version, key, history, settled: true }
+        FileContent { node, version, key, history, settled: true, epoch: 0 }
     }
 
     fn fetcher(cache: &Arc<Full>) -> Arc<Fetcher> {

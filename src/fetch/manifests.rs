@@ -232,7 +232,7 @@ impl Manifests {
     }
 
     fn may_ask_about(&self, content: &FileContent) -> bool {
-        !self.is_off && content.settled && chunks_of(content) >= FILE_CHUNKS_MIN
+        !self.is_off && chunks_of(content) >= FILE_CHUNKS_MIN
     }
 
     fn ask(
@@ -492,16 +492,12 @@ mod tests {
     }
 
     #[test]
-    fn small_young_and_refused_files_are_not_asked_about() {
+    fn small_and_refused_files_are_not_asked_about() {
         let (mut manifests, start) = (Manifests::new(), Instant::now());
-        let young = FileContent { settled: false, ..FileContent::sample(2, 100) };
-        for content in [FileContent::sample(1, FILE_CHUNKS_MIN - 1), young] {
-            manifests.reached(&content, range(0, 3));
-            assert_eq!(
-                (manifests.opened(&content, at(start)), manifests.next(&content, at(start))),
-                (Vec::new(), None)
-            );
-        }
+        let small = FileContent::sample(1, FILE_CHUNKS_MIN - 1);
+        manifests.reached(&small, range(0, 3));
+        let asked = (manifests.opened(&small, at(start)), manifests.next(&small, at(start)));
+        assert_eq!(asked, (Vec::new(), None));
         manifests.turn_off();
         assert_eq!(manifests.opened(&FileContent::sample(3, 100), at(start)), []);
     }

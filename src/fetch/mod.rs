@@ -2,7 +2,7 @@
 //!
 //! A [`Fetcher`] serves all open files of a mount. A chunk is under way at most once, whoever wants it; whether it comes
 //! from the disk or from the host is decided by the task that brings it. What came is kept in memory within one
-//! budget, which also covers what is under way, and, where its version is settled, on disk.
+//! budget, which also covers what is under way, and on disk: under its version where that is settled, else as a guess.
 //!
 //! In reading order: [`content`] (names), [`memory`], [`inflight`], [`queue`] (tables), [`ledger`] (the tables under one
 //! budget), [`manifests`] (which hashes to ask for): pure. [`request`]: the task that brings chunks. [`hashes`]: the one that
@@ -204,9 +204,7 @@ impl Fetcher {
 
     /// Lets the disk cache write down which chunks this content has, because it was closed. Returns at once.
     pub fn remember(&self, content: &FileContent) {
-        if content.settled {
-            self.cache.flush_file(&content.key);
-        }
+        self.cache.flush_file(&content.disk_key());
         self.cache.flush_file(&content.history);
     }
 

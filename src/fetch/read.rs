@@ -11,6 +11,7 @@ use super::content::ChunkKey;
 use super::inflight::WaiterId;
 use super::ledger::Part;
 use super::{Failed, FetchError, Fetcher, FileContent};
+use crate::cache::FileKey;
 use crate::chunk::{ByteRange, ChunkIndex, ChunkRange, Laid};
 use crate::client::{CallError, ContentPart, Lane};
 use crate::prefetch::Demand;
@@ -107,20 +108,22 @@ impl Fetcher {
         Ok(found)
     }
 
-    /// Whether all chunks of the range are at hand or under way, so that a piece need not be asked of the host.
+    /// Whether all chunks of the range are at hand or under way, or probably on disk, so that a piece need not be asked of the host.
     pub(super) async fn has_chunks(&self, content: &FileContent, range: ByteRange) -> bool {
         let content = *content;
         let missing: Vec<ChunkIndex> = self.with_state(|state| {
             range.chunks().iter().filter(|index| !state.ledger.has(&content.chunk(*index))).collect()
         });
-        if missing.is_empty() || !content.settled {
-            return missing.is_empty();
+        if missing.is_empty() {
+            return true;
         }
         let cache = Arc::clone(&self.cache);
         let on_disk = move || {
-            missing
-                .iter()
-                .all(|index| cache.known_hash(&content.key, *index).is_some_and(|hash| cache.contains(hash)))
+            let guess_key = content.guess_key();
+            let keys = [content.settled.then_some(&content.key), Some(&guess_key)];
+            let holds =
+                |key: &FileKey, index| cache.known_hash(key, index).is_some_and(|hash| cache.contains(hash));
+            missing.iter().all(|index| keys.iter().flatten().any(|key| holds(key, *index)))
         };
         self.runtime.spawn_blocking(on_disk).await.unwrap_or(false)
     }

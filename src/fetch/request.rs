@@ -67,7 +67,10 @@ async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> 
     let last = missing.next_back().unwrap_or(first);
     let range = ChunkRange::new(first, last.0 - first.0 + 1);
     match delta {
-        Some(delta) if range.bytes_in(start.content.version.size).len <= DELTA_BYTES_MAX => {
+        Some(delta)
+            if held.earlier.is_empty()
+                && range.bytes_in(start.content.version.size).len <= DELTA_BYTES_MAX =>
+        {
             let brought = fetcher.bring_moved(&delta, &start.content, range, start.lane()).await?;
             keep_moved(fetcher, start, brought).await
         }
@@ -101,7 +104,8 @@ impl Start {
 struct Held {
     /// Chunks of this version, which have been delivered.
     delivered: BTreeMap<ChunkIndex, ChunkHash>,
-    /// Chunks that the file had in their places in an earlier version. Whether it still has them the host must say.
+    /// Chunks that the file probably has in their places: it had them in this version before that was settled, or in an earlier
+    /// one. Whether it has them the host must say.
     earlier: BTreeMap<ChunkIndex, VerifiedChunk>,
 }
 
@@ -127,18 +131,21 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
     let this = Arc::clone(fetcher);
     let (content, chunks) = (start.content, start.chunks);
     let load = move || {
-        // What is noted under a version that is not settled may be of another content.
+        // What is noted under a version that is not settled is of another content perhaps, and asked about.
         let now = content.settled.then(|| load_known(&*this.cache, &content.key, chunks.iter()));
         let current = now.unwrap_or_default();
-        if !asks_about_earlier {
-            return (current, BTreeMap::new());
-        }
         let missing = chunks.iter().filter(|index| !current.contains_key(index));
-        let earlier = load_known(&*this.cache, &content.history, missing);
-        if !earlier.is_empty() {
+        let mut guessed = load_known(&*this.cache, &content.guess_key(), missing);
+        if asks_about_earlier {
+            let is_missing =
+                |index: &ChunkIndex| !current.contains_key(index) && !guessed.contains_key(index);
+            let missing: Vec<_> = chunks.iter().filter(is_missing).collect();
+            guessed.extend(load_known(&*this.cache, &content.history, missing.into_iter()));
+        }
+        if !guessed.is_empty() {
             this.deltas.of(&content).remember(&*this.cache, &content);
         }
-        (current, earlier)
+        (current, guessed)
     };
     // A task that cannot be joined means that the runtime is shutting down.
     let (current, earlier) = fetcher.runtime.spawn_blocking(load).await.unwrap_or_default();
@@ -156,6 +163,7 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
 fn holds_nothing(cache: &dyn ChunkCache, start: &Start, asks_about_earlier: bool) -> bool {
     let Start { content, chunks, .. } = start;
     (!content.settled || cache.knows_none(&content.key, *chunks))
+        && cache.knows_none(&content.guess_key(), *chunks)
         && (!asks_about_earlier || cache.knows_none(&content.history, *chunks))
 }
 
@@ -189,9 +197,7 @@ async fn ask_host(
         whole_chunks: true,
         known: held.known(range),
     };
-    if content.settled {
-        fetcher.wait_for_disk().await;
-    }
+    fetcher.wait_for_disk().await;
     fetcher.with_state(|state| state.counters.host_requests += 1);
     let delta = (!held.earlier.is_empty()).then(|| fetcher.deltas.of(content));
     let compared = |is_same| delta.iter().for_each(|delta| delta.compared(is_same));
@@ -211,9 +217,7 @@ async fn ask_host(
                 let same = held.earlier.remove(&index);
                 let chunk = same.ok_or_else(|| bad_answer("content that is not held called known"))?;
                 fetcher.deliver(start, index, &chunk, Source::Disk)?;
-                if content.settled {
-                    fetcher.record(content, index, chunk.hash());
-                }
+                fetcher.record(content, index, chunk.hash());
                 compared(true);
             }
             ContentPart::End { .. } => {
@@ -229,7 +233,7 @@ async fn ask_host(
 impl Fetcher {
     /// Takes note of what the file has at a place, in this version and, for the next one, at all.
     pub(super) fn record(&self, content: &FileContent, index: ChunkIndex, hash: ChunkHash) {
-        self.cache.record_hash(&content.key, index, hash);
+        self.cache.record_hash(&content.disk_key(), index, hash);
         self.cache.record_hash(&content.history, index, hash);
     }
 

@@ -37,6 +37,7 @@ pub(super) async fn content(host: &MemoryHost, name: &str) -> FileContent {
         key: FileKey::from_bytes(*hasher.finalize().as_bytes()),
         history: FileKey::from_bytes(*blake3::hash(name.as_bytes()).as_bytes()),
         settled: attributes.is_settled(),
+        epoch: 0,
     }
 }
 
@@ -399,16 +400,24 @@ async fn of_a_changed_file_only_what_changed_is_sent() {
 }
 
 #[tokio::test]
-async fn young_files_stay_off_the_disk() {
+async fn what_is_on_disk_of_a_young_file_is_asked_about() {
     let directory = tempfile::tempdir().unwrap();
     let cache = disk_cache(&directory.path().join("cache"));
     let host = MemoryHost::new();
     host.create_generated("file", MIB, 1);
     host.write("file", 0, b"young");
     let fetcher = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
-    read(&fetcher, &content(&host, "file").await, range(0, MIB)).await.unwrap();
+    let young = content(&host, "file").await;
+    read(&fetcher, &young, range(0, MIB)).await.unwrap();
     assert!(cache.flush());
-    assert_eq!(cache.stats().inserts, 0);
+    assert!(cache.known_hash(&young.key, ChunkIndex(0)).is_none(), "it is not proved by the version");
+    let again = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
+    host.write_unnoticed("file", 300 * KIB, b"within the same tick");
+    let before = host.counters();
+    assert_eq!(read(&again, &young, range(0, MIB)).await.unwrap(), host.content("file"));
+    let after = host.counters();
+    assert_eq!(after.reads - before.reads, 1);
+    assert_eq!(after.content_bytes - before.content_bytes, CHUNK_BYTES, "all but one chunk were the same");
 }
 
 /// Reads a file as `fs` does, in calls of 128 KiB.

@@ -94,7 +94,7 @@ impl Fetcher {
         }
     }
 
-    /// Has the disk cache hold a run of chunks of a settled content. Dropping the call ends the request.
+    /// Has the disk cache hold a run of chunks of a content. Dropping the call ends the request.
     pub async fn warm(&self, content: &FileContent, run: ChunkRange) -> Result<Warmed, FetchError> {
         let mut known = self.known_of(content, run, true).await;
         if known.hashes.iter().any(|known| !matches!(known, Some((_, true)))) {
@@ -118,11 +118,12 @@ impl Fetcher {
         let (cache, content) = (Arc::clone(&self.cache), *content);
         let look = move || {
             let held = |file, index| cache.known_hash(file, index).filter(|hash| cache.contains(*hash));
+            let guess_key = content.guess_key();
             let known = |index| {
-                let current = held(&content.key, index).map(|hash| (hash, true));
-                let earlier =
-                    || held(&content.history, index).filter(|_| with_earlier).map(|hash| (hash, false));
-                current.or_else(earlier)
+                let current = content.settled.then(|| held(&content.key, index)).flatten();
+                let guessed = || held(&guess_key, index).or_else(|| held(&content.history, index));
+                let guessed = || guessed().filter(|_| with_earlier).map(|hash| (hash, false));
+                current.map(|hash| (hash, true)).or_else(guessed)
             };
             Known { hashes: run.iter().map(known).collect() }
         };
@@ -214,11 +215,12 @@ impl Fetcher {
         let deadline = Instant::now() + within;
         let all = ChunkRange::new(ChunkIndex(0), u64::MAX / CHUNK_BYTES);
         let mut bytes = 0;
-        for index in content.clamp(all).iter().take_while(|_| content.settled) {
+        let key = content.disk_key();
+        for index in content.clamp(all).iter() {
             if index.0 % 256 == 0 && Instant::now() >= deadline {
                 return None;
             }
-            let hash = self.cache.known_hash(&content.key, index);
+            let hash = self.cache.known_hash(&key, index);
             if hash.is_some_and(|hash| self.cache.contains(hash)) {
                 bytes += content.chunk_bytes(index);
             }

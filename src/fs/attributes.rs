@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::FsError;
 use super::ids::{IdMap, Unmapped};
 use super::leases::LeaseId;
-use crate::proto::{Attributes, Change, FileKind, SetAttributes};
+use crate::proto::{Attributes, Change, FileKind, SetAttributes, Timestamp, Trust, Version};
 
 /// When something was learned from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,16 +102,25 @@ fn left(holds: Duration, learned: Learned, now: Instant) -> Duration {
 
 /// How long after a change of a file its next change bears another stamp, where stamps are finer than a millisecond: the
 /// slowest tick of the kernel's clock (100 Hz), twice.
-const TICK_NS: i64 = 20_000_000;
+const TICK_NS: u64 = 20_000_000;
 
 /// Whether the next change of the file will show in its version. Weaker than [`Attributes::is_settled`], which allows for
 /// file systems with stamps of two seconds: here a stamp that is no whole millisecond proves that its file system has
 /// finer ones.
+///
+/// Where versions prove nothing, a file that seems to lie still is taken to do so while it is open, as a network file system does.
 pub(super) fn tell_changes_apart(attributes: &Attributes) -> bool {
     const MILLISECOND_NS: i64 = 1_000_000;
-    let newest = attributes.mtime.0.max(attributes.ctime.0);
-    let is_fine = attributes.ctime.0 % MILLISECOND_NS != 0;
-    attributes.is_settled() || (is_fine && attributes.observed.0.saturating_sub(newest) >= TICK_NS)
+    let age_ns = |stamp: Timestamp| attributes.observed.0.abs_diff(stamp.0);
+    match attributes.trust {
+        Trust::Full => {
+            let is_fine = attributes.ctime.0 % MILLISECOND_NS != 0;
+            attributes.is_settled() || (is_fine && age_ns(attributes.ctime) >= TICK_NS)
+        }
+        Trust::Weak => {
+            age_ns(attributes.mtime).min(age_ns(attributes.ctime)) >= Version::SETTLE_NS.unsigned_abs()
+        }
+    }
 }
 
 /// What is shown as owner and group where nobody here stands for them: `nobody`, as the kernel itself does.
@@ -189,7 +198,6 @@ mod tests {
     use super::*;
     use crate::fs::ids::NumberMap;
     use crate::fs::tests::attributes;
-    use crate::proto::Timestamp;
 
     #[test]
     fn time_that_went_by_before_the_answer_counts() {
@@ -234,10 +242,14 @@ mod tests {
             observed: Timestamp(observed),
             ..attributes(7, FileKind::Regular)
         };
-        assert!(tell_changes_apart(&file(123_456, 123_456 + TICK_NS)));
-        assert!(!tell_changes_apart(&file(123_456, 123_455 + TICK_NS)));
-        assert!(!tell_changes_apart(&file(3_000_000, 3_000_000 + TICK_NS)));
+        let tick = TICK_NS.cast_signed();
+        assert!(tell_changes_apart(&file(123_456, 123_456 + tick)));
+        assert!(!tell_changes_apart(&file(123_456, 123_455 + tick)));
+        assert!(!tell_changes_apart(&file(3_000_000, 3_000_000 + tick)));
         assert!(tell_changes_apart(&file(3_000_000, 3_000_000 + 2_000_000_000)));
+        let weak = |ctime, observed| Attributes { trust: Trust::Weak, ..file(ctime, observed) };
+        assert!(!tell_changes_apart(&weak(123_456, 123_456 + tick)));
+        assert!(tell_changes_apart(&weak(123_456, 123_456 + 2_000_000_000)));
     }
 
     #[test]

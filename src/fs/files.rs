@@ -98,6 +98,9 @@ impl FileSystem {
         }
         self.sent(inode).await?;
         let handle = lock(&self.files).reserve();
+        if let Some(record) = lock(&self.inodes).get_mut(inode) {
+            record.epoch = handle;
+        }
         let first = if request.reads { self.read_first_ahead(inode, handle, request.copies) } else { None };
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
         let mut unopened = Unopened { fs: self, handle: Some(handle), asked: Some(inode) };
@@ -161,6 +164,7 @@ impl FileSystem {
             let wants_direct = request.is_direct || request.writes;
             let (mode, pages) = OpenMode::choose(attributes, wants_direct, record.pages);
             record.pages = pages;
+            record.epoch = record.epoch.max(handle);
             (mode, record.writes.failures())
         };
         let file = OpenFile {
@@ -183,7 +187,7 @@ impl FileSystem {
         while self.sent(file.inode).await.is_err() {}
         self.let_go_of(file.inode, handle).await;
         if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
-            self.fetcher.remember(&self.content_of(&attributes));
+            self.fetcher.remember(&self.content_kept(&attributes));
         }
         let surplus = lock(&self.inodes).closed(file.inode);
         match surplus {

@@ -74,6 +74,8 @@ pub(super) struct Record {
     pub kernel_is_current: bool,
     /// To which version the kernel's pages belong, where they can be told by it.
     pub pages: Option<Version>,
+    /// Handle of the last open. Where the version proves nothing, what was read before is not used any more.
+    pub epoch: u64,
     /// How often it had to be looked up again because the host did not know it.
     pub recoveries: u64,
     pub target: Option<Target>,
@@ -432,6 +434,7 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
         host_opens: Vec::new(),
         kernel_is_current: true,
         pages: None,
+        epoch: 0,
         recoveries: 0,
         target: None,
         refreshing: Arc::default(),

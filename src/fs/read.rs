@@ -28,7 +28,7 @@ use crate::cache::FileKey;
 use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
 use crate::fetch::{FetchError, FileContent, FirstPiece, OwnerId};
 use crate::prefetch::{Demand, Limits, Plan, Prefetcher, window_limit};
-use crate::proto::{Attributes, CURRENT_BYTES_MAX, NodeId, SeekTarget, Version};
+use crate::proto::{Attributes, CURRENT_BYTES_MAX, NodeId, SeekTarget, Trust, Version};
 
 /// How often a version is asked for before the host is asked for the file as it is. A file that was replaced once is
 /// read in its new version by the second attempt, and from the cache from then on.
@@ -78,7 +78,7 @@ impl FileSystem {
         if !attributes::tell_changes_apart(&attributes) {
             return None;
         }
-        let content = self.content_of(&attributes);
+        let content = self.content_of(file.inode, &attributes);
         let bytes = self.fetcher.read_memory(&content, range)?;
         self.adopt(handle, &file, &attributes);
         self.plan(handle, &file, &content, range);
@@ -137,10 +137,10 @@ impl FileSystem {
     /// the mount is read by the host alone.
     pub(super) fn read_first_ahead(&self, inode: Inode, handle: u64, copies: bool) -> Option<FirstPiece> {
         let (attributes, _) = self.attributes_copy(inode, Age::Any).ok()??;
-        if attributes.size == 0 || !attributes.is_settled() || !self.is_connected() {
+        if attributes.size == 0 || !attributes::tell_changes_apart(&attributes) || !self.is_connected() {
             return None;
         }
-        let content = self.content_of(&attributes);
+        let content = self.content_of(inode, &attributes);
         if attributes.size < DIRECT_BYTES_MIN {
             let owner = OwnerId { handle, cursor: u64::MAX };
             self.fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 1), owner);
@@ -163,7 +163,7 @@ impl FileSystem {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let content = self.content_of(attributes);
+        let content = self.content_of(file.inode, attributes);
         let plan = self.plan(handle, file, &content, range);
         let demand = whole_if_small(plan.demand, attributes.size);
         let first = lock(&file.first).take();
@@ -243,13 +243,24 @@ impl FileSystem {
         });
     }
 
-    pub(super) fn content_of(&self, attributes: &Attributes) -> FileContent {
+    /// The content of an open file. Where its version proves nothing, what was read before it was opened last is another one.
+    pub(super) fn content_of(&self, inode: Inode, attributes: &Attributes) -> FileContent {
+        let epoch = match attributes.trust {
+            Trust::Full => 0,
+            Trust::Weak => lock(&self.inodes).get(inode).map_or(0, |record| record.epoch),
+        };
+        FileContent { epoch, ..self.content_kept(attributes) }
+    }
+
+    /// The content of a file as the disk cache knows it.
+    pub(super) fn content_kept(&self, attributes: &Attributes) -> FileContent {
         FileContent {
             node: attributes.node,
             version: attributes.version(),
             key: FileKey::from_bytes(content_key(&self.config.host_key, attributes)),
             history: FileKey::from_bytes(history_key(&self.config.host_key, &attributes.node)),
             settled: attributes.is_settled(),
+            epoch: 0,
         }
     }
 }

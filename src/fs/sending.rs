@@ -458,7 +458,7 @@ impl FileSystem {
 
     fn keep_written(&self, inode: Inode, chunks: impl IntoIterator<Item = (ChunkIndex, Bytes)>) {
         let Some(attributes) = lock(&self.inodes).get(inode).map(|record| record.attributes) else { return };
-        let history = self.content_of(&attributes).history;
+        let history = self.content_kept(&attributes).history;
         for (index, content) in chunks {
             self.fetcher.keep_written(&history, index, content);
         }

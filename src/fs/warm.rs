@@ -14,7 +14,7 @@ use crate::cache::{PinError, Pinning};
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
 use crate::client::{CallError, ListPart};
 use crate::fetch::{FetchError, FileContent, WARM_RUN_CHUNKS, Warmed};
-use crate::proto::{Attributes, DirectoryEntry, ErrorCode, FileKind, NodeId, words};
+use crate::proto::{Attributes, DirectoryEntry, ErrorCode, FileKind, NodeId, Trust, words};
 
 /// Most directories that wait to be walked, and most entries of one of them: some 100 MB.
 const DIRECTORIES_MAX: usize = 1 << 20;
@@ -309,8 +309,8 @@ impl Walk {
 
     /// Puts the runs of a file on their way.
     async fn file(&mut self, path: Vec<u8>, attributes: &Attributes) -> Result<(), String> {
-        let content = self.fs.content_of(attributes);
-        if !content.settled {
+        let content = self.fs.content_kept(attributes);
+        if !content.settled && attributes.trust == Trust::Full {
             lock(&self.progress).skipped += 1;
             return Ok(());
         }
@@ -375,7 +375,7 @@ impl Walk {
     async fn again(&self, run: &Run) -> Result<Warmed, FetchError> {
         let path = lock(&run.file).path.clone();
         let attributes = self.fs.look_up_path(&path).await?;
-        if self.fs.content_of(&attributes) != run.content {
+        if self.fs.content_kept(&attributes) != run.content {
             return Err(FetchError::VersionChanged);
         }
         self.fs.fetcher.warm(&run.content, run.chunks).await
@@ -404,7 +404,7 @@ impl Walk {
     async fn pin(&mut self, run: &Run) -> Result<bool, Trouble> {
         let Some(mut pinning) = self.pinning.take() else { return Ok(true) };
         let (key, size, chunks, is_last) =
-            (run.content.key, run.content.version.size, run.chunks, run.is_last);
+            (run.content.disk_key(), run.content.version.size, run.chunks, run.is_last);
         let work = move || {
             let mut result = pinning.add_chunks(&key, chunks);
             if is_last && result.is_ok() {

@@ -149,7 +149,7 @@ impl FileSystem {
             let Version { size, mtime, ctime } = attributes.version();
             return Ok(Some(format!("{size}:{}:{}", mtime.0, ctime.0).into_bytes()));
         }
-        let (fetcher, content) = (Arc::clone(&self.fetcher), self.content_of(&attributes));
+        let (fetcher, content) = (Arc::clone(&self.fetcher), self.content_kept(&attributes));
         let counted = self.runtime.spawn_blocking(move || fetcher.cached_bytes(&content, COUNT_WAIT)).await;
         let bytes = counted.ok().flatten().ok_or_else(|| refused(Errno::ETIMEDOUT))?;
         Ok(Some(bytes.to_string().into_bytes()))

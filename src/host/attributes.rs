@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::fcntl::AtFlags;
 
 use super::confine::proc_path;
+use super::file_systems::{self, FileSystem};
+use super::trust;
 use crate::io::sys::{self, Statx, XattrTarget};
 use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, Timestamp, Version, WireError};
 
@@ -15,7 +17,8 @@ pub(super) fn of_entry(at: BorrowedFd<'_>, name: &CStr) -> Result<Attributes, Wi
     // Before the call: what the call then tells cannot be older than this.
     let observed = now();
     let raw = sys::statx(at, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(system_error)?;
-    Ok(Attributes { has_xattrs: entry_has_xattrs(at, name), ..from_statx(&raw, observed) })
+    let on = file_systems::of_entry(at, name, &raw);
+    Ok(Attributes { has_xattrs: entry_has_xattrs(at, name), ..from_statx(&raw, on, observed) })
 }
 
 /// Attributes of an open file.
@@ -23,13 +26,13 @@ pub(super) fn of_open(fd: BorrowedFd<'_>) -> Result<Attributes, WireError> {
     let observed = now();
     let raw = sys::fstatx(fd).map_err(system_error)?;
     let has_xattrs = xattr_names(XattrTarget::Fd(fd)).map_or(true, |names| !names.is_empty());
-    Ok(Attributes { has_xattrs, ..from_statx(&raw, observed) })
+    Ok(Attributes { has_xattrs, ..from_statx(&raw, file_systems::of_open(fd, &raw), observed) })
 }
 
 /// The version of an open file: a part of what [`of_open`] tells, for half of the system calls.
 pub(super) fn version_of_open(fd: BorrowedFd<'_>) -> Result<Version, WireError> {
-    let observed = now();
-    sys::fstatx(fd).map(|raw| from_statx(&raw, observed).version()).map_err(system_error)
+    let raw = sys::fstatx(fd).map_err(system_error)?;
+    Ok(Version { size: raw.size, mtime: timestamp(raw.mtime), ctime: timestamp(raw.ctime) })
 }
 
 /// The names of the extended attributes that clients may see, each ended by a NUL.
@@ -75,11 +78,14 @@ pub(super) fn unknown_node() -> WireError {
     WireError::new(ErrorCode::UnknownNode, "")
 }
 
-fn from_statx(raw: &Statx, observed: Timestamp) -> Attributes {
-    let time = |time: sys::Timestamp| Timestamp::new(time.secs, time.nanos);
-    let birth = raw.btime.map(time);
+fn timestamp(time: sys::Timestamp) -> Timestamp {
+    Timestamp::new(time.secs, time.nanos)
+}
+
+fn from_statx(raw: &Statx, on: FileSystem, observed: Timestamp) -> Attributes {
+    let birth = raw.btime.map(timestamp);
     Attributes {
-        node: NodeId { device: raw.dev, inode: raw.ino, birth_ns: birth.map_or(0, |birth| birth.0) },
+        node: NodeId { device: on.id, inode: raw.ino, birth_ns: birth.map_or(0, |birth| birth.0) },
         kind: kind_of(raw.mode),
         permissions: (raw.mode & 0o7777) as u16,
         links: raw.nlink,
@@ -88,11 +94,12 @@ fn from_statx(raw: &Statx, observed: Timestamp) -> Attributes {
         device_number: raw.rdev,
         size: raw.size,
         blocks: raw.blocks,
-        atime: time(raw.atime),
-        mtime: time(raw.mtime),
-        ctime: time(raw.ctime),
+        atime: timestamp(raw.atime),
+        mtime: timestamp(raw.mtime),
+        ctime: timestamp(raw.ctime),
         btime: birth,
         has_xattrs: false,
+        trust: trust::of_file(on.verdict.trust, birth.is_some(), timestamp(raw.ctime)),
         observed,
     }
 }
@@ -126,7 +133,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o4750)).unwrap();
         let (before, expected) = (now(), fs::metadata(&path).unwrap());
         let got = of_entry(File::open(folder.path()).unwrap().as_fd(), c"file").unwrap();
-        assert_eq!((got.node.device, got.node.inode), (expected.dev(), expected.ino()));
+        assert_eq!(got.node.inode, expected.ino());
         assert_eq!((got.kind, got.permissions, got.size), (FileKind::Regular, 0o4750, 7));
         assert_eq!(got.mtime, Timestamp::new(expected.mtime(), expected.mtime_nsec() as u32));
         assert!(got.observed >= before);

@@ -111,7 +111,7 @@ async fn send_chunks(
     let chunks = request.range.clamp_to(size).chunks();
     let ranges = chunks.iter().map(move |index| index.bytes_in(size));
     let version = request.version;
-    let (of, observed) = (FileVersion { node: request.node, version }, now());
+    let (of, observed) = (FileVersion::of(request.node, version), now());
     let (context_of_reads, file) = (Arc::clone(context), Arc::clone(file));
     let make = Wrapped {
         packing: context.packing(request.node),

@@ -11,7 +11,7 @@ use crate::io::Engine;
 use crate::proto::{BootId, Errno, NodeId, WireError};
 
 /// What the kernel calls its run, where it tells.
-fn boot_id() -> Option<BootId> {
+pub(super) fn boot_id() -> Option<BootId> {
     static ANSWER: OnceLock<Option<BootId>> = OnceLock::new();
     *ANSWER.get_or_init(|| {
         let text = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;

@@ -163,7 +163,7 @@ fn look(at: &OwnedFd, name: &CStr) -> Result<Option<DirectoryEntry>, WireError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{Attributes, FileKind, Timestamp, encode_frame};
+    use crate::proto::{Attributes, FileKind, Timestamp, Trust, encode_frame};
 
     /// An entry that takes as many bytes as one can.
     fn longest(name_bytes: usize) -> DirectoryEntry {
@@ -185,6 +185,7 @@ mod tests {
                 ctime: time,
                 btime: Some(time),
                 has_xattrs: true,
+                trust: Trust::Full,
                 observed: time,
             },
         }

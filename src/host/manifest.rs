@@ -23,7 +23,7 @@ pub(super) async fn serve(
         return Err(malformed(format!("a manifest of more than {MANIFEST_CHUNKS_MAX} chunks")));
     }
     let file = content::open(context, request.node, request.version).await?;
-    let version = FileVersion { node: request.node, version: request.version };
+    let version = FileVersion::of(request.node, request.version);
     let chunks = request.chunks.clamp_to(request.version.size);
     let index = Arc::clone(&context.index);
     let mut hashes = context.blocking(move |_| Ok(index.hashes(version, chunks))).await?;

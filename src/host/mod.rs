@@ -35,6 +35,7 @@ mod door;
 mod entry;
 mod events;
 mod exports;
+mod file_systems;
 mod greeting;
 mod handles;
 mod index;
@@ -62,6 +63,7 @@ mod status;
 mod sum;
 mod tickets;
 mod tree;
+mod trust;
 mod turns;
 mod write;
 

@@ -18,7 +18,7 @@ pub(super) async fn serve(context: &Arc<ClientContext>, node: NodeId) -> Result<
             Ok((file, version))
         })
         .await?;
-    let (of, observed) = (FileVersion { node, version }, now());
+    let (of, observed) = (FileVersion::of(node, version), now());
     let index = Arc::clone(&context.index);
     if let Some(hash) = context.blocking(move |_| Ok(index.sum(of))).await? {
         context.counters().index_hits.add(1);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// An inode number alone is used again after a file is deleted; the time of birth tells the two apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeId {
-    /// Device number of the file system it lies on.
+    /// File system it lies on, by an id that the host makes: not the device number, which is another one after a restart.
     pub device: u64,
     /// Inode number on that device.
     pub inode: u64,
@@ -38,7 +38,16 @@ impl Timestamp {
     }
 }
 
-/// Which state of a file's content is meant. Any change of content changes it.
+/// How far a file's numbers prove which content it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Trust {
+    /// They may stay the same over a change, or be another file's: what is kept under them is a guess, and is compared by hash.
+    Weak,
+    /// Node and version name one content, once the version is settled.
+    Full,
+}
+
+/// Which state of a file's content is meant. Any change of content changes it, where [`Trust::Full`] holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version {
     /// Size in bytes.
@@ -58,10 +67,11 @@ impl Version {
 
     /// Whether the file lay still long enough at `now` (the host's clock) that this version names one content only.
     ///
-    /// A file stamped in the future is never settled: its next change may carry the same stamp.
-    pub const fn is_settled(&self, now: Timestamp) -> bool {
-        let newest = if self.mtime.0 > self.ctime.0 { self.mtime.0 } else { self.ctime.0 };
-        now.0.saturating_sub(newest) >= Self::SETTLE_NS
+    /// The change time alone decides, which only the kernel sets: a program may set the other one to any date. A change time in the
+    /// future is as good as one in the past: the next change gets the time of then, which is another one. (The clock was set back
+    /// since.) Where change times are not the kernel's own, no version names one content.
+    pub const fn is_settled(&self, trust: Trust, now: Timestamp) -> bool {
+        matches!(trust, Trust::Full) && now.0.abs_diff(self.ctime.0) >= Self::SETTLE_NS.unsigned_abs()
     }
 }
 
@@ -116,6 +126,8 @@ pub struct Attributes {
     /// Whether it has extended attributes that the host passes on. Hardly any file has, and programs ask for those of every
     /// file they list.
     pub has_xattrs: bool,
+    /// How far node and version prove the content.
+    pub trust: Trust,
     /// The host's clock when it looked, so that the client need not trust its own to tell whether a version is settled.
     pub observed: Timestamp,
 }
@@ -128,7 +140,7 @@ impl Attributes {
 
     /// Whether the version names one content only; see [`Version::is_settled`].
     pub const fn is_settled(&self) -> bool {
-        self.version().is_settled(self.observed)
+        self.version().is_settled(self.trust, self.observed)
     }
 }
 
@@ -153,11 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn young_and_future_versions_are_not_settled() {
-        let version = |ns| Version { size: 1, mtime: Timestamp(ns), ctime: Timestamp(0) };
-        let now = Timestamp(10_000_000_000);
-        assert!(version(8_000_000_000).is_settled(now));
-        assert!(!version(8_000_000_001).is_settled(now));
-        assert!(!version(11_000_000_000).is_settled(now));
+    fn the_change_time_alone_settles_a_version() {
+        let is_settled = |mtime, ctime, trust| {
+            let version = Version { size: 1, mtime: Timestamp(mtime), ctime: Timestamp(ctime) };
+            version.is_settled(trust, Timestamp(10_000_000_000))
+        };
+        assert!(is_settled(0, 8_000_000_000, Trust::Full));
+        assert!(!is_settled(0, 8_000_000_001, Trust::Full), "young");
+        assert!(is_settled(i64::MAX, 8_000_000_000, Trust::Full), "a program set the other time");
+        assert!(!is_settled(0, 11_999_999_999, Trust::Full), "the clock may pass it soon");
+        assert!(is_settled(0, 12_000_000_000, Trust::Full), "the clock was set back");
+        assert!(is_settled(0, i64::MIN, Trust::Full));
+        assert!(!is_settled(0, 0, Trust::Weak));
     }
 }

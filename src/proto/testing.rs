@@ -1,6 +1,6 @@
 //! Values for the tests of this crate.
 
-use super::{Attributes, FileKind, NodeId, Timestamp};
+use super::{Attributes, FileKind, NodeId, Timestamp, Trust};
 
 /// Attributes of a file that lay still for long.
 pub(crate) fn attributes(inode: u64, kind: FileKind) -> Attributes {
@@ -19,6 +19,7 @@ pub(crate) fn attributes(inode: u64, kind: FileKind) -> Attributes {
         ctime: Timestamp(0),
         btime: None,
         has_xattrs: true,
+        trust: Trust::Full,
         observed: Timestamp(i64::MAX),
     }
 }

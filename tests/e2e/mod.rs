@@ -10,6 +10,7 @@ mod deduplicating;
 mod differential;
 mod ending;
 mod failing;
+mod file_systems;
 mod lasting;
 mod leases;
 mod lifecycle;

@@ -9,9 +9,10 @@ use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::memory::MemoryHost;
 use wormhole::fetch::{FetchConfig, Fetcher};
 use wormhole::fs::{FileSystem, FsConfig, Inode};
+use wormhole::proto::Trust;
 
 use super::changing::create;
-use super::{FLEETING, World};
+use super::{FLEETING, LASTING, World};
 
 /// A mount with a disk cache of its own.
 fn world(host: MemoryHost) -> (World, TempDir) {
@@ -92,4 +93,69 @@ async fn on_a_fast_link_and_behind_who_writes_at_the_same_time_the_host_is_belie
     host.set_upload(400_000_000, 1 << 20);
     world.write_whole("fast", &noise(2 << 20, 2)).await;
     assert_eq!(world.costs("fast").await, 2 << 20);
+}
+
+#[tokio::test]
+async fn what_was_read_of_a_young_file_is_not_sent_again_under_any_name() {
+    let host = MemoryHost::new();
+    let (world, _directory) = world(host.clone());
+    let sizes = [("small", 5000), ("large", (3 << 20) + 77)];
+    for (seed, (name, len)) in sizes.into_iter().enumerate() {
+        let content = noise(len, seed as u8);
+        host.replace(name, &content);
+        host.advance(Duration::from_millis(50));
+        assert!(!host.attributes_of(name).is_settled());
+        assert_eq!(world.costs(name).await, len as u64, "{name}");
+        assert_eq!(world.costs(name).await, 0, "{name} again");
+        host.replace(format!("{name}, another"), &content);
+        host.advance(Duration::from_millis(50));
+        // The hashes of small files are not asked for ahead.
+        let expected = if len < 1 << 20 { len as u64 } else { 0 };
+        assert_eq!(world.costs(&format!("{name}, another")).await, expected, "{name}");
+        host.write(name, 0, "!");
+        host.advance(Duration::from_millis(50));
+        assert_eq!(world.costs(name).await, CHUNK_BYTES.min(len as u64), "{name} with one byte changed");
+    }
+    host.advance(Duration::from_secs(10));
+    for (name, _) in sizes {
+        assert!(host.attributes_of(name).is_settled());
+        assert_eq!(world.costs(name).await, 0, "{name} that lies still");
+    }
+}
+
+#[tokio::test]
+async fn where_numbers_prove_nothing_the_host_confirms_what_is_kept() {
+    let host = MemoryHost::new();
+    host.set_trust(Trust::Weak);
+    let (world, _directory) = world(host.clone());
+    for (name, len) in [("small", 5000), ("large", (3 << 20) + 77)] {
+        host.create_file(name, noise(len, 1));
+        assert_eq!(world.costs(name).await, len as u64, "{name}");
+        assert_eq!(world.costs(name).await, 0, "{name} again");
+        let before = host.attributes_of(name);
+        host.write_unnoticed(name, len as u64 - 10, "changed");
+        assert_eq!(host.attributes_of(name).version(), before.version());
+        let last = (len as u64 - 1) % CHUNK_BYTES + 1;
+        assert_eq!(world.costs(name).await, last, "{name}, of which the last chunk is another one");
+        assert_eq!(world.costs(name).await, 0, "{name} in its new state");
+    }
+}
+
+#[tokio::test]
+async fn a_file_whose_numbers_prove_nothing_is_read_anew_by_whoever_opens_it() {
+    let host = MemoryHost::new();
+    host.set_trust(Trust::Weak);
+    host.create_file("f", noise(2 << 20, 1));
+    let world = World::new(host.clone(), LASTING);
+    let first = world.open("f").await;
+    assert_eq!(world.read(first.handle, 0, 5).await.unwrap(), host.content_at("f", 0, 5));
+    assert!(first.mode.is_direct && !first.mode.keeps_pages, "nor does the kernel keep it");
+    host.write_unnoticed("f", 0, "other");
+    let second = world.open("f").await;
+    assert_eq!(world.read(second.handle, 0, 5).await.unwrap(), b"other");
+    assert_eq!(
+        world.read(first.handle, 0, 5).await.unwrap(),
+        b"other",
+        "nobody sees the old one after the new one"
+    );
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::content::{BLOCK_BYTES, Content};
-use crate::proto::{Attributes, Errno, FileKind, NodeId, OpenId, Timestamp};
+use crate::proto::{Attributes, Errno, FileKind, NodeId, OpenId, Timestamp, Trust};
 
 /// Device number of the model's file system.
 const DEVICE: u64 = 1;
@@ -56,6 +56,7 @@ pub(super) struct Tree {
     next_inode: u64,
     now: Timestamp,
     granularity_ns: i64,
+    trust: Trust,
 }
 
 impl Body {
@@ -104,6 +105,7 @@ impl Tree {
             next_inode: 2,
             now: START,
             granularity_ns: 1,
+            trust: Trust::Full,
         };
         tree.root = tree.add(Body::Directory(BTreeMap::new()), BUILT_AGE_NS);
         tree.nodes.get_mut(&tree.root).expect("just added").links = 2;
@@ -122,6 +124,11 @@ impl Tree {
 
     pub(super) fn set_granularity(&mut self, granularity: Duration) {
         self.granularity_ns = i64::try_from(granularity.as_nanos()).unwrap_or(i64::MAX).max(1);
+    }
+
+    /// From now on attributes tell this trust class.
+    pub(super) fn set_trust(&mut self, trust: Trust) {
+        self.trust = trust;
     }
 
     /// Forgets everything that a restarted daemon would not know.
@@ -149,6 +156,7 @@ impl Tree {
             ctime: node.ctime,
             btime: Some(node.btime),
             has_xattrs: !node.xattrs.is_empty(),
+            trust: self.trust,
             observed: self.now,
         })
     }
@@ -232,6 +240,19 @@ impl Tree {
             change(content);
         }
         (node.mtime, node.ctime) = (stamp, stamp);
+        Ok(())
+    }
+
+    /// Changes a file's content and none of its times.
+    pub(super) fn change_unnoticed(
+        &mut self,
+        path: &[u8],
+        change: impl FnOnce(&mut Content),
+    ) -> Result<(), Errno> {
+        let id = self.find(path).ok_or(Errno::ENOENT)?;
+        let node = self.nodes.get_mut(&id).ok_or(Errno::ENOENT)?;
+        let Body::File(content) = &mut node.body else { return Err(Errno::EINVAL) };
+        change(content);
         Ok(())
     }
 

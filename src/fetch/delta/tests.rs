@@ -39,6 +39,7 @@ impl World {
             key: FileKey::from_bytes([number; 32]),
             history: FileKey::from_bytes([255; 32]),
             settled: true,
+            epoch: 0,
         };
         for offset in (0..bytes.len() as u64).step_by(MIB as usize) {
             let range = ByteRange::new(offset, MIB).clamp_to(bytes.len() as u64);

@@ -161,7 +161,7 @@ impl Builder {
         stretch: ChunkRange,
         buffer: &mut [u8],
     ) -> io::Result<bool> {
-        let version = FileVersion { node: found.node, version: found.version() };
+        let version = FileVersion::of(found.node, found.version());
         let known = self.index.hashes(version, stretch);
         let mut hashed = Vec::new();
         for part in stretch.as_range().step_by((READ_BYTES / CHUNK_BYTES) as usize) {

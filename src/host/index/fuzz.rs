@@ -23,7 +23,8 @@ const CHUNKS: u64 = 130;
 fn file(number: usize) -> FileVersion {
     let node = NodeId { device: 1, inode: number as u64 / 2, birth_ns: 7 };
     let mtime = Timestamp(number as i64 % 2);
-    FileVersion { node, version: Version { size: CHUNKS * CHUNK_BYTES, mtime, ctime: Timestamp(0) } }
+    let version = Version { size: CHUNKS * CHUNK_BYTES, mtime, ctime: Timestamp(0) };
+    FileVersion { node, version, trust: Trust::Full }
 }
 
 const FILES: usize = 12;

@@ -25,8 +25,9 @@ use lru::LruCache;
 use self::slot::{STRETCH_CHUNKS, Stretch, StretchId};
 use self::table::Table;
 use super::core::seconds_now;
+use super::{file_systems, trust};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange};
-use crate::proto::{NodeId, Timestamp, Version};
+use crate::proto::{NodeId, Timestamp, Trust, Version};
 use crate::transport::identity::random_bytes;
 
 /// Name of its file in the folder of state.
@@ -46,17 +47,30 @@ const RECENT_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 pub(super) struct FileVersion {
     pub(super) node: NodeId,
     pub(super) version: Version,
+    /// Whether these two name one content. Where they do not, nothing is noted and nothing is known.
+    pub(super) trust: Trust,
 }
 
 impl FileVersion {
+    /// Of a file of the host that was seen before.
+    pub(super) fn of(node: NodeId, version: Version) -> Self {
+        let of_file_system = file_systems::trust_of(node.device);
+        Self { node, version, trust: trust::of_file(of_file_system, node.birth_ns != 0, version.ctime) }
+    }
+
     fn stretch(self, index: ChunkIndex) -> (StretchId, usize) {
         let id = StretchId { node: self.node, version: self.version, number: index.0 / STRETCH_CHUNKS };
         (id, (index.0 % STRETCH_CHUNKS) as usize)
     }
 
+    /// Whether the index has anything of it at any time.
+    const fn is_indexed(&self) -> bool {
+        self.version.size >= FILE_BYTES_MIN && matches!(self.trust, Trust::Full)
+    }
+
     /// Whether what was read of it from `observed` on may be taken note of.
     const fn is_worth_noting(&self, observed: Timestamp) -> bool {
-        self.version.size >= FILE_BYTES_MIN && self.version.is_settled(observed)
+        self.is_indexed() && self.version.is_settled(self.trust, observed)
     }
 }
 
@@ -128,7 +142,7 @@ impl HashIndex {
 
     /// The hash of the whole file, where it is known. Blocks on the disk.
     pub(super) fn sum(&self, file: FileVersion) -> Option<ChunkHash> {
-        if file.version.size < FILE_BYTES_MIN {
+        if !file.is_indexed() {
             return None;
         }
         self.stretch(&file.stretch(ChunkIndex(0)).0).sum
@@ -214,7 +228,7 @@ fn collect(
     chunks: ChunkRange,
     stretch: impl Fn(&StretchId) -> Option<Stretch>,
 ) -> Option<Vec<Option<ChunkHash>>> {
-    if file.version.size < FILE_BYTES_MIN {
+    if !file.is_indexed() {
         return Some(vec![None; chunks.count as usize]);
     }
     let mut last: Option<(StretchId, Stretch)> = None;

@@ -20,7 +20,7 @@ const NOW: Timestamp = Timestamp(100 * SECOND_NS);
 fn file(inode: u64, chunks: u64) -> FileVersion {
     let node = NodeId { device: 1, inode, birth_ns: 7 };
     let version = Version { size: chunks * CHUNK_BYTES, mtime: Timestamp(0), ctime: Timestamp(0) };
-    FileVersion { node, version }
+    FileVersion { node, version, trust: Trust::Full }
 }
 
 fn hash(of: u64) -> ChunkHash {
@@ -65,14 +65,15 @@ fn what_was_noted_is_known_also_after_a_restart() {
 }
 
 #[test]
-fn young_and_small_files_are_not_taken_note_of() {
+fn young_small_and_weak_files_are_not_taken_note_of() {
     let folder = tempfile::tempdir().unwrap();
     let index = HashIndex::open(folder.path());
     let young = FileVersion {
-        version: Version { mtime: Timestamp(NOW.0 - 2 * SECOND_NS + 1), ..file(1, 300).version },
+        version: Version { ctime: Timestamp(NOW.0 - 2 * SECOND_NS + 1), ..file(1, 300).version },
         ..file(1, 300)
     };
-    for file in [young, file(2, 3)] {
+    let weak = FileVersion { trust: Trust::Weak, ..file(3, 300) };
+    for file in [young, file(2, 3), weak] {
         index.note(file, NOW, ChunkIndex(0), hash(0));
         index.note_sum(file, NOW, hash(0));
         assert_eq!((index.hashes(file, all(1)), index.sum(file)), (vec![None], None));
@@ -302,7 +303,7 @@ fn everything_is_hashed_ahead_once() {
             fs::File::open(export.join("below/more/large")).unwrap().as_fd(),
         );
         let found = found.unwrap();
-        index.hashes(FileVersion { node: found.node, version: found.version() }, all(11))
+        index.hashes(FileVersion::of(found.node, found.version()), all(11))
     };
     assert_eq!(build(), [None; 11], "it is too young");
     thread::sleep(Duration::from_nanos(Version::SETTLE_NS.unsigned_abs()));

@@ -395,7 +395,7 @@ async fn a_wrong_note_is_mended_by_whoever_finds_it_wrong() {
     let World { host, folder } = world;
     host.shutdown().await;
     let index = HashIndex::open(&folder.path().join("state"));
-    let (of, wrong) = (FileVersion { node: file.node, version: file.version() }, ChunkHash::of(b"another"));
+    let (of, wrong) = (FileVersion::of(file.node, file.version()), ChunkHash::of(b"another"));
     index.note(of, now(), ChunkIndex(1), wrong);
     index.close();
     drop(index);

@@ -75,7 +75,7 @@ async fn a_node_nobody_was_told_of_is_unknown() {
     let world = World::new(|_| {});
     let guest = world.client().await;
     let state = fs::metadata(world.folder.path()).unwrap();
-    let node = NodeId { device: state.dev(), inode: state.ino(), birth_ns: 0 };
+    let node = NodeId { inode: state.ino(), ..guest.root() };
     assert_eq!(code(guest.attributes(Request::GetAttributes { node }).await), ErrorCode::UnknownNode);
     assert_eq!(code(guest.lookup(node, b"state").await), ErrorCode::UnknownNode);
     assert_eq!(code(guest.list(node).await), ErrorCode::UnknownNode);

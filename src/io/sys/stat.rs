@@ -16,6 +16,9 @@ pub struct Timestamp {
     pub nanos: u32,
 }
 
+/// Both kinds of mount numbers: a kernel that has the unique one gives that.
+const MOUNT_IDS: libc::c_uint = libc::STATX_MNT_ID | libc::STATX_MNT_ID_UNIQUE;
+
 /// What `statx` says about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statx {
@@ -47,8 +50,10 @@ pub struct Statx {
     pub ctime: Timestamp,
     /// Creation; `None` where the file system does not keep it.
     pub btime: Option<Timestamp>,
-    /// Mount the file was reached through (reused after an unmount); `None` before Linux 5.8.
+    /// Mount the file was reached through; `None` before Linux 5.8.
     pub mount_id: Option<u64>,
+    /// Whether that number is never used again, as from Linux 6.8 on.
+    pub has_unique_mount_id: bool,
     /// `STATX_ATTR_*` bits that are set (immutable, append only, ...), those the file system does not know left out.
     pub attributes: u64,
 }
@@ -58,7 +63,7 @@ pub struct Statx {
 /// `flags` may hold `AT_SYMLINK_NOFOLLOW`, `AT_NO_AUTOMOUNT` and `AT_EMPTY_PATH` (with an empty path: of `dirfd`
 /// itself, which may be an `O_PATH` descriptor).
 pub fn statx(dirfd: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Result<Statx, Errno> {
-    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | MOUNT_IDS;
     let mut raw = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: `path` ends in NUL, `raw` is a writable `struct statx`, and both outlive the call.
     let code = unsafe { libc::statx(dirfd.as_raw_fd(), path.as_ptr(), flags.bits(), mask, raw.as_mut_ptr()) };
@@ -90,7 +95,8 @@ impl Statx {
             mtime: timestamp(&raw.stx_mtime),
             ctime: timestamp(&raw.stx_ctime),
             btime: has(libc::STATX_BTIME).then(|| timestamp(&raw.stx_btime)),
-            mount_id: has(libc::STATX_MNT_ID).then_some(raw.stx_mnt_id),
+            mount_id: has(MOUNT_IDS).then_some(raw.stx_mnt_id),
+            has_unique_mount_id: has(libc::STATX_MNT_ID_UNIQUE),
             attributes: raw.stx_attributes & raw.stx_attributes_mask,
         }
     }

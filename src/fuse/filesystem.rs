@@ -30,13 +30,14 @@ use crate::proto::{LockRange, SeekTarget, SetAttributes};
 /// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 
-/// Calls that only ask and answer: what the kernel sends behind the request, the reply, how it is filled, and from what.
+/// Calls that only ask and answer: by which signals they end, what the kernel sends behind the request, the
+/// reply, how it is filled, and from what.
 macro_rules! answered {
-    ($($call:ident($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
+    ($($call:ident[$ends_by:ident]($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
         fn $call(&self, request: &Request, $($argument: $type,)* reply: $reply) {
             tracing::trace!($(?$argument,)* stringify!($call));
             self.answer(
-                (request, EndsBy::Ending),
+                (request, EndsBy::$ends_by),
                 move |$fs| async move { $work.await },
                 move |answer| reply::$answer(stringify!($call), reply, answer),
             );
@@ -132,7 +133,7 @@ impl Filesystem for Glue {
             flushed.and(unlocked)
         };
         // Also of a program that is killed the host gets what was written, and its locks are given back.
-        self.answer_and_finish((request, EndsBy::Ending), work, move |done| {
+        self.answer_and_finish((request, EndsBy::EndingIfSilent), work, move |done| {
             reply::empty("flush", reply, done);
         });
     }
@@ -523,12 +524,12 @@ impl Filesystem for Glue {
     }
 
     answered! {
-        readlink(number: INodeNo) ReplyData => data, |fs| fs.readlink(inode(number));
-        statfs(_number: INodeNo) ReplyStatfs => statistics, |fs| fs.statfs();
-        access(number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
-        fsync(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
-        fsyncdir(_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);
-        copy_file_range(_number: INodeNo, from: FileHandle, offset: u64, _to: INodeNo, to: FileHandle, to_offset: u64, len: u64,
+        readlink[Ending](number: INodeNo) ReplyData => data, |fs| fs.readlink(inode(number));
+        statfs[Ending](_number: INodeNo) ReplyStatfs => statistics, |fs| fs.statfs();
+        access[Ending](number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
+        fsync[EndingIfSilent](_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
+        fsyncdir[EndingIfSilent](_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);
+        copy_file_range[Ending](_number: INodeNo, from: FileHandle, offset: u64, _to: INodeNo, to: FileHandle, to_offset: u64, len: u64,
             _flags: CopyFileRangeFlags) ReplyWrite => copied, |fs|
             fs.copy_range((from.0, ByteRange::new(offset, len.min(COPY_BYTES_MAX))), (to.0, to_offset));
     }

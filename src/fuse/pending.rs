@@ -3,6 +3,10 @@
 //! Pure: no I/O, no clock.
 
 use std::mem::replace;
+use std::time::Duration;
+
+/// How long a call takes at most where nothing is wrong.
+const LONG: Duration = Duration::from_secs(1);
 
 /// Signals that end a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +18,18 @@ pub(super) enum EndsBy {
     /// The same. A thread that waits for a page of a mapping goes on waiting unless it is killed: it would
     /// see the error as SIGBUS.
     EndingUnlessFault,
+    /// The same, but those that it handles only while the host does not answer: a database takes EINTR of
+    /// `fsync` for lost data.
+    EndingIfSilent,
     /// Those that kill the program: its call must not be repeated.
     Deadly,
+}
+
+impl EndsBy {
+    /// Returns `true` if a handled signal that asks the program to end may end its call.
+    pub(super) fn is_long(self, waited: Duration, host_answers: bool) -> bool {
+        !host_answers || self != Self::EndingIfSilent && waited >= LONG
+    }
 }
 
 /// `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` ask a program to end. Others that it handles (`SIGCHLD`,
@@ -171,7 +185,9 @@ mod tests {
     #[test]
     fn killed_threads_end_every_wait() {
         let killed = Signals { own: bit(libc::SIGKILL), ..NONE };
-        for ends_by in [EndsBy::Any, EndsBy::Ending, EndsBy::EndingUnlessFault, EndsBy::Deadly] {
+        for ends_by in
+            [EndsBy::Any, EndsBy::Ending, EndsBy::EndingUnlessFault, EndsBy::EndingIfSilent, EndsBy::Deadly]
+        {
             assert!(Wait::new(ends_by).look(killed, || false, || true), "{ends_by:?}");
         }
     }
@@ -191,6 +207,14 @@ mod tests {
             assert!(!ends(EndsBy::Ending, handled(signal), true, false));
             assert!(ends(EndsBy::Any, handled(signal), false, false));
         }
+    }
+
+    #[test]
+    fn a_sync_on_a_slow_link_is_not_interrupted() {
+        assert!(EndsBy::Ending.is_long(LONG, true) && !EndsBy::Ending.is_long(LONG / 2, true));
+        assert!(EndsBy::Ending.is_long(Duration::ZERO, false));
+        assert!(!EndsBy::EndingIfSilent.is_long(LONG * 100, true));
+        assert!(EndsBy::EndingIfSilent.is_long(Duration::ZERO, false));
     }
 
     #[test]

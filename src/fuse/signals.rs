@@ -33,9 +33,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Time between two looks of all calls together: a look takes some 20 µs of a processor.
 const LOOK_EVERY_ALL: Duration = Duration::from_millis(1);
 
-/// How long a call takes at most where nothing is wrong.
-const LONG: Duration = Duration::from_secs(1);
-
 /// Counts the calls of a mount that wait long enough to be looked at.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Looking(Arc<AtomicUsize>);
@@ -90,7 +87,7 @@ impl Waiter {
         let mut wait = Wait::new(self.ends_by);
         loop {
             let Some(status) = self.read("status") else { return std::future::pending().await };
-            let is_long = || begun.elapsed() >= LONG || !self.fs.is_connected();
+            let is_long = || self.ends_by.is_long(begun.elapsed(), self.fs.is_connected());
             let is_due = Signals::of(&status)
                 .is_some_and(|signals| wait.look(signals, is_long, || self.is_in_fault()));
             if is_due || self.closes && self.read("stat").is_some_and(|stat| pending::was_killed(&stat)) {

@@ -21,6 +21,51 @@ use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, OpenAccess, O
 /// How often a waiting question looks whether the link is still there. A person notices a quarter of a second.
 const LINK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Longest time from the lookup of a name in a walk to the request that follows it. The kernel sends it at once, but a machine
+/// may be busy; a second more than names are believed does no harm.
+pub(super) const WALK_MAX: Duration = Duration::from_secs(1);
+
+/// Nodes that the host holds for one operation, though their names have gone to others.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    fs: &'a FileSystem,
+    nodes: Vec<(NodeId, OpenId)>,
+}
+
+impl<'a> Held<'a> {
+    /// None yet.
+    pub(super) const fn new(fs: &'a FileSystem) -> Self {
+        Self { fs, nodes: Vec::new() }
+    }
+
+    /// Has the host hold a node; `false` where it has it no longer.
+    async fn hold(&mut self, node: NodeId) -> Result<bool, FsError> {
+        let open = OpenId(lock(&self.fs.files).reserve());
+        match self.fs.client.open(node, open, OpenAccess::NONE).await {
+            Ok(_) => {
+                self.nodes.push((node, open));
+                Ok(true)
+            }
+            Err(error) if Remedy::of(&error) == Remedy::Resolve => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    /// Nobody waits for the answer.
+    fn drop(&mut self) {
+        for (node, open) in self.nodes.drain(..) {
+            let client = Arc::clone(&self.fs.client);
+            self.fs.runtime.spawn(async move {
+                if let Err(error) = client.close(node, open).await {
+                    tracing::debug!(%error, "the host was not told to let a file go");
+                }
+            });
+        }
+    }
+}
+
 /// Recoveries under way, by inode.
 pub(super) type Recoveries = HashMap<Inode, Weak<AsyncMutex<()>>>;
 
@@ -35,13 +80,15 @@ impl FileSystem {
     where
         F: Future<Output = Result<T, CallError>>,
     {
-        let mut recovering = Recovering::within(self.config.patience, Instant::now());
+        let begun = Instant::now();
+        let mut recovering = Recovering::within(self.config.patience, begun);
+        let mut held = Held::new(self);
         loop {
             let (node, recoveries) = self.node_of(inode)?;
             match call(Arc::clone(&self.client), node).await {
                 Err(error) if Remedy::of(&error) == Remedy::Resolve => {
                     self.may_recover(&mut recovering, error)?;
-                    self.recover(inode, recoveries, &mut recovering).await?;
+                    self.find_again((inode, recoveries), begun, &mut recovering, &mut held).await?;
                 }
                 answer => return answer.map_err(FsError::from),
             }
@@ -56,6 +103,29 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let run = *self.client.runs().borrow();
         if recovering.may_go_on(run, Instant::now()) { Ok(()) } else { Err(error.into()) }
+    }
+
+    /// Sees to it that the host knows an inode with which somebody came at `begun`, though its path does not lead to it. Whoever
+    /// has just looked its name up acts on what he found: the host holds that for as long as `held` is there.
+    pub(super) async fn find_again(
+        &self,
+        (inode, recoveries): (Inode, u64),
+        begun: Instant,
+        recovering: &mut Recovering,
+        held: &mut Held<'_>,
+    ) -> Result<(), FsError> {
+        let node = {
+            let inodes = lock(&self.inodes);
+            let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
+            let may_be_held = record.opens == 0 && inodes.was_just_looked_up(inode, begun, WALK_MAX);
+            may_be_held.then(|| record.node())
+        };
+        if let Some(node) = node
+            && held.hold(node).await?
+        {
+            return Ok(());
+        }
+        self.recover(inode, recoveries, recovering).await
     }
 
     /// Waits for `answer`, but takes `copy` instead as soon as the host is known to be out of reach.
@@ -205,6 +275,7 @@ impl FileSystem {
         lock(&self.inodes).remove_name(parent, &name);
         if let Ok((node, _)) = self.node_of(parent) {
             lock(&self.recent).remove(node);
+            lock(&self.lookups).note_unsteady(node, &name, Instant::now());
         }
         self.events.send(FsEvent::InvalidateEntry { parent, name });
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ask::Held;
 use super::attributes::Learned;
 use super::error::Remedy;
 use super::files::{OpenRequest, Opened};
@@ -105,7 +106,13 @@ impl FileSystem {
     pub async fn link(&self, inode: Inode, parent: Inode, name: &[u8]) -> Result<Entry, FsError> {
         let name = checked(name)?;
         self.sent(inode).await?;
-        let link = |[node, parent]: [NodeId; 2]| Change::Link { node, parent, name: name.to_vec() };
+        let seen_as = self.seen_as(inode);
+        let link = |[node, parent]: [NodeId; 2]| Change::Link {
+            node,
+            seen_as: seen_as.clone(),
+            parent,
+            name: name.to_vec(),
+        };
         let (changed, learned) = self.change([inode, parent], &[parent], link).await?;
         Ok(self.enter(parent, &name, made(&changed)?, learned))
     }
@@ -123,6 +130,9 @@ impl FileSystem {
         let mut inodes = lock(&self.inodes);
         if removed.is_ok() {
             inodes.remove_name(parent, &name);
+            if let Some(inode) = inode {
+                inodes.name_taken(inode);
+            }
         }
         let is_told = removed.as_ref().is_ok_and(|(changed, _)| changed.node.is_some());
         if let Some(inode) = inode.filter(|_| !is_told) {
@@ -170,6 +180,7 @@ impl FileSystem {
         }
         inodes.remove_name(from, &from_name);
         inodes.remove_name(to, &to_name);
+        moved.into_iter().chain(replaced).for_each(|inode| inodes.name_taken(inode));
         if let Some(moved) = moved {
             inodes.rename(moved, to, &to_name);
         }
@@ -253,6 +264,7 @@ impl FileSystem {
         }
         // Each call ends by itself when its deadline is over; that of content has none.
         let mut recovering = Recovering::without_deadline();
+        let (begun, mut held) = (Instant::now(), Held::new(self));
         loop {
             let mut nodes = Vec::with_capacity(N);
             for inode in inodes {
@@ -263,7 +275,7 @@ impl FileSystem {
                 Err(error) if Remedy::of(&error) == Remedy::Resolve => {
                     self.may_recover(&mut recovering, error)?;
                     for (inode, (_, recoveries)) in inodes.iter().zip(&nodes) {
-                        self.recover(*inode, *recoveries, &mut recovering).await?;
+                        self.find_again((*inode, *recoveries), begun, &mut recovering, &mut held).await?;
                     }
                 }
                 answer => return answer.map_err(FsError::from),
@@ -282,6 +294,15 @@ impl FileSystem {
         for attributes in all {
             inodes.learn_own(*attributes, begun, completed);
         }
+    }
+
+    /// The directory and name by which a program has just reached a file, if it did so by name: what it has open is meant
+    /// itself.
+    fn seen_as(&self, inode: Inode) -> Option<(NodeId, Vec<u8>)> {
+        let inodes = lock(&self.inodes);
+        let (parent, name) = inodes.reached_by(inode)?;
+        let is_open = inodes.get(inode)?.opens > 0;
+        (!is_open).then_some((inodes.get(parent)?.node(), name.to_vec()))
     }
 
     /// Which node a name is known to name.

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::ask::WALK_MAX;
 use super::attributes::Learned;
 use super::inodes::Inode;
 use super::nodes::{Age, Lookup};
@@ -215,14 +216,16 @@ impl FileSystem {
     }
 
     /// Opens the file on the host and has its name checked on the way: within the time that a name holds here, another
-    /// file may have taken it.
+    /// file may have taken it. The kernel is told so then ([`FsError::Stale`]), and looks the name up.
     async fn open_on_host(
         &self,
         inode: Inode,
         open: OpenId,
         access: OpenAccess,
     ) -> Result<Attributes, FsError> {
-        let learned = Learned::by_asking(Instant::now());
+        let begun = Instant::now();
+        let learned = Learned::by_asking(begun);
+        let was_just_looked_up = lock(&self.inodes).was_just_looked_up(inode, begun, WALK_MAX);
         let opening = self.ask(inode, |client, node| async move { client.open(node, open, access).await });
         let (opened, name_holds) = tokio::join!(opening, self.name_holds(inode));
         let attributes = match opened {
@@ -236,7 +239,8 @@ impl FileSystem {
             let _steady = self.steady();
             self.learn(attributes, self.with_lease_of(learned, inode, &attributes));
         }
-        if !name_holds {
+        // Who has just looked the name up opens what he found, as on a local disk.
+        if !name_holds && !was_just_looked_up {
             self.forget_name_of(inode);
             self.close_on_host(attributes.node, open).await?;
             return Err(FsError::Stale);
@@ -248,7 +252,7 @@ impl FileSystem {
     async fn name_holds(&self, inode: Inode) -> bool {
         let (node, place) = {
             let inodes = lock(&self.inodes);
-            (inodes.get(inode).map(super::inodes::Record::node), inodes.newest_name(inode))
+            (inodes.get(inode).map(super::inodes::Record::node), inodes.reached_by(inode))
         };
         let Some((parent, name)) = place else { return true };
         let call = |client: Arc<dyn crate::client::Client>, directory| {

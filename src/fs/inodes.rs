@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attributes::Learned;
 use super::leases::LeaseId;
@@ -79,6 +79,10 @@ pub(super) struct Record {
     /// How often it had to be looked up again because the host did not know it.
     pub recoveries: u64,
     pub target: Option<Target>,
+    /// Until when the kernel may take a name for this file without looking it up; `None`: it was told to look each time.
+    pub believed_until: Option<Instant>,
+    /// The directory and name that the kernel was told last, unless this mount took that name away itself.
+    told: Option<(NodeId, Name)>,
     /// Set while its attributes are being asked for behind a reader's back.
     pub refreshing: Arc<AtomicBool>,
     lookups: u64,
@@ -215,6 +219,38 @@ impl InodeTable {
         record.attributes = attributes;
         record.learned = learned;
         differs.then_some(inode)
+    }
+
+    /// The kernel is told a name of the file, which holds until then.
+    pub(super) fn name_told(&mut self, inode: Inode, parent: Inode, name: &Name, until: Option<Instant>) {
+        let parent = self.records.get(&parent).map(Record::node);
+        if let Some(record) = self.records.get_mut(&inode) {
+            record.believed_until = until;
+            record.told = parent.map(|parent| (parent, Name::clone(name)));
+        }
+    }
+
+    /// This mount has taken a name of the file away, and the kernel knows it.
+    pub(super) fn name_taken(&mut self, inode: Inode) {
+        if let Some(record) = self.records.get_mut(&inode) {
+            (record.believed_until, record.told) = (None, None);
+        }
+    }
+
+    /// The directory and name by which a program has reached a file: the newest, or what the kernel was told last.
+    pub(super) fn reached_by(&self, inode: Inode) -> Option<(Inode, Name)> {
+        let told = || {
+            let (parent, name) = self.records.get(&inode)?.told.as_ref()?;
+            Some((*self.by_node.get(parent)?, Name::clone(name)))
+        };
+        self.newest_name(inode).or_else(told)
+    }
+
+    /// Whether whoever came with this inode at `now` must have looked its name up in the same walk, or came by no name.
+    /// A walk under way is not older than `walk`.
+    pub(super) fn was_just_looked_up(&self, inode: Inode, now: Instant, walk: Duration) -> bool {
+        let believed_until = self.records.get(&inode).and_then(|record| record.believed_until);
+        believed_until.is_none_or(|until| until + walk < now)
     }
 
     /// What is known of an inode's attributes holds no longer.
@@ -437,6 +473,8 @@ fn new_record(attributes: Attributes, learned: Learned) -> Record {
         epoch: 0,
         recoveries: 0,
         target: None,
+        believed_until: None,
+        told: None,
         refreshing: Arc::default(),
         lookups: 0,
         names: Vec::new(),

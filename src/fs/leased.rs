@@ -122,6 +122,7 @@ impl FileSystem {
         for (name, found) in change.entries {
             let name = Name::from(name);
             lock(&self.absences).remove(change.directory, &name);
+            lock(&self.lookups).forget_absent(change.directory, &name);
             self.renew_listed(change.directory, &name, found, learned);
             if let Some(parent) = parent {
                 self.renew_entry(parent, &name, found, lease);

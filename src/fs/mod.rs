@@ -6,7 +6,7 @@
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
 //! - `leases`, `absences` (pure), `leased`: what the host tells unasked, and how long things hold while it does
 //! - `recovering` (pure), `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
-//! - `nodes`: names and attributes; `kernel`: which attributes the kernel is told
+//! - `lookups` (pure), `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
 //! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced` (pure), `sending`, `write`: changes of content
@@ -42,6 +42,7 @@ mod kernel;
 mod leased;
 mod leases;
 mod locks;
+mod lookups;
 mod modify;
 mod nodes;
 mod offers;
@@ -98,6 +99,7 @@ use handles::Handles;
 use inodes::InodeTable;
 use leases::LeaseTable;
 use locks::Locks;
+use lookups::Lookups;
 use recent::Recent;
 use sending::Sending;
 use statistics::Statistics;
@@ -117,6 +119,7 @@ pub struct FileSystem {
     /// What all listings take in memory, in bytes.
     listings_bytes: Arc<AtomicUsize>,
     inodes: Mutex<InodeTable>,
+    lookups: Mutex<Lookups>,
     files: Mutex<Handles<OpenFile>>,
     directories: Mutex<Handles<OpenDirectory>>,
     leases: Mutex<LeaseTable>,
@@ -167,6 +170,7 @@ impl FileSystem {
             recent: Mutex::default(),
             listings_bytes: Arc::default(),
             inodes: Mutex::new(InodeTable::new(root, Instant::now())),
+            lookups: Mutex::default(),
             files: Mutex::default(),
             directories: Mutex::default(),
             leases: Mutex::default(),

@@ -52,11 +52,12 @@ impl FileSystem {
             return Err(FsError::NameTooLong(name.len()));
         }
         let name = Name::from(name);
-        if let Some(known) = self.lookup_copy(parent, &name, Age::Fresh) {
+        let is_steady = !self.is_unsteady(parent, &name);
+        if is_steady && let Some(known) = self.lookup_copy(parent, &name, Age::Fresh) {
             return Ok(known);
         }
         let answer = async {
-            if let Some(known) = self.lookup_with_next(parent, &name).await? {
+            if is_steady && let Some(known) = self.lookup_with_next(parent, &name).await? {
                 return Ok(known);
             }
             self.watch_walk(parent);
@@ -181,11 +182,15 @@ impl FileSystem {
         inodes.set_lease_of_name(parent, name, learned.lease);
         let (attributes, attributes_ttl) = self.told(&mut inodes, inode).expect("it was just remembered");
         let now = Instant::now();
-        let entry_ttl = if inodes.is_before_own_change(parent, learned.asked) {
+        let is_unsteady = inodes
+            .get(parent)
+            .is_some_and(|directory| lock(&self.lookups).is_unsteady(directory.node(), name, now));
+        let entry_ttl = if is_unsteady || inodes.is_before_own_change(parent, learned.asked) {
             Duration::ZERO
         } else {
             self.entry_left(learned, now)
         };
+        inodes.name_told(inode, parent, name, (!entry_ttl.is_zero()).then(|| now + entry_ttl));
         let (attributes, is_shown) = self.config.ownership.present_listed(attributes);
         let for_shown = |ttl| if is_shown { ttl } else { Duration::ZERO };
         Entry {
@@ -284,6 +289,9 @@ impl FileSystem {
                     return Ok(Lookup::Absent { ttl: Duration::ZERO });
                 }
                 inodes.remove_name(parent, name);
+                if let Some(directory) = inodes.get(parent) {
+                    lock(&self.lookups).note_absent(directory.node(), name, learned);
+                }
                 Ok(Lookup::Absent { ttl: self.absence_left(learned, Instant::now()) })
             }
             Err(error) => Err(error),
@@ -301,8 +309,15 @@ impl FileSystem {
             return Some(known);
         }
         let (directory, _) = self.node_of(parent).ok()?;
-        let Some(known) = lock(&self.recent).find(directory, name) else {
-            return self.leased_absence(parent, directory, name, now);
+        let listed = lock(&self.recent).find(directory, name);
+        let known = match listed.or_else(|| self.known_absent(parent, name).map(Known::Absent)) {
+            Some(Known::Absent(learned))
+                if age == Age::Fresh && self.absence_left(learned, now).is_zero() =>
+            {
+                return self.leased_absence(parent, directory, name, now);
+            }
+            Some(known) => known,
+            None => return self.leased_absence(parent, directory, name, now),
         };
         let answer = match known {
             Known::Entry(listed) => {
@@ -351,6 +366,19 @@ impl FileSystem {
         let leases = lock(&self.leases);
         leases.covers_entry(inodes.lease_of_name(parent, name), now)
             && leases.covers_attributes(record.learned.lease, &record.attributes, now)
+    }
+
+    /// When the host said that there is no such name, if nothing was changed here since.
+    fn known_absent(&self, parent: Inode, name: &Name) -> Option<Learned> {
+        let inodes = lock(&self.inodes);
+        let learned = lock(&self.lookups).absent(inodes.get(parent)?.node(), name)?;
+        (!inodes.is_before_own_change(parent, learned.asked)).then_some(learned)
+    }
+
+    /// Whether a name was found in other hands lately.
+    fn is_unsteady(&self, parent: Inode, name: &Name) -> bool {
+        let Ok((directory, _)) = self.node_of(parent) else { return false };
+        lock(&self.lookups).is_unsteady(directory, name, Instant::now())
     }
 
     fn lookup_among_inodes(&self, parent: Inode, name: &Name) -> Option<Lookup> {

@@ -2,9 +2,9 @@
 //!
 //! Mount points below the folder are crossed: they are part of what its owner sees there.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
@@ -32,7 +32,12 @@ pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> R
     open_short(folder.as_ref().map_or(root, AsFd::as_fd), path, flags)
 }
 
-/// Opens the same for a moment, without ever waiting: only what the kernel finds in memory, on `root`'s own file system.
+/// Opens the entry `name`, one checked name, of a folder as it is, a link as a link.
+pub(super) fn open_entry(folder: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    openat(folder, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Opens what `path` leads to below `root`, as [`open_beneath`] does, without ever waiting: only what the kernel finds in memory, on `root`'s own file system.
 ///
 /// `Some(ENOENT)` says that the kernel remembers that there is nothing. `None` says nothing at all: ask in a place that
 /// may wait. The kernel has this since Linux 5.12; it is a shortcut and never the only way.
@@ -103,6 +108,22 @@ fn is_in(folder: &[u8], path: &[u8]) -> bool {
 /// The name that `/proc` has for a descriptor, for calls that take paths only.
 pub(super) fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Opens what a descriptor stands for once more, by the path that it has below `root` now; `None` where that is not below it.
+///
+/// The path that the kernel tells is a hint: what is opened was reached from `root` alone, and may be something else.
+pub(super) fn open_where_it_is(root: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let path = |fd| readlink(proc_path(fd).as_str()).ok();
+    let (root_path, path) = (path(root)?, path(fd)?);
+    let below = below(root_path.as_bytes(), path.as_bytes())?;
+    open_beneath(root, below, OFlag::O_PATH).ok()
+}
+
+/// Returns what of `path` lies below `root`, both absolute; not `root` itself.
+fn below<'a>(root: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+    let root = root.strip_suffix(b"/").unwrap_or(root);
+    path.strip_prefix(root)?.strip_prefix(b"/").filter(|rest| !rest.is_empty())
 }
 
 fn open_short(at: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
@@ -216,6 +237,37 @@ mod tests {
         }
         for path in [b"..".as_slice(), b"../secret", b"up/secret", b"/etc/passwd", b"a/within/file"] {
             assert!(!matches!(open_if_in_memory(root.as_fd(), path), Some(Ok(_))), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_moved_is_found_where_it_is_as_long_as_that_is_below() {
+        let (folder, root) = tree();
+        let moved = open_beneath(root.as_fd(), b"a/b", OFlag::O_PATH).unwrap();
+        let same = |found: Option<OwnedFd>| {
+            found.map(|found| fstat(&found).unwrap().st_ino) == Some(fstat(&moved).unwrap().st_ino)
+        };
+        assert!(same(open_where_it_is(root.as_fd(), moved.as_fd())));
+        fs::rename(folder.path().join("export/a/b"), folder.path().join("export/c")).unwrap();
+        assert!(same(open_where_it_is(root.as_fd(), moved.as_fd())));
+        fs::rename(folder.path().join("export"), folder.path().join("elsewhere")).unwrap();
+        assert!(same(open_where_it_is(root.as_fd(), moved.as_fd())));
+        fs::rename(folder.path().join("elsewhere/c"), folder.path().join("elsewhere-c")).unwrap();
+        assert!(open_where_it_is(root.as_fd(), moved.as_fd()).is_none());
+        assert!(open_where_it_is(root.as_fd(), root.as_fd()).is_none());
+    }
+
+    #[test]
+    fn below_a_folder_is_what_its_whole_path_begins() {
+        for (root, path, expected) in [
+            ("/a", "/a/b/c", Some("b/c")),
+            ("/", "/a", Some("a")),
+            ("/a", "/ab", None),
+            ("/a", "/a", None),
+            ("/a", "/", None),
+            ("/", "/", None),
+        ] {
+            assert_eq!(below(root.as_bytes(), path.as_bytes()), expected.map(str::as_bytes));
         }
     }
 

@@ -95,11 +95,11 @@ fn lookup_many(session: &Session, parent: NodeId, names: &[Vec<u8>]) -> Result<R
     }
     // So that an error of the directory is not taken for one of its entries.
     session.tree.folder(parent)?;
-    Ok(Reply::Entries(names.iter().map(|name| session.tree.lookup(parent, name).ok()).collect()))
+    Ok(Reply::Entries(names.iter().map(|name| session.tree.look(parent, name).ok()).collect()))
 }
 
 fn read_link(session: &Session, node: NodeId) -> Result<Reply, WireError> {
-    let (reached, found) = session.reach(node)?;
+    let (reached, found) = session.reach_to_ask(node)?;
     if found.kind != FileKind::Symlink {
         return Err(WireError::system(Errno::EINVAL));
     }
@@ -107,7 +107,7 @@ fn read_link(session: &Session, node: NodeId) -> Result<Reply, WireError> {
 }
 
 fn fs_statistics(session: &Session, node: NodeId) -> Result<Reply, WireError> {
-    let (reached, _) = session.reach(node)?;
+    let (reached, _) = session.reach_to_ask(node)?;
     let found = fstatvfs(&reached).map_err(system_error)?;
     Ok(Reply::FsStatistics(FsStatistics {
         // statvfs counts its blocks in fragments.
@@ -130,12 +130,12 @@ fn get_xattr(session: &Session, node: NodeId, name: Vec<u8>) -> Result<Reply, Wi
     }
     let name = CString::new(name)
         .map_err(|_| WireError::new(ErrorCode::Malformed, "an attribute's name holds a NUL"))?;
-    let (reached, _) = session.reach(node)?;
+    let (reached, _) = session.reach_to_ask(node)?;
     sys::get_xattr(XattrTarget::Fd(reached.as_fd()), &name).map(Reply::Bytes).map_err(system_error)
 }
 
 fn list_xattr(session: &Session, node: NodeId) -> Result<Reply, WireError> {
-    let (reached, _) = session.reach(node)?;
+    let (reached, _) = session.reach_to_ask(node)?;
     attributes::xattr_names(XattrTarget::Fd(reached.as_fd())).map(Reply::Bytes)
 }
 
@@ -146,7 +146,7 @@ fn access(session: &Session, read_only: bool, node: NodeId, mask: u8) -> Result<
     if read_only && wanted.contains(AccessFlags::W_OK) {
         return Err(WireError::system(Errno::EROFS));
     }
-    let (reached, _) = session.reach(node)?;
+    let (reached, _) = session.reach_to_ask(node)?;
     faccessat(AT_FDCWD, proc_path(reached.as_fd()).as_str(), wanted, AtFlags::AT_EACCESS)
         .map(|()| Reply::Done)
         .map_err(system_error)

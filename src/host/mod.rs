@@ -38,6 +38,7 @@ mod exports;
 mod file_systems;
 mod greeting;
 mod handles;
+mod held;
 mod index;
 mod keeping;
 mod keys;
@@ -107,8 +108,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// How long clients may take to be told of the end.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Descriptors kept open between requests.
-const HANDLES_MAX: usize = 1024;
+/// Descriptors of each kind that are kept open between requests: files, folders, and what was just looked up.
+const HANDLES_MAX: usize = 4096;
 
 /// Connections that were let in, or will be as their key is known.
 const CONNECTIONS_MAX: usize = 1024;
@@ -452,7 +453,7 @@ async fn accept(core: Arc<Core>, endpoint: Endpoint, ending: watch::Receiver<boo
 /// How many descriptors are for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Descriptors {
-    /// Kept open between requests.
+    /// Of each of three kinds, kept open between requests.
     handles: usize,
     /// Open files of all clients.
     files: usize,
@@ -467,7 +468,7 @@ impl Descriptors {
     /// left serves requests under way and the daemon itself.
     fn of(limit: usize) -> Self {
         Self {
-            handles: HANDLES_MAX.min(limit / 8),
+            handles: HANDLES_MAX.min(limit / 24),
             files: limit / 2,
             connections: CONNECTIONS_MAX.min(limit / 8),
             strangers: STRANGERS_MAX.min(limit / 32).max(4),
@@ -494,7 +495,7 @@ mod descriptor_tests {
     fn what_clients_may_hold_leaves_descriptors_for_requests_and_the_daemon() {
         for limit in [256, 1_024, 4_096, 1 << 20] {
             let Descriptors { handles, files, connections, strangers } = Descriptors::of(limit);
-            assert!(handles + files + connections + strangers <= limit - limit / 8, "{limit}");
+            assert!(3 * handles + files + connections + strangers <= limit - limit / 8, "{limit}");
             assert!(files >= limit / 4 && connections > 0);
         }
     }

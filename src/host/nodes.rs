@@ -19,7 +19,7 @@ pub(super) const NODES_MAX: usize = 1_000_000;
 ///
 /// Twice what fits the longest path Linux takes in one call. Also what ends the walk when directories that were moved
 /// into each other left a circle behind.
-const DEPTH_MAX: usize = 4096;
+pub(super) const DEPTH_MAX: usize = 4096;
 
 /// Which tree: one export, or one directory of it, as clients mount it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,6 +80,11 @@ impl NodeTable {
     /// The name under which `node` was seen last.
     pub(super) fn name(&mut self, tree: TreeId, node: NodeId) -> Option<Box<[u8]>> {
         self.places.get(&(tree, node)).map(|place| place.name.clone())
+    }
+
+    /// The folder in which `node` was seen last, and its name there.
+    pub(super) fn place(&mut self, tree: TreeId, node: NodeId) -> Option<(NodeId, Box<[u8]>)> {
+        self.places.get(&(tree, node)).map(|place| (place.parent, place.name.clone()))
     }
 
     /// How many nodes are known.

@@ -183,6 +183,19 @@ impl Session {
         Ok((reached, found))
     }
 
+    /// The same, also of what was looked up lately and bears its name no more: for questions, not for changes. Blocks.
+    pub(super) fn reach_to_ask(&self, node: NodeId) -> Result<(Reached, Attributes), WireError> {
+        let (reached, found) = match self.held(node) {
+            Some(handle) => (Reached::Handle(handle), None),
+            None => self.tree.reach_named_or_held(node)?,
+        };
+        let found = match found {
+            Some(found) => found,
+            None => attributes::of_open(reached.as_fd())?,
+        };
+        Ok((reached, found))
+    }
+
     /// A regular file, open for reading, if that takes no opening.
     pub(super) fn file_at_hand(&self, node: NodeId) -> Option<Arc<Handle>> {
         self.held(node).filter(|held| held.access.reads).or_else(|| self.tree.file_at_hand(node))
@@ -192,7 +205,7 @@ impl Session {
     pub(super) fn file(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
         match self.held(node).filter(|held| held.access.reads) {
             Some(held) => Ok(held),
-            None => self.tree.file(node),
+            None => self.tree.named_or_held_file(node),
         }
     }
 
@@ -206,11 +219,11 @@ impl Session {
         const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
         match self.held(node) {
             Some(held) if held.access.writes => Ok(held),
-            Some(held) => {
+            Some(held) if held.is_file => {
                 let (fd, access) = open_for(held.file.as_fd(), WRITE).map_err(system_error)?;
                 Ok(Handle::file(fd, node, access))
             }
-            None => self.tree.open_by_path(node, WRITE).map(|(handle, _)| handle),
+            _ => self.tree.open_by_path(node, WRITE).map(|(handle, _)| handle),
         }
     }
 
@@ -222,8 +235,8 @@ impl Session {
     ) -> Result<(OwnedFd, OpenAccess), WireError> {
         const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
         let reached = match self.held(node) {
-            Some(handle) => Reached::Handle(handle),
-            None => self.tree.reach_file_by_path(node)?.0,
+            Some(handle) if handle.is_file => Reached::Handle(handle),
+            _ => self.tree.reach_file_by_path(node)?.0,
         };
         if writes && let Ok(opened) = open_for(reached.as_fd(), WRITE) {
             return Ok(opened);
@@ -243,15 +256,18 @@ impl Session {
             // Its answer was lost; the name may have been lost since.
             return handle.attributes();
         }
+        if access == OpenAccess::NONE {
+            return self.hold_as_it_is(node, open);
+        }
         // Kept here until it is held once more: the last of the others may be closed meanwhile.
         let opened = match self.held(node) {
             // No path leads to it any more, so none can lead elsewhere.
-            Some(held) if held.attributes()?.links == 0 => open_again(held, access),
+            Some(held) if held.is_file && held.attributes()?.links == 0 => open_again(held, access),
             Some(held) if !held.access.covers(access) => {
-                self.tree.open_by_path(node, held.access.and(access))
+                self.tree.open_named_or_held(node, held.access.and(access))
             }
             // Opened anew also where it is held already: rights may have changed since.
-            _ => self.tree.open_by_path(node, access),
+            _ => self.tree.open_named_or_held(node, access),
         };
         let (handle, found) = match opened {
             // Only content can outlive its name; of everything else there is nothing to hold.
@@ -259,6 +275,17 @@ impl Session {
                 return self.tree.attributes(node);
             }
             opened => opened?,
+        };
+        self.hold(node, open, handle)?;
+        Ok(found)
+    }
+
+    /// Holds any node without opening it, also one that was looked up lately and bears its name no more.
+    fn hold_as_it_is(&self, node: NodeId, open: OpenId) -> Result<Attributes, WireError> {
+        let held = self.held(node).map(|held| held.attributes().map(|found| (held, found)));
+        let (handle, found) = match held.or_else(|| self.tree.held_handle(node)) {
+            Some(held) => held?,
+            None => return self.tree.attributes(node),
         };
         self.hold(node, open, handle)?;
         Ok(found)

@@ -1,5 +1,8 @@
 //! A folder as its clients see it: from nodes to descriptors, none of which ever lies outside.
 //!
+//! A node is found by its path: the names under which it and the folders above it were seen last. Folders are kept open
+//! besides, so that a folder which was renamed is still the same folder; see [`super::held`].
+//!
 //! Everything here blocks for as long as the disk does.
 
 use std::ffi::CString;
@@ -14,8 +17,9 @@ use nix::fcntl::OFlag;
 use nix::sys::statfs::{self, FsType, fstatfs};
 
 use super::attributes::{self, system_error, unknown_node};
-use super::confine::{lies_in, open_beneath, open_for, open_if_in_memory};
-use super::handles::HandleCache;
+use super::confine::{lies_in, open_beneath, open_entry, open_for, open_if_in_memory};
+use super::handles::{HANDLE_FRESH, HandleCache, Kept};
+use super::held::or_held;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
 use super::places::{Place, Places};
 use crate::chunk::ChunkHash;
@@ -41,6 +45,8 @@ pub(super) struct Handle {
     pub(super) node: NodeId,
     /// Whether it is a folder.
     pub(super) is_folder: bool,
+    /// Whether it is a regular file.
+    pub(super) is_file: bool,
     /// Whether its attributes can be asked for without waiting.
     pub(super) is_local: bool,
     /// For what it is open, where it is a file.
@@ -54,21 +60,28 @@ pub(super) struct Handle {
 const INSIDE_KEEP: Duration = Duration::from_secs(1);
 
 impl Handle {
-    fn folder(fd: OwnedFd, node: NodeId) -> Arc<Self> {
-        Self::new(fd, node, true, OpenAccess { reads: false, writes: false })
+    /// A folder, as an `O_PATH` descriptor.
+    pub(super) fn folder(fd: OwnedFd, node: NodeId) -> Arc<Self> {
+        Self::new(fd, (node, FileKind::Directory), OpenAccess::NONE)
+    }
+
+    /// Anything else than a folder, as an `O_PATH` descriptor: good for asking about it and for changing its attributes.
+    pub(super) fn path(fd: OwnedFd, node: NodeId, kind: FileKind) -> Arc<Self> {
+        Self::new(fd, (node, kind), OpenAccess::NONE)
     }
 
     /// A regular file that is open for `access`.
     pub(super) fn file(fd: OwnedFd, node: NodeId, access: OpenAccess) -> Arc<Self> {
-        Self::new(fd, node, false, access)
+        Self::new(fd, (node, FileKind::Regular), access)
     }
 
-    fn new(fd: OwnedFd, node: NodeId, is_folder: bool, access: OpenAccess) -> Arc<Self> {
+    fn new(fd: OwnedFd, (node, kind): (NodeId, FileKind), access: OpenAccess) -> Arc<Self> {
         let is_local = fstatfs(&fd).is_ok_and(|found| LOCAL_FILE_SYSTEMS.contains(&found.filesystem_type()));
         Arc::new(Self {
             file: Arc::new(File::from(fd)),
             node,
-            is_folder,
+            is_folder: kind == FileKind::Directory,
+            is_file: kind == FileKind::Regular,
             is_local,
             access,
             appending: Mutex::default(),
@@ -127,18 +140,25 @@ impl AsFd for Reached {
 /// What is known of the nodes of all trees.
 #[derive(Debug)]
 pub(super) struct Known {
-    nodes: Mutex<NodeTable>,
+    pub(super) nodes: Mutex<NodeTable>,
+    /// Files that were opened for reading lately.
     handles: Mutex<HandleCache<Handle>>,
+    /// Folders, for as long as there is room.
+    pub(super) folders: Mutex<HandleCache<Handle>>,
+    /// What else was looked up lately, as `O_PATH` descriptors: who looked a name up acts on what he found.
+    pub(super) pins: Mutex<HandleCache<OwnedFd>>,
     places: Mutex<Places>,
     trees: AtomicU64,
 }
 
 impl Known {
-    /// Nothing yet; at most `handles_max` descriptors are kept open.
+    /// Nothing yet; at most `handles_max` descriptors of each kind are kept open.
     pub(super) fn new(handles_max: usize) -> Self {
         Self {
             nodes: Mutex::new(NodeTable::new(NODES_MAX)),
             handles: Mutex::new(HandleCache::new(handles_max)),
+            folders: Mutex::new(HandleCache::new(handles_max)),
+            pins: Mutex::new(HandleCache::new(handles_max)),
             places: Mutex::default(),
             trees: AtomicU64::new(0),
         }
@@ -147,6 +167,8 @@ impl Known {
     /// Closes what was not used lately.
     pub(super) fn expire(&self, now: Instant) {
         lock(&self.handles).expire(now);
+        lock(&self.folders).expire(now);
+        lock(&self.pins).expire(now);
     }
 
     /// How many nodes are known.
@@ -158,9 +180,17 @@ impl Known {
 /// One folder and everything below it.
 #[derive(Debug)]
 pub(super) struct Tree {
-    id: TreeId,
-    root: Arc<Handle>,
-    known: Arc<Known>,
+    pub(super) id: TreeId,
+    pub(super) root: Arc<Handle>,
+    pub(super) known: Arc<Known>,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        lock(&self.known.handles).forget_tree(self.id);
+        lock(&self.known.folders).forget_tree(self.id);
+        lock(&self.known.pins).forget_tree(self.id);
+    }
 }
 
 impl Tree {
@@ -191,8 +221,19 @@ impl Tree {
         self.root.node
     }
 
-    /// The attributes of the entry `name` of `parent`; its node is known from then on.
+    /// The attributes of the entry `name` of `parent`; its node is known from then on, and held for a while.
     pub(super) fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
+        let c_name = check_name(name)?;
+        let folder = self.folder(parent)?;
+        let fd = open_entry(folder.file.as_fd(), &c_name).map_err(system_error)?;
+        let found = attributes::of_open(fd.as_fd())?;
+        self.record(parent, [(found.node, name)]);
+        self.hold(fd, &found);
+        Ok(found)
+    }
+
+    /// The same without holding it.
+    pub(super) fn look(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
         let c_name = check_name(name)?;
         let folder = self.folder(parent)?;
         let found = attributes::of_entry(folder.file.as_fd(), &c_name)?;
@@ -236,8 +277,8 @@ impl Tree {
 
     /// A folder, as a place to look names up from. ENOTDIR where it is something else.
     pub(super) fn folder(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
-        if let Some(handle) = self.kept(node) {
-            return if handle.is_folder { Ok(handle) } else { Err(system_error(Errno::ENOTDIR)) };
+        if let Some(handle) = self.kept_folder(node) {
+            return Ok(handle);
         }
         match self.reach_by_path(node)? {
             (Reached::Handle(handle), _) => Ok(handle),
@@ -260,6 +301,23 @@ impl Tree {
             Some(handle) => Ok(handle),
             None => self.open_by_path(node, OpenAccess::READ).map(|(handle, _)| handle),
         }
+    }
+
+    /// The same, also of what was looked up lately and bears its name no more.
+    pub(super) fn named_or_held_file(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
+        or_held(self.file(node), || {
+            self.open_held(node, OpenAccess::READ).map(|opened| opened.map(|(handle, _)| handle))
+        })
+    }
+
+    /// A regular file and its attributes: by its path, or, where that leads elsewhere by now, what was looked up lately.
+    pub(super) fn open_named_or_held(
+        &self,
+        node: NodeId,
+        access: OpenAccess,
+    ) -> Result<(Arc<Handle>, Attributes), WireError> {
+        let opened = self.open_by_path(node, access);
+        or_held(opened, || self.open_held(node, access))
     }
 
     /// A regular file that is open already.
@@ -310,18 +368,22 @@ impl Tree {
         if found.links == 0 && node != self.root.node { Err(unknown_node()) } else { Ok(found) }
     }
 
-    /// Any node by its path; folders are kept.
+    /// Any node by its name, whatever was renamed above it; folders also where they were moved. Folders are kept.
     pub(super) fn reach_by_path(&self, node: NodeId) -> Result<(Reached, Attributes), WireError> {
         if node == self.root.node {
             return Ok((Reached::Handle(Arc::clone(&self.root)), self.root()?));
         }
+        or_held(self.reach_by_whole_path(node), || self.reach_moved(node))
+    }
+
+    fn reach_by_whole_path(&self, node: NodeId) -> Result<(Reached, Attributes), WireError> {
         let path = lock(&self.known.nodes).path(self.id, self.root.node, node).ok_or_else(unknown_node)?;
         let fd = open_beneath(self.root.file.as_fd(), &path, OFlag::O_PATH).map_err(gone_or_system)?;
         self.recognise(fd, node)
     }
 
     /// Whether what was found at a node's path is that node; folders are kept.
-    fn recognise(&self, fd: OwnedFd, node: NodeId) -> Result<(Reached, Attributes), WireError> {
+    pub(super) fn recognise(&self, fd: OwnedFd, node: NodeId) -> Result<(Reached, Attributes), WireError> {
         let found = attributes::of_open(fd.as_fd())?;
         if found.node != node {
             return Err(unknown_node());
@@ -345,11 +407,13 @@ impl Tree {
         if !folder.is_folder {
             return None;
         }
-        let found = match open_if_in_memory(folder.file.as_fd(), name)? {
-            Ok(fd) => attributes::of_open(fd.as_fd()).ok()?,
+        let fd = match open_if_in_memory(folder.file.as_fd(), name)? {
+            Ok(fd) => fd,
             Err(errno) => return Some(Err(system_error(errno))),
         };
+        let found = attributes::of_open(fd.as_fd()).ok()?;
         self.record(parent, [(found.node, name)]);
+        self.hold(fd, &found);
         Some(Ok(found))
     }
 
@@ -374,16 +438,28 @@ impl Tree {
     }
 
     fn kept(&self, node: NodeId) -> Option<Arc<Handle>> {
+        let now = Instant::now();
+        let file = lock(&self.known.handles).get(self.id, node, now).and_then(Kept::fresh);
+        let file = file.filter(|handle| handle.lies_in(&self.root, now));
+        file.or_else(|| self.kept_folder(node))
+    }
+
+    fn kept_folder(&self, node: NodeId) -> Option<Arc<Handle>> {
         if node == self.root.node {
             return Some(Arc::clone(&self.root));
         }
         let now = Instant::now();
-        let kept = lock(&self.known.handles).get(self.id, node, now);
+        let kept = lock(&self.known.folders).get(self.id, node, now).and_then(Kept::fresh);
         kept.filter(|handle| handle.lies_in(&self.root, now))
     }
 
-    fn keep(&self, handle: &Arc<Handle>) {
-        lock(&self.known.handles).put(self.id, handle.node, Arc::clone(handle), Instant::now());
+    pub(super) fn keep(&self, handle: &Arc<Handle>) {
+        let (cache, keep) = if handle.is_folder {
+            (&self.known.folders, self.keep_of(handle.node))
+        } else {
+            (&self.known.handles, Some(HANDLE_FRESH))
+        };
+        lock(cache).put(self.id, handle.node, Arc::clone(handle), Instant::now(), keep);
     }
 }
 
@@ -408,6 +484,6 @@ fn gone_or_system(errno: Errno) -> WireError {
 }
 
 /// A panic while the lock was held leaves a table of hints, which is as good as before.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

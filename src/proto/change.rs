@@ -68,6 +68,10 @@ impl OpenAccess {
     /// For reading only.
     pub const READ: Self = Self { reads: true, writes: false };
 
+    /// For neither: the node is held as it is, whatever it is and whoever may read it, so that it can still be asked
+    /// about and have its attributes changed after its name went to another.
+    pub const NONE: Self = Self { reads: false, writes: false };
+
     /// Whether who is let in so may also do what `other` wants.
     pub const fn covers(self, other: Self) -> bool {
         (self.reads || !other.reads) && (self.writes || !other.writes)
@@ -209,6 +213,9 @@ pub enum Change {
     Link {
         /// Of what.
         node: NodeId,
+        /// The directory and name under which it was last seen. Where the node is no longer there, what bears that name
+        /// now gets the new one, as by a call that begins a moment later. `None` where that very node is meant.
+        seen_as: Option<(NodeId, Vec<u8>)>,
         /// In which directory.
         parent: NodeId,
         /// One name.

@@ -21,6 +21,7 @@ mod owners;
 mod programs;
 mod reading;
 mod relay;
+mod renaming;
 mod rights;
 mod store;
 mod suites;

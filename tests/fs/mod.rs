@@ -13,6 +13,7 @@ mod names;
 mod owners;
 mod reading;
 mod recalled;
+mod replacing;
 mod restart;
 mod warming;
 mod writing;

@@ -38,7 +38,10 @@ impl Tree {
             Request::Ping => Ok(Reply::Done),
             Request::Lookup { parent, name } => self.lookup(*parent, name).map(Reply::Attributes),
             Request::LookupMany { parent, names } => self.lookup_many(*parent, names),
-            Request::GetAttributes { node } => self.get_attributes(*node).map(Reply::Attributes),
+            Request::GetAttributes { node } => {
+                self.found(client, *node)?;
+                self.get_attributes(*node).map(Reply::Attributes)
+            }
             Request::ReadLink { node } => self.read_link(*node),
             Request::StatFs { node } => self.node(*node).map(|_| Reply::FsStatistics(STATISTICS)),
             Request::GetXattr { node, name } => self.get_xattr(*node, name),
@@ -82,7 +85,9 @@ impl Tree {
             .filter_map(|(name, id)| Some((name, self.attributes(*id)?)))
             .map(|(name, attributes)| DirectoryEntry { name: name.clone(), attributes })
             .collect();
-        self.known.extend(listed.iter().map(|entry| entry.attributes.node));
+        for entry in &listed {
+            self.see(node, &entry.name, entry.attributes.node);
+        }
         Ok(listed)
     }
 
@@ -177,7 +182,8 @@ impl Tree {
 
     fn lookup(&mut self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
         let id = self.child(parent, name)?.ok_or(system(Errno::ENOENT))?;
-        self.known.insert(id);
+        self.see(parent, name, id);
+        self.pin(id);
         self.get_attributes(id)
     }
 
@@ -209,6 +215,9 @@ impl Tree {
 
     fn open(&mut self, id: NodeId, open: Opener, access: OpenAccess) -> Result<Reply, WireError> {
         let directory = self.node(id)?.body.kind() == FileKind::Directory;
+        if directory && access == OpenAccess::NONE {
+            return self.get_attributes(id).map(Reply::Attributes);
+        }
         if directory {
             return Err(system(Errno::EISDIR));
         }
@@ -260,10 +269,14 @@ impl Tree {
     }
 
     pub(super) fn node(&self, id: NodeId) -> Result<&Node, WireError> {
-        if !self.known.contains(&id) {
-            return Err(WireError::new(ErrorCode::UnknownNode, ""));
-        }
-        self.nodes.get(&id).ok_or(system(Errno::ESTALE))
+        let known = self.known.contains(&id).then(|| self.nodes.get(&id)).flatten();
+        known.ok_or_else(|| WireError::new(ErrorCode::UnknownNode, ""))
+    }
+
+    /// What changes a node goes by its name, unless this client holds it.
+    pub(super) fn found(&self, client: u64, id: NodeId) -> Result<(), WireError> {
+        self.node(id)?;
+        if self.is_found(client, id) { Ok(()) } else { Err(WireError::new(ErrorCode::UnknownNode, "")) }
     }
 }
 

@@ -15,6 +15,12 @@ use crate::proto::{
 impl Tree {
     /// Changes something for a client.
     pub(super) fn change(&mut self, client: u64, change: &Change, boot: BootId) -> Result<Reply, WireError> {
+        if let Change::SetAttributes { node, .. }
+        | Change::SetXattr { node, .. }
+        | Change::RemoveXattr { node, .. } = change
+        {
+            self.found(client, *node)?;
+        }
         let changed = match change {
             Change::Create { parent, name, permissions, caller, open, access, exclusive, truncate } => {
                 let permissions = permissions & !caller.umask;
@@ -46,7 +52,9 @@ impl Tree {
             Change::MakeSymlink { parent, name, target, .. } => {
                 self.make(*parent, name, Body::Symlink(target.clone()), 0o777)?
             }
-            Change::Link { node, parent, name } => self.link_node(*node, *parent, name)?,
+            Change::Link { node, seen_as, parent, name } => {
+                self.link_node(client, *node, seen_as.as_ref(), *parent, name)?
+            }
             Change::Remove { parent, name, directory, .. } => self.remove(*parent, name, *directory)?,
             Change::Rename { from_parent, from_name, to_parent, to_name, how, .. } => {
                 self.rename_entry((*from_parent, from_name), (*to_parent, to_name), *how)?
@@ -117,7 +125,7 @@ impl Tree {
             node.permissions = permissions;
         }
         self.name(parent, name, id);
-        self.known.insert(id);
+        self.see(parent, name, id);
         self.result(id, [parent])
     }
 
@@ -129,7 +137,7 @@ impl Tree {
         truncate: bool,
     ) -> Result<Changed, WireError> {
         let id = self.child(parent, name)?.ok_or(system(Errno::ENOENT))?;
-        self.known.insert(id);
+        self.see(parent, name, id);
         regular(self.node(id)?)?;
         self.permitted(id, u8::from(access.reads) * 4 + u8::from(access.writes) * 2)?;
         if truncate && access.writes {
@@ -139,7 +147,21 @@ impl Tree {
         self.result(id, [parent])
     }
 
-    fn link_node(&mut self, id: NodeId, parent: NodeId, name: &[u8]) -> Result<Changed, WireError> {
+    fn link_node(
+        &mut self,
+        client: u64,
+        id: NodeId,
+        seen_as: Option<&(NodeId, Vec<u8>)>,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<Changed, WireError> {
+        let is_there = self.found(client, id).is_ok() && self.node(id)?.links > 0;
+        let id = match seen_as {
+            Some((folder, seen)) if !is_there => self.child(*folder, seen)?.ok_or(system(Errno::ENOENT))?,
+            _ if !is_there => return Err(system(Errno::ENOENT)),
+            _ => id,
+        };
+        self.see(parent, name, id);
         if self.node(id)?.body.kind() == FileKind::Directory {
             return Err(system(Errno::EPERM));
         }
@@ -172,7 +194,8 @@ impl Tree {
         let id = self.child(from, from_name)?.ok_or(system(Errno::ENOENT))?;
         let there = self.child(to, to_name)?;
         // The answer tells of them.
-        self.known.extend(there.into_iter().chain([id]));
+        self.known.extend(there);
+        self.known.insert(id);
         let is_directory = self.entries(id).is_some();
         let swaps_with_parent = |there| how == RenameHow::Exchange && self.lies_below(from, there);
         if self.lies_below(to, id) || there.is_some_and(swaps_with_parent) {
@@ -200,6 +223,10 @@ impl Tree {
             self.name(to, to_name, id);
             self.entries_mut(from).remove(from_name);
             self.lost_a_name(from, id);
+        }
+        self.see(to, to_name, id);
+        if let Some(there) = there.filter(|_| how == RenameHow::Exchange) {
+            self.see(from, from_name, there);
         }
         let others = [Some(from), Some(to), there].into_iter().flatten();
         Ok(Changed {

@@ -295,6 +295,11 @@ impl MemoryHost {
         self.tree().nodes.get(&node).map_or(0, |node| node.opens.len())
     }
 
+    /// How many nodes that were looked up the host holds beyond their names.
+    pub fn set_pins_max(&self, pins_max: usize) {
+        self.tree().pins_max = pins_max;
+    }
+
     /// Moves the host's clock.
     pub fn advance(&self, by: Duration) {
         self.tree().advance(by);

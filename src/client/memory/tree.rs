@@ -1,6 +1,6 @@
 //! (P) The model host's tree: nodes, names and a clock that only moves when it is told to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::content::{BLOCK_BYTES, Content};
@@ -12,6 +12,8 @@ const DEVICE: u64 = 1;
 const START: Timestamp = Timestamp::new(1_700_000_000, 0);
 /// Age of what is built: far over what makes a version settled.
 const BUILT_AGE_NS: i64 = 3_600_000_000_000;
+/// How many nodes that were looked up are held, unless told otherwise.
+const PINS_MAX: usize = 64;
 /// The clock's step at every change.
 const STEP_NS: i64 = 1_000;
 
@@ -51,6 +53,11 @@ pub(super) struct Tree {
     pub(super) root: NodeId,
     /// Nodes that a client was told of since the last restart.
     pub(super) known: HashSet<NodeId>,
+    /// Under which name, and in which directory, a node was seen last.
+    places: HashMap<NodeId, (NodeId, Vec<u8>)>,
+    /// Nodes that were looked up lately and are there without a name, too, the newest last.
+    pins: VecDeque<NodeId>,
+    pub(super) pins_max: usize,
     /// If contents are recorded: what each file was before its first change, and after each.
     pub(super) recorded: Option<HashMap<NodeId, Vec<Content>>>,
     next_inode: u64,
@@ -101,6 +108,9 @@ impl Tree {
             nodes: HashMap::new(),
             root: NodeId { device: DEVICE, inode: 0, birth_ns: 0 },
             known: HashSet::new(),
+            places: HashMap::new(),
+            pins: VecDeque::new(),
+            pins_max: PINS_MAX,
             recorded: None,
             next_inode: 2,
             now: START,
@@ -134,8 +144,37 @@ impl Tree {
     /// Forgets everything that a restarted daemon would not know.
     pub(super) fn restart(&mut self) {
         self.known = HashSet::from([self.root]);
+        self.places.clear();
+        self.pins.clear();
         self.nodes.values_mut().for_each(|node| node.opens.clear());
         self.nodes.retain(|_, node| node.links > 0);
+    }
+
+    /// A client is told of a node by its name.
+    pub(super) fn see(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+        self.known.insert(id);
+        self.places.insert(id, (parent, name.to_vec()));
+    }
+
+    /// What was looked up stays for a while.
+    pub(super) fn pin(&mut self, id: NodeId) {
+        self.pins.retain(|pinned| *pinned != id);
+        self.pins.push_back(id);
+        while self.pins.len() > self.pins_max {
+            if let Some(oldest) = self.pins.pop_front() {
+                self.drop_if_gone(oldest);
+            }
+        }
+    }
+
+    /// Whether changes of a node by this client find it: under its name, or because it is open.
+    pub(super) fn is_found(&self, client: u64, id: NodeId) -> bool {
+        let is_open = |node: &Node| node.opens.iter().any(|(of, _)| *of == client);
+        let bears_its_name = || {
+            let (parent, name) = self.places.get(&id)?;
+            self.entries(*parent)?.get(name).copied()
+        };
+        self.entries(id).is_some() || self.nodes.get(&id).is_some_and(is_open) || bears_its_name() == Some(id)
     }
 
     /// The attributes of a node as a client sees them now.
@@ -343,7 +382,8 @@ impl Tree {
     }
 
     fn drop_if_gone(&mut self, id: NodeId) {
-        if self.nodes.get(&id).is_some_and(|node| node.links == 0 && node.opens.is_empty()) {
+        let is_gone = |node: &Node| node.links == 0 && node.opens.is_empty();
+        if self.nodes.get(&id).is_some_and(is_gone) && !self.pins.contains(&id) {
             self.nodes.remove(&id);
         }
     }

@@ -51,9 +51,28 @@ fn hard_links_share_one_inode() {
 }
 
 #[test]
+fn who_comes_with_an_inode_has_just_looked_it_up_where_its_name_is_not_believed() {
+    const WALK: Duration = Duration::from_secs(1);
+    let (mut table, now) = table();
+    let file = attributes(7, FileKind::Regular);
+    let inode = table.remember(Inode::ROOT, &name("a"), file, Learned::by_asking(now));
+    assert!(table.was_just_looked_up(inode, now, WALK));
+    table.name_told(inode, Inode::ROOT, &name("a"), Some(now + WALK));
+    for (after_ms, was) in [(0, false), (1999, false), (2000, false), (2001, true)] {
+        let at = now + Duration::from_millis(after_ms);
+        assert_eq!(table.was_just_looked_up(inode, at, WALK), was, "{after_ms}");
+    }
+    table.remove_name(Inode::ROOT, &name("a"));
+    assert_eq!(table.reached_by(inode), Some((Inode::ROOT, name("a"))), "the host took it away");
+    table.name_taken(inode);
+    assert!(table.was_just_looked_up(inode, now, WALK));
+    assert_eq!(table.reached_by(inode), None);
+}
+
+#[test]
 fn an_answer_to_an_earlier_question_does_not_replace_a_later_one() {
     let (mut table, now) = table();
-    let later = Learned::by_asking(now + std::time::Duration::from_millis(5));
+    let later = Learned::by_asking(now + Duration::from_millis(5));
     let file = attributes(7, FileKind::Regular);
     let inode = table.remember(Inode::ROOT, &name("a"), Attributes { size: 20, ..file }, later);
     assert_eq!(table.learn(Attributes { size: 10, ..file }, Learned::by_asking(now)), None);

@@ -14,10 +14,13 @@ use crate::host::attributes::{self, system_error};
 use crate::host::confine::{open_for, proc_path};
 use crate::host::tree::{Handle, check_name};
 use crate::io::sys::{self, XattrTarget};
-use crate::proto::{Attributes, Caller, Errno, FileKind, NodeId, OpenAccess, OpenId, WireError};
+use crate::proto::{Attributes, Caller, Errno, ErrorCode, FileKind, NodeId, OpenAccess, OpenId, WireError};
 
 /// The bits that lend a program its file's user and group.
 const SET_ID_BITS: u16 = 0o6000;
+
+/// Attempts to link what bears a name while somebody replaces it.
+const LINK_ATTEMPTS_MAX: u32 = 32;
 
 /// The set-group-id bit; on a folder it hands the folder's group on.
 const SET_GID_BIT: u16 = 0o2000;
@@ -117,7 +120,45 @@ impl Changer<'_> {
         })
     }
 
-    pub(super) fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Done, WireError> {
+    pub(super) fn link(
+        &self,
+        node: NodeId,
+        seen_as: Option<(NodeId, Vec<u8>)>,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<Done, WireError> {
+        const UNKNOWN: ErrorCode = ErrorCode::UnknownNode;
+        const GONE: ErrorCode = ErrorCode::System(Errno::ENOENT);
+        match (self.link_node(node, parent, name), seen_as) {
+            (Err(WireError { code: UNKNOWN | GONE, .. }), Some(seen_as)) => {
+                self.link_entry((seen_as.0, &seen_as.1), parent, name)
+            }
+            (linked, _) => linked,
+        }
+    }
+
+    /// Gives whatever bears a name another one. Linux itself looks the name up and then links what it found, which is ENOENT where
+    /// that was replaced within these microseconds.
+    fn link_entry(&self, from: (NodeId, &[u8]), parent: NodeId, name: &[u8]) -> Result<Done, WireError> {
+        let (from_name, c_name) = (check_name(from.1)?, check_name(name)?);
+        let (from_folder, folder) = (self.folder(from.0)?, self.folder(parent)?);
+        let (from_fd, fd) = (from_folder.file.as_fd(), folder.file.as_fd());
+        let link = || linkat(from_fd, from_name.as_c_str(), fd, c_name.as_c_str(), AtFlags::empty());
+        let mut linked = link();
+        for _ in 1..LINK_ATTEMPTS_MAX {
+            if linked != Err(SystemErrno::ENOENT) || hold_entry(&from_folder, &from_name).is_err() {
+                break;
+            }
+            linked = link();
+        }
+        errno(linked)?;
+        let made = errno(hold_entry(&folder, &c_name))?;
+        let found = attributes::of_open(made.as_fd())?;
+        self.session.tree.record(parent, [(found.node, name)]);
+        Ok(changed(Some(found), [folder_now(&folder)]))
+    }
+
+    fn link_node(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Done, WireError> {
         let c_name = check_name(name)?;
         let folder = self.folder(parent)?;
         let (reached, _) = self.session.reach(node)?;
@@ -163,6 +204,7 @@ impl Changer<'_> {
         self.give(fd.as_fd(), folder, caller, kind, mode)?;
         let found = attributes::of_open(fd.as_fd())?;
         self.session.tree.record(parent, [(found.node, name)]);
+        self.session.tree.hold(fd, &found);
         Ok(changed(Some(found), [folder_now(folder)]))
     }
 

@@ -25,10 +25,8 @@ pub(super) use known::have;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
-
 use super::attributes::{self, system_error};
+use super::confine::open_entry;
 use super::session::Session;
 use super::tree::Handle;
 use crate::proto::{Attributes, BootId, Change, Changed, Errno, ErrorCode, NodeId, Reply, WireError};
@@ -68,7 +66,7 @@ impl Changer<'_> {
             Change::MakeSymlink { parent, name, target, caller } => {
                 self.make_symlink(parent, &name, &target, caller)
             }
-            Change::Link { node, parent, name } => self.link(node, parent, &name),
+            Change::Link { node, seen_as, parent, name } => self.link(node, seen_as, parent, &name),
             Change::Remove { parent, name, directory, expected } => {
                 self.remove(parent, &name, directory, expected)
             }
@@ -130,8 +128,7 @@ fn changed(node: Option<Attributes>, others: impl IntoIterator<Item = Option<Att
 
 /// What bears a name, as a descriptor that outlives the name.
 fn hold_entry(folder: &Handle, name: &std::ffi::CStr) -> Result<OwnedFd, nix::errno::Errno> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(folder.file.as_fd(), name, flags, Mode::empty())
+    open_entry(folder.file.as_fd(), name)
 }
 
 fn now(fd: &OwnedFd) -> Option<Attributes> {

@@ -32,6 +32,9 @@ impl Changer<'_> {
         let how = if directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         errno(unlinkat(folder.file.as_fd(), c_name.as_c_str(), how))?;
         let gone = there.ok().and_then(|there| now(&there));
+        if let Some(gone) = gone.filter(|gone| gone.links == 0) {
+            self.session.tree.release(gone.node);
+        }
         Ok(changed(gone, [folder_now(&folder)]))
     }
 

@@ -87,7 +87,7 @@ impl Guest {
     }
 
     pub(super) fn link(&self, node: NodeId, name: &str) -> Change {
-        Change::Link { node, parent: self.root(), name: name.into() }
+        Change::Link { node, seen_as: None, parent: self.root(), name: name.into() }
     }
 }
 

@@ -82,22 +82,6 @@ async fn a_node_nobody_was_told_of_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_to_another_file_now_makes_the_old_one_unknown() {
-    let world = World::new(|export| fs::write(export.join("file"), "old").unwrap());
-    let guest = world.client().await;
-    let old = guest.walk("file").await.unwrap();
-    fs::write(world.path("new"), "new").unwrap();
-    fs::rename(world.path("new"), world.path("file")).unwrap();
-    assert_eq!(
-        code(guest.attributes(Request::Open { node: old.node, open: OpenId(1) }).await),
-        ErrorCode::UnknownNode
-    );
-    let new = guest.walk("file").await.unwrap();
-    assert_ne!(new.node, old.node);
-    assert_eq!(guest.bytes(chunks(&new, 0, 3)).await.unwrap(), b"new");
-}
-
-#[tokio::test]
 async fn a_large_folder_is_listed_whole_and_begins_early() {
     const FILES: usize = 20_000;
     let world = World::new(|export| {

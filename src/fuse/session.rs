@@ -121,6 +121,7 @@ pub(super) struct KernelLimits {
     background_max: u16,
     read_ahead_bytes: u32,
     acls: bool,
+    idmapped: bool,
 }
 
 /// Longest request, in bytes: the kernel's default limit of 256 pages.
@@ -128,8 +129,11 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 
 impl KernelLimits {
     pub(super) const fn of(config: &FuseConfig) -> Self {
-        let FuseConfig { background_max, read_ahead_bytes, acls, .. } = *config;
-        Self { background_max, read_ahead_bytes, acls }
+        let FuseConfig { background_max, read_ahead_bytes, acls, access, default_permissions, .. } = *config;
+        // The kernel takes idmapped mounts only where it checks permissions itself. It then says who asks only where something
+        // is made, so the FUSE library would refuse everything else where it lets in the owner alone.
+        let idmapped = default_permissions && matches!(access, Access::All);
+        Self { background_max, read_ahead_bytes, acls, idmapped }
     }
 
     /// Asks for the limits; where the kernel grants less, for what it grants.
@@ -141,6 +145,9 @@ impl KernelLimits {
         }
         if self.acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             tracing::debug!("the kernel does not go by ACLs");
+        }
+        if self.idmapped && config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP).is_err() {
+            tracing::debug!("the kernel does not make idmapped mounts of it");
         }
         let _ = config.set_max_background(self.background_max);
         let _ = config.set_congestion_threshold(self.background_max / 4 * 3);

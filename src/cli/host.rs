@@ -187,6 +187,7 @@ impl Controlled for Daemon {
             mountpoint: None,
             device: None,
             state: LinkWord::Serving,
+            problem: None,
             address: Some(status.listening.clone()),
             transport: "quic, tcp".to_owned(),
             engine: Some(status.engine.clone()),

@@ -48,6 +48,11 @@ pub(super) fn detach() {
     DETACHED.store(true, Ordering::Relaxed);
 }
 
+/// Whether standard error leads nowhere.
+pub(super) fn is_detached() -> bool {
+    DETACHED.load(Ordering::Relaxed)
+}
+
 /// Longest line of the log, in characters.
 const LINE_CHARS_MAX: usize = 8_000;
 
@@ -94,7 +99,7 @@ impl<'a> MakeWriter<'a> for Sink {
 }
 
 fn writer(level: Level) -> Fit<Box<dyn Write>> {
-    if DETACHED.load(Ordering::Relaxed) {
+    if is_detached() {
         return Fit(Box::new(SystemLog { severity: severity(level) }));
     }
     Fit(Box::new(io::stderr()))

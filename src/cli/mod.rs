@@ -16,6 +16,7 @@ mod logging;
 mod man;
 mod mount;
 mod mount_daemon;
+mod mountpoint;
 mod on_state;
 mod pair;
 mod progress;
@@ -78,6 +79,9 @@ enum Command {
     /// What `mount` leaves behind
     #[command(name = mount_daemon::NAME, hide = true)]
     MountDaemon(mount_daemon::Arguments),
+    /// What `mount` and `status` have look at a mount that may hang
+    #[command(name = mountpoint::PROBE, hide = true)]
+    MountProbe(mountpoint::ProbeArguments),
 }
 
 impl Command {
@@ -166,6 +170,7 @@ fn run(command: Command, verbose: u8) -> Result<(), CliError> {
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
         Command::MountDaemon(arguments) => mount_daemon::run(&arguments),
+        Command::MountProbe(arguments) => mountpoint::run_probe(&arguments),
     }
 }
 

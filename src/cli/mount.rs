@@ -17,8 +17,9 @@ use nix::unistd::Pid;
 
 use super::CliError;
 use super::mount_daemon::{self, Job, Report};
+use super::mountpoint;
 use crate::config::{Environment, LocalAccounts, MountOptions, OPTION_FAMILIES};
-use crate::fuse::{self, table};
+use crate::fuse;
 use crate::mount;
 use crate::transport::Source;
 
@@ -105,7 +106,7 @@ pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), CliError> {
         &LocalAccounts,
     )
     .map_err(CliError::usage)?;
-    let mountpoint = check_mountpoint(&mountpoint)?;
+    let mountpoint = mountpoint::check(&mountpoint)?;
     check_fuse()?;
     let label = mount::label(&source, options.options.host.port);
     let daemon = daemon(&label, &mountpoint, verbose, arguments.log_file.as_deref())?;
@@ -175,30 +176,6 @@ fn text_of(path: &Path) -> Result<&str, CliError> {
     path.to_str()
         .filter(|text| !text.contains('"'))
         .ok_or_else(|| CliError::usage(format!("{}: not a name that an option can hold", path.display())))
-}
-
-/// The mountpoint's true path, if it can be mounted on.
-fn check_mountpoint(typed: &Path) -> Result<PathBuf, CliError> {
-    let wrong = |why: &dyn std::fmt::Display| CliError::mount(format!("{}: {why}", typed.display()));
-    let path = table::resolve(typed).map_err(|error| wrong(&error))?;
-    let entry = table::mount_at(&path).map_err(|error| wrong(&error))?;
-    if let Some(entry) = entry.filter(table::MountEntry::is_wormhole) {
-        return Err(wrong(&format!(
-            "{} is mounted there already; `wormhole umount` takes it down",
-            entry.source
-        )));
-    }
-    match fs::metadata(&path) {
-        Ok(found) if found.is_dir() => fs::canonicalize(&path).map_err(|error| wrong(&error)),
-        Ok(_) => Err(wrong(&"not a directory")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(wrong(&"there is no such directory; create it first"))
-        }
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            Err(wrong(&"a mount whose daemon died is in the way; `fusermount3 -u` takes it down"))
-        }
-        Err(error) => Err(wrong(&error)),
-    }
 }
 
 /// Refuses where this user cannot mount by FUSE at all.
@@ -329,17 +306,5 @@ mod tests {
         assert_eq!(read_source("nas:/m".to_owned()).unwrap(), "nas:/m");
         let error = read_source(format!("@{}x", path.display())).unwrap_err();
         assert!(error.exit_code == 1 && error.message.contains("ticketx"), "{error}");
-    }
-
-    #[test]
-    fn mountpoints_are_directories() {
-        let directory = tempfile::tempdir().unwrap();
-        let true_path = directory.path().canonicalize().unwrap();
-        assert_eq!(check_mountpoint(directory.path()).unwrap(), true_path);
-        fs::write(directory.path().join("file"), "").unwrap();
-        for (name, why) in [("file", "not a directory"), ("missing", "create it first")] {
-            let error = check_mountpoint(&directory.path().join(name)).unwrap_err();
-            assert!(error.exit_code == 32 && error.message.contains(why), "{error}");
-        }
     }
 }

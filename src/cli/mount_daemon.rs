@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{CliError, logging, threads};
 use crate::config::{Environment, LocalAccounts, MountOptions, Parsed, Places, mount_config};
 use crate::control::Controlled;
-use crate::mount::{Mount, MountConfig, MountError};
+use crate::mount::{Attempt, Mount, MountError};
 
 /// The hidden command's name.
 pub(super) const NAME: &str = "mount-daemon";
@@ -88,6 +88,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     // Who gives no job does not wait for a report.
     let job = Job::read(io::stdin().lock())?;
     match serve(arguments, job, &reporter) {
+        // Who started it waits no longer; its log is left to be told.
+        Err(error) if logging::is_detached() => {
+            tracing::error!("{error}");
+            Err(error)
+        }
         Err(error) if !reporter.in_front => {
             leave(&Report::Failed { exit_code: error.exit_code, message: error.message.clone() })
                 .and(Err(error))
@@ -115,11 +120,15 @@ fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), Cli
     let outcome = runtime.block_on(async {
         // One for the whole life: a signal between two listeners would be lost.
         let mut ended = std::pin::pin!(told_to_end()?);
+        let mut attempt = Attempt::begin(config).map_err(CliError::mount)?;
+        let cancelled = attempt.cancelled();
         let mount = tokio::select! {
-            mount = start(&config, options.start.background, options.start.retry_for(), reporter) => Some(mount?),
-            () = &mut ended => None,
+            mount = start(&mut attempt, options.start.background, options.start.retry_for(), reporter) => mount?,
+            () = &mut ended => return Ok(()),
+            () = cancelled => return Err(CliError::mount("mounting was cancelled")),
         };
-        let Some(mount) = mount else { return Ok(()) };
+        // The folder is taken now, and needs no claim.
+        drop(attempt);
         if reporter.mounted(&arguments.mountpoint).is_err() {
             tracing::warn!("who asked for this mount is gone: taking it down again");
             mount.handle().stop();
@@ -134,7 +143,7 @@ fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), Cli
 
 /// Mounts, again and again for `retry_for`.
 async fn start(
-    config: &MountConfig,
+    attempt: &mut Attempt,
     background: bool,
     retry_for: Duration,
     reporter: &Reporter,
@@ -142,7 +151,7 @@ async fn start(
     let give_up_at = Instant::now() + retry_for;
     let mut told = !background;
     loop {
-        let error = match Mount::start(config.clone()).await {
+        let error = match attempt.mount().await {
             Ok(mount) => return Ok(mount),
             Err(error) if error.may_pass() && Instant::now() < give_up_at => error,
             Err(error) => return Err(CliError::mount(error)),

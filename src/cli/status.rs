@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::CliError;
+use super::mountpoint;
 use super::words::{amount, count, duration};
 use crate::control::{self, ClientReport, DaemonKind, KeyUse, LinkWord, StatusReport};
 use crate::fuse::table;
@@ -101,6 +102,7 @@ fn without_predecessors(reports: &[StatusReport]) -> Vec<StatusReport> {
 }
 
 fn unreachable(entry: table::MountEntry) -> StatusReport {
+    let state = if mountpoint::is_dead(&entry) { LinkWord::Dead } else { LinkWord::Unreachable };
     StatusReport {
         kind: DaemonKind::Mount,
         pid: 0,
@@ -108,7 +110,8 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         device: Some(entry.device_text()),
         source: vec![entry.source],
         mountpoint: Some(entry.mountpoint),
-        state: LinkWord::Unreachable,
+        state,
+        problem: None,
         address: None,
         transport: String::new(),
         engine: None,
@@ -134,25 +137,44 @@ fn table_of(reports: &[StatusReport]) -> String {
     lines.join("\n")
 }
 
+/// The one line about a mount of which there is nothing else to tell.
+fn why_nothing_answers(report: &StatusReport) -> Option<String> {
+    match report.state {
+        LinkWord::Unreachable => Some(
+            "its daemon does not answer: it is another user's, or hangs (`wormhole umount -f`)".to_owned(),
+        ),
+        LinkWord::Dead => Some(
+            "its daemon died: `wormhole mount` replaces it, and `wormhole umount` takes it away".to_owned(),
+        ),
+        LinkWord::Mounting => {
+            let problem = report.problem.as_deref().unwrap_or("the first attempt is under way");
+            let up = duration(report.readings.count(Metric::UptimeSeconds) * 1000);
+            let pid = report.pid;
+            Some(format!(
+                "not mounted yet, tried for {up} by process {pid}, `wormhole umount` cancels it: {problem}"
+            ))
+        }
+        _ => None,
+    }
+}
+
 fn mount_lines(report: &StatusReport) -> String {
     let mountpoint = report.mountpoint.clone().unwrap_or_default();
     let mut text = format!("{}  {}\n", mountpoint.display(), report.source.join(" "));
+    if let Some(line) = why_nothing_answers(report) {
+        let _ = writeln!(text, "  {line}");
+        return text;
+    }
     let readings = &report.readings;
     let number = |metric| readings.count(metric);
     let address = report.address.as_deref().unwrap_or("the host");
     let link = match report.state {
-        LinkWord::Unreachable => {
-            text.push_str(
-                "  its daemon does not answer: it is another user's, hangs, or died (`wormhole umount -f`)\n",
-            );
-            return text;
-        }
         LinkWord::Ending => "unmounted; writes what it holds, and ends".to_owned(),
         LinkWord::Disconnected => {
             format!("the host does not answer: what is known still does; {}", staleness(readings))
         }
         LinkWord::Offline => format!("offline: what is known is shown; {}", staleness(readings)),
-        LinkWord::Connected | LinkWord::Serving => {
+        _ => {
             format!("connected to {address} by {}, round trip {} ms", report.transport, rtt(readings))
         }
     };
@@ -352,6 +374,7 @@ mod tests {
             mountpoint: (kind == DaemonKind::Mount).then(|| "/mnt".into()),
             device: None,
             state: LinkWord::Connected,
+            problem: None,
             address: Some("10.0.0.1:4433".to_owned()),
             transport: "quic".to_owned(),
             engine: Some("uring".to_owned()),

@@ -11,7 +11,7 @@ use super::daemons::{daemon_behind, daemons_of};
 use super::progress::Progress;
 use super::rest::Rest;
 use super::words::{amount, count};
-use crate::control::{Daemon, Unsent};
+use crate::control::{Daemon, LinkWord, Order, Unsent};
 use crate::fuse::table::{self, MountEntry};
 use crate::fuse::{self, UnmountError, UnmountHow};
 use crate::metrics::Metric;
@@ -56,9 +56,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A mount, or what is left of one.
+/// A mount, what is left of one, or one that is still being tried.
 struct Found {
-    /// `None`: it is gone from its place, and its daemon still sends.
+    /// `None`: it is gone from its place and its daemon still sends, or it never came.
     entry: Option<MountEntry>,
     /// If it can be found.
     daemon: Option<Daemon>,
@@ -66,8 +66,20 @@ struct Found {
 
 impl Found {
     fn unmount(&self, how: UnmountHow) -> Result<(), CliError> {
+        if self.entry.is_none() && self.daemon.as_ref().is_some_and(is_trying) {
+            return self
+                .daemon
+                .iter()
+                .try_for_each(|daemon| daemon.order(&Order::Stop))
+                .map_err(CliError::mount);
+        }
         self.entry.iter().try_for_each(|entry| fuse::unmount(entry, how)).map_err(CliError::mount)
     }
+}
+
+/// Whether the daemon has not mounted yet.
+fn is_trying(daemon: &Daemon) -> bool {
+    daemon.status().is_ok_and(|report| report.state == LinkWord::Mounting)
 }
 
 /// The mount at a place, and its daemon. Touches neither: both may hang.

@@ -39,10 +39,10 @@ impl Daemon {
         }
     }
 
-    /// Whether it is behind the mount with this device. One whose mount was detached says that it has another; one that hangs says
-    /// nothing, and is taken for the one.
+    /// Whether it is behind the mount with this device. One whose mount was detached says that it has another, one that has not
+    /// mounted yet that it has none; one that hangs says nothing, and is taken for the one.
     pub fn may_serve(&self, device: &str) -> bool {
-        self.status().map_or(true, |report| report.device.is_none_or(|its| its == device))
+        self.status().map_or(true, |report| report.device.is_some_and(|its| its == device))
     }
 
     /// Has it warm something up, or asks how far that is.

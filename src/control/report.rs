@@ -30,6 +30,10 @@ pub enum LinkWord {
     Serving,
     /// A mount that is gone from its place; its daemon finishes and is gone soon.
     Ending,
+    /// A mount that is being tried, again and again while its host does not answer.
+    Mounting,
+    /// A mount whose daemon died.
+    Dead,
     /// A daemon that does not answer this user: another user's, or one that hangs or died.
     Unreachable,
 }
@@ -107,6 +111,9 @@ pub struct StatusReport {
     pub device: Option<String>,
     /// How it stands with the other side.
     pub state: LinkWord,
+    /// Why a mount that is being tried is not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Address and port of the host, or the one listened on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,

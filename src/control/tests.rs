@@ -31,6 +31,7 @@ fn report() -> StatusReport {
         mountpoint: Some("/mnt".into()),
         device: Some("0:45".to_owned()),
         state: LinkWord::Connected,
+        problem: None,
         address: Some("10.0.0.1:4433".to_owned()),
         transport: "quic".to_owned(),
         engine: None,

@@ -3,6 +3,7 @@
 //! - `convert` (pure): attributes, times, error numbers in FUSE's terms
 //! - `glue`, `filesystem`, `calls`: the callbacks
 //! - `session`: mounting, the options, the end
+//! - `claim`: who may mount on a folder
 //! - `device`: whether this user may use FUSE at all
 //! - [`table`]: which mounts there are, without touching any
 //! - `unmount`: taking them out of the tree
@@ -20,6 +21,7 @@
 
 mod calls;
 mod capabilities;
+mod claim;
 mod convert;
 mod device;
 mod filesystem;
@@ -33,6 +35,7 @@ mod stub;
 pub mod table;
 mod unmount;
 
+pub use claim::{Claim, ClaimError};
 pub use device::{DeviceError, check_device};
 pub use session::{Access, FuseConfig, FuseError, Mounted, mount};
 pub use stub::{StubMount, mount_stub};

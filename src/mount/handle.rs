@@ -197,6 +197,7 @@ impl Controlled for MountHandle {
             } else {
                 link_word(client.map(|client| client.state))
             },
+            problem: None,
             address: client.and_then(|client| client.address.clone()),
             transport: client.map_or("none", |client| client.transport).to_owned(),
             engine: None,

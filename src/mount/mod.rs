@@ -11,6 +11,7 @@
 //! left to the right: no more questions from the kernel, then no more requests, then what was learned goes to the disk, then the
 //! host is told goodbye, and the control socket goes last, so that `wormhole status` sees all of it.
 
+mod attempt;
 mod handle;
 mod trust;
 mod warm;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+pub use attempt::Attempt;
 pub use handle::MountHandle;
 use handle::{Link, Wanted};
 
@@ -30,7 +32,7 @@ use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
-use crate::fuse::{self, FuseConfig, FuseError, Mounted, UnmountError, UnmountHow};
+use crate::fuse::{self, Claim, ClaimError, FuseConfig, FuseError, Mounted, UnmountError, UnmountHow};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::recall::{RecallClient, Scope};
 use crate::transport::identity::{IdentityError, random_bytes};
@@ -197,6 +199,9 @@ pub enum MountError {
     /// A thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// Others want the folder, or have it.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The kernel.
     #[error(transparent)]
     Fuse(#[from] FuseError),
@@ -224,8 +229,13 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Connects, unless it is to be offline, and mounts. When this returns the mount answers.
-    pub async fn start(mut config: MountConfig) -> Result<Self, MountError> {
+    /// Connects, unless it is to be offline, and mounts, if the claim to the folder still holds. When this returns the mount answers,
+    /// and has the control socket.
+    async fn start(
+        mut config: MountConfig,
+        claim: &Claim,
+        control: &mut Option<ControlSocket>,
+    ) -> Result<Self, MountError> {
         let client = connect(&config).await?;
         if let Some(client) = &client {
             config.remote.expected = ExpectedHost::Key(client.host_key());
@@ -241,16 +251,12 @@ impl Mount {
         let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache), config.fetch);
         let file_system =
             FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config, host_key));
+        claim.check()?;
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
         let link = Link { client: client.clone(), recall: Arc::clone(&recall) };
         let handle = MountHandle::new(&config, link, fetcher, Arc::clone(&cache), &file_system, &session);
         let handle = Arc::new(handle);
-        let control =
-            ControlSocket::open(&config.control_dir, Some(&config.mountpoint), Arc::clone(&handle) as _);
-        let control = control
-            .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this mount"))
-            .ok();
-        Ok(Self { session, file_system, cache, recall, client, handle, control })
+        Ok(Self { session, file_system, cache, recall, client, handle, control: control.take() })
     }
 
     /// What tells this mount to end.

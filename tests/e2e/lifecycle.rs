@@ -109,3 +109,117 @@ fn a_mount_is_given_up_with_its_own_daemon_and_not_with_its_predecessor_s() {
     assert_eq!(reader.reads(), "content\n");
     wait_until("the old daemon has ended", || !is_alive(old));
 }
+
+/// What comes of `wormhole mount` where something is mounted already. The folder is not looked at: that may hang.
+fn refusal(world: &World, ticket: &str) -> String {
+    let output = world.mount_command(ticket, &world.path("mnt")).output().unwrap();
+    assert_eq!(output.status.code(), Some(32), "{}", words(&output));
+    words(&output)
+}
+
+/// `wormhole mount -o bg` of a host that is not there yet.
+fn in_background(world: &World, port: u16) -> (Mount, std::process::Output) {
+    // By name: the host is known here.
+    world.try_mount_as("mnt", "127.0.0.1:/export", &format!("bg,port={port}"))
+}
+
+/// A world whose host was mounted once and went away, and its port.
+fn known_and_gone() -> (World, u16) {
+    let world = world();
+    let host = world.host();
+    world.mount(&host.ticket, "").umount();
+    let port = host.listening.port();
+    (world, port)
+}
+
+#[test]
+fn an_attempt_in_the_background_is_shown_does_not_stack_and_can_be_cancelled() {
+    let (world, port) = known_and_gone();
+    let (mount, begun) = in_background(&world, port);
+    assert!(begun.status.success(), "{}", words(&begun));
+    wait_until("its first failure is told", || mount.status().get("problem").is_some());
+    let status = mount.status();
+    assert_eq!(status["state"], "mounting", "{status}");
+    assert!(status["problem"].as_str().unwrap().contains("127.0.0.1"), "{status}");
+    let shown = succeeds(wormhole().arg("status").arg(&mount.point));
+    assert!(shown.contains("not mounted yet") && shown.contains("wormhole umount"), "{shown}");
+
+    let (_, again) = in_background(&world, port);
+    assert_eq!(again.status.code(), Some(32), "{}", words(&again));
+    assert!(words(&again).contains("about to mount there"), "{}", words(&again));
+
+    let trying = pid(&mount);
+    succeeds(wormhole().arg("umount").arg(&mount.point));
+    assert!(!is_alive(trying), "umount waits for its end");
+    let nothing = wormhole().arg("status").arg(&mount.point).output().unwrap();
+    assert!(!nothing.status.success(), "{}", String::from_utf8_lossy(&nothing.stdout));
+    let (mount, _) = in_background(&world, port);
+    succeeds(wormhole().args(["umount", "-f"]).arg(&mount.point));
+    wait_until("it has ended", || mount.daemon().is_none());
+}
+
+#[test]
+fn an_attempt_mounts_once_its_host_is_there_and_never_over_what_came_meanwhile() {
+    let (world, port) = known_and_gone();
+    let (mount, begun) = in_background(&world, port);
+    assert!(begun.status.success(), "{}", words(&begun));
+    let host = world.host_on(&format!("127.0.0.1:{port}"), &[]);
+    wait_until("it is mounted", || mount.is_mounted());
+    wait_until("status says so", || mount.status()["state"] == "connected");
+    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content\n");
+    mount.umount();
+    drop(host);
+
+    let (mount, begun) = in_background(&world, port);
+    assert!(begun.status.success(), "{}", words(&begun));
+    let trying = pid(&mount);
+    if !nix::unistd::geteuid().is_root() {
+        succeeds(wormhole().arg("umount").arg(&mount.point));
+        return;
+    }
+    succeeds(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&mount.point));
+    fs::write(mount.path("written-meanwhile"), "").unwrap();
+    let _host = world.host_on(&format!("127.0.0.1:{port}"), &[]);
+    wait_until("it has given up", || !is_alive(trying));
+    assert!(mount.path("written-meanwhile").exists(), "it was not covered");
+    succeeds(Command::new("umount").arg(&mount.point));
+    assert!(!mount.is_mounted());
+}
+
+#[test]
+fn a_mount_whose_daemon_was_killed_is_shown_as_dead_and_replaced() {
+    let world = world();
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "");
+    let dead = pid(&mount);
+    signal(dead, Signal::SIGKILL);
+    wait_until("it is dead", || !is_alive(dead));
+    assert_eq!(fs::read_dir(&mount.point).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(mount.status()["state"], "dead");
+    let shown = succeeds(wormhole().arg("status").arg(&mount.point));
+    assert!(shown.contains("died") && shown.contains("wormhole mount"), "{shown}");
+
+    let output = world.mount_command(&host.ticket, &mount.point).output().unwrap();
+    assert!(output.status.success(), "{}", words(&output));
+    assert!(words(&output).contains("its mount was taken away"), "{}", words(&output));
+    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content\n");
+    let refused = refusal(&world, &host.ticket);
+    assert!(refused.contains("mounted there already"), "{refused}");
+    mount.umount();
+}
+
+#[test]
+fn a_mount_whose_daemon_hangs_is_not_taken_for_dead() {
+    let world = world();
+    let host = world.host();
+    let mount = world.mount(&host.ticket, "");
+    let hanging = pid(&mount);
+    signal(hanging, Signal::SIGSTOP);
+    let refused = refusal(&world, &host.ticket);
+    let state = mount.status()["state"].clone();
+    signal(hanging, Signal::SIGCONT);
+    assert!(refused.contains("mounted there already"), "{refused}");
+    assert_eq!(state, "unreachable");
+    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content\n");
+    mount.umount();
+}

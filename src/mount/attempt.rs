@@ -1,0 +1,141 @@
+//! A mount that is wanted and is not there yet: it has the folder for itself, `wormhole status` shows it, and it can be cancelled.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::{Mount, MountConfig, MountError, MountHandle};
+use crate::control::{
+    ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport,
+};
+use crate::fuse::Claim;
+use crate::metrics::{Metric, Readings};
+
+/// A mount that is being tried, once or again and again.
+pub struct Attempt {
+    config: MountConfig,
+    standing: Arc<Standing>,
+    control: Option<ControlSocket>,
+    claim: Claim,
+}
+
+/// How it stands with an attempt, for whoever asks over the control socket. From its mount on it is the mount that answers.
+struct Standing {
+    label: String,
+    mountpoint: PathBuf,
+    cache_dir: Option<PathBuf>,
+    started: Instant,
+    problem: Mutex<Option<String>>,
+    cancelled: watch::Sender<bool>,
+    mounted: OnceLock<Arc<MountHandle>>,
+}
+
+impl Attempt {
+    /// Claims the mountpoint and opens the control socket. Asks no host.
+    ///
+    /// Needs a tokio runtime.
+    pub fn begin(config: MountConfig) -> Result<Self, MountError> {
+        let claim = Claim::take(&config.mountpoint)?;
+        let standing = Arc::new(Standing {
+            label: config.label.clone(),
+            mountpoint: config.mountpoint.clone(),
+            cache_dir: config.cache.as_ref().map(|cache| cache.config.directory.clone()),
+            started: Instant::now(),
+            problem: Mutex::default(),
+            cancelled: watch::Sender::new(false),
+            mounted: OnceLock::new(),
+        });
+        let shared = Arc::clone(&standing);
+        let control = ControlSocket::open(&config.control_dir, Some(&config.mountpoint), shared);
+        let control = control
+            .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this mount"))
+            .ok();
+        Ok(Self { config, standing, control, claim })
+    }
+
+    /// Connects, unless it is to be offline, and mounts. When this returns a mount, it answers.
+    pub async fn mount(&mut self) -> Result<Mount, MountError> {
+        let result = Mount::start(self.config.clone(), &self.claim, &mut self.control).await;
+        match &result {
+            Ok(mount) => {
+                let handle = mount.handle();
+                // Nobody sets it but this call, which succeeds once.
+                let _ = self.standing.mounted.set(Arc::clone(handle));
+                if *self.standing.cancelled.borrow() {
+                    handle.stop();
+                }
+            }
+            Err(error) => *self.standing.problem() = Some(error.to_string()),
+        }
+        result
+    }
+
+    /// Completes when somebody cancels the attempt; never, if nobody does.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut cancelled = self.standing.cancelled.subscribe();
+        async move {
+            if cancelled.wait_for(|cancelled| *cancelled).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+impl Standing {
+    fn problem(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cancel(&self) {
+        self.cancelled.send_replace(true);
+    }
+}
+
+impl Controlled for Standing {
+    fn status(&self) -> StatusReport {
+        if let Some(mounted) = self.mounted.get() {
+            return mounted.status();
+        }
+        let mut readings = Readings::default();
+        readings.set(Metric::UptimeSeconds, self.started.elapsed().as_secs());
+        StatusReport {
+            kind: DaemonKind::Mount,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: vec![self.label.clone()],
+            mountpoint: Some(self.mountpoint.clone()),
+            device: None,
+            state: LinkWord::Mounting,
+            problem: self.problem().clone(),
+            address: None,
+            transport: "none".to_owned(),
+            engine: None,
+            cache_dir: self.cache_dir.clone(),
+            readings,
+        }
+    }
+
+    fn stop(&self) {
+        self.cancel();
+        if let Some(mounted) = self.mounted.get() {
+            mounted.stop();
+        }
+    }
+
+    fn abort(&self) -> Unsent {
+        self.cancel();
+        self.mounted.get().map(|mounted| mounted.abort()).unwrap_or_default()
+    }
+
+    fn warm(&self, order: &WarmOrder) -> Result<WarmReport, String> {
+        let mounted = self.mounted.get().ok_or("nothing is mounted yet")?;
+        mounted.warm(order)
+    }
+
+    fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {
+        let mounted = self.mounted.get().ok_or("nothing is mounted yet")?;
+        mounted.warm_progress(id)
+    }
+}

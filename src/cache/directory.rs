@@ -23,13 +23,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::unistd::geteuid;
+use nix::unistd::{AccessFlags, geteuid};
 use tracing::warn;
 
 use super::direct::{Direct, DirectIo};
 use super::error::{CacheError, PinError};
 use super::eviction::{Form, Listed};
 use super::record::{Secret, SegmentId};
+use super::store::Standing;
 use super::way::Way;
 
 const TAG_NAME: &str = "CACHEDIR.TAG";
@@ -61,6 +62,8 @@ pub(super) struct Directory {
     segments: PathBuf,
     /// Whether nothing can be written: another user's, or a read-only file system.
     pub(super) read_only: bool,
+    /// Device and inode of the folder of segments when it was opened.
+    opened_as: Option<(u64, u64)>,
     /// Whether the segments take direct I/O.
     pub(super) direct: Direct,
     warned_foreign: AtomicBool,
@@ -73,14 +76,19 @@ impl Directory {
     /// Opens the cache in `root`, which is made and marked where needed; read-only where it cannot be written.
     pub(super) fn open(root: &Path, direct: DirectIo) -> Result<(Self, Secret), CacheError> {
         let mut directory = Self::at(root, direct);
-        match directory.prepare(root) {
+        let prepared = directory.prepare(root);
+        directory.opened_as = directory.identity().ok();
+        match prepared {
             Ok(secret) => Ok((directory, secret)),
             Err(CacheError::Io { source, what, path }) if is_read_only(&source) => {
                 // What is there can be read all the same.
                 directory.read_only = true;
-                check_owner(&directory.versioned).map_err(|_| CacheError::Io { what, path, source })?;
-                let secret =
-                    directory.read_format()?.ok_or(CacheError::NotACache { path: root.to_owned() })?;
+                if check_owner(&directory.versioned).is_err() {
+                    return Err(CacheError::Io { what, path, source });
+                }
+                let Some(secret) = directory.read_format()? else {
+                    return Err(CacheError::Io { what, path, source });
+                };
                 warn!(
                     "cache directory {} cannot be written; what it holds is used, nothing is added",
                     root.display()
@@ -95,7 +103,7 @@ impl Directory {
         let versioned = root.join(VERSION_DIR);
         let (segments, pins) = (versioned.join("segments"), versioned.join("pins"));
         let (direct, warned_foreign) = (Direct::new(direct), AtomicBool::new(false));
-        Self { versioned, pins, segments, read_only: false, direct, warned_foreign }
+        Self { versioned, pins, segments, read_only: false, opened_as: None, direct, warned_foreign }
     }
 
     /// Opens the cache that is in `root` without making or changing anything.
@@ -108,6 +116,27 @@ impl Directory {
         check_owner(&directory.versioned)?;
         let secret = directory.read_format()?.ok_or_else(none)?;
         Ok((directory, secret))
+    }
+
+    /// Looks whether the directory is still the one that was opened, and whether it can be written to now. A disk that does not
+    /// tell counts as before.
+    pub(super) fn standing(&self) -> Standing {
+        let is_missing =
+            |found: io::Result<bool>| found.unwrap_or_else(|error| error.kind() == ErrorKind::NotFound);
+        let moved = self.identity().map(|now| self.opened_as.is_some_and(|then| then != now));
+        // The rest may be there because a file was made while the directory was being deleted.
+        let format = fs::symlink_metadata(self.versioned.join("format")).map(|_| false);
+        if is_missing(moved) || is_missing(format) {
+            return Standing::Gone;
+        }
+        if self.read_only && nix::unistd::access(&self.segments, AccessFlags::W_OK).is_ok() {
+            return Standing::WritableNow;
+        }
+        Standing::Good
+    }
+
+    fn identity(&self) -> io::Result<(u64, u64)> {
+        fs::symlink_metadata(&self.segments).map(|found| (found.dev(), found.ino()))
     }
 
     fn prepare(&self, root: &Path) -> Result<Secret, CacheError> {
@@ -431,13 +460,26 @@ fn refuse_foreign(root: &Path) -> Result<(), CacheError> {
     let entries = fs::read_dir(root).map_err(CacheError::io("list", root))?;
     for entry in entries.take(LISTING_MAX) {
         let name = entry.map_err(CacheError::io("list", root))?.file_name();
-        // Another process may be marking it at this moment; a fresh ext4 file system has lost+found.
-        if name != "lost+found" && !name.to_string_lossy().starts_with(TAG_STEM) {
+        // Another process may be marking it at this moment; a fresh ext4 file system has lost+found. And a cache may have been deleted
+        // while it was written to: then a part of it is left, without the mark.
+        let is_left = name == VERSION_DIR && is_left(&root.join(VERSION_DIR));
+        if name != "lost+found" && !is_left && !name.to_string_lossy().starts_with(TAG_STEM) {
             let marked_meanwhile = is_tagged(root);
             return marked_meanwhile.then_some(()).ok_or(CacheError::NotACache { path: root.to_owned() });
         }
     }
     Ok(())
+}
+
+/// Whether a folder holds nothing but what a cache makes there.
+fn is_left(versioned: &Path) -> bool {
+    let is_ours = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            ["format", "lock", "segments", "pins"].iter().any(|stem| name.to_string_lossy().starts_with(stem))
+        })
+    };
+    fs::read_dir(versioned).is_ok_and(|mut entries| entries.all(is_ours))
 }
 
 /// Writes `bytes` to `path` in one step: a reader sees the old file or the whole new one, also after a crash.

@@ -68,6 +68,17 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// Whether it stays as it is until somebody asks for another cache.
+    pub const fn is_lasting(&self) -> bool {
+        match self {
+            Self::NotACache { .. }
+            | Self::NotOurs { .. }
+            | Self::TooSmall { .. }
+            | Self::SegmentSize { .. } => true,
+            Self::Io { .. } | Self::Busy { .. } => false,
+        }
+    }
+
     /// Makes an I/O error say what was tried on what.
     pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, path: path.to_owned(), source }

@@ -16,7 +16,7 @@
 //! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
 //! (which hashes are known), `pins` (what must stay), `staging` (what is written next), `way` (through the page cache or around it): pure. `directory`, `direct`,
 //! `segment`, `payload`, `spare`, `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes.
-//! `pinning`: what makes and takes back pins. `store`: all of it together. `maintain`: what people do to it by hand.
+//! `pinning`: what makes and takes back pins. `store`: all of it together. `standby`: a directory that cannot be used for a while. `maintain`: what people do to it by hand.
 
 mod direct;
 mod directory;
@@ -35,6 +35,7 @@ mod room;
 mod segment;
 mod shared;
 mod staging;
+mod standby;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ pub use error::{CacheError, PinError};
 pub use maintain::{Collected, Damaged, VerifyProgress, gc};
 pub use manifest::FileKey;
 pub use pinning::{PinSummary, Pinning, pins, unpin};
+pub use standby::StandbyCache;
 pub use store::{CacheConfig, DiskCache};
 
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
@@ -104,6 +106,11 @@ pub trait ChunkCache: Send + Sync + 'static {
     /// Whether anything is kept at all; a directory that cannot be written keeps what it has.
     fn is_writable(&self) -> bool {
         true
+    }
+
+    /// Why nothing, or nothing new, is kept at the moment; `None` if all is well.
+    fn problem(&self) -> Option<String> {
+        None
     }
 
     /// Begins to pin content under a name, so that it is not removed to make room. Blocks on the disk.

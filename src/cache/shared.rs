@@ -84,6 +84,8 @@ pub(super) struct Shared {
     /// Where runs of payloads are laid down.
     rooms: Arc<Rooms>,
     warned_corrupt: AtomicBool,
+    /// Why nothing new is taken at the moment.
+    refusal: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -100,12 +102,18 @@ impl Shared {
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
             rooms: Rooms::shared(),
             warned_corrupt: AtomicBool::new(false),
+            refusal: Mutex::default(),
         }
     }
 
     /// The index. Never held over I/O.
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing new is taken at the moment; for the writer to say, and for `status` to read.
+    pub(super) fn refusal(&self) -> MutexGuard<'_, Option<String>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The manifest pages in memory. Never held over I/O.

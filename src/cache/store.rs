@@ -70,6 +70,17 @@ impl CacheConfig {
     }
 }
 
+/// How the directory of an open cache stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// As when it was opened.
+    Good,
+    /// It was deleted, or another one has its place.
+    Gone,
+    /// It could not be written to when it was opened, and can be now.
+    WritableNow,
+}
+
 /// The cache on disk. Dropping it writes what waits (with a deadline) and finishes its segment.
 #[derive(Debug)]
 pub struct DiskCache {
@@ -110,6 +121,11 @@ impl DiskCache {
 
     pub(super) const fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Looks how its directory stands, which others can change. Blocks on the disk.
+    pub(super) fn standing(&self) -> Standing {
+        self.shared.directory.standing()
     }
 
     fn start(shared: Arc<Shared>, root: &Path) -> Result<Self, CacheError> {
@@ -228,6 +244,15 @@ impl ChunkCache for DiskCache {
 
     fn is_writable(&self) -> bool {
         !self.shared.directory.read_only
+    }
+
+    fn problem(&self) -> Option<String> {
+        if self.shared.directory.read_only {
+            return Some(
+                "its directory cannot be written; what it holds is used, nothing is added".to_owned(),
+            );
+        }
+        self.shared.refusal().clone()
     }
 
     fn begin_pin(&self, name: &str) -> Result<Pinning, PinError> {

@@ -117,12 +117,15 @@ impl Writer {
                     return;
                 }
             }
-            self.warned_refused = false;
+            if std::mem::replace(&mut self.warned_refused, false) {
+                *self.shared.refusal() = None;
+            }
         }
     }
 
     /// One warning when writing begins to fail; the next only after it worked again.
     fn warn_refused(&mut self, refused: &Refused) {
+        *self.shared.refusal() = Some(format!("it takes nothing at the moment: {refused}"));
         if !std::mem::replace(&mut self.warned_refused, true) {
             warn!("the disk cache takes nothing at the moment, reads go on: {refused}");
         }

@@ -194,6 +194,7 @@ impl Controlled for Daemon {
             cache_dir: None,
             clients_connected: clients(&status),
             keys: status.keys.iter().map(key_use).collect(),
+            cache_problem: None,
             readings: readings(&status, self.started.elapsed().as_secs()),
         }
     }

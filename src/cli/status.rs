@@ -118,6 +118,7 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         cache_dir: None,
         clients_connected: Vec::new(),
         keys: Vec::new(),
+        cache_problem: None,
         readings: Readings::default(),
     }
 }
@@ -214,6 +215,12 @@ fn mount_lines(report: &StatusReport) -> String {
             count(number(Metric::CacheHits)),
             count(number(Metric::CacheMisses)),
             count(number(Metric::ManifestChunksHeld)),
+        );
+    }
+    if let Some(problem) = &report.cache_problem {
+        let _ = writeln!(
+            text,
+            "  cache    not used as it should be, reads go on; it is taken up when it can be: {problem}"
         );
     }
     text
@@ -381,6 +388,7 @@ mod tests {
             cache_dir: None,
             clients_connected: Vec::new(),
             keys: vec![key_use()],
+            cache_problem: None,
             readings,
         }
     }

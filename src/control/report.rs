@@ -132,6 +132,9 @@ pub struct StatusReport {
     /// Of a host: what the keys use that are connected, and what they may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyUse>,
+    /// Why the disk cache keeps nothing at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_problem: Option<String>,
     /// What it measures; the keys are those of [`crate::metrics`].
     #[serde(flatten)]
     pub readings: Readings,

@@ -38,6 +38,7 @@ fn report() -> StatusReport {
         cache_dir: None,
         clients_connected: Vec::new(),
         keys: Vec::new(),
+        cache_problem: None,
         readings,
     }
 }

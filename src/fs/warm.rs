@@ -182,6 +182,9 @@ impl Walk {
                 "the cache keeps nothing new: its directory cannot be written, or cache=none".to_owned()
             );
         }
+        if let Some(problem) = self.fs.fetcher.cache().problem() {
+            return Err(format!("the disk cache: {problem}"));
+        }
         let dropped_before = self.fs.fetcher.cache().stats().dropped;
         let found = self.fs.look_up_with_parents(&path).await;
         let (parents, top) = found.map_err(|error| error.to_string())?;

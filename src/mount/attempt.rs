@@ -113,6 +113,9 @@ impl Controlled for Standing {
             transport: "none".to_owned(),
             engine: None,
             cache_dir: self.cache_dir.clone(),
+            clients_connected: Vec::new(),
+            keys: Vec::new(),
+            cache_problem: None,
             readings,
         }
     }

@@ -204,6 +204,7 @@ impl Controlled for MountHandle {
             cache_dir: self.cache_dir.clone(),
             clients_connected: Vec::new(),
             keys: Vec::new(),
+            cache_problem: self.cache.problem(),
             readings: self.readings(client),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel -> fuse session -> FileSystem -> Fetcher -> RecallClient -> QuicClient -> host
-//!                                            |-----------'--> DiskCache
+//!                                            |-----------'--> StandbyCache -> DiskCache
 //! ```
 //!
 //! Offline there is no `QuicClient`.
@@ -26,7 +26,7 @@ pub use attempt::Attempt;
 pub use handle::MountHandle;
 use handle::{Link, Wanted};
 
-use crate::cache::{CacheConfig, CacheError, ChunkCache, DiskCache, NoCache};
+use crate::cache::{CacheConfig, CacheError, ChunkCache, NoCache, StandbyCache};
 use crate::client::Client as _;
 use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
 use crate::control::{ControlSocket, Unsent};
@@ -245,8 +245,15 @@ impl Mount {
             tracing::info!("{}: nothing can be changed from here; mounted read-only", config.label);
             config.fuse.read_only = true;
         }
-        let cache = open_cache(config.cache.clone()).await?;
+        let standby = open_cache(&config).await?;
+        let cache: Arc<dyn ChunkCache> = match &standby {
+            Some(standby) => Arc::clone(standby) as _,
+            None => Arc::new(NoCache),
+        };
         let (recall, host_key) = recall(&config, client.clone(), Arc::clone(&cache)).await?;
+        if let Some(standby) = &standby {
+            note_when_taken_up(standby, &recall, client.as_deref());
+        }
         config.ownership.ids = id_map(&config, client.as_deref(), Arc::clone(&recall)).await?;
         let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache), config.fetch);
         let file_system =
@@ -466,20 +473,30 @@ fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
     Ok(client)
 }
 
-async fn open_cache(choice: Option<CacheChoice>) -> Result<Arc<dyn ChunkCache>, MountError> {
-    let Some(choice) = choice else { return Ok(Arc::new(NoCache)) };
-    let config = choice.config;
-    let opened = tokio::task::spawn_blocking(move || DiskCache::open(&config)).await;
-    match opened {
-        Ok(Ok(cache)) => Ok(Arc::new(cache)),
-        Ok(Err(error)) if choice.asked_for => Err(error.into()),
-        Ok(Err(error)) => {
-            tracing::warn!("cache: {error}; going on without");
-            Ok(Arc::new(NoCache))
+/// The cache on disk. One that cannot be used now is done without until it can be; `None`: there is to be none.
+async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, MountError> {
+    let Some(choice) = config.cache.clone() else { return Ok(None) };
+    let is_offline = config.offline;
+    let opened = tokio::task::spawn_blocking(move || {
+        // Offline there is nothing to show without it; and what was typed and cannot work is said at once.
+        let is_final = |error: &CacheError| is_offline || (choice.asked_for && error.is_lasting());
+        StandbyCache::open(choice.config, |error| !is_final(error))
+    });
+    // Fails only while the runtime shuts down.
+    Ok(Some(Arc::new(opened.await.map_err(|_| MountError::Interrupted)??)))
+}
+
+/// Has what is mounted noted again when the cache is taken up late.
+fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<RecallClient>, client: Option<&QuicClient>) {
+    let (recall, acts_as) = (Arc::downgrade(recall), client.map(QuicClient::acts_as));
+    standby.when_taken_up(move || {
+        if let Some(recall) = recall.upgrade() {
+            recall.note_root_again();
+            if let Some(user) = acts_as {
+                recall.note_acts_as(user);
+            }
         }
-        // The runtime is shutting down.
-        Err(_) => Ok(Arc::new(NoCache)),
-    }
+    });
 }
 
 /// Waits for the kernel, or for fusermount3, on a thread that may.

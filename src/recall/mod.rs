@@ -126,6 +126,11 @@ impl RecallClient {
         Some(Self { shared: Arc::new(shared) })
     }
 
+    /// Notes once more what is mounted: the cache could keep nothing when that was noted.
+    pub fn note_root_again(&self) {
+        self.shared.note(|| Note::Root(self.shared.sub_path.clone(), self.shared.root));
+    }
+
     /// Notes as whom the host acts.
     pub fn note_acts_as(&self, user: ActingUser) {
         self.shared.note(|| Note::ActsAs(user));

@@ -24,6 +24,7 @@ mod reading;
 mod relay;
 mod renaming;
 mod rights;
+mod standby;
 mod store;
 mod suites;
 mod trust;

@@ -142,3 +142,30 @@ fn a_read_only_cache_is_read() {
     let fresh = DiskCache::open(&config(&disk.path().join("elsewhere"), 1 << 19, 1 << 16));
     assert!(matches!(fresh, Err(CacheError::Io { .. })));
 }
+
+#[test]
+fn a_running_cache_says_that_its_disk_is_full_and_goes_on_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount(8 << 20) else { return };
+    let cache = open(disk.path(), 1 << 28, 1 << 22);
+    assert_eq!(cache.problem(), None);
+    let other = disk.fill_but(1 << 20);
+    (0..40).for_each(|number| insert(&cache, &chunk(number, 65_536)));
+    assert!(cache.problem().is_some() && cache.stats().dropped > 0);
+    fs::remove_file(other).unwrap();
+    (0..40).for_each(|number| insert(&cache, &chunk(number, 65_536)));
+    assert_eq!(cache.problem(), None);
+    assert!((0..40).all(|number| cache.load(chunk(number, 65_536).hash()).is_some()));
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_says_so_until_it_can() {
+    let Some(disk) = SmallDisk::mount(1 << 20) else { return };
+    drop(open(disk.path(), 1 << 19, 1 << 16));
+    disk.make_read_only();
+    let cache = open(disk.path(), 1 << 19, 1 << 16);
+    assert!(cache.problem().unwrap().contains("cannot be written"));
+    assert_eq!(cache.standing(), store::Standing::Good);
+    let flags = MsFlags::MS_REMOUNT;
+    mount(None::<&str>, disk.path(), None::<&str>, flags, None::<&str>).unwrap();
+    assert_eq!(cache.standing(), store::Standing::WritableNow);
+}

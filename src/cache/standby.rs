@@ -1,0 +1,357 @@
+//! A cache on disk that is used as long as it can be: [`StandbyCache`] does without one that cannot be opened, that was deleted or
+//! that nobody may write to, says so once, and takes it up when that has changed.
+
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::thread;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::error::PinError;
+use super::pinning::Pinning;
+use super::store::Standing;
+use super::{CacheConfig, CacheError, CacheStats, ChunkCache, DiskCache, FileKey, NoCache};
+use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
+
+/// Between two looks at the directory. Each costs two or three system calls, or an attempt to open the cache.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Between two looks whether somebody still reads from a cache that was given up.
+const LEAVE_EVERY: Duration = Duration::from_millis(20);
+
+/// The cache in a directory, or nothing while that cannot be used.
+pub struct StandbyCache {
+    shared: Arc<Shared>,
+    /// Dropped, it ends the keeper.
+    _stop: SyncSender<()>,
+}
+
+struct Shared {
+    config: CacheConfig,
+    current: RwLock<Current>,
+    taken_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// What answers now.
+struct Current {
+    cache: Arc<dyn ChunkCache>,
+    /// The same, where it is on disk.
+    disk: Option<Arc<DiskCache>>,
+    /// Why it is not.
+    problem: Option<String>,
+}
+
+impl Current {
+    fn on(disk: DiskCache) -> Self {
+        let disk = Arc::new(disk);
+        Self { cache: Arc::clone(&disk) as _, disk: Some(disk), problem: None }
+    }
+
+    fn off(problem: &CacheError) -> Self {
+        Self { cache: Arc::new(NoCache), disk: None, problem: Some(problem.to_string()) }
+    }
+}
+
+/// What is to be done after a look.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Stay,
+    /// Open it: there was none, or it can be written to now.
+    Open,
+    /// Open it: what was open has no directory any more.
+    Replace,
+}
+
+/// What follows from how the cache that is open stands; `None` where none is.
+const fn step(standing: Option<Standing>) -> Step {
+    match standing {
+        Some(Standing::Good) => Step::Stay,
+        Some(Standing::Gone) => Step::Replace,
+        Some(Standing::WritableNow) | None => Step::Open,
+    }
+}
+
+impl StandbyCache {
+    /// Opens the cache. One that cannot be opened now is warned of and tried again, if the error `may_wait`. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Those that may not wait; and that no thread can be started.
+    pub fn open(config: CacheConfig, may_wait: impl Fn(&CacheError) -> bool) -> Result<Self, CacheError> {
+        Self::open_looking_every(config, may_wait, LOOK_EVERY)
+    }
+
+    fn open_looking_every(
+        config: CacheConfig,
+        may_wait: impl Fn(&CacheError) -> bool,
+        every: Duration,
+    ) -> Result<Self, CacheError> {
+        let current = match DiskCache::open(&config) {
+            Ok(disk) => Current::on(disk),
+            Err(error) if may_wait(&error) => off(&error),
+            Err(error) => return Err(error),
+        };
+        let directory = config.directory.clone();
+        let shared = Arc::new(Shared { config, current: RwLock::new(current), taken_up: OnceLock::new() });
+        let (stop, stopped) = mpsc::sync_channel(0);
+        let kept = Arc::downgrade(&shared);
+        let keeper = move || {
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
+                if !keep(&kept) {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("wormhole-standby".to_owned())
+            .spawn(keeper)
+            .map_err(CacheError::io("start the keeper of", &directory))?;
+        Ok(Self { shared, _stop: stop })
+    }
+
+    /// Has something done each time the cache is taken up after it could not be used. Only the first caller is heard.
+    pub fn when_taken_up(&self, act: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.taken_up.set(Box::new(act));
+    }
+
+    fn current(&self) -> Arc<dyn ChunkCache> {
+        Arc::clone(&self.shared.read().cache)
+    }
+}
+
+/// One look, and what follows from it. `false` when the cache is not wanted any more.
+fn keep(kept: &Weak<Shared>) -> bool {
+    let Some(shared) = kept.upgrade() else { return false };
+    let disk = shared.read().disk.clone();
+    let step = step(disk.as_ref().map(|disk| disk.standing()));
+    if step == Step::Replace {
+        let directory = shared.config.directory.display();
+        warn!("cache directory {directory} was deleted; it is made anew");
+    }
+    if step == Step::Stay {
+        return true;
+    }
+    match (DiskCache::open(&shared.config), disk) {
+        (Ok(opened), left) => {
+            drop(std::mem::replace(&mut *shared.write(), Current::on(opened)));
+            info!("the disk cache is in use");
+            if let Some(act) = shared.taken_up.get() {
+                act();
+            }
+            drop(shared);
+            left.is_none_or(|left| leave(left, kept))
+        }
+        (Err(error), Some(left)) if step == Step::Replace => {
+            drop(std::mem::replace(&mut *shared.write(), off(&error)));
+            drop(shared);
+            leave(left, kept)
+        }
+        (Err(error), None) => {
+            shared.write().problem = Some(error.to_string());
+            true
+        }
+        // It cannot be written to after all.
+        (Err(_), Some(_)) => true,
+    }
+}
+
+/// Drops a cache when nobody reads from it any more: its end waits for the disk, which no reader shall.
+fn leave(mut left: Arc<DiskCache>, kept: &Weak<Shared>) -> bool {
+    while kept.strong_count() > 0 {
+        match Arc::try_unwrap(left) {
+            Ok(last) => {
+                drop(last);
+                return true;
+            }
+            Err(used) => left = used,
+        }
+        thread::sleep(LEAVE_EVERY);
+    }
+    false
+}
+
+fn off(error: &CacheError) -> Current {
+    warn!("the disk cache cannot be used now, going on without: {error}");
+    Current::off(error)
+}
+
+impl Shared {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Current> {
+        self.current.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What answers now does all of it.
+impl ChunkCache for StandbyCache {
+    /// What cannot be kept now may be a little later.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn problem(&self) -> Option<String> {
+        let current = self.shared.read();
+        current.problem.clone().or_else(|| current.cache.problem())
+    }
+
+    fn contains(&self, hash: ChunkHash) -> bool {
+        self.current().contains(hash)
+    }
+
+    fn load_run(&self, hashes: &[ChunkHash]) -> Vec<Option<VerifiedChunk>> {
+        self.current().load_run(hashes)
+    }
+
+    fn insert(&self, chunk: VerifiedChunk) {
+        self.current().insert(chunk);
+    }
+
+    fn known_hash(&self, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash> {
+        self.current().known_hash(file, index)
+    }
+
+    fn knows_none(&self, file: &FileKey, chunks: ChunkRange) -> bool {
+        self.current().knows_none(file, chunks)
+    }
+
+    fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash) {
+        self.current().record_hash(file, index, hash);
+    }
+
+    fn flush_file(&self, file: &FileKey) {
+        self.current().flush_file(file);
+    }
+
+    fn is_behind(&self) -> bool {
+        self.current().is_behind()
+    }
+
+    fn writes_bytes_per_second(&self) -> u64 {
+        self.current().writes_bytes_per_second()
+    }
+
+    fn flush(&self) -> bool {
+        self.current().flush()
+    }
+
+    fn stats(&self) -> CacheStats {
+        self.current().stats()
+    }
+
+    fn begin_pin(&self, name: &str) -> Result<Pinning, PinError> {
+        self.current().begin_pin(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Instant;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    const OFTEN: Duration = Duration::from_millis(5);
+
+    fn config(directory: &Path) -> CacheConfig {
+        CacheConfig {
+            directory: directory.join("cache"),
+            size_bytes: 1 << 26,
+            min_free_ratio: 0.0,
+            segment_bytes: Some(1 << 20),
+        }
+    }
+
+    fn open(directory: &Path) -> StandbyCache {
+        StandbyCache::open_looking_every(config(directory), |_| true, OFTEN).unwrap()
+    }
+
+    fn chunk(number: u32) -> VerifiedChunk {
+        VerifiedChunk::compute(Bytes::from(number.to_le_bytes().repeat(1000)))
+    }
+
+    fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < patience, "waited in vain until {what}");
+            thread::sleep(OFTEN);
+        }
+    }
+
+    /// Whether the cache keeps a chunk, in its directory.
+    fn keeps(cache: &StandbyCache, chunk: &VerifiedChunk) -> bool {
+        cache.insert(chunk.clone());
+        cache.flush() && cache.load(chunk.hash()).is_some()
+    }
+
+    #[test]
+    fn what_follows_from_a_look() {
+        assert_eq!(step(None), Step::Open);
+        assert_eq!(step(Some(Standing::WritableNow)), Step::Open);
+        assert_eq!(step(Some(Standing::Gone)), Step::Replace);
+        assert_eq!(step(Some(Standing::Good)), Step::Stay);
+    }
+
+    #[test]
+    fn a_busy_directory_is_done_without_and_taken_up_when_it_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(open(folder.path()));
+        let lock = File::open(folder.path().join("cache/v1/lock")).unwrap();
+        lock.lock().unwrap();
+        let cache = open(folder.path());
+        assert!(cache.problem().unwrap().contains("busy"), "{:?}", cache.problem());
+        let taken_up = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&taken_up);
+        cache.when_taken_up(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(!keeps(&cache, &chunk(1)) && cache.is_writable());
+        drop(lock);
+        until("it is taken up", || taken_up.load(Ordering::Relaxed) == 1);
+        assert_eq!(cache.problem(), None);
+        assert!(keeps(&cache, &chunk(1)));
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_directory_is_no_obstacle_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cache"), "").unwrap();
+        let refused = StandbyCache::open(config(folder.path()), |_| false);
+        assert!(matches!(refused.err(), Some(CacheError::Io { .. })));
+        let cache = open(folder.path());
+        assert!(cache.problem().is_some());
+        fs::remove_file(folder.path().join("cache")).unwrap();
+        until("it is taken up", || cache.problem().is_none());
+        assert!(keeps(&cache, &chunk(1)));
+    }
+
+    #[test]
+    fn a_directory_that_is_deleted_under_load_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(folder.path());
+        assert!(keeps(&cache, &chunk(0)));
+        thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                for number in 1..3000 {
+                    cache.insert(chunk(number));
+                    cache.load(chunk(number / 2).hash());
+                }
+            });
+            while !load.is_finished() {
+                // Files are made in it meanwhile.
+                let _ = fs::remove_dir_all(folder.path().join("cache"));
+                thread::sleep(OFTEN);
+            }
+        });
+        let is_there =
+            || DiskCache::open(&config(folder.path())).is_ok_and(|other| other.contains(chunk(9999).hash()));
+        until("another process finds what is kept now", || keeps(&cache, &chunk(9999)) && is_there());
+        assert_eq!(cache.problem(), None);
+    }
+}

@@ -1,5 +1,6 @@
 //! `wormhole doctor`: what this machine offers, what is wrong with it, and what mends it.
 
+mod export;
 mod host;
 mod machine;
 
@@ -20,6 +21,10 @@ pub(super) struct Arguments {
     /// Print a JSON array, one object a check
     #[arg(long)]
     json: bool,
+
+    /// A folder that is to be exported: how far clients may trust the numbers of its file system
+    #[arg(long, value_name = "DIR")]
+    export: Vec<PathBuf>,
 
     /// Where the cache is to be, if not where it usually is
     #[arg(long, value_name = "DIR")]
@@ -70,6 +75,7 @@ impl Row {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
     let mut rows = machine::rows(arguments.cache_dir);
+    rows.extend(arguments.export.iter().map(|folder| export::row(folder)));
     if let Some(source) = arguments.source {
         rows.extend(host::rows(source, arguments.state_dir)?);
     }

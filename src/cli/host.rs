@@ -17,11 +17,12 @@ use super::pair::Lifetime;
 use super::{CliError, index_progress, threads};
 use crate::config::{Environment, Side};
 use crate::control::{
-    CLIENTS_MAX, ClientReport, ControlSocket, Controlled, DaemonKind, KeyUse, LinkWord, StatusReport, Unsent,
+    CLIENTS_MAX, ClientReport, ControlSocket, Controlled, DaemonKind, FileSystemReport, KeyUse, LinkWord,
+    StatusReport, Unsent,
 };
 use crate::host::{
-    ADVERTISED_NAMES_MAX, ClientStatus, Export, Host, HostConfig, HostError, HostObserver, HostStatus,
-    KeyLimits, KeyStatus, TicketTerms,
+    ADVERTISED_NAMES_MAX, ClientStatus, Export, FileSystemStatus, Host, HostConfig, HostError, HostObserver,
+    HostStatus, KeyLimits, KeyStatus, TicketTerms,
 };
 use crate::io::EngineKind;
 use crate::metrics::{Metric, Readings};
@@ -195,6 +196,7 @@ impl Controlled for Daemon {
             clients_connected: clients(&status),
             keys: status.keys.iter().map(key_use).collect(),
             cache_problem: None,
+            file_systems: status.file_systems.iter().map(file_system).collect(),
             readings: readings(&status, self.started.elapsed().as_secs()),
         }
     }
@@ -231,6 +233,15 @@ fn key_use(key: &KeyStatus) -> KeyUse {
         open: (key.open_files, max_open),
         requests: (key.requests, max_requests),
         threads: (key.threads, max_threads),
+    }
+}
+
+fn file_system(found: &FileSystemStatus) -> FileSystemReport {
+    FileSystemReport {
+        path: Some(found.path.clone()),
+        file_system: Some(found.name.to_owned()),
+        trust: found.trust.to_owned(),
+        reason: found.reason.to_owned(),
     }
 }
 

@@ -119,6 +119,7 @@ fn unreachable(entry: table::MountEntry) -> StatusReport {
         clients_connected: Vec::new(),
         keys: Vec::new(),
         cache_problem: None,
+        file_systems: Vec::new(),
         readings: Readings::default(),
     }
 }
@@ -204,6 +205,7 @@ fn mount_lines(report: &StatusReport) -> String {
         let _ =
             writeln!(text, "  written  {unsent} not yet at the host; {unsynced} there, but not yet synced");
     }
+    add_trust_lines(&mut text, report);
     add_buffers_line(&mut text, readings);
     if readings.get(Metric::CacheLimitBytes).is_some() {
         let _ = writeln!(
@@ -263,6 +265,7 @@ fn host_lines(report: &StatusReport) -> String {
         number(Metric::DiskInFlightMax),
         number(Metric::SendInFlightMax),
     );
+    add_trust_lines(&mut text, report);
     add_index_line(&mut text, &report.readings);
     add_buffers_line(&mut text, &report.readings);
     add_client_lines(&mut text, report);
@@ -296,6 +299,15 @@ fn add_key_line(text: &mut String, key: &KeyUse) {
         of(key.requests),
         of(key.threads),
     );
+}
+
+/// Lists the file systems with their trust class.
+fn add_trust_lines(text: &mut String, report: &StatusReport) {
+    for found in &report.file_systems {
+        let path = found.path.as_deref().map(|path| format!("{path}: ")).unwrap_or_default();
+        let kind = found.file_system.as_deref().map(|kind| format!("{kind}, ")).unwrap_or_default();
+        let _ = writeln!(text, "  trust    {path}{kind}{}: {}", found.trust, found.reason);
+    }
 }
 
 /// What the host knows of hashes.
@@ -355,6 +367,7 @@ fn metrics_help() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::FileSystemReport;
 
     fn key_use() -> KeyUse {
         KeyUse {
@@ -380,6 +393,7 @@ mod tests {
             source: vec!["nas:/media".to_owned()],
             mountpoint: (kind == DaemonKind::Mount).then(|| "/mnt".into()),
             device: None,
+            file_systems: Vec::new(),
             state: LinkWord::Connected,
             problem: None,
             address: Some("10.0.0.1:4433".to_owned()),
@@ -399,6 +413,21 @@ mod tests {
         for part in ["/mnt  nas:/media", "10.0.0.1:4433", "1.2 ms", "3.0 MiB from the host", "of 1.0 GiB"] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn each_file_system_is_shown_with_its_class() {
+        let found = |path: Option<&str>| FileSystemReport {
+            path: path.map(str::to_owned),
+            file_system: path.map(|_| "ext4".to_owned()),
+            trust: "full".to_owned(),
+            reason: "why".to_owned(),
+        };
+        let (mut host, mut mount) = (report(DaemonKind::Host), report(DaemonKind::Mount));
+        host.file_systems = vec![found(Some("/srv"))];
+        mount.file_systems = vec![found(None)];
+        assert!(table_of(&[host]).contains("trust    /srv: ext4, full: why\n"));
+        assert!(table_of(&[mount]).contains("trust    full: why\n"));
     }
 
     #[test]

@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 
 pub use ask::{Daemon, ask, daemon_of_mount, daemons, daemons_of_mount};
 pub use report::{
-    CLIENTS_MAX, ClientReport, DaemonKind, KeyUse, LinkWord, StatusReport, UNSENT_FILES_MAX, Unsent,
-    UnsentFile, WarmOrder, WarmReport,
+    CLIENTS_MAX, ClientReport, DaemonKind, FileSystemReport, KeyUse, LinkWord, StatusReport,
+    UNSENT_FILES_MAX, Unsent, UnsentFile, WarmOrder, WarmReport,
 };
 pub use serve::ControlSocket;
 

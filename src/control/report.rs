@@ -92,6 +92,21 @@ pub struct KeyUse {
     pub threads: (u64, u32),
 }
 
+/// One file system of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystemReport {
+    /// Folder of the host from which on it is meant; absent where a mount speaks of its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Its type, where the host speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
+    /// Trust class: `full`, or `weak`, where the host confirms what clients have cached.
+    pub trust: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// The status of one daemon: an element of `wormhole status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
@@ -135,6 +150,9 @@ pub struct StatusReport {
     /// Why the disk cache keeps nothing at the moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_problem: Option<String>,
+    /// File systems that it serves, or on which lies what it mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub file_systems: Vec<FileSystemReport>,
     /// What it measures; the keys are those of [`crate::metrics`].
     #[serde(flatten)]
     pub readings: Readings,
@@ -186,6 +204,9 @@ pub struct WarmReport {
     pub host_bytes: u64,
     /// Files that cannot be kept: they changed within two seconds before.
     pub skipped: u64,
+    /// Files whose times prove nothing: the host confirms them before they are shown.
+    #[serde(default)]
+    pub unproven: u64,
     /// Files and directories that could not be read.
     pub failed: u64,
     /// Why, for the first of them.

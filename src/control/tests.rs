@@ -39,6 +39,7 @@ fn report() -> StatusReport {
         clients_connected: Vec::new(),
         keys: Vec::new(),
         cache_problem: None,
+        file_systems: Vec::new(),
         readings,
     }
 }

@@ -40,6 +40,8 @@ pub struct WarmProgress {
     pub host_bytes: u64,
     /// Files that cannot be kept: they changed within two seconds before.
     pub skipped: u64,
+    /// Files whose times prove nothing: the host confirms them before they are shown.
+    pub unproven: u64,
     /// Files and directories that could not be read.
     pub failed: u64,
     /// Why, for the first of them.
@@ -317,6 +319,7 @@ impl Walk {
             lock(&self.progress).skipped += 1;
             return Ok(());
         }
+        lock(&self.progress).unproven += u64::from(attributes.trust == Trust::Weak);
         if let Some(pinning) = &self.pinning {
             pinning.check_room(attributes.size).map_err(|error| error.to_string())?;
         }

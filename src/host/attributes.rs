@@ -99,7 +99,7 @@ fn from_statx(raw: &Statx, on: FileSystem, observed: Timestamp) -> Attributes {
         ctime: timestamp(raw.ctime),
         btime: birth,
         has_xattrs: false,
-        trust: trust::of_file(on.verdict.trust, birth.is_some(), timestamp(raw.ctime)),
+        trust: trust::of_file(on.verdict.trust(), birth.is_some(), timestamp(raw.ctime)),
         observed,
     }
 }

@@ -17,6 +17,7 @@ use super::confine::open_beneath;
 use super::counters::Counters;
 use super::entry::Entry;
 use super::exports::{Export, ExportError};
+use super::file_systems::{self, FileSystem};
 use super::index::{HashIndex, Progress};
 use super::keys::Rights;
 use super::leases::Watches;
@@ -35,6 +36,8 @@ use crate::transport::{Connection, PublicKey};
 #[derive(Debug)]
 pub(super) struct OpenExport {
     pub(super) export: Export,
+    /// What the folder lies on, as far as that could be told.
+    pub(super) file_system: Option<FileSystem>,
     root: OwnedFd,
 }
 
@@ -111,7 +114,11 @@ impl Core {
         descriptors: Descriptors,
     ) -> Result<Self, ExportError> {
         Export::check_all(&exports)?;
-        let open = |export: Export| Ok(OpenExport { root: export.open()?, export });
+        let open = |export: Export| {
+            let root = export.open()?;
+            let file_system = file_systems::of_folder(root.as_fd()).ok();
+            Ok(OpenExport { export, file_system, root })
+        };
         let exports = exports.into_iter().map(open).collect::<Result<_, ExportError>>()?;
         let counters = Arc::new(Counters::default());
         let lending = Lending::new(engine.stats().pool_buffers as usize);

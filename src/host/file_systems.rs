@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -24,13 +24,19 @@ use super::confine::proc_path;
 use super::context::boot_id;
 use super::trust::{self, Facts, IdSource, Verdict};
 use crate::io::sys::{self, Statx};
-use crate::proto::Trust;
+use crate::proto::{Trust, TrustReason};
 
 /// How long a mount is taken for the same whose number may be used again.
 const HOLDS: Duration = Duration::from_secs(1);
 
 /// Most mounts that are remembered: a host with automounts sees new ones all the time. Each takes 100 bytes.
 const MOUNTS_MAX: usize = 4096;
+
+/// Most ids that are remembered: more than one machine mounts between two restarts.
+const IDS_MAX: usize = 65_536;
+
+/// Most file systems below one export that are shown.
+const SHOWN_MAX: usize = 50;
 
 /// A file system as clients are told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +59,8 @@ struct Known {
 #[derive(Debug, Default)]
 struct Registry {
     mounts: HashMap<MountKey, Known>,
-    /// Class of each id, and the device number under which it was seen last.
-    ids: HashMap<u64, (Trust, u64)>,
+    /// Verdict on each id, and the device number under which it was seen last.
+    ids: HashMap<u64, (Verdict, u64)>,
 }
 
 /// One for the process, as the kernel's mounts are: everything in it can be found out again.
@@ -86,8 +92,34 @@ pub(super) fn of_entry(at: BorrowedFd<'_>, name: &CStr, raw: &Statx) -> FileSyst
 
 /// Returns the trust class of the file system with this id, as far as it was seen.
 pub(super) fn trust_of(id: u64) -> Trust {
+    reason_of(id).trust()
+}
+
+/// Returns the reason for that class.
+pub(super) fn reason_of(id: u64) -> TrustReason {
     let registry = REGISTRY.read().unwrap_or_else(PoisonError::into_inner);
-    registry.ids.get(&id).map_or(Trust::Weak, |(trust, _)| *trust)
+    registry.ids.get(&id).map_or(TrustReason::Unknown, |(verdict, _)| verdict.reason)
+}
+
+/// Returns the file system that a folder lies on.
+pub(super) fn of_folder(folder: BorrowedFd<'_>) -> io::Result<FileSystem> {
+    Ok(of_open(folder, &sys::fstatx(folder)?))
+}
+
+/// Returns the file systems that were seen below a folder, with where they are mounted; the folder's own is not among them. Asks
+/// none of them.
+pub(super) fn seen_below(folder: &Path, own: u64) -> Vec<(PathBuf, FileSystem)> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let registry = REGISTRY.read().unwrap_or_else(PoisonError::into_inner);
+    let mounts = table.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(2);
+        let (device, point) = (words.next()?, PathBuf::from(words.nth(1)?));
+        let (major, minor) = device.split_once(':')?;
+        let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+        let seen = registry.mounts.iter().find(|((seen, _), _)| *seen == device)?.1.file_system;
+        (point.starts_with(folder) && seen.id != own).then_some((point, seen))
+    });
+    mounts.take(SHOWN_MAX).collect()
 }
 
 /// Facts about what cannot be looked at.
@@ -128,11 +160,11 @@ fn learn(fd: BorrowedFd<'_>, raw: &Statx) -> FileSystem {
     if registry.mounts.len() >= MOUNTS_MAX {
         registry.mounts.clear();
     }
-    if registry.ids.len() >= MOUNTS_MAX {
+    if registry.ids.len() >= IDS_MAX {
         registry.ids.clear();
     }
     registry.mounts.insert(key_of(raw), Known { file_system, until });
-    registry.ids.insert(id, (verdict.trust, raw.dev));
+    registry.ids.insert(id, (verdict, raw.dev));
     file_system
 }
 

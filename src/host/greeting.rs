@@ -11,6 +11,7 @@ use super::admission::{Admission, Refusal, admit};
 use super::answer::{Answer, malformed, read_request};
 use super::context::ClientContext;
 use super::core::{Core, Listed, LiveClient, seconds_now, who};
+use super::file_systems;
 use super::keys::Rights;
 use super::packing::Packer;
 use super::session::Session;
@@ -127,6 +128,7 @@ async fn let_in(
     tracing::info!("{who} is connected to {}/{folder}", hello.export);
     connection.admit();
     let welcome = Welcome {
+        trust_reason: file_systems::reason_of(root.node.device),
         features: Features::SUPPORTED.shared_with(hello.features),
         instance: core.instance,
         root,

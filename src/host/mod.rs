@@ -96,7 +96,7 @@ pub use exports::{Export, ExportError};
 pub use keys::{AuthorizedKey, AuthorizedKeys, Rights};
 pub use limits::KeyLimits;
 pub use state::{RunningHost, StateDir, StateError};
-pub use status::{ClientStatus, ExportStatus, HostStatus, KeyStatus};
+pub use status::{ClientStatus, ExportStatus, FileSystemStatus, HostStatus, KeyStatus};
 pub use tickets::{EXPIRES_SECONDS_DEFAULT, TicketBook, TicketRecord, TicketState, ticket_id};
 
 use self::connection::SHUTDOWN_TEXT;

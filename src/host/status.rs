@@ -1,11 +1,15 @@
 //! What a daemon tells of itself.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::core::Core;
+use super::file_systems::{self, FileSystem};
 use super::limits::KeyLimits;
 use crate::proto::words;
 use crate::transport::SocketBuffers;
@@ -17,6 +21,8 @@ pub struct HostStatus {
     pub listening: String,
     /// What is served.
     pub exports: Vec<ExportStatus>,
+    /// What lies on which file system: each export's own, and those that were seen below it.
+    pub file_systems: Vec<FileSystemStatus>,
     /// Who is connected: one entry a connection.
     pub clients: Vec<ClientStatus>,
     /// What those keys use that have a session.
@@ -105,6 +111,33 @@ pub struct ExportStatus {
     pub read_only: bool,
 }
 
+/// One file system, from a folder on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileSystemStatus {
+    /// The folder on the host.
+    pub path: String,
+    /// Name of its type.
+    pub name: &'static str,
+    /// Trust class: `full` or `weak`.
+    pub trust: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl FileSystemStatus {
+    /// Looks at the file system of a folder. Blocks on it.
+    pub fn look(folder: &Path) -> io::Result<Self> {
+        let opened = std::fs::File::open(folder)?;
+        Ok(Self::of(folder, file_systems::of_folder(opened.as_fd())?))
+    }
+
+    fn of(path: &Path, found: FileSystem) -> Self {
+        let FileSystem { verdict, .. } = found;
+        let (trust, reason) = (verdict.trust().word(), verdict.reason.words());
+        Self { path: path.display().to_string(), name: verdict.name, trust, reason }
+    }
+}
+
 /// One connection.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClientStatus {
@@ -140,6 +173,7 @@ impl HostStatus {
         Self {
             listening: listening.to_string(),
             exports: exports(core),
+            file_systems: core.exports.iter().flat_map(file_systems_of).collect(),
             clients: clients(core),
             keys: keys(core),
             sessions,
@@ -198,6 +232,14 @@ fn keys(core: &Core) -> Vec<KeyStatus> {
         .collect();
     keys.sort_by(|one, other| one.key.cmp(&other.key));
     keys
+}
+
+fn file_systems_of(open: &super::core::OpenExport) -> Vec<FileSystemStatus> {
+    let path = &open.export.path;
+    let own = open.file_system.map(|own| FileSystemStatus::of(path, own));
+    let id = open.file_system.map_or(0, |own| own.id);
+    let below = file_systems::seen_below(path, id);
+    own.into_iter().chain(below.iter().map(|(path, found)| FileSystemStatus::of(path, *found))).collect()
 }
 
 fn clients(core: &Core) -> Vec<ClientStatus> {

@@ -4,7 +4,7 @@
 //! file for ever, and where each change of content moves the change time by the clock of this kernel. Elsewhere what is kept
 //! is a guess, and is compared by hash before it is used.
 
-use crate::proto::{Timestamp, Trust};
+use crate::proto::{Timestamp, Trust, TrustReason};
 
 /// Facts about a mounted file system, as the kernel tells them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +38,16 @@ pub(super) enum IdSource {
 /// Verdict on a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verdict {
-    pub(super) trust: Trust,
     /// Name of its type.
     pub(super) name: &'static str,
-    /// Reason, for users.
-    pub(super) reason: &'static str,
+    pub(super) reason: TrustReason,
     pub(super) id_source: IdSource,
+}
+
+impl Verdict {
+    pub(super) const fn trust(&self) -> Trust {
+        self.reason.trust()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,21 +107,17 @@ const KINDS: &[(i64, &str, Kind)] = &[
 pub(super) fn decide(facts: Facts) -> Verdict {
     let known = KINDS.iter().find(|(magic, ..)| *magic == facts.magic);
     let (name, kind) = known.map_or(("unknown", Kind::Simple), |(_, name, kind)| (*name, *kind));
-    let (trust, reason) = match kind {
+    let reason = match kind {
         Kind::LocalFsid | Kind::LocalUuid | Kind::LocalUntilRestart if !facts.has_birth => {
-            (Trust::Weak, "its files have no time of birth, so inode numbers are used again unnoticed")
+            TrustReason::NoBirth
         }
-        Kind::LocalFsid | Kind::LocalUuid if facts.has_twin => {
-            (Trust::Weak, "another mounted file system has the same UUID")
-        }
-        Kind::LocalFsid | Kind::LocalUuid | Kind::LocalUntilRestart => {
-            (Trust::Full, "inode numbers, times of birth and change times are this kernel's own")
-        }
-        Kind::Remote => (Trust::Weak, "its times come from another machine's clock"),
-        Kind::Program => (Trust::Weak, "its inode numbers and times are made by a program"),
-        Kind::Image => (Trust::Weak, "its times are those of the files that were packed into the image"),
-        Kind::Simple if known.is_none() => (Trust::Weak, "nothing is known of how it stamps changes"),
-        Kind::Simple => (Trust::Weak, "it keeps no change times of its own, or coarse ones"),
+        Kind::LocalFsid | Kind::LocalUuid if facts.has_twin => TrustReason::SameUuid,
+        Kind::LocalFsid | Kind::LocalUuid | Kind::LocalUntilRestart => TrustReason::OwnStamps,
+        Kind::Remote => TrustReason::OtherClock,
+        Kind::Program => TrustReason::Program,
+        Kind::Image => TrustReason::Image,
+        Kind::Simple if known.is_none() => TrustReason::Unknown,
+        Kind::Simple => TrustReason::Coarse,
     };
     let id_source = match kind {
         Kind::LocalFsid if facts.has_fsid => IdSource::Fsid,
@@ -125,7 +125,7 @@ pub(super) fn decide(facts: Facts) -> Verdict {
         Kind::Image => IdSource::Image,
         _ => IdSource::Device,
     };
-    Verdict { trust, name, reason, id_source }
+    Verdict { name, reason, id_source }
 }
 
 /// Returns the trust class of one file on a file system of class `of_file_system`.
@@ -148,7 +148,7 @@ mod tests {
 
     fn verdict(magic: i64) -> (Trust, IdSource) {
         let verdict = decide(Facts { magic, ..FACTS });
-        (verdict.trust, verdict.id_source)
+        (verdict.trust(), verdict.id_source)
     }
 
     #[test]
@@ -180,14 +180,14 @@ mod tests {
     #[test]
     fn what_is_missing_makes_it_weaker() {
         let ext4 = Facts { magic: libc::EXT4_SUPER_MAGIC, ..FACTS };
-        assert_eq!(decide(Facts { has_birth: false, ..ext4 }).trust, Trust::Weak, "ext3");
-        assert_eq!(decide(Facts { has_twin: true, ..ext4 }).trust, Trust::Weak);
+        assert_eq!(decide(Facts { has_birth: false, ..ext4 }).trust(), Trust::Weak, "ext3");
+        assert_eq!(decide(Facts { has_twin: true, ..ext4 }).trust(), Trust::Weak);
         let tmpfs = Facts { magic: libc::TMPFS_MAGIC, ..FACTS };
-        assert_eq!(decide(Facts { has_birth: false, ..tmpfs }).trust, Trust::Weak, "before Linux 6.0");
+        assert_eq!(decide(Facts { has_birth: false, ..tmpfs }).trust(), Trust::Weak, "before Linux 6.0");
         let nameless = decide(Facts { has_fsid: false, ..ext4 });
-        assert_eq!((nameless.trust, nameless.id_source), (Trust::Full, IdSource::Device));
+        assert_eq!((nameless.trust(), nameless.id_source), (Trust::Full, IdSource::Device));
         let xfs = decide(Facts { magic: libc::XFS_SUPER_MAGIC, has_uuid: false, ..FACTS });
-        assert_eq!((xfs.trust, xfs.id_source), (Trust::Full, IdSource::Device));
+        assert_eq!((xfs.trust(), xfs.id_source), (Trust::Full, IdSource::Device));
     }
 
     #[test]

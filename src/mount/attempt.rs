@@ -116,6 +116,7 @@ impl Controlled for Standing {
             clients_connected: Vec::new(),
             keys: Vec::new(),
             cache_problem: None,
+            file_systems: Vec::new(),
             readings,
         }
     }

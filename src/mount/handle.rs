@@ -11,12 +11,15 @@ use super::MountConfig;
 use super::warm::WarmJobs;
 use crate::cache::ChunkCache;
 use crate::client::quic::{ClientStatistics, QuicClient};
-use crate::control::{Controlled, DaemonKind, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport};
+use crate::control::{
+    Controlled, DaemonKind, FileSystemReport, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport,
+};
 use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
 use crate::fuse::Mounted;
 use crate::fuse::table::MountEntry;
 use crate::metrics::{Metric, Readings};
+use crate::proto::TrustReason;
 use crate::recall::RecallClient;
 
 /// What a mount is to do. What comes later counts for more.
@@ -180,6 +183,11 @@ fn link_word(state: Option<&str>) -> LinkWord {
     }
 }
 
+fn file_system(reason: TrustReason) -> FileSystemReport {
+    let (trust, reason) = (reason.trust().word().to_owned(), reason.words().to_owned());
+    FileSystemReport { path: None, file_system: None, trust, reason }
+}
+
 /// Behind the control socket.
 impl Controlled for MountHandle {
     fn status(&self) -> StatusReport {
@@ -205,6 +213,7 @@ impl Controlled for MountHandle {
             clients_connected: Vec::new(),
             keys: Vec::new(),
             cache_problem: self.cache.problem(),
+            file_systems: client.map(|client| file_system(client.trust_reason)).into_iter().collect(),
             readings: self.readings(client),
         }
     }

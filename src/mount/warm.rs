@@ -96,6 +96,7 @@ fn report(id: u64, job: &Job) -> WarmReport {
         bytes: progress.bytes,
         host_bytes: progress.host_bytes,
         skipped: progress.skipped,
+        unproven: progress.unproven,
         failed: progress.failed,
         problems: progress.problems,
         done: progress.is_done,

@@ -10,7 +10,7 @@ use super::change::{
 use super::event::LeaseEpoch;
 use super::lane::Lane;
 use super::lock::{LockAnswer, LockFound, LockRequest, LockTest};
-use super::node::{Attributes, NodeId, Timestamp, Version};
+use super::node::{Attributes, NodeId, Timestamp, TrustReason, Version};
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
 
 /// Names a client's session, which outlives its connections: 16 random bytes, made by the client at mount.
@@ -102,6 +102,8 @@ pub struct Welcome {
     pub acts_as: ActingUser,
     /// Whether what this client makes belongs to the asking user instead, by the client's numbers.
     pub chooses_owners: bool,
+    /// Why the root's file system has its trust class.
+    pub trust_reason: TrustReason,
 }
 
 /// A user of the host and his group, by number.

@@ -76,7 +76,7 @@ pub use message::{
     Hello, InstanceId, ManifestRequest, OpenId, ReadRequest, Reply, Request, SeekTarget, SessionId,
     TicketSecret, Welcome,
 };
-pub use node::{Attributes, FileKind, NodeId, Timestamp, Trust, Version};
+pub use node::{Attributes, FileKind, NodeId, Timestamp, Trust, TrustReason, Version};
 
 /// What TLS negotiates: the name of this protocol.
 pub const ALPN: &[u8] = b"wormhole/1";

@@ -47,6 +47,63 @@ pub enum Trust {
     Full,
 }
 
+impl Trust {
+    /// The word for people and JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Weak => "weak",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// Reason why a file system has its trust class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TrustReason {
+    /// Numbers and times are the host's kernel's own.
+    OwnStamps,
+    /// Its files have no time of birth.
+    NoBirth,
+    /// Another mounted file system has the same UUID.
+    SameUuid,
+    /// Another machine makes the times.
+    OtherClock,
+    /// A program makes numbers and times.
+    Program,
+    /// A read-only image.
+    Image,
+    /// Change times are coarse, or copies of others.
+    Coarse,
+    /// Nothing is known of its type.
+    Unknown,
+}
+
+impl TrustReason {
+    /// The class that follows from it.
+    pub const fn trust(self) -> Trust {
+        match self {
+            Self::OwnStamps => Trust::Full,
+            _ => Trust::Weak,
+        }
+    }
+
+    /// The same in words, as what the file system does.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::OwnStamps => "inode numbers, times of birth and change times are the kernel's own",
+            Self::NoBirth => {
+                "its files have no time of birth, so an inode number may be another file's by now"
+            }
+            Self::SameUuid => "another mounted file system has the same UUID",
+            Self::OtherClock => "its times come from another machine's clock",
+            Self::Program => "its inode numbers and times are made by a program",
+            Self::Image => "its times are those of the files that were packed into the image",
+            Self::Coarse => "its change times are coarse, or copies of other times",
+            Self::Unknown => "nothing is known of how it stamps changes",
+        }
+    }
+}
+
 /// Which state of a file's content is meant. Any change of content changes it, where [`Trust::Full`] holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version {

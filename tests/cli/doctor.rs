@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use wormhole::host::FileSystemStatus;
+
 use super::stage::{Stage, code, errors, wormhole};
 use crate::world::WORMHOLE;
 
@@ -215,4 +217,19 @@ fn a_host_is_reached_and_known_or_not() {
     ask(&by_name).says("host key", "fail", "not known here");
     assert_eq!(fs::read(stage.path("client-state/known_hosts")).unwrap(), key);
     assert_eq!(code(&wormhole().args(["doctor", "nas"]).output().unwrap()), 1, "no source");
+}
+
+#[test]
+fn a_folder_to_be_exported_has_a_trust_class() {
+    let stage = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let here = stage.path().to_str().unwrap();
+    let known = FileSystemStatus::look(stage.path()).unwrap();
+    let verdict = if known.trust == "full" { "ok" } else { "warn" };
+    doctor(&["--export", here]).says(
+        "export",
+        verdict,
+        &format!("{here}: {}, trust class {}", known.name, known.trust),
+    );
+    doctor(&["--export", "/proc"]).says("export", "warn", "trust class weak: nothing is known");
+    doctor(&["--export", "/nowhere"]).says("export", "fail", "/nowhere: No such file");
 }

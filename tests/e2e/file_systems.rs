@@ -10,7 +10,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::relay::Relay;
-use crate::world::{Mount, World, mount_at, noise, printed_by, run, succeeds, wait_until, words, wormhole};
+use crate::world::{
+    Host, Mount, World, errors, mount_at, noise, printed_by, run, succeeds, wait_until, words, wormhole,
+};
 
 /// How long names and attributes hold, and a little.
 const COPIES_HOLD: Duration = Duration::from_millis(1100);
@@ -100,6 +102,16 @@ fn in_2001() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_000_000_000)
 }
 
+/// What the status of a host says of a folder of its export.
+#[track_caller]
+fn assert_class(host: &Host, folder: &Path, kind: &str, trust: &str) {
+    let status = host.status();
+    let all = status["file_systems"].as_array().unwrap();
+    let found = all.iter().find(|found| found["path"] == folder.to_str().unwrap());
+    let found = found.unwrap_or_else(|| panic!("{} is not in {all:?}", folder.display()));
+    assert_eq!((found["file_system"].as_str(), found["trust"].as_str()), (Some(kind), Some(trust)));
+}
+
 #[track_caller]
 fn assert_shows(mount: &Mount, folder: &str, seed: u64, what: &str) {
     for (name, len) in SIZES {
@@ -159,6 +171,7 @@ fn an_image_that_is_exchanged_behind_its_device_shows_its_own_files() {
         let mount = world.mount(&host.ticket, "");
         assert_shows(&mount, "image", 1, kind);
         assert_shows(&mount, "image", 1, kind);
+        assert_class(&host, &inside.0, kind, "weak");
         inside.umount();
         device.exchange(&images[1]);
         let inside = Mounted::new(world.source().join("image"), kind, "ro", &device.0);
@@ -190,17 +203,30 @@ fn what_changes_below_a_program_without_a_trace_is_seen_by_whoever_opens_it() {
     let relay = Relay::start(host.listening);
     let mount = world.mount(&host.ticket_for(relay.address()), "");
     assert_shows(&mount, "program", 1, "bindfs");
+    assert_class(&host, &inside.0, "fuse", "weak");
     let before = relay.bytes_to_client();
     assert_shows(&mount, "program", 1, "bindfs");
     let again = relay.bytes_to_client() - before;
     assert!(again < 1_000_000, "{again} bytes came over the wire for what the host only had to confirm");
+    let output = wormhole().args(["cache", "warm"]).arg(mount.path("program")).output().unwrap();
+    assert!(output.status.success(), "{}", words(&output));
+    assert!(
+        errors(&output).contains("2 files lie on a file system whose times prove nothing"),
+        "{}",
+        words(&output)
+    );
     for (name, len) in SIZES {
         let file = fs::File::options().write(true).open(world.path("tree").join(name)).unwrap();
         file.write_all_at(&noise(len, 2), 0).unwrap();
         file.set_modified(in_2001()).unwrap();
     }
+    // The host's kernel is not told of a new name there; the listing must not be taken to hold.
+    assert_eq!(fs::read_dir(mount.path("program")).unwrap().count(), SIZES.len());
+    fs::write(world.path("tree/new"), "new").unwrap();
     std::thread::sleep(COPIES_HOLD);
     assert_shows(&mount, "program", 2, "bindfs");
+    assert_eq!(fs::read_dir(mount.path("program")).unwrap().count(), SIZES.len() + 1);
+    assert_eq!(fs::read(mount.path("program/new")).unwrap(), b"new");
     mount.umount();
     let mount = world.mount(&host.ticket_for(relay.address()), "");
     assert_shows(&mount, "program", 2, "bindfs after a remount");
@@ -242,6 +268,8 @@ fn a_file_system_with_another_device_number_is_still_the_same() {
     let host = world.host();
     let mount = world.mount(&host.ticket, "");
     read_all(&mount);
+    assert_class(&host, &world.source(), "ext4", "full");
+    assert_eq!(mount.status()["file_systems"][0]["trust"], "full");
     mount.umount();
     drop(host);
     disk.umount();
@@ -295,6 +323,8 @@ fn two_copies_of_one_disk_are_two_file_systems() {
         );
         assert!(fs::read(mount.path("two/small")).unwrap() == noise(SIZES[0].1, 2), "the copy that changed");
     }
+    assert_class(&host, &world.source().join("one"), "ext4", "full");
+    assert_class(&host, &world.source().join("two"), "ext4", "weak");
     let inode = |name: &str| fs::metadata(mount.path(name)).unwrap().ino();
     assert_ne!(inode("one/small"), inode("two/small"), "they would be taken for one file with two names");
     mount.umount();
@@ -330,6 +360,8 @@ fn layers_and_memory_are_kept_as_a_disk_is() {
         let sent = relay.bytes_to_client() - before;
         assert!(sent < expected, "{sent} bytes came over the wire");
     }
+    assert_class(&host, &layers.0, "overlay", "full");
+    assert_class(&host, &memory.0, "tmpfs", "full");
     // What is written goes to the upper layer: another inode, the same name.
     let mount = world.mount(&ticket, "");
     fs::write(world.source().join("layers/small"), noise(SIZES[0].1, 3)).unwrap();

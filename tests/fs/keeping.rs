@@ -159,3 +159,45 @@ async fn a_file_whose_numbers_prove_nothing_is_read_anew_by_whoever_opens_it() {
         "nobody sees the old one after the new one"
     );
 }
+
+const TEN_SECONDS_NS: i64 = 10_000_000_000;
+
+#[tokio::test]
+async fn stamps_of_a_clock_that_is_off_settle_nothing() {
+    for ahead_ns in [-TEN_SECONDS_NS, TEN_SECONDS_NS] {
+        let host = MemoryHost::new();
+        host.set_trust(Trust::Weak);
+        host.set_stamps_ahead(ahead_ns);
+        // As coarse as those of many network file systems: changes within a second look alike.
+        host.set_clock_granularity(Duration::from_secs(1));
+        let (world, _directory) = world(host.clone());
+        let len = (1 << 20) + 77;
+        host.replace("f", noise(len, 1));
+        for seed in 2..6 {
+            // Each time the right bytes are read, which is checked.
+            world.costs("f").await;
+            host.write("f", 0, noise(len, seed));
+            assert!(!host.attributes_of("f").is_settled());
+        }
+        world.costs("f").await;
+        host.advance(Duration::from_secs(60));
+        assert_eq!(world.costs("f").await, 0, "the host confirms what lies still");
+    }
+}
+
+#[tokio::test]
+async fn a_host_whose_clock_was_set_back_is_cached_all_the_same() {
+    let host = MemoryHost::new();
+    let (world, _directory) = world(host.clone());
+    let len = (1 << 20) + 77;
+    host.set_stamps_ahead(TEN_SECONDS_NS);
+    host.replace("f", noise(len, 1));
+    // From here on the stamps are the host's own again, and those of before lie in the future.
+    host.set_stamps_ahead(0);
+    assert!(host.attributes_of("f").is_settled());
+    assert_eq!(world.costs("f").await, len as u64);
+    assert_eq!(world.costs("f").await, 0);
+    host.write("f", 0, noise(len, 2));
+    host.advance(Duration::from_millis(50));
+    assert_eq!(world.costs("f").await, len as u64, "a change shows, though its stamps are older");
+}

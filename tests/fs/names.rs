@@ -2,7 +2,7 @@
 
 use wormhole::client::memory::MemoryHost;
 use wormhole::fs::{FsConfig, FsError, Inode, Lookup, OpenRequest, Ownership, SUM_XATTR};
-use wormhole::proto::{Errno, FileKind};
+use wormhole::proto::{Errno, FileKind, Trust};
 
 use super::{FLEETING, LASTING, World};
 
@@ -77,6 +77,19 @@ async fn a_link_target_is_asked_for_once() {
         assert_eq!(&*world.fs.readlink(link.inode).await.unwrap(), "../else\u{fc}where".as_bytes());
     }
     assert_eq!(host.counters().links, 1);
+}
+
+#[tokio::test]
+async fn a_link_target_is_asked_for_again_where_numbers_prove_nothing() {
+    let host = MemoryHost::new();
+    host.set_trust(Trust::Weak);
+    host.create_symlink("l", "somewhere");
+    let world = World::new(host.clone(), LASTING);
+    let link = world.walk("l").await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(&*world.fs.readlink(link.inode).await.unwrap(), b"somewhere");
+    }
+    assert_eq!(host.counters().links, 3);
 }
 
 #[tokio::test]

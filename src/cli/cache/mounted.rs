@@ -65,6 +65,7 @@ struct Outcome<'a> {
     bytes: u64,
     host_bytes: u64,
     skipped: u64,
+    unproven: u64,
     failed: u64,
     problems: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +94,7 @@ pub(super) fn warm(typed: &Path, pin: bool, json: bool) -> Result<(), CliError> 
             bytes: report.bytes,
             host_bytes: report.host_bytes,
             skipped: report.skipped,
+            unproven: report.unproven,
             failed: report.failed,
             problems: &report.problems,
             error: report.error.as_deref(),
@@ -118,6 +120,13 @@ fn line(report: &WarmReport, began: Instant) -> String {
 fn judge(report: &WarmReport) -> Result<(), CliError> {
     for problem in &report.problems {
         eprintln!("wormhole: {problem}");
+    }
+    if report.unproven > 0 {
+        eprintln!(
+            "wormhole: {} files lie on a file system whose times prove nothing (`wormhole status` says why): the host confirms \
+             them whenever they are opened, and they are not shown while it is away",
+            report.unproven
+        );
     }
     if let Some(error) = &report.error {
         return Err(CliError::system(error));

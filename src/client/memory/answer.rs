@@ -177,6 +177,7 @@ impl Tree {
             boot: boot_of(instance),
             acts_as: ActingUser { uid: 0, gid: 0 },
             chooses_owners: false,
+            trust_reason: self.trust_reason(),
         }))
     }
 

@@ -216,6 +216,11 @@ impl MemoryHost {
         found(self.tree().change_unnoticed(path.as_ref(), write), path.as_ref());
     }
 
+    /// From now on stamps come from a clock that is so far ahead of the host's own, in nanoseconds, or behind it.
+    pub fn set_stamps_ahead(&self, by_ns: i64) {
+        self.tree().set_stamps_ahead(by_ns);
+    }
+
     /// From now on attributes tell this trust class.
     pub fn set_trust(&self, trust: Trust) {
         self.tree().set_trust(trust);

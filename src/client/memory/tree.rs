@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::content::{BLOCK_BYTES, Content};
-use crate::proto::{Attributes, Errno, FileKind, NodeId, OpenId, Timestamp, Trust};
+use crate::proto::{Attributes, Errno, FileKind, NodeId, OpenId, Timestamp, Trust, TrustReason};
 
 /// Device number of the model's file system.
 const DEVICE: u64 = 1;
@@ -64,6 +64,8 @@ pub(super) struct Tree {
     now: Timestamp,
     granularity_ns: i64,
     trust: Trust,
+    /// How far the clock that makes stamps is ahead of the host's own.
+    stamps_ahead_ns: i64,
 }
 
 impl Body {
@@ -116,6 +118,7 @@ impl Tree {
             now: START,
             granularity_ns: 1,
             trust: Trust::Full,
+            stamps_ahead_ns: 0,
         };
         tree.root = tree.add(Body::Directory(BTreeMap::new()), BUILT_AGE_NS);
         tree.nodes.get_mut(&tree.root).expect("just added").links = 2;
@@ -139,6 +142,19 @@ impl Tree {
     /// From now on attributes tell this trust class.
     pub(super) fn set_trust(&mut self, trust: Trust) {
         self.trust = trust;
+    }
+
+    /// From now on another clock makes the stamps.
+    pub(super) fn set_stamps_ahead(&mut self, by_ns: i64) {
+        self.stamps_ahead_ns = by_ns;
+    }
+
+    /// Reason of the trust class.
+    pub(super) const fn trust_reason(&self) -> TrustReason {
+        match self.trust {
+            Trust::Full => TrustReason::OwnStamps,
+            Trust::Weak => TrustReason::Program,
+        }
     }
 
     /// Forgets everything that a restarted daemon would not know.
@@ -318,7 +334,8 @@ impl Tree {
 
     pub(super) fn tick(&mut self) -> Timestamp {
         self.now.0 += STEP_NS;
-        Timestamp(self.now.0 - self.now.0.rem_euclid(self.granularity_ns))
+        let stamp = self.now.0 + self.stamps_ahead_ns;
+        Timestamp(stamp - stamp.rem_euclid(self.granularity_ns))
     }
 
     pub(super) fn add(&mut self, body: Body, age_ns: i64) -> NodeId {

@@ -13,7 +13,7 @@ use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;
 use crate::client::{CallError, away};
-use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, Welcome, WireError};
+use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, TrustReason, Welcome, WireError};
 
 /// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
 const LOCK_WAITS_MAX: usize = 32;
@@ -64,6 +64,7 @@ struct Host {
     instance: InstanceId,
     boot: BootId,
     acts_as: ActingUser,
+    trust_reason: TrustReason,
 }
 
 impl Shared {
@@ -99,6 +100,7 @@ impl Shared {
                 instance: welcome.instance,
                 boot: welcome.boot,
                 acts_as: welcome.acts_as,
+                trust_reason: welcome.trust_reason,
             }),
             meter: Mutex::default(),
             write_meter: Mutex::default(),
@@ -136,10 +138,15 @@ impl Shared {
         self.changes.send_replace(());
     }
 
+    /// Why the root's file system has its trust class.
+    pub(super) fn trust_reason(&self) -> TrustReason {
+        locked(&self.host).trust_reason
+    }
+
     /// A host let us in; notes whether it is another run of it.
     pub(super) fn welcomed(&self, welcome: &Welcome) {
         let mut host = locked(&self.host);
-        (host.root, host.boot) = (welcome.root, welcome.boot);
+        (host.root, host.boot, host.trust_reason) = (welcome.root, welcome.boot, welcome.trust_reason);
         if std::mem::replace(&mut host.acts_as, welcome.acts_as) != welcome.acts_as {
             let ActingUser { uid, gid } = welcome.acts_as;
             tracing::warn!(

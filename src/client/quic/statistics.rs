@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::link::Phase;
 use super::shared::{Shared, locked};
+use crate::proto::TrustReason;
 use crate::transport::LinkStats;
 
 /// Everything a person may want to know of the way to a host.
@@ -18,6 +19,8 @@ pub struct ClientStatistics {
     pub transport: &'static str,
     /// Where the host is; absent while there is no connection.
     pub address: Option<String>,
+    /// Why the root's file system on the host has its trust class.
+    pub trust_reason: TrustReason,
     /// Connections in use now.
     pub connections: usize,
     /// Round-trip time, smoothed, in milliseconds; 0 while there is no connection.
@@ -101,6 +104,7 @@ impl Shared {
             state: best.map_or("down", name),
             transport: live.first().map_or("none", |live| live.connection.kind().name()),
             address: live.first().map(|live| live.connection.remote_address().to_string()),
+            trust_reason: self.trust_reason(),
             connections: live.len(),
             rtt_ms: stats.first().map_or(0.0, |stats| stats.rtt.as_secs_f64() * 1e3),
             bytes_per_second: self.meter().bytes_per_second(),

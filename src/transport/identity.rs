@@ -231,6 +231,11 @@ mod tests {
 
     use super::*;
 
+    /// A folder that nobody else may write to, whatever the umask of the process is.
+    fn private_folder() -> tempfile::TempDir {
+        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap()
+    }
+
     #[test]
     fn public_key_text_round_trips_and_is_short() {
         let key = Identity::generate().unwrap().public_key();
@@ -249,7 +254,7 @@ mod tests {
 
     #[test]
     fn key_file_is_made_once_private_and_kept() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = private_folder();
         let path = folder.path().join("state/identity.pem");
         let made = Identity::load_or_create(&path).unwrap();
         let read = Identity::load_or_create(&path).unwrap();
@@ -263,7 +268,7 @@ mod tests {
 
     #[test]
     fn key_file_open_to_others_is_refused_in_words() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = private_folder();
         let path = folder.path().join("identity.pem");
         Identity::load_or_create(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
@@ -274,7 +279,7 @@ mod tests {
 
     #[test]
     fn raw_der_is_read_and_rubbish_is_not_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = private_folder();
         let path = folder.path().join("key");
         let identity = Identity::generate().unwrap();
         fs::write(&path, identity.pkcs8().secret_pkcs8_der()).unwrap();

@@ -1,6 +1,7 @@
 """idmapped.py FOLDER TARGET: mounts FOLDER on TARGET with its user and group 0 shown as 1000, makes a file there as 1000, and says who
 owns it in both places."""
 
+import atexit
 import ctypes
 import os
 import signal
@@ -28,6 +29,8 @@ if child == 0:
     os.write(told, b"x")
     os.close(told)
     signal.pause()
+# A call that fails ends the script: the child must not outlive it and keep its output open.
+atexit.register(os.kill, child, 9)
 os.read(ready, 1)
 for kind in ("uid_map", "gid_map"):
     with open(f"/proc/{child}/{kind}", "w") as ids:
@@ -36,7 +39,6 @@ namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
 tree = call("open_tree", OPEN_TREE, -100, folder.encode(), 0x80001)
 call("mount_setattr", MOUNT_SETATTR, tree, b"", 0x1000, struct.pack("QQQQ", 0x100000, 0, 0, namespace), 32)
 call("move_mount", MOVE_MOUNT, tree, b"", -100, target.encode(), 0x4)
-os.kill(child, 9)
 worker = os.fork()
 if worker == 0:
     os.setgid(1000)

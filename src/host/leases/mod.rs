@@ -306,6 +306,19 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_goes_is_revoked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("folder");
+        fs::create_dir(&path).unwrap();
+        let watches = Watches::start();
+        let subscriber = watches.subscribe().unwrap();
+        assert!(subscriber.watch(DIRECTORY, File::open(&path).unwrap().as_fd()));
+        fs::remove_dir(&path).unwrap();
+        while wait_for(&subscriber).unwrap() != Told::Revoked(DIRECTORY) {}
+        assert_eq!(watches.len(), 0);
+    }
+
+    #[test]
     fn a_subscriber_that_takes_nothing_overflows() {
         let folder = tempfile::tempdir().unwrap();
         let watches = Watches::start();

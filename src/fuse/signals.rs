@@ -6,6 +6,10 @@
 //! `/proc`, again and again: a call whose thread is to end is answered with EINTR. Calls that are answered
 //! sooner pay for a timer and nothing else.
 //!
+//! A look runs on a thread of its own kind, because it may wait: the kernel gives out `stat` and `syscall` of a program
+//! under a lock that the program holds while it becomes another one (`execve`), and becoming another one closes files,
+//! which waits for this very daemon. At most [`LOOKS_MAX`] looks run at a time.
+//!
 //! Threads that `/proc` does not show to this process, because they live in another PID namespace or because
 //! of `hidepid`, wait for their answer.
 
@@ -13,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::pending::{self, EndsBy, Signals, Wait};
@@ -33,18 +38,30 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Time between two looks of all calls together: a look takes some 20 µs of a processor.
 const LOOK_EVERY_ALL: Duration = Duration::from_millis(1);
 
-/// Counts the calls of a mount that wait long enough to be looked at.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Looking(Arc<AtomicUsize>);
+/// Most looks of a mount at a time. A look that waits keeps its thread; the runtime has 512 of them for other work, too.
+const LOOKS_MAX: usize = 32;
+
+/// Counts the calls of a mount that wait long enough to be looked at, and bounds the looks.
+#[derive(Debug, Clone)]
+pub(super) struct Looking {
+    calls: Arc<AtomicUsize>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Looking {
+    fn default() -> Self {
+        Self { calls: Arc::default(), places: Arc::new(Semaphore::new(LOOKS_MAX)) }
+    }
+}
 
 impl Looking {
     fn begin(&self) -> Looked<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Looked(&self.0)
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Looked(&self.calls)
     }
 
     fn pace(&self) -> Duration {
-        let calls = u32::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let calls = u32::try_from(self.calls.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         LOOK_EVERY.max(LOOK_EVERY_ALL.saturating_mul(calls))
     }
 }
@@ -78,7 +95,7 @@ impl Waiter {
         }
         if self.closes {
             sleep(FIRST_LOOK_CLOSING).await;
-            if self.read("stat").is_some_and(|stat| pending::was_killed(&stat)) {
+            if self.was_killed().await {
                 return;
             }
         }
@@ -86,11 +103,11 @@ impl Waiter {
         let _looked = self.looking.begin();
         let mut wait = Wait::new(self.ends_by);
         loop {
-            let Some(status) = self.read("status") else { return std::future::pending().await };
+            let Some(status) = self.read("status").await else { return std::future::pending().await };
+            let is_fault = self.ends_by == EndsBy::EndingUnlessFault && self.is_in_fault().await;
             let is_long = || self.ends_by.is_long(begun.elapsed(), self.fs.is_connected());
-            let is_due = Signals::of(&status)
-                .is_some_and(|signals| wait.look(signals, is_long, || self.is_in_fault()));
-            if is_due || self.closes && self.read("stat").is_some_and(|stat| pending::was_killed(&stat)) {
+            let is_due = Signals::of(&status).is_some_and(|signals| wait.look(signals, is_long, || is_fault));
+            if is_due || self.closes && self.was_killed().await {
                 return;
             }
             let pace = self.looking.pace();
@@ -98,16 +115,28 @@ impl Waiter {
         }
     }
 
-    /// Whether it waits for a page. Where that is not told (Yama keeps it from plain users) a read from a
-    /// host that does not answer counts as a call.
-    fn is_in_fault(&self) -> bool {
-        let told = self.read("syscall").map(|syscall| !pending::reads_by_call(&syscall));
+    /// Returns `true` if the thread ends because its process was killed.
+    async fn was_killed(&self) -> bool {
+        self.read("stat").await.is_some_and(|stat| pending::was_killed(&stat))
+    }
+
+    /// Returns `true` if the thread waits for a page. Where that is not told (Yama keeps it from plain users) a
+    /// read from a host that does not answer counts as a call.
+    async fn is_in_fault(&self) -> bool {
+        let told = self.read("syscall").await.map(|syscall| !pending::reads_by_call(&syscall));
         told.unwrap_or_else(|| self.fs.is_connected())
     }
 
-    /// Some lines that the kernel has at hand: nothing that waits.
-    fn read(&self, name: &str) -> Option<String> {
-        let text = std::fs::read(format!("/proc/{}/{name}", self.thread)).ok()?;
+    /// Reads a file of the thread in `/proc`; `None` if it has none. Waits for a place, and for as long as the kernel does.
+    async fn read(&self, name: &'static str) -> Option<String> {
+        let place = Arc::clone(&self.looking.places).acquire_owned().await.ok()?;
+        let path = format!("/proc/{}/{name}", self.thread);
+        let read = move || {
+            // Held by the thread: a call that is answered leaves its look behind.
+            let _place = place;
+            std::fs::read(path).ok()
+        };
+        let text = self.fs.runtime().spawn_blocking(read).await.ok()??;
         // A program's name is any bytes.
         Some(String::from_utf8_lossy(&text).into_owned())
     }

@@ -240,3 +240,43 @@ fn programs_that_make_files_in_one_folder_wait_for_one_deadline_together() {
     assert_eq!(names(&world.source().join("folder")), ["9"]);
     mount.umount();
 }
+
+/// A program that starts another closes its copies of what it has open while the kernel holds a lock of it that readers of
+/// its `/proc` files wait for. The daemon looks there for signals, and must not wait for a program that waits for it.
+#[test]
+fn a_program_that_starts_another_while_its_writes_are_on_their_way_stops_nobody() {
+    const SCRIPT: &str = "import subprocess, sys\n\
+        file = open(sys.argv[1], 'wb', buffering=0)\n\
+        file.write(b'x' * 3_000_000)\n\
+        print('written', flush=True)\n\
+        sys.stdin.readline()\n\
+        subprocess.run(['true'], close_fds=False, check=True)\n";
+    let world = World::new();
+    let host = world.host();
+    let relay = Relay::start(host.listening);
+    let mount = world.mount(&host.ticket_for(relay.address()), "");
+    // More than the daemon has threads for its own work.
+    let mut programs: Vec<Child> = (0..4)
+        .map(|number| {
+            let mut python = Command::new("python3");
+            python.args(["-c", SCRIPT]).arg(mount.path(format!("file {number}")));
+            python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    relay.narrow(100_000);
+    for program in &mut programs {
+        let mut line = String::new();
+        BufReader::new(program.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "written\n");
+        program.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+    // The daemon has looked at each by then.
+    std::thread::sleep(WAITS);
+    let states: Vec<_> = (0..3).map(|_| mount.status()["state"].clone()).collect();
+    relay.narrow(u64::MAX);
+    assert!(states.iter().all(|state| state != "unreachable"), "{states:?}");
+    for program in &mut programs {
+        assert!(program.wait().unwrap().success());
+    }
+    mount.umount();
+}

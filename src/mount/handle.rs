@@ -199,7 +199,8 @@ impl Controlled for MountHandle {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: vec![self.label.clone()],
             mountpoint: Some(self.mountpoint.clone()),
-            device: self.device.clone(),
+            // Of a mount that has ended the kernel gives the number to the next one.
+            device: self.device.clone().filter(|_| !self.ended.load(Ordering::Relaxed)),
             state: if self.ended.load(Ordering::Relaxed) {
                 LinkWord::Ending
             } else {

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::relay::Relay;
 use crate::world::{Mount, World, is_alive, run, succeeds, wait_until, words, wormhole};
 
 /// A program that holds a file open, and reads it when it is told to.
@@ -194,7 +195,10 @@ fn a_mount_whose_daemon_was_killed_is_shown_as_dead_and_replaced() {
     let dead = pid(&mount);
     signal(dead, Signal::SIGKILL);
     wait_until("it is dead", || !is_alive(dead));
-    assert_eq!(fs::read_dir(&mount.point).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    // A question that is on its way when the kernel notices ends with ECONNABORTED.
+    wait_until("the kernel has noticed", || {
+        fs::read_dir(&mount.point).unwrap_err().raw_os_error() == Some(libc::ENOTCONN)
+    });
     assert_eq!(mount.status()["state"], "dead");
     let shown = succeeds(wormhole().arg("status").arg(&mount.point));
     assert!(shown.contains("died") && shown.contains("wormhole mount"), "{shown}");
@@ -222,4 +226,44 @@ fn a_mount_whose_daemon_hangs_is_not_taken_for_dead() {
     assert_eq!(state, "unreachable");
     assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content\n");
     mount.umount();
+}
+
+/// A mount's device number goes to the next mount as soon as it has ended, while its daemon may still be sending.
+#[test]
+fn a_daemon_that_still_sends_hides_no_mount_that_came_after_its_own() {
+    const WRITES: &str = "import sys, time\n\
+        file = open(sys.argv[1], 'wb', buffering=0)\n\
+        print('opened', flush=True)\n\
+        sys.stdin.readline()\n\
+        file.write(b'x' * 1_000_000)\n\
+        print('written', flush=True)\n\
+        time.sleep(600)\n";
+    let (world, other) = (world(), world());
+    let (host, other_host) = (world.host(), other.host());
+    let relay = Relay::start(host.listening);
+    let mount = world.mount(&host.ticket_for(relay.address()), "");
+    let mut writer = Command::new("python3");
+    writer.args(["-c", WRITES]).arg(mount.path("large")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    let mut said = BufReader::new(writer.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "opened");
+    relay.cut();
+    writer.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "written");
+    let sending = pid(&mount);
+    // Killed, it does not wait for what it wrote; nor does the kernel's umount.
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    succeeds(Command::new("umount").arg(&mount.point));
+    let next = other.mount(&other_host.ticket, "");
+    let hanging = pid(&next);
+    signal(hanging, Signal::SIGSTOP);
+    let shown = wormhole().args(["status", "--json"]).arg(&next.point).output().unwrap();
+    signal(hanging, Signal::SIGCONT);
+    assert!(is_alive(sending), "it was to be sending still");
+    relay.mend();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("unreachable"), "{shown}");
+    wait_until("it has sent everything", || !is_alive(sending));
+    next.umount();
 }

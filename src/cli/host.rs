@@ -111,7 +111,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
         ..TicketTerms::default()
     };
     let terms = (!arguments.no_ticket).then_some(terms);
-    threads::runtime()?.block_on(serve(config, terms, arguments.json))
+    let runtime = threads::runtime()?;
+    let served = runtime.block_on(serve(config, terms, arguments.json));
+    // Not waited for: a thread that is stuck in a file system that hangs would keep the daemon.
+    runtime.shutdown_background();
+    served
 }
 
 /// Where the host's state lies: as said, or where the system keeps such things.

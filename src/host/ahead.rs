@@ -1,6 +1,9 @@
 //! Reads of one file that run side by side and come back in order, each proved to be of the version asked for.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -88,7 +91,7 @@ impl<R: Iterator<Item = ByteRange>, M: Make> ReadAhead<R, M> {
         let (version, make) = (self.version, self.make.clone());
         self.running.push_back(Running(tokio::spawn(async move {
             let bytes = read(&context, &file, range).await?;
-            check_version(&file, version).await?;
+            check_version(&context, &file, version).await?;
             if bytes.len() as u64 != range.len {
                 return Err(WireError::new(
                     ErrorCode::System(Errno::EIO),
@@ -101,9 +104,13 @@ impl<R: Iterator<Item = ByteRange>, M: Make> ReadAhead<R, M> {
     }
 }
 
-/// Reads through the engine.
+/// Reads through the engine. A file system that may hang is read by a thread of the key: the engine's queue is everybody's.
 async fn read(context: &ClientContext, file: &Handle, range: ByteRange) -> Result<Bytes, WireError> {
     let _under_way = context.counters().disk_inflight.enter();
+    if !file.is_local {
+        let file = Arc::clone(&file.file);
+        return context.blocking(move |_| read_at(&file, range)).await;
+    }
     let read = context.engine().read(Arc::clone(&file.file), range.offset, range.len as usize);
     read.await.map_err(|error| {
         tracing::debug!("reading {:?}: {error}", file.node);
@@ -111,14 +118,32 @@ async fn read(context: &ClientContext, file: &Handle, range: ByteRange) -> Resul
     })
 }
 
+/// Reads the range, less only where the file ends. Blocks.
+fn read_at(file: &File, range: ByteRange) -> Result<Bytes, WireError> {
+    let (mut bytes, mut filled) = (vec![0; range.len as usize], 0);
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], range.offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(WireError::system(error.raw_os_error().map_or(Errno::EIO, Errno))),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes.into())
+}
+
 /// Whether the file still is what was asked for.
-pub(super) async fn check_version(file: &Arc<Handle>, version: Version) -> Result<(), WireError> {
+pub(super) async fn check_version(
+    context: &ClientContext,
+    file: &Arc<Handle>,
+    version: Version,
+) -> Result<(), WireError> {
     let found = if file.is_local {
         file.version()?
     } else {
         let file = Arc::clone(file);
-        let asked = tokio::task::spawn_blocking(move || file.version()).await;
-        asked.unwrap_or_else(|_| Err(WireError::system(Errno::EIO)))?
+        context.blocking(move |_| file.version()).await?
     };
     if found == version { Ok(()) } else { Err(WireError::new(ErrorCode::VersionChanged, "")) }
 }

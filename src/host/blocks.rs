@@ -34,7 +34,7 @@ pub(super) async fn serve(
     }
     let cut = tokio::task::spawn_blocking(move || cut_blocks(offset, &bytes)).await;
     let blocks = cut.map_err(|_| WireError::system(Errno::EIO))?;
-    check_version(&file, version).await?;
+    check_version(context, &file, version).await?;
     let needed = blocks.into_iter().filter(|block| block.range.intersect(range).is_some());
     let needed: Vec<_> = needed.collect();
     let offset = needed.first().map_or(range.offset, |first| first.range.offset);

@@ -50,7 +50,7 @@ pub(super) async fn serve(
         () = unwanted => Err(Stop::Gone),
     };
     let observed = now();
-    let last = match sent.and(check_version(&file, request.version).await.map_err(Stop::Failed)) {
+    let last = match sent.and(check_version(context, &file, request.version).await.map_err(Stop::Failed)) {
         Ok(()) => ContentHeader::End { observed },
         Err(Stop::Failed(error)) => ContentHeader::Failed(error.code),
         Err(Stop::Gone) => return Err(Gone),
@@ -80,7 +80,7 @@ pub(super) async fn open(
         Some(file) => file,
         None => context.blocking(move |session| session.file(node)).await?,
     };
-    check_version(&file, version).await?;
+    check_version(context, &file, version).await?;
     Ok(file)
 }
 

@@ -15,6 +15,7 @@ use super::attributes::system_error;
 use super::budget::Budgets;
 use super::confine::open_beneath;
 use super::counters::Counters;
+use super::crossing;
 use super::entry::Entry;
 use super::exports::{Export, ExportError};
 use super::file_systems::{self, FileSystem};
@@ -170,6 +171,7 @@ impl Core {
         } else {
             open_beneath(top.as_fd(), sub_path, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(system_error)?
         };
+        crossing::check(top.as_fd(), root.as_fd())?;
         let fresh = Arc::new(Tree::new(root, Arc::clone(&self.known))?);
         let mut trees = lock(&self.trees);
         trees.retain(|_, tree| tree.strong_count() > 0);

@@ -10,6 +10,7 @@ use super::answer::{Answer, Gone};
 use super::attributes::{self, system_error};
 use super::confine::open_for_reading;
 use super::context::ClientContext;
+use super::crossing;
 use super::session::Session;
 use crate::proto::{
     Attributes, DirectoryBatch, DirectoryEntry, Errno, ErrorCode, LeaseEpoch, NodeId, Reply, WireError,
@@ -153,7 +154,8 @@ fn look(at: &OwnedFd, name: &CStr) -> Result<Option<DirectoryEntry>, WireError> 
     if matches!(name.to_bytes(), b"." | b"..") {
         return Ok(None);
     }
-    match attributes::of_entry(at.as_fd(), name) {
+    let found = crossing::check_entry(at.as_fd(), name);
+    match found.and_then(|()| attributes::of_entry(at.as_fd(), name)) {
         Ok(attributes) => Ok(Some(DirectoryEntry { name: name.to_bytes().to_vec(), attributes })),
         Err(WireError { code: ErrorCode::System(Errno::ENOENT), .. }) => Ok(None),
         Err(error) => Err(error),

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use super::admission::Standing;
 use super::core::{Core, LiveClient, who};
 use super::keys::AuthorizedKeys;
+use super::session::Session;
 use super::state::{Stamp, StateError};
 use crate::proto::close;
 
@@ -50,8 +51,7 @@ pub(super) async fn watch(core: Arc<Core>, reload: Arc<Notify>) {
 fn let_go(core: &Core, now: Instant) {
     core.entry.tell(now);
     let over = core.sessions().expire(now);
-    // Their files are closed outside of the lock.
-    drop(over);
+    over.into_iter().for_each(end_elsewhere);
     core.known.expire(now);
     core.index.flush();
 }
@@ -82,7 +82,7 @@ fn show_moved_out(core: &Core) {
         let who = who(client.key, client.connection.remote_address());
         tracing::warn!("{who} was disconnected: its folder is not in the export {} any more", client.export);
         client.connection.close(close::RIGHTS_CHANGED, "the mounted folder was moved out of the export");
-        drop(core.sessions().end(client.key, client.session));
+        core.sessions().end(client.key, client.session).into_iter().for_each(end_elsewhere);
     }
 }
 
@@ -114,7 +114,11 @@ fn show_one_out(core: &Core, client: &LiveClient, keys: &AuthorizedKeys) {
     tracing::warn!("{who} was disconnected: {standing}");
     if ends_sessions {
         // What is open there was opened by one who may no longer, or as another user.
-        let theirs = core.sessions().remove_key(client.key);
-        drop(theirs);
+        core.sessions().remove_key(client.key).into_iter().for_each(end_elsewhere);
     }
+}
+
+/// Ends a session on a thread of its own: what it has open and locked may lie on a file system that hangs. Called where that may wait.
+fn end_elsewhere(session: Arc<Session>) {
+    tokio::task::spawn_blocking(move || drop(session));
 }

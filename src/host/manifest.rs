@@ -63,6 +63,6 @@ async fn compute(
         context.index.note(of, observed, index, hash);
         hashes.push(hash);
     }
-    check_version(file, version).await?;
+    check_version(context, file, version).await?;
     Ok(hashes)
 }

@@ -3,7 +3,7 @@
 //! In reading order:
 //!
 //! 1. `exports`, `keys`, `tickets`, `admission`, `actor`, `state`: what is served to whom, as whom, and where that is written
-//! 2. `confine`, `attributes`, `nodes`, `handles`, `tree`: from a client's node to a descriptor, never outside
+//! 2. `confine`, `crossing`, `attributes`, `nodes`, `handles`, `closing`, `tree`: from a client's node to a descriptor, never outside
 //! 3. `sessions`, `session`, `opens`: what outlives a connection
 //! 4. `core`, `door`, `refusals`, `entry`, `limits`, `shares`, `turns`, `budget`, `connection`, `greeting`, `context`: a client from its knock to its end
 //! 5. `requests`, `answer`, `metadata`, `directory`: streams and their answers; `leases`, `events`: changes told to clients
@@ -22,6 +22,7 @@ mod attributes;
 mod blocks;
 mod budget;
 mod change;
+mod closing;
 mod compress;
 mod confine;
 mod connection;
@@ -29,6 +30,7 @@ mod content;
 mod context;
 mod core;
 mod counters;
+mod crossing;
 mod current;
 mod directory;
 mod door;

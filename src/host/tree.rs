@@ -17,7 +17,9 @@ use nix::fcntl::OFlag;
 use nix::sys::statfs::{self, FsType, fstatfs};
 
 use super::attributes::{self, system_error, unknown_node};
+use super::closing::close_elsewhere;
 use super::confine::{lies_in, open_beneath, open_entry, open_for, open_if_in_memory};
+use super::crossing;
 use super::handles::{HANDLE_FRESH, HandleCache, Kept};
 use super::held::or_held;
 use super::nodes::{NODES_MAX, NodeTable, TreeId};
@@ -116,6 +118,15 @@ impl Handle {
     /// What `stat` tells now.
     pub(super) fn attributes(&self) -> Result<Attributes, WireError> {
         attributes::of_open(self.file.as_fd())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Where nothing hangs `close` does not wait, and a place to look names up from has nothing to write.
+        if !self.is_local && !self.is_folder {
+            close_elsewhere(self.node.device, Arc::clone(&self.file));
+        }
     }
 }
 
@@ -226,6 +237,7 @@ impl Tree {
         let c_name = check_name(name)?;
         let folder = self.folder(parent)?;
         let fd = open_entry(folder.file.as_fd(), &c_name).map_err(system_error)?;
+        crossing::check(folder.file.as_fd(), fd.as_fd())?;
         let found = attributes::of_open(fd.as_fd())?;
         self.record(parent, [(found.node, name)]);
         self.hold(fd, &found);
@@ -236,6 +248,7 @@ impl Tree {
     pub(super) fn look(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, WireError> {
         let c_name = check_name(name)?;
         let folder = self.folder(parent)?;
+        crossing::check_entry(folder.file.as_fd(), &c_name)?;
         let found = attributes::of_entry(folder.file.as_fd(), &c_name)?;
         self.record(parent, [(found.node, name)]);
         Ok(found)

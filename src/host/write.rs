@@ -83,7 +83,7 @@ async fn write(
 }
 
 /// The engine writes as the daemon: root is stopped by no quota, and set-user-id bits outlive what it writes. So it writes for nobody
-/// else.
+/// else. Nor does it write where it might hang: its queue is everybody's.
 async fn write_at(
     context: &ClientContext,
     handle: &Arc<Handle>,
@@ -91,7 +91,7 @@ async fn write_at(
     bytes: Bytes,
 ) -> Result<(), WireError> {
     let file = Arc::clone(&handle.file);
-    if context.session.actor == Actor::Daemon {
+    if context.session.actor == Actor::Daemon && handle.is_local {
         let written = context.engine().write(file, offset, bytes).await;
         return written.map_err(|error| WireError::system(Errno(error.errno() as i32)));
     }

@@ -11,6 +11,7 @@ mod differential;
 mod ending;
 mod failing;
 mod file_systems;
+mod hanging;
 mod idmapped;
 mod lasting;
 mod leases;

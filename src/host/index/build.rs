@@ -20,6 +20,7 @@ use super::{FILE_BYTES_MIN, FileVersion, HashIndex};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange};
 use crate::host::attributes;
 use crate::host::counters::Counters;
+use crate::host::crossing;
 use crate::io::sys::{idle_thread, is_cached};
 use crate::proto::{Attributes, FileKind};
 
@@ -123,9 +124,12 @@ impl Builder {
                     folders.pop();
                     continue;
                 };
-                let Ok((path, found)) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) else {
+                let Ok(entry) = entry else { continue };
+                let path = entry.path();
+                if crossing::leads_into_mount(&path) {
                     continue;
-                };
+                }
+                let Ok(found) = entry.metadata() else { continue };
                 if found.is_dir() && folders.len() < DEPTH_MAX {
                     folders.extend(fs::read_dir(&path));
                 } else if found.is_file() && found.len() >= FILE_BYTES_MIN {

@@ -11,7 +11,7 @@ mod file;
 mod holding;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,25 +39,34 @@ const LOOK_LONGEST: Duration = Duration::from_millis(100);
 /// Files on which some client holds or wants locks.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
-    files: Mutex<HashMap<NodeId, Arc<Mutex<LockedFile>>>>,
+    files: Mutex<HashMap<NodeId, Arc<SharedFile>>>,
+}
+
+/// One file's locks.
+#[derive(Debug, Default)]
+struct SharedFile {
+    /// Held while the file system is asked, which may hang.
+    file: Mutex<LockedFile>,
+    /// How many locks there were when it was held last, for those who may not wait.
+    count: AtomicU64,
 }
 
 impl Locks {
-    /// How many locks clients hold.
+    /// How many locks clients hold. Waits for no file system.
     pub(super) fn count(&self) -> u64 {
-        let files: Vec<_> = lock(&self.files).values().cloned().collect();
-        files.iter().map(|file| lock(file).count() as u64).sum()
+        lock(&self.files).values().map(|shared| shared.count.load(Ordering::Relaxed)).sum()
     }
 
     /// Works on the locks of a file.
     fn with<T>(&self, node: NodeId, work: impl FnOnce(&mut LockedFile) -> T) -> T {
         loop {
-            let file = Arc::clone(lock(&self.files).entry(node).or_default());
-            let mut locked = lock(&file);
+            let shared = Arc::clone(lock(&self.files).entry(node).or_default());
+            let mut locked = lock(&shared.file);
             if locked.is_gone {
                 continue;
             }
             let result = work(&mut locked);
+            shared.count.store(locked.count() as u64, Ordering::Relaxed);
             if locked.is_idle() {
                 locked.is_gone = true;
                 lock(&self.files).remove(&node);

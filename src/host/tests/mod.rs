@@ -6,6 +6,7 @@ mod changes;
 mod content;
 mod events;
 mod greeting;
+mod hanging;
 mod held;
 mod known;
 mod locks;

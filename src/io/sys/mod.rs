@@ -28,7 +28,7 @@ pub use pages::{LARGE_PAGE_BYTES, prefer_large_pages};
 pub use priority::idle_thread;
 pub use residency::{is_cached, read_cached};
 pub use socket::{set_receive_buffer_force, set_send_buffer_force};
-pub use stat::{Statx, Timestamp, fstatx, statx};
+pub use stat::{Statx, Timestamp, device_of, fstatx, statx};
 pub use tcp::{TcpInfo, tcp_info};
 pub use xattr::{
     XATTR_BYTES_MAX, XattrSet, XattrTarget, get_xattr, list_xattr, remove_xattr, set_xattr, split_xattr_names,

@@ -77,6 +77,19 @@ pub fn fstatx(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     statx(fd, c"", AtFlags::AT_EMPTY_PATH)
 }
 
+/// Returns the number of the file system of `path` as `st_dev`, with the arguments of [`statx`]. Asks the file system nothing, so
+/// it does not wait for one that hangs; looking up a name in it may.
+pub fn device_of(dirfd: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Result<u64, Errno> {
+    let flags = flags.bits() | libc::AT_STATX_DONT_SYNC;
+    let mut raw = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: `path` ends in NUL, `raw` is a writable `struct statx`, and both outlive the call.
+    let code = unsafe { libc::statx(dirfd.as_raw_fd(), path.as_ptr(), flags, 0, raw.as_mut_ptr()) };
+    Errno::result(code)?;
+    // SAFETY: every field is an integer, the memory was zeroed, and the call succeeded.
+    let raw = unsafe { raw.assume_init() };
+    Ok(libc::makedev(raw.stx_dev_major, raw.stx_dev_minor))
+}
+
 impl Statx {
     fn from_raw(raw: &libc::statx) -> Self {
         let has = |bit: libc::c_uint| raw.stx_mask & bit != 0;
@@ -124,6 +137,7 @@ mod tests {
         let root = File::open(dir.path()).unwrap();
         let got = statx(root.as_fd(), c"file", AtFlags::empty()).unwrap();
         assert_eq!(got, fstatx(file.as_fd()).unwrap());
+        assert_eq!(device_of(root.as_fd(), c"file", AtFlags::empty()), Ok(got.dev));
         assert_eq!((got.dev, got.ino, got.mode), (expected.dev(), expected.ino(), expected.mode()));
         assert_eq!((got.size, got.blocks), (10_000, expected.blocks()));
         assert_eq!((got.uid, got.gid), (expected.uid(), expected.gid()));

@@ -3,8 +3,8 @@
 use super::{CallError, Client, Lane, SentFirst};
 use crate::chunk::ChunkHash;
 use crate::proto::{
-    Attributes, Change, Changed, FsStatistics, LeaseEpoch, LockFound, LockTest, ManifestRequest, NodeId,
-    OpenAccess, OpenId, Reply, Request, SeekTarget, Version, Written,
+    Attributes, Change, Changed, FsStatistics, Growth, KnownChunk, LeaseEpoch, LockFound, LockTest,
+    ManifestRequest, NodeId, OpenAccess, OpenId, Reply, Request, SeekTarget, Version, Written,
 };
 
 impl dyn Client {
@@ -89,16 +89,16 @@ impl dyn Client {
         }
     }
 
-    /// Has chunks written that the host has: the file after it, and which chunks were found.
+    /// Has chunks written that the host has: the file after it, and what became of each chunk.
     pub async fn write_known(
         &self,
         node: NodeId,
         offset: u64,
-        chunks: Vec<ChunkHash>,
+        (chunks, growth): (Vec<ChunkHash>, Growth),
         first: &SentFirst,
-    ) -> Result<(Written, Vec<bool>), CallError> {
+    ) -> Result<(Written, Vec<KnownChunk>), CallError> {
         let count = chunks.len();
-        match self.change(Change::WriteKnown { node, offset, chunks }, first).await? {
+        match self.change(Change::WriteKnown { node, offset, chunks, growth }, first).await? {
             Reply::Taken { written, chunks } if chunks.len() == count => Ok((written, chunks)),
             other => Err(unexpected(&other)),
         }

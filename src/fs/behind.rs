@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::chunk::{ByteRange, CHUNK_BYTES};
-use crate::proto::{APPEND_BYTES_MAX, SessionRun, WRITE_BYTES_MAX};
+use crate::proto::{APPEND_BYTES_MAX, Growth, SessionRun, WRITE_BYTES_MAX};
 
 /// Names an extent that is being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +43,15 @@ pub(super) struct Extent {
     first: u64,
     /// Under a lock of which life of the session.
     pub under: Option<SessionRun>,
+    /// When it may make the file longer; known when it is to be sent.
+    pub growth: Growth,
 }
 
 impl Extent {
+    const fn turn(&self) -> Turn {
+        Turn { first: self.first, offset: self.range.offset }
+    }
+
     /// How much can still join it. One that does not begin with a chunk ends with the chunk that it is in.
     const fn room(&self) -> u64 {
         if self.appends {
@@ -76,6 +82,13 @@ impl Extent {
     }
 }
 
+/// Place of an extent in the order in which programs wrote. A write that was cut into extents went from its beginning on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    first: u64,
+    offset: u64,
+}
+
 #[derive(Debug)]
 struct UnderWay {
     id: ExtentId,
@@ -85,12 +98,20 @@ struct UnderWay {
     is_begun: bool,
 }
 
+impl UnderWay {
+    const fn turn(&self) -> Turn {
+        Turn { first: self.first, offset: self.range.offset }
+    }
+}
+
 /// The unaccepted writes of one file.
 #[derive(Debug, Default)]
 pub(super) struct Behind {
     queue: VecDeque<Extent>,
     sending: Vec<UnderWay>,
     given: u64,
+    /// End of the last extent that failed: the file must not become longer behind it.
+    failed_end: u64,
 }
 
 impl Behind {
@@ -105,7 +126,14 @@ impl Behind {
             Place::Offset(offset) => (false, offset),
             Place::End(size) => (true, size.max(self.end())),
         };
-        let extent = |range| Extent { appends, range, parts: Vec::new(), first: number, under };
+        let extent = |range| Extent {
+            appends,
+            range,
+            parts: Vec::new(),
+            first: number,
+            under,
+            growth: Growth::default(),
+        };
         if appends {
             // Each write goes as a whole.
             let len = bytes.len() as u64;
@@ -150,11 +178,43 @@ impl Behind {
         if let Some(rest) = held_after.and_then(|_| extent.split_last_part()) {
             self.queue.insert(at, rest);
         }
+        extent.growth = self.growth(extent.turn());
         self.given += 1;
         let id = ExtentId(self.given);
         let Extent { appends, range, first, .. } = extent;
         self.sending.push(UnderWay { id, appends, range, first, is_begun: false });
         Some((id, extent))
+    }
+
+    /// When an extent may make the file longer: when everything before it has.
+    fn growth(&self, turn: Turn) -> Growth {
+        let before = self.before(turn).map(ByteRange::end).max().unwrap_or(0);
+        Growth { from: before.max(self.failed_end) }
+    }
+
+    /// Extents before `turn` that the host does not have.
+    fn before(&self, turn: Turn) -> impl Iterator<Item = ByteRange> {
+        let sending = self.sending.iter().filter(move |sent| sent.turn() < turn).map(|sent| sent.range);
+        // The queue is in the order of turns.
+        let queued = self.queue.iter().take_while(move |extent| extent.turn() < turn);
+        sending.chain(queued.map(|extent| extent.range))
+    }
+
+    /// When an extent that is being sent may make the file longer, as soon as nothing before it is under way.
+    pub(super) fn growth_alone(&self, id: ExtentId) -> Option<Growth> {
+        let turn = self.sending.iter().find(|sent| sent.id == id)?.turn();
+        self.before(turn).next().is_none().then(|| self.growth(turn))
+    }
+
+    /// Whether an extent has failed and others behind it are not over yet.
+    pub(super) const fn has_failed(&self) -> bool {
+        self.failed_end > 0
+    }
+
+    /// An extent that is being sent cannot be written.
+    pub(super) fn failed(&mut self, id: ExtentId) {
+        let failed = self.sending.iter().find(|sent| sent.id == id && !sent.appends);
+        self.failed_end = self.failed_end.max(failed.map_or(0, |sent| sent.range.end()));
     }
 
     fn may_go(&self, at: usize) -> bool {
@@ -357,15 +417,41 @@ mod tests {
         assert_eq!(next(&mut behind, 12), Some(105_696));
     }
 
+    #[test]
+    fn an_extent_makes_the_file_longer_behind_what_was_written_before_it_and_not_behind_what_passed_it() {
+        let mut behind = Behind::default();
+        let next = |behind: &mut Behind| behind.next(None).map(|(id, extent)| (id, extent.growth)).unwrap();
+        let from = |from| Growth { from };
+        behind.push(1, at(0), Bytes::from_static(b"first"));
+        let (first, growth) = next(&mut behind);
+        assert_eq!(growth, from(0));
+        behind.push(2, at(3), Bytes::from_static(b"over"));
+        behind.push(3, at(100), Bytes::from_static(b"far"));
+        let (far, growth) = next(&mut behind);
+        assert_eq!(growth, from(7));
+        assert_eq!(behind.growth_alone(far), None);
+        behind.done(first);
+        let (over, growth) = next(&mut behind);
+        assert_eq!((growth, behind.growth_alone(over)), (from(0), Some(from(0))));
+        behind.failed(over);
+        behind.done(over);
+        assert!(behind.has_failed());
+        assert_eq!(behind.growth_alone(far), Some(from(7)), "nothing makes the file longer behind a gap");
+        behind.done(far);
+        behind.push(4, at(9), Bytes::from_static(b"later"));
+        assert_eq!(next(&mut behind).1, from(7));
+    }
+
     proptest! {
-        /// Whatever is accepted in whichever order: the file is as if it had been written in the order of the program.
+        /// Whatever arrives in whichever order: the file is as if it had been written in the order of the program, and is never of a
+        /// size that it had not then.
         #[test]
         fn the_host_ends_with_what_the_program_wrote(
             steps in proptest::collection::vec((0u64..60, 1usize..20, 0usize..5, any::<u8>()), 1..60),
         ) {
             let (mut behind, mut under_way) = (Behind::default(), Vec::new());
             let mut number = 0;
-            let (mut expected, mut host) = (Vec::new(), Vec::new());
+            let (mut expected, mut host, mut sizes) = (Vec::new(), Vec::new(), vec![0]);
             let put = |file: &mut Vec<u8>, offset: usize, bytes: &[u8]| {
                 file.resize(file.len().max(offset + bytes.len()), 0);
                 file[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -375,12 +461,18 @@ mod tests {
                 put(host, offset, &extent.parts.concat());
                 behind.done(id);
             };
+            let may_go = |extent: &Extent, host: &[u8]| {
+                extent.appends || (host.len() as u64) >= extent.growth.from.min(extent.range.end())
+            };
             for (offset, len, what, fill) in steps {
                 match what {
                     0 => under_way.extend(behind.next(None)),
                     1 if !under_way.is_empty() => {
                         let at = fill as usize % under_way.len();
-                        accept(under_way.remove(at), &mut host, &mut behind);
+                        if may_go(&under_way[at].1, &host) {
+                            accept(under_way.remove(at), &mut host, &mut behind);
+                            prop_assert!(sizes.contains(&host.len()), "a size that the file never had");
+                        }
                     }
                     _ => {
                         let bytes = vec![fill; len];
@@ -388,6 +480,7 @@ mod tests {
                         let place = if what == 4 { Place::End(host.len() as u64) } else { Place::Offset(offset) };
                         let offset = if what == 4 { expected.len() } else { offset as usize };
                         put(&mut expected, offset, &bytes);
+                        sizes.push(expected.len());
                         behind.push(number, place, bytes.into());
                         prop_assert_eq!(behind.end().max(host.len() as u64), expected.len() as u64);
                     }
@@ -395,9 +488,10 @@ mod tests {
             }
             while !behind.is_empty() {
                 under_way.extend(behind.next(None));
-                if let Some(extent) = under_way.pop() {
-                    accept(extent, &mut host, &mut behind);
-                }
+                let last = under_way.iter().rposition(|(_, extent)| may_go(extent, &host));
+                prop_assert!(last.is_some(), "they wait for each other");
+                accept(under_way.remove(last.unwrap()), &mut host, &mut behind);
+                prop_assert!(sizes.contains(&host.len()), "a size that the file never had");
             }
             prop_assert_eq!(behind.bytes(), 0);
             prop_assert_eq!(host, expected);

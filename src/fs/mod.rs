@@ -9,7 +9,7 @@
 //! - `lookups` (pure), `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
-//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced` (pure), `sending`, `write`: changes of content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced` (pure), `sending`, `extent`, `write`: changes of content
 //! - `own_locks` (pure), `locks`: file locks
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
@@ -34,6 +34,7 @@ mod copiers;
 mod directory;
 mod error;
 mod events;
+mod extent;
 mod files;
 mod handles;
 mod ids;

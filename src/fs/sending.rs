@@ -4,7 +4,7 @@
 //! a file's content or times, or changes them, first waits until the host has what was written before; `close` does, too, and tells
 //! what went wrong. `fsync` only waits until everything is with the client: the host waits for the rest, so both are one round trip.
 //!
-//! Of what the host has already only hashes are sent (`offers`). What is written front to back stays in the cache (`own_content`).
+//! How one extent is sent says `extent`: of what the host has already only hashes (`offers`). What is written front to back stays in the cache (`own_content`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,9 +22,9 @@ use super::offers::{Offers, Way};
 use super::own_content::OwnContent;
 use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
-use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex};
-use crate::client::{CallError, Client, SentFirst};
-use crate::proto::{Attributes, ErrorCode, FileKind, SessionRun, WriteAt};
+use crate::chunk::ChunkIndex;
+use crate::client::CallError;
+use crate::proto::{Attributes, FileKind, SessionRun, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
 const BUDGET_BYTES: usize = 32 * 1024 * 1024;
@@ -41,22 +41,22 @@ const HOLD: Duration = Duration::from_millis(100);
 
 /// The unaccepted writes of all files.
 pub(super) struct Sending {
-    files: Mutex<HashMap<Inode, File>>,
+    pub(super) files: Mutex<HashMap<Inode, File>>,
     /// Writes so far.
     writes: AtomicU64,
     budget: Semaphore,
-    offers: Mutex<Offers>,
+    pub(super) offers: Mutex<Offers>,
     own_content: Mutex<OwnContent>,
-    deduplicated_bytes: AtomicU64,
+    pub(super) deduplicated_bytes: AtomicU64,
     /// Told when somebody waits for what is held back.
     awaited: Arc<Notify>,
     /// Changes whenever something was accepted, or went to the client.
-    progress: watch::Sender<()>,
+    pub(super) progress: watch::Sender<()>,
 }
 
 #[derive(Default)]
-struct File {
-    behind: Behind,
+pub(super) struct File {
+    pub(super) behind: Behind,
     under_way: usize,
     /// How many wait for it.
     hurries: usize,
@@ -250,7 +250,7 @@ impl FileSystem {
     }
 
     /// Sends what may be sent.
-    fn send_next(self: &Arc<Self>, inode: Inode) {
+    pub(super) fn send_next(self: &Arc<Self>, inode: Inode) {
         while let Some((id, extent, way)) = self.next_extent(inode) {
             let fs = Arc::clone(self);
             self.runtime.spawn(async move { fs.send(inode, id, extent, way).await });
@@ -311,113 +311,45 @@ impl FileSystem {
     }
 
     async fn send(self: Arc<Self>, inode: Inode, id: ExtentId, extent: Extent, way: Way) {
-        let Extent { appends, range, parts, under, .. } = extent;
+        let Extent { appends, range, parts, under, growth, .. } = extent;
         // Whatever becomes of it, also in a panic: nobody may wait for it for ever.
         let mut ended =
             Ended { fs: Arc::clone(&self), inode, id, len: range.len as usize, is_decided: false };
-        let at = if appends {
-            // Nothing else of the file is under way: what is known of it has all that went before.
-            let believed = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes.size);
-            WriteAt::End { believed }
-        } else {
-            let offset = range.offset;
-            under.map_or(WriteAt::Offset(offset), |run| WriteAt::Under { run, offset })
-        };
         let bytes = match <[Bytes; 1]>::try_from(parts) {
             Ok([one]) => one,
             Err(parts) => parts.concat().into(),
         };
-        let sent = match way {
-            Way::Hashes => self.send_as_hashes(inode, range.offset, &bytes).await,
-            Way::Bytes => self.send_bytes(inode, Some(id), at, bytes).await,
-            Way::BytesAndQuestion => {
-                let (fs, content) = (Arc::clone(&self), bytes.clone());
-                self.runtime.spawn(async move { fs.ask_about(inode, range.offset, &content).await });
-                self.send_bytes(inode, Some(id), at, bytes).await
-            }
+        if way == Way::BytesAndQuestion {
+            let (fs, content) = (Arc::clone(&self), bytes.clone());
+            self.runtime.spawn(async move { fs.ask_about(inode, range.offset, &content).await });
+        }
+        let sent = if appends {
+            // Nothing else of the file is under way: what is known of it has all that went before.
+            let believed = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes.size);
+            self.send_bytes(inode, Some(id), WriteAt::End { believed }, bytes, &Mutex::default()).await
+        } else {
+            self.send_in_turn((inode, id), (range.offset, growth, under), &bytes, way).await
         };
         if let Err(error) = sent {
-            tracing::warn!(inode = inode.0, ?at, %error, "what was written could not be sent");
+            tracing::warn!(inode = inode.0, ?range, %error, "what was written could not be sent");
             self.write_failed(inode, error);
             if appends {
                 self.drop_appends(inode);
+            } else if let Some(file) = lock(&self.sending.files).get_mut(&inode) {
+                file.behind.failed(id);
             }
         }
         ended.is_decided = true;
     }
 
-    /// Sends content: all of extent `id`, or some of one.
-    async fn send_bytes(
+    /// An extent, or some of one, is with the client.
+    pub(super) fn begun(
         &self,
         inode: Inode,
         id: Option<ExtentId>,
-        at: WriteAt,
-        bytes: Bytes,
-    ) -> Result<(), FsError> {
-        let len = bytes.len() as u64;
-        let (first, attempt) = (SentFirst::default(), Mutex::new(None));
-        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
-            // In this order: a sync that knows of the attempt waits for it.
-            let written = client.write(node, at, bytes.clone(), &first);
-            self.begun(inode, id, len, &attempt);
-            written
-        };
-        let asked = Instant::now();
-        let answer = self.ask_to_change([inode], call).await;
-        let attempt = *lock(&attempt);
-        self.written(inode, asked, (attempt, len), answer).map(drop)
-    }
-
-    /// Has the host write what it has, and sends the rest.
-    async fn send_as_hashes(&self, inode: Inode, offset: u64, bytes: &Bytes) -> Result<(), FsError> {
-        let (chunks, first) = (hashes_of(bytes), SentFirst::default());
-        let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
-            let (chunks, first) = (chunks.clone(), first.clone());
-            async move { client.write_known(node, offset, chunks, &first).await }
-        };
-        let asked = Instant::now();
-        let taken = match self.ask_to_change([inode], call).await {
-            Ok((written, taken)) => {
-                self.sending.deduplicated_bytes.fetch_add(written.len, Ordering::Relaxed);
-                self.written(inode, asked, (None, 0), Ok(written))?;
-                taken
-            }
-            Err(FsError::Call(error)) if is_unknown(&error) => {
-                lock(&self.sending.offers).turn_off();
-                vec![false; chunks.len()]
-            }
-            Err(error) => return self.written(inode, asked, (None, 0), Err(error)).map(drop),
-        };
-        lock(&self.sending.offers).taken(inode.0, taken.iter().filter(|taken| **taken).count());
-        let numbered: Vec<_> = taken.into_iter().enumerate().collect();
-        for run in numbered.chunk_by(|one, next| one.1 == next.1).filter(|run| !run[0].1) {
-            let from = run[0].0 * CHUNK_BYTES as usize;
-            let missing = bytes.slice(from..from + run.len() * CHUNK_BYTES as usize);
-            self.send_bytes(inode, None, WriteAt::Offset(offset + from as u64), missing).await?;
-        }
-        Ok(())
-    }
-
-    /// Asks whether the host has content that is being sent: then what follows need not be.
-    async fn ask_about(self: &Arc<Self>, inode: Inode, offset: u64, bytes: &Bytes) {
-        let chunks = hashes_of(bytes);
-        let answer = match self.node_of(inode) {
-            Ok((node, _)) => self.client.have_chunks(node, offset, chunks).await,
-            Err(_) => Ok(Vec::new()),
-        };
-        {
-            let mut offers = lock(&self.sending.offers);
-            if answer.as_ref().is_err_and(is_unknown) {
-                offers.turn_off();
-            }
-            let held = answer.map_or(0, |have| have.into_iter().filter(|has| *has).count());
-            offers.answered(inode.0, held);
-        }
-        self.send_next(inode);
-    }
-
-    /// An extent, or some of one, is with the client.
-    fn begun(&self, inode: Inode, id: Option<ExtentId>, len: u64, attempt: &Mutex<Option<Attempt>>) {
+        len: u64,
+        attempt: &Mutex<Option<Attempt>>,
+    ) {
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
             let mut attempt = lock(attempt);
             *attempt = Some(record.writes.begins(len, attempt.is_some()));
@@ -469,15 +401,6 @@ impl FileSystem {
             record.writes.failed(error);
         }
     }
-}
-
-fn hashes_of(bytes: &Bytes) -> Vec<ChunkHash> {
-    bytes.chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect()
-}
-
-/// Whether a host does not know what it is asked for: an older one.
-const fn is_unknown(error: &CallError) -> bool {
-    matches!(error.code(), Some(ErrorCode::Malformed | ErrorCode::Unsupported))
 }
 
 /// Takes an extent off the table when its task ends.

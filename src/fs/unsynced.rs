@@ -124,6 +124,11 @@ impl Writes {
         self.failure = Some(error);
     }
 
+    /// Last failure, told or not.
+    pub(super) fn last_failure(&self) -> Option<FsError> {
+        self.failure.clone()
+    }
+
     /// What a new handle has not to hear of.
     pub(super) const fn failures(&self) -> Heard {
         Heard([self.failures; 3])

@@ -25,6 +25,10 @@ const HASHING_MAX: usize = 8;
 /// Content of a key's writes that is taken in or written at a time, in units of the largest ordinary write: 64 MiB.
 const RECEIVING_MAX: usize = 64;
 
+/// Writes of a key whose content is here and waits for earlier content. They may take half of what may be taken in, so what
+/// they wait for always finds room.
+const WAITING_MAX: usize = RECEIVING_MAX / 2;
+
 /// Content of a key's reads that is asked for and has not arrived, in units of [`READING_UNIT_BYTES`]: 512 MiB. Requests on a
 /// connection that was cut count until it is given up, so it must be more than a mount has under way.
 const READING_MAX: usize = 8192;
@@ -88,6 +92,7 @@ pub(super) struct KeyBudget {
     ahead: Arc<Semaphore>,
     hashing: Semaphore,
     receiving: Semaphore,
+    waiting: Arc<Semaphore>,
     reading: Semaphore,
 }
 
@@ -141,6 +146,7 @@ impl Budgets {
             ahead: Arc::new(Semaphore::new(READS_AHEAD_MAX)),
             hashing: Semaphore::new(HASHING_MAX),
             receiving: Semaphore::new(RECEIVING_MAX),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             reading: Semaphore::new(READING_MAX),
         });
         keys.insert((key, limits), Arc::downgrade(&budget));
@@ -189,6 +195,11 @@ impl KeyBudget {
     pub(super) async fn leave_to_receive(&self, len: u32) -> Option<SemaphorePermit<'_>> {
         let places = u64::from(len).div_ceil(WRITE_BYTES_MAX).max(1) as u32;
         self.receiving.acquire_many(places).await.ok()
+    }
+
+    /// Leave to take in one more write that must wait for others.
+    pub(super) async fn leave_to_wait(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.waiting).acquire_owned().await.ok()
     }
 
     /// Leave to read and send `len` bytes.

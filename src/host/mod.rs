@@ -39,6 +39,8 @@ mod events;
 mod exports;
 mod file_systems;
 mod greeting;
+mod growing;
+mod growth;
 mod handles;
 mod held;
 mod index;

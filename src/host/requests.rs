@@ -9,9 +9,11 @@ use super::answer::{Answer, Gone, malformed, read_request};
 use super::budget::Turn;
 use super::change::{Certainty, Changer, have};
 use super::context::ClientContext;
+use super::growing::GrowingWrite;
 use super::once::once;
 use super::{blocks, content, current, directory, events, locks, manifest, metadata, sum, write};
-use crate::proto::{Change, ChangeRequest, Operation, Reply, Request, WireError, decode_body};
+use crate::chunk::{CHUNK_BYTES, ChunkHash};
+use crate::proto::{Change, ChangeRequest, KnownChunk, Operation, Reply, Request, WireError, decode_body};
 use crate::transport::{Lane, RecvStream, SendStream};
 
 /// Serves one stream. Whatever the client sent, the stream alone suffers. `turn` is for what can be answered without waiting.
@@ -78,14 +80,16 @@ fn at_hand(context: &ClientContext, request: &Request) -> Option<Result<Reply, W
 
 /// Whether a request may wait for another one of the same client, or for as long as it likes: it takes no place from others then.
 const fn waits_for_others(request: &Request) -> bool {
-    matches!(
-        request,
+    match request {
         Request::Lock(_)
-            | Request::TestLock(_)
-            | Request::Sync { .. }
-            | Request::Close { .. }
-            | Request::Events
-    )
+        | Request::TestLock(_)
+        | Request::Sync { .. }
+        | Request::Close { .. }
+        | Request::Events => true,
+        Request::Write(write) => matches!(write.at.place(), Some((_, growth, _)) if growth.from > 0),
+        Request::Change(ChangeRequest { change: Change::WriteKnown { growth, .. }, .. }) => growth.from > 0,
+        _ => false,
+    }
 }
 
 async fn dispatch(
@@ -156,9 +160,35 @@ async fn change_once(
     let certainty = if is_certain { Certainty::New } else { Certainty::Unknown };
     once(context, operation, move || async move {
         let (owners, boot) = (worker.owners, worker.boot());
-        worker.blocking(move |session| Changer { session, owners, certainty, boot }.apply(change)).await
+        let Change::WriteKnown { node, offset, ref chunks, growth } = change else {
+            return worker
+                .blocking(move |session| Changer { session, owners, certainty, boot }.apply(change))
+                .await;
+        };
+        let growing = GrowingWrite::begin(&worker, node, growth);
+        let end = end_of(offset, chunks);
+        let work = async {
+            let handle = worker.blocking(move |session| session.file_to_write(node)).await?;
+            growing.may_go(&handle, end).await?;
+            worker.blocking(move |session| Changer { session, owners, certainty, boot }.apply(change)).await
+        };
+        let answer = work.await;
+        growing.over(answer.as_ref().map(reached));
+        answer
     })
     .await
+}
+
+/// Where chunks end that begin at `offset`.
+const fn end_of(offset: u64, chunks: &[ChunkHash]) -> u64 {
+    offset.saturating_add(chunks.len() as u64 * CHUNK_BYTES)
+}
+
+/// Size that a file has at least of which known chunks were written.
+fn reached(reply: &Reply) -> u64 {
+    let Reply::Taken { written, chunks } = reply else { return 0 };
+    let first = chunks.iter().take_while(|chunk| **chunk == KnownChunk::Written).count() as u64;
+    if first == 0 { 0 } else { written.offset + first * CHUNK_BYTES }
 }
 
 /// Works as long as somebody wants to know.

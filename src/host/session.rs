@@ -9,6 +9,7 @@ use super::actor::Actor;
 use super::attributes::{self, system_error};
 use super::budget::{FileBudget, Place};
 use super::confine::open_for;
+use super::growth::Growths;
 use super::leases::{Subscriber, Watches};
 use super::locks::{Locks, SessionLocks};
 use super::once::Outcomes;
@@ -45,6 +46,10 @@ pub(super) struct Session {
     /// Changes whenever a change begins.
     begun: watch::Sender<()>,
     lock_operations: Mutex<Outcomes>,
+    /// Which of its writes may make a file longer.
+    growths: Mutex<Growths>,
+    /// Changes whenever a write is over.
+    landed: watch::Sender<()>,
     opens: Mutex<OpenFiles<Held>>,
     /// What its key may hold open, over all its sessions.
     files: FileBudget,
@@ -78,6 +83,8 @@ impl Session {
             operations,
             begun,
             lock_operations,
+            growths: Mutex::default(),
+            landed: watch::channel(()).0,
             opens,
             files,
             watches,
@@ -146,6 +153,21 @@ impl Session {
     /// Tells when changes begin.
     pub(super) fn begun(&self) -> watch::Receiver<()> {
         self.begun.subscribe()
+    }
+
+    /// Which writes may make a file longer, for a moment.
+    pub(super) fn growths(&self) -> MutexGuard<'_, Growths> {
+        lock(&self.growths)
+    }
+
+    /// A write is over: who waits for it looks.
+    pub(super) fn has_landed(&self) {
+        self.landed.send_replace(());
+    }
+
+    /// Tells when writes are over.
+    pub(super) fn landed(&self) -> watch::Receiver<()> {
+        self.landed.subscribe()
     }
 
     /// The same for what is done about locks, which has numbers of its own.

@@ -16,6 +16,7 @@ use super::answer::{malformed, read_body};
 use super::attributes::system_error;
 use super::confine::open_for;
 use super::context::ClientContext;
+use super::growing::GrowingWrite;
 use super::locks;
 use super::once::{once, over};
 use super::places::Place;
@@ -24,8 +25,8 @@ use super::tree::{Handle, Reached};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch};
 use crate::io::sys;
 use crate::proto::{
-    BootId, Errno, ErrorCode, NodeId, OpenAccess, OperationId, Reply, SYNC_AFTER_MAX, WireError, WriteAt,
-    WriteProof, WriteRequest, Written,
+    BootId, Errno, ErrorCode, Growth, NodeId, OpenAccess, OperationId, Reply, SYNC_AFTER_MAX, WireError,
+    WriteAt, WriteProof, WriteRequest, Written,
 };
 use crate::transport::RecvStream;
 
@@ -39,15 +40,27 @@ pub(super) async fn serve(
     if u64::from(request.len) > bytes_max {
         return Err(malformed(format!("a write of more than {bytes_max} bytes")));
     }
+    let growth = request.at.place().map_or(Growth::default(), |(_, growth, _)| growth);
+    let growing = GrowingWrite::begin(context, request.node, growth);
+    let place = growing.find_room().await;
     let _room = context.budget.leave_to_receive(request.len).await;
     let bytes = read_body(receive, request.len as usize).await?;
     let WriteProof { hash: actual, chunks } = request.at.proof(&bytes);
     if actual != request.hash {
-        return Err(malformed(HashMismatch { expected: request.hash, actual }));
+        let error = malformed(HashMismatch { expected: request.hash, actual });
+        growing.over(Err(&error));
+        return Err(error);
     }
     let worker = Arc::clone(context);
-    once(context, &request.operation, move || async move { write(&worker, &request, bytes, &chunks).await })
-        .await
+    let work = move || async move {
+        let _place = place;
+        let answer = write(&worker, &request, bytes, &chunks, &growing).await;
+        if let Err(error) = &answer {
+            growing.over(Err(error));
+        }
+        answer
+    };
+    once(context, &request.operation, work).await
 }
 
 /// `chunks` are the hashes of the chunks that are written, where they are whole ones.
@@ -56,22 +69,27 @@ async fn write(
     request: &WriteRequest,
     bytes: Bytes,
     chunks: &[ChunkHash],
+    growing: &GrowingWrite,
 ) -> Result<Reply, WireError> {
     let (node, len) = (request.node, bytes.len() as u64);
     let handle = match context.session.file_to_write_at_hand(node) {
         Some(handle) => handle,
         None => context.blocking(move |session| session.file_to_write(node)).await?,
     };
-    let offset = match request.at {
-        WriteAt::Under { run, .. } if context.session.run != run => return Err(locks::lost()),
-        WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => {
+    let offset = match (request.at.place(), request.at) {
+        (Some((_, _, Some(run))), _) if context.session.run != run => return Err(locks::lost()),
+        (Some((offset, ..)), _) => {
+            let end = offset.saturating_add(len);
+            growing.may_go(&handle, end).await?;
             write_at(context, &handle, offset, bytes).await?;
+            growing.over(Ok(end));
             let first = ChunkIndex::containing(offset).0;
             let places = (first..).map(|number| Place { node, index: ChunkIndex(number) });
             context.session.tree.note_places(chunks.iter().copied().zip(places));
             offset
         }
-        WriteAt::End { believed } => {
+        (None, at) => {
+            let WriteAt::End { believed } = at else { return Err(malformed("a write to no place")) };
             let handle = Arc::clone(&handle);
             let unsure = (context.session.run != request.operation.sent_first).then_some(believed);
             context.blocking(move |_| append(&handle, &bytes, unsure)).await?

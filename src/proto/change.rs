@@ -302,6 +302,8 @@ pub enum Change {
         offset: u64,
         /// BLAKE3 of whole chunks; at most [`super::KNOWN_CHUNKS_MAX`].
         chunks: Vec<ChunkHash>,
+        /// When they may make the file longer.
+        growth: Growth,
     },
 }
 
@@ -324,13 +326,36 @@ pub enum WriteAt {
         /// Where the client believes the end to be; only used where it cannot be told whether the write was done before.
         believed: u64,
     },
-    /// To this place, under a lock: in another life of the session the lock is another's by now, and nothing is written.
-    Under {
-        /// The life of the session in which the lock was taken.
-        run: SessionRun,
+    /// To this place, after what was written before if it makes the file longer.
+    Behind {
         /// Where to.
         offset: u64,
+        /// When it may make the file longer.
+        growth: Growth,
+        /// The life of the session in which the lock was taken under which it was written. In another life the lock is
+        /// another's by now, and nothing is written.
+        run: Option<SessionRun>,
     },
+}
+
+/// Condition under which content may make its file longer: what the program wrote before it is there. So a file of which a part
+/// has arrived is a beginning of what was written. Content that ends within the file waits for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Growth {
+    /// Size that the file must have reached, in bytes. The host waits for that; where it does not come about the write is
+    /// refused with [`super::ErrorCode::TooEarly`].
+    pub from: u64,
+}
+
+/// What became of a chunk that was named by its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KnownChunk {
+    /// It was found and written.
+    Written,
+    /// It was found, and is not written because one before it, which would make the file longer, is missing.
+    Held,
+    /// It was not found.
+    Missing,
 }
 
 /// Content to be written; `len` raw bytes follow on the same stream. Answer: [`super::Reply::Written`].
@@ -358,12 +383,22 @@ pub struct WriteProof {
 }
 
 impl WriteAt {
+    /// A place in the file, when the file may grow by it, and the lock; `None` for its end.
+    pub const fn place(self) -> Option<(u64, Growth, Option<SessionRun>)> {
+        const ANY: Growth = Growth { from: 0 };
+        match self {
+            Self::Offset(offset) => Some((offset, ANY, None)),
+            Self::Behind { offset, growth, run } => Some((offset, growth, run)),
+            Self::End { .. } => None,
+        }
+    }
+
     /// Hashes content once. What is whole chunks in their places is proved by BLAKE3 of their hashes, one behind the other; everything
     /// else by BLAKE3 of the bytes.
     pub fn proof(self, bytes: &[u8]) -> WriteProof {
         let whole = |number: u64| number.is_multiple_of(CHUNK_BYTES);
         match self {
-            Self::Offset(offset) | Self::Under { offset, .. }
+            Self::Offset(offset) | Self::Behind { offset, .. }
                 if whole(offset) && whole(bytes.len() as u64) && !bytes.is_empty() =>
             {
                 let chunks: Vec<_> = bytes.chunks(CHUNK_BYTES as usize).map(ChunkHash::of).collect();
@@ -379,7 +414,7 @@ impl WriteRequest {
     /// Most bytes that may go there at once.
     pub const fn bytes_max(at: WriteAt) -> u64 {
         match at {
-            WriteAt::Offset(_) | WriteAt::Under { .. } => super::WRITE_BYTES_MAX,
+            WriteAt::Offset(_) | WriteAt::Behind { .. } => super::WRITE_BYTES_MAX,
             WriteAt::End { .. } => super::APPEND_BYTES_MAX,
         }
     }

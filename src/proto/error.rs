@@ -92,6 +92,8 @@ pub enum ErrorCode {
     Busy,
     /// The life of the session in which locks were taken is over, and the locks with it.
     LocksLost,
+    /// A write would make its file longer before what was written earlier is there; nothing was written.
+    TooEarly,
 }
 
 /// A host's refusal, with words for people.
@@ -119,7 +121,9 @@ impl WireError {
     pub const fn errno(&self) -> Errno {
         match self.code {
             ErrorCode::System(errno) => errno,
-            ErrorCode::VersionChanged | ErrorCode::Malformed | ErrorCode::LocksLost => Errno::EIO,
+            ErrorCode::VersionChanged | ErrorCode::Malformed | ErrorCode::LocksLost | ErrorCode::TooEarly => {
+                Errno::EIO
+            }
             ErrorCode::UnknownNode => Errno::ESTALE,
             ErrorCode::Unsupported => Errno::EOPNOTSUPP,
             ErrorCode::Refused => Errno::EACCES,

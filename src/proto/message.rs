@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::change::{
-    BootId, ChangeRequest, Changed, OpenAccess, OperationId, SessionRun, WriteRequest, Written,
+    BootId, ChangeRequest, Changed, KnownChunk, OpenAccess, OperationId, SessionRun, WriteRequest, Written,
 };
 use super::event::LeaseEpoch;
 use super::lane::Lane;
@@ -388,8 +388,8 @@ pub enum Reply {
     Taken {
         /// The file after it; `len` is of what was written, all together.
         written: Written,
-        /// Whether each chunk was found and written.
-        chunks: Vec<bool>,
+        /// What became of each chunk.
+        chunks: Vec<KnownChunk>,
     },
     /// To [`Request::Lookup`], where the session holds a lease on the directory.
     Entry {

@@ -60,8 +60,9 @@ pub(crate) mod testing;
 pub mod words;
 
 pub use change::{
-    AllocateHow, BootId, Caller, Change, ChangeRequest, Changed, OpenAccess, Operation, OperationId,
-    RenameHow, SessionRun, SetAttributes, SetTime, WriteAt, WriteProof, WriteRequest, Written, XattrHow,
+    AllocateHow, BootId, Caller, Change, ChangeRequest, Changed, Growth, KnownChunk, OpenAccess, Operation,
+    OperationId, RenameHow, SessionRun, SetAttributes, SetTime, WriteAt, WriteProof, WriteRequest, Written,
+    XattrHow,
 };
 pub use error::{Errno, ErrorCode, WireError};
 pub use event::{DirectoryChange, EVENT_ENTRIES_MAX, HostEvent, LeaseEpoch};

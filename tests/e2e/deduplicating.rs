@@ -117,6 +117,63 @@ fn a_copy_is_whole_although_the_host_is_killed_under_it() {
     drop(host);
 }
 
+/// `content`, of which the host has some chunks: every second one, or all but every tenth.
+fn partly_known(content: &[u8], known: &[u8], is_new: impl Fn(usize) -> bool) -> Vec<u8> {
+    let chunks = content.chunks(1 << 18).zip(known.chunks(1 << 18)).enumerate();
+    chunks.flat_map(|(number, (new, known))| if is_new(number) { new } else { known }).copied().collect()
+}
+
+/// Tools that go on with an upload look at the length of what is there, and go on behind it.
+#[test]
+fn what_is_left_of_a_killed_upload_is_a_beginning_of_it() {
+    let world = World::new();
+    let host = world.host();
+    let (known, new) = (noise(32 << 20, 1), noise(32 << 20, 2));
+    fs::write(world.source().join("known"), &known).unwrap();
+    let shapes: [fn(usize) -> bool; 3] = [|number| number % 2 == 1, |number| number % 10 == 9, |_| true];
+    for (round, (is_new, options)) in
+        shapes.into_iter().zip(["dedup=on", "dedup=auto", "dedup=off"]).enumerate()
+    {
+        let content = partly_known(&new, &known, is_new);
+        fs::write(world.path("content"), &content).unwrap();
+        let relay = Relay::start(host.listening);
+        let mount = world.mount_as(&format!("m{round}"), &host.ticket_for(relay.address()), options);
+        assert!(fs::read(mount.path("known")).unwrap() == known, "the host has seen its chunks");
+        relay.delay(Duration::from_millis(20));
+        relay.narrow(50_000_000);
+        let name = format!("upload{round}");
+        let mut writer = std::process::Command::new("dd")
+            .arg(format!("if={}", world.path("content").display()))
+            .arg(format!("of={}", mount.path(&name).display()))
+            .args(["bs=1M", "status=none"])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let there = || fs::read(world.source().join(&name)).unwrap_or_default();
+        let looks = std::cell::Cell::new(0);
+        wait_until("half of it has arrived", || {
+            let found = there();
+            assert!(content.starts_with(&found), "{} bytes that are no beginning ({options})", found.len());
+            looks.set(looks.get() + 1);
+            found.len() > content.len() / 2
+        });
+        let daemon = nix::unistd::Pid::from_raw(mount.daemon().unwrap());
+        nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let _ = writer.wait();
+        // What has arrived is still being written.
+        let mut before = there().len();
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(50));
+            let found = there();
+            assert!(content.starts_with(&found), "{} bytes that are no beginning ({options})", found.len());
+            assert!(found.len() >= before);
+            before = found.len();
+        }
+        assert!(looks.get() > 1);
+        mount.umount();
+    }
+}
+
 #[test]
 fn what_was_written_over_a_long_way_is_not_sent_back() {
     let world = World::new();

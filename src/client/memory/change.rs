@@ -71,7 +71,7 @@ impl Tree {
                 let bytes = regular(self.node(*from)?)?.read(range.offset, range.len);
                 return self.put(*to, WriteAt::Offset(*offset), &bytes, boot).map(Reply::Written);
             }
-            Change::WriteKnown { node, offset, chunks } => {
+            Change::WriteKnown { node, offset, chunks, .. } => {
                 return self.write_known(*node, *offset, chunks, boot);
             }
         };
@@ -102,7 +102,7 @@ impl Tree {
         boot: BootId,
     ) -> Result<Written, WireError> {
         let offset = match at {
-            WriteAt::Offset(offset) | WriteAt::Under { offset, .. } => offset,
+            WriteAt::Offset(offset) | WriteAt::Behind { offset, .. } => offset,
             WriteAt::End { .. } => regular(self.node(id)?)?.size(),
         };
         self.alter_content(id, |content| content.write(offset, bytes))?;

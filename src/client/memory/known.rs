@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::answer::regular;
 use super::tree::{Body, Tree};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
-use crate::proto::{BootId, NodeId, Reply, WireError, WriteAt, Written};
+use crate::proto::{BootId, KnownChunk, NodeId, Reply, WireError, WriteAt, Written};
 
 /// Largest file that is looked through, in bytes: the model hashes everything anew for each question.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -18,7 +18,7 @@ impl Tree {
         chunks.iter().map(|hash| all.contains_key(hash)).collect()
     }
 
-    /// Writes those that are.
+    /// Writes those that are. The model takes parts of a file in any order.
     pub(super) fn write_known(
         &mut self,
         id: NodeId,
@@ -35,7 +35,7 @@ impl Tree {
                 self.put(id, WriteAt::Offset(offset + number as u64 * CHUNK_BYTES), bytes, boot)?;
                 len += CHUNK_BYTES;
             }
-            taken.push(found.is_some());
+            taken.push(if found.is_some() { KnownChunk::Written } else { KnownChunk::Missing });
         }
         let written = Written { offset, len, attributes: self.get_attributes(id)?, boot };
         Ok(Reply::Taken { written, chunks: taken })

@@ -13,7 +13,7 @@ use crate::client::CallError;
 use crate::lock::BothKinds;
 use crate::proto::{
     Errno, ErrorCode, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockKinds, LockOwner, LockRange,
-    LockRequest, LockTest, NodeId, Reply, Request, SessionRun, WholeFile, WireError, WriteAt, WriteRequest,
+    LockRequest, LockTest, NodeId, Reply, Request, SessionRun, WholeFile, WireError, WriteRequest,
 };
 
 /// Client and owner; client 0 is the host itself.
@@ -131,8 +131,8 @@ impl MemoryHost {
 
     /// What was to be written under a lock of another life of the session is not.
     pub(super) fn check_write(&self, write: &WriteRequest) -> Result<(), WireError> {
-        match write.at {
-            WriteAt::Under { run, .. } if *self.run.borrow() != Some(run) => {
+        match write.at.place() {
+            Some((_, _, Some(run))) if *self.run.borrow() != Some(run) => {
                 Err(WireError::new(ErrorCode::LocksLost, "another life of the session"))
             }
             _ => Ok(()),

@@ -13,7 +13,7 @@ use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::host::answer::malformed;
 use crate::host::places::Place;
 use crate::host::session::Session;
-use crate::proto::{Errno, KNOWN_CHUNKS_MAX, NodeId, Reply, WireError, Written};
+use crate::proto::{Errno, KNOWN_CHUNKS_MAX, KnownChunk, NodeId, Reply, WireError, Written};
 
 /// Which of some chunks could be written by [`Changer::write_known`].
 pub(in crate::host) fn have(
@@ -38,16 +38,24 @@ impl Changer<'_> {
         check(offset, chunks)?;
         let target = self.session.file_to_write(node)?;
         let (mut taken, mut written) = (Vec::with_capacity(chunks.len()), Vec::new());
+        // Behind a chunk that is missing the file does not become longer.
+        let (size, mut is_whole) = (target.version()?.size, true);
         for (hash, at) in chunks.iter().zip((offset..).step_by(CHUNK_BYTES as usize)) {
             let found = find(self.session, *hash);
-            if let Some(chunk) = &found {
+            is_whole &= found.is_some();
+            let may_go = is_whole || at + CHUNK_BYTES <= size;
+            if let Some(chunk) = found.as_ref().filter(|_| may_go) {
                 let done = target.file.write_all_at(chunk.bytes(), at);
                 errno(done.map_err(|error| {
                     error.raw_os_error().map_or(nix::errno::Errno::EIO, nix::errno::Errno::from_raw)
                 }))?;
                 written.push((*hash, Place { node, index: ChunkIndex::containing(at) }));
             }
-            taken.push(found.is_some());
+            taken.push(match found {
+                Some(_) if may_go => KnownChunk::Written,
+                Some(_) => KnownChunk::Held,
+                None => KnownChunk::Missing,
+            });
         }
         let len = written.len() as u64 * CHUNK_BYTES;
         self.session.tree.note_places(written);

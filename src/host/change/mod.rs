@@ -29,7 +29,9 @@ use super::attributes::{self, system_error};
 use super::confine::open_entry;
 use super::session::Session;
 use super::tree::Handle;
-use crate::proto::{Attributes, BootId, Change, Changed, Errno, ErrorCode, NodeId, Reply, WireError};
+use crate::proto::{
+    Attributes, BootId, Change, Changed, Errno, ErrorCode, KnownChunk, NodeId, Reply, WireError,
+};
 
 /// Whether it is known that a change was not done before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,7 @@ impl Changer<'_> {
             Change::RemoveXattr { node, name } => self.remove_xattr(node, name),
             Change::Allocate { node, range, how } => self.allocate(node, range, how),
             Change::CopyRange { from, range, to, offset } => self.copy_range(from, range, to, offset),
-            Change::WriteKnown { node, offset, chunks } => self.write_known(node, offset, &chunks),
+            Change::WriteKnown { node, offset, chunks, .. } => self.write_known(node, offset, &chunks),
         }
         .map(|reply| match reply {
             Done::Changed(changed) => Reply::Changed(changed),
@@ -118,7 +120,7 @@ fn cannot_tell<T>(what: &str) -> Result<T, WireError> {
 pub(super) enum Done {
     Changed(Changed),
     Written(crate::proto::Written),
-    Taken(crate::proto::Written, Vec<bool>),
+    Taken(crate::proto::Written, Vec<KnownChunk>),
 }
 
 /// The node and what changed besides.

@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use super::*;
 use crate::host::AuthorizedKeys;
 use crate::proto::{
-    Caller, Change, ChangeRequest, Changed, Errno, InstanceId, OpenAccess, OpenId, Operation, OperationId,
-    RenameHow, SessionRun, SetAttributes, SetTime, Timestamp, WriteAt, WriteRequest, Written, XattrHow,
+    Caller, Change, ChangeRequest, Changed, Errno, Growth, InstanceId, OpenAccess, OpenId, Operation,
+    OperationId, RenameHow, SessionRun, SetAttributes, SetTime, Timestamp, WriteAt, WriteRequest, Written,
+    XattrHow,
 };
 
 const END: WriteAt = WriteAt::End { believed: 0 };
@@ -159,9 +160,10 @@ async fn what_is_written_under_a_lock_of_another_life_is_refused() {
     let guest = world.client().await;
     let node = guest.change(1, guest.create("new", 1)).await.unwrap().node.unwrap().node;
     let run = guest.welcome.session;
-    guest.write(2, node, WriteAt::Under { run, offset: 0 }, b"mine").await.unwrap();
+    let under = |run| WriteAt::Behind { offset: 0, growth: Growth::default(), run: Some(run) };
+    guest.write(2, node, under(run), b"mine").await.unwrap();
     let over = SessionRun { number: run.number + 1, ..run };
-    let late = guest.write(3, node, WriteAt::Under { run: over, offset: 0 }, b"late").await;
+    let late = guest.write(3, node, under(over), b"late").await;
     assert_eq!(code(late), ErrorCode::LocksLost);
     assert_eq!(fs::read(world.path("new")).unwrap(), b"mine");
 }

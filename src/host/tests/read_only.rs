@@ -7,7 +7,7 @@ use super::changes::{WRITE, set, system};
 use super::*;
 use crate::host::AuthorizedKeys;
 use crate::proto::{
-    AllocateHow, Caller, Change, Errno, FileKind, OpenId, RenameHow, SetAttributes, WriteAt, XattrHow,
+    AllocateHow, Caller, Change, Errno, FileKind, Growth, OpenId, RenameHow, SetAttributes, WriteAt, XattrHow,
 };
 
 /// One of each kind. What is added to the protocol has to be added here, or this does not compile.
@@ -34,7 +34,12 @@ fn every_change(guest: &Guest, node: NodeId) -> Vec<Change> {
         Change::RemoveXattr { node, name: b"user.x".to_vec() },
         Change::Allocate { node, range, how: AllocateHow::Grow },
         Change::CopyRange { from: node, range, to: node, offset: 1 },
-        Change::WriteKnown { node, offset: 0, chunks: vec![ChunkHash::of(b"old")] },
+        Change::WriteKnown {
+            node,
+            offset: 0,
+            chunks: vec![ChunkHash::of(b"old")],
+            growth: Growth::default(),
+        },
     ];
     for (at, change) in changes.iter().enumerate() {
         let place = match change {

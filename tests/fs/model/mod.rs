@@ -24,7 +24,7 @@ use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use wormhole::chunk::CHUNK_BYTES;
 use wormhole::client::memory::Stage;
-use wormhole::proto::{RenameHow, Request, WriteAt};
+use wormhole::proto::{RenameHow, Request};
 
 use self::calls::{Call, FileCall};
 use self::local::Local;
@@ -67,7 +67,8 @@ impl Held {
     fn holds(self, unit_bytes: usize, request: &Request, stage: Stage) -> bool {
         match (self, request) {
             (Self::WritesAt(unit), Request::Write(write)) => {
-                stage == Stage::Arrived && write.at == WriteAt::Offset((unit * unit_bytes) as u64)
+                stage == Stage::Arrived
+                    && write.at.place().is_some_and(|(offset, ..)| offset == (unit * unit_bytes) as u64)
             }
             (Self::Reads(part), Request::Read(..)) => stage == Stage::Part(part),
             (Self::Writes(at), Request::Write(_))

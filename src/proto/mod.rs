@@ -51,6 +51,8 @@ pub mod close;
 mod error;
 mod event;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod lane;
 mod lock;
 mod message;

@@ -234,6 +234,29 @@ async fn flipped_bits_are_asked_for_again_and_then_refused(kind: TransportKind) 
     assert!(api(&client).ping().await.is_ok());
 }
 
+over_both!(what_is_damaged_on_the_way_is_sent_again);
+
+/// Packets of QUIC are lost then; a connection over TCP ends, and another one begins.
+async fn what_is_damaged_on_the_way_is_sent_again(kind: TransportKind) {
+    let world = World::new(kind, LinkShape::CLEAN).await;
+    world.host.create_generated("file", 2 << 20, 5);
+    let client = world.client().await;
+    let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
+    for _ in 0..8 {
+        world.relay.damage(1);
+        let bytes = read_all(&*client, chunks_of(&file, 0, file.size), Lane::Demand).await.unwrap();
+        assert!(bytes == world.host.content("file"), "other bytes than the host's");
+        assert_eq!(world.relay.to_damage(), 0);
+    }
+    // A handshake that is damaged fails at worst, and the next one does not.
+    world.relay.damage(1);
+    let config = || ClientConfig { connect_timeout: Duration::from_secs(2), ..world.config() };
+    let first = QuicClient::connect(config()).await;
+    assert_eq!(world.relay.to_damage(), 0);
+    let other = if let Ok(other) = first { other } else { world.client().await };
+    assert!(api(&other).ping().await.is_ok());
+}
+
 over_both!(a_run_that_is_cut_or_spoilt_goes_on_where_it_was);
 
 async fn a_run_that_is_cut_or_spoilt_goes_on_where_it_was(kind: TransportKind) {

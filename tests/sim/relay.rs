@@ -53,6 +53,7 @@ pub(super) struct State {
     pub(super) target: Mutex<SocketAddr>,
     random: AtomicU64,
     pub(super) forwarded: AtomicU64,
+    damages: AtomicU64,
 }
 
 type Queue = mpsc::Sender<(Instant, Vec<u8>)>;
@@ -73,6 +74,7 @@ impl Relay {
             target: Mutex::new(target),
             random: AtomicU64::new(shape.seed),
             forwarded: AtomicU64::new(0),
+            damages: AtomicU64::new(0),
         });
         let address = front.local_addr().unwrap();
         let over_udp = tokio::spawn(run(front, Arc::clone(&state)));
@@ -94,6 +96,16 @@ impl Relay {
     /// Packets go to another host from now on.
     pub(crate) fn set_target(&self, target: SocketAddr) {
         *self.state.target.lock().unwrap() = target;
+    }
+
+    /// So many of the next packets, or portions of TCP's bytes, get a flipped bit, whichever way they go.
+    pub(crate) fn damage(&self, packets: u64) {
+        self.state.damages.fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// Packets that are still to get one.
+    pub(crate) fn to_damage(&self) -> u64 {
+        self.state.damages.load(Ordering::Relaxed)
     }
 
     /// Packets, or portions of TCP's bytes, that passed so far, both ways.
@@ -118,10 +130,24 @@ impl State {
     }
 
     fn drops(&self) -> bool {
+        self.number() % 1_000 < self.shape.loss_permille
+    }
+
+    fn number(&self) -> u64 {
         let seed = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
         let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % 1_000 < self.shape.loss_permille
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Flips a bit if this is one of those that are to be damaged.
+    pub(super) fn pass(&self, bytes: &mut [u8]) {
+        let less = |left: u64| left.checked_sub(1);
+        if !bytes.is_empty() && self.damages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+        {
+            let number = self.number();
+            bytes[number as usize / 8 % bytes.len()] ^= 1 << (number % 8);
+        }
     }
 }
 
@@ -134,7 +160,7 @@ fn forward(
 ) {
     tokio::spawn(async move {
         let mut free_at = Instant::now();
-        while let Some((came_at, packet)) = queue.recv().await {
+        while let Some((came_at, mut packet)) = queue.recv().await {
             let due = state.due(came_at, &mut free_at, packet.len());
             // Finer than the timer makes no sense.
             if due > Instant::now() + Duration::from_millis(1) {
@@ -142,6 +168,7 @@ fn forward(
             }
             if !state.cut.load(Ordering::Relaxed) && !state.drops() {
                 state.forwarded.fetch_add(1, Ordering::Relaxed);
+                state.pass(&mut packet);
                 let _ = socket.send_to(&packet, to(&state)).await;
             }
         }

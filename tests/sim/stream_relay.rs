@@ -59,7 +59,7 @@ async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: &State,
     };
     let write = async move {
         let mut free_at = Instant::now();
-        while let Some((came_at, portion)) = portions.recv().await {
+        while let Some((came_at, mut portion)) = portions.recv().await {
             let due = state.due(came_at, &mut free_at, portion.len());
             if due > Instant::now() + Duration::from_millis(1) {
                 sleep_until(due).await;
@@ -69,6 +69,7 @@ async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: &State,
                 std::future::pending::<()>().await;
             }
             state.forwarded.fetch_add(1, Ordering::Relaxed);
+            state.pass(&mut portion);
             if to.write_all(&portion).await.is_err() {
                 return;
             }

@@ -1,4 +1,4 @@
-//! Mutations of valid bytes, for the fuzzers of all formats that lie on a disk.
+//! Mutations of valid bytes, for the fuzzers of all formats that lie on a disk or come from a peer.
 //!
 //! A fuzzer runs a moment in every test run, and `WORMHOLE_FUZZ_SECONDS` if that is set; one that fails names its seed, and
 //! `WORMHOLE_FUZZ_SEED` repeats it.
@@ -10,6 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

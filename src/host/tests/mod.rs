@@ -5,6 +5,7 @@ mod budget;
 mod changes;
 mod content;
 mod events;
+mod fuzz;
 mod greeting;
 mod hanging;
 mod held;

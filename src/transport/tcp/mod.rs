@@ -15,6 +15,8 @@ mod congestion;
 mod driver;
 mod endpoint;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod handle;
 mod handshake;
 mod mux;

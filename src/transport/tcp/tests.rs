@@ -36,7 +36,7 @@ fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
 }
 
 /// Both of rustls' ends after their handshake, in memory.
-fn ends() -> (UnbufferedClientConnection, UnbufferedServerConnection) {
+pub(super) fn ends() -> (UnbufferedClientConnection, UnbufferedServerConnection) {
     let (client, server) = configs();
     let mut client = UnbufferedClientConnection::new(client, "wormhole".try_into().unwrap()).unwrap();
     let mut server = UnbufferedServerConnection::new(server).unwrap();
@@ -60,23 +60,23 @@ fn ends() -> (UnbufferedClientConnection, UnbufferedServerConnection) {
     (client, server)
 }
 
-fn client_records(client: UnbufferedClientConnection) -> Records {
+pub(super) fn client_records(client: UnbufferedClientConnection) -> Records {
     let (secrets, schedule) = client.dangerous_into_kernel_connection().unwrap();
     Records::new(secrets, Schedule::Client(schedule)).unwrap()
 }
 
-fn host_records(server: UnbufferedServerConnection) -> Records {
+pub(super) fn host_records(server: UnbufferedServerConnection) -> Records {
     let (secrets, schedule) = server.dangerous_into_kernel_connection().unwrap();
     Records::new(secrets, Schedule::Host(schedule)).unwrap()
 }
 
-fn batch(parts: &[&[u8]]) -> Batch {
+pub(super) fn batch(parts: &[&[u8]]) -> Batch {
     let parts: Vec<Part> = parts.iter().map(|part| Part::Content(Bytes::copy_from_slice(part))).collect();
     Batch { bytes: parts.iter().map(|part| part.bytes().len()).sum(), parts }
 }
 
 /// What our records hold, one after the other.
-fn open_all(records: &mut Records, sealed: &[u8]) -> Result<Vec<u8>, RecordError> {
+pub(super) fn open_all(records: &mut Records, sealed: &[u8]) -> Result<Vec<u8>, RecordError> {
     let (mut content, mut start) = (Vec::new(), 0);
     while let Some(len) = Records::whole(&sealed[start..])? {
         let record = &sealed[start..start + len];
@@ -90,7 +90,7 @@ fn open_all(records: &mut Records, sealed: &[u8]) -> Result<Vec<u8>, RecordError
     Ok(content)
 }
 
-fn pattern(len: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|index| (index * 31 + index / 251) as u8).collect()
 }
 

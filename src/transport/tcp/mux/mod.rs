@@ -9,6 +9,8 @@
 //! of control. A peer that passes a bound has broken the protocol, and the connection ends.
 
 mod ends;
+#[cfg(test)]
+mod fuzz;
 mod half;
 mod piece;
 mod receive;

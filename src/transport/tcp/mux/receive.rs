@@ -136,6 +136,9 @@ impl Mux {
         let bytes = u64::from(len);
         self.receive_credit =
             self.receive_credit.checked_sub(bytes).ok_or(Violation("more content than was allowed"))?;
+        if !opens && id % 2 == self.next_stream % 2 && id >= self.next_stream {
+            return Err(Violation("content on a stream that is not open yet"));
+        }
         if opens && !self.streams.contains_key(&id) {
             self.opened_by_peer(id)?;
         }

@@ -335,6 +335,21 @@ proptest! {
 }
 
 #[test]
+fn content_of_a_stream_that_is_not_open_yet_is_refused() {
+    let data = |stream| Frame::Data { stream, len: 4, more: 0, opens: false, ends: false }.encode();
+    for (side, ours) in [(Side::Client, 1), (Side::Host, 2)] {
+        let mut mux = Mux::new(side, LIMITS);
+        mux.admit();
+        assert!(mux.receive(&data(ours), Duration::ZERO).is_err(), "{side:?}");
+        let mut mux = Mux::new(side, LIMITS);
+        mux.admit();
+        assert_eq!(mux.poll_open(Lane::Demand, &context()), Poll::Ready(Ok(ours)));
+        mux.receive(&[&data(ours)[..], b"more"].concat(), Duration::ZERO).unwrap();
+        assert!(mux.receive(&data(ours + 2), Duration::ZERO).is_err(), "{side:?}");
+    }
+}
+
+#[test]
 fn a_stranger_makes_a_host_hold_64_kib_whatever_it_sends() {
     let mut host = Mux::new(Side::Host, LIMITS);
     assert!(frames(&mut host, 1 << 20).is_empty(), "nothing allows it more");

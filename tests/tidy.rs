@@ -1,4 +1,4 @@
-//! The rules of the house, kept by a test: arrows, sizes, purity, unsafe, module docs, forgotten files.
+//! The rules of the house, kept by a test: arrows, sizes, purity, unsafe, plain comments, forgotten files.
 //!
 //! What is checked is text formatted by rustfmt, so an indented closing brace ends what opened at the same indent.
 
@@ -65,6 +65,19 @@ const PURE: &[&str] = &["src/chunk/", "src/proto/", "src/prefetch/", "src/lock/"
 
 /// A file is pure, too, when its module doc says so with one of these marks.
 const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];
+
+/// Folders and files whose comments hold the rules of plain words. This list may only grow.
+const PLAIN: &[&str] = &[];
+
+/// Longest line of a comment, in columns.
+const COMMENT_COLUMNS_MAX: usize = 110;
+
+/// Most occurrences of "what" and "who" in 1,000 words of comment, in each entry of [`PLAIN`].
+const RIDDLES_PER_MILLE_MAX: usize = 4;
+
+/// Words with which no doc comment begins. It begins with the thing it documents or with a verb.
+const QUESTION_WORDS: &[&str] =
+    &["What", "Who", "Whose", "Whom", "Whether", "How", "When", "Where", "Why", "Which"];
 
 /// What a pure file may not touch.
 const IMPURE: &[&str] = &[
@@ -323,6 +336,73 @@ fn unsafe_stays_in_its_room_and_says_why() {
 }
 
 #[test]
+fn comments_are_plain() {
+    let sources = sources();
+    let mut findings = Vec::new();
+    for room in PLAIN {
+        let mut counts = CommentCounts::default();
+        let files: Vec<&Source> = sources.iter().filter(|source| source.name.starts_with(room)).collect();
+        if files.is_empty() {
+            findings.push(format!("{room}: there is no such room"));
+        }
+        for source in files {
+            for (number, finding) in check_comments(&source.text, &mut counts) {
+                findings.push(format!("{}:{number}: {finding}", source.name));
+            }
+        }
+        if counts.has_too_many_riddles() {
+            findings.push(format!("{room}: {counts:?}, at most {RIDDLES_PER_MILLE_MAX} in 1,000 words"));
+        }
+    }
+    fail_with(findings);
+}
+
+/// Counts over the comments of a room.
+#[derive(Debug, Default)]
+struct CommentCounts {
+    words: usize,
+    /// Occurrences of "what" and "who".
+    riddles: usize,
+}
+
+impl CommentCounts {
+    fn has_too_many_riddles(&self) -> bool {
+        self.riddles * 1000 > self.words * RIDDLES_PER_MILLE_MAX
+    }
+}
+
+/// Checks the comment lines of a file and adds them to `counts`. Returns the lines that break a rule.
+fn check_comments(text: &str, counts: &mut CommentCounts) -> Vec<(usize, String)> {
+    let mut findings = Vec::new();
+    let mut marker_above = "";
+    for (number, line) in (1..).zip(text.lines()) {
+        let trimmed = line.trim_start();
+        let marker = ["///", "//!", "//"].into_iter().find(|marker| trimmed.starts_with(marker));
+        let Some(marker) = marker else {
+            marker_above = "";
+            continue;
+        };
+        let columns = line.chars().count();
+        if columns > COMMENT_COLUMNS_MAX {
+            findings.push((number, format!("{columns} columns, at most {COMMENT_COLUMNS_MAX}")));
+        }
+        let words: Vec<&str> = trimmed[marker.len()..]
+            .split_whitespace()
+            .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()))
+            .collect();
+        let first = words.first().copied().unwrap_or_default();
+        if marker != "//" && marker_above != marker && QUESTION_WORDS.contains(&first) {
+            findings.push((number, format!("a doc comment begins with \"{first}\"")));
+        }
+        counts.words += words.len();
+        counts.riddles +=
+            words.iter().filter(|word| ["what", "who"].contains(&word.to_lowercase().as_str())).count();
+        marker_above = marker;
+    }
+    findings
+}
+
+#[test]
 fn nothing_is_left_undone() {
     let mut findings = Vec::new();
     for source in sources().iter().filter(|source| source.name != "tests/tidy.rs") {
@@ -436,4 +516,13 @@ fn the_measures_measure() {
         modules_used("use crate::{chunk, fs::Inode}; crate::CONSTANT"),
         BTreeSet::from(["chunk", "fs"])
     );
+
+    let mut counts = CommentCounts::default();
+    let long = format!("    // {}\n", "x".repeat(COMMENT_COLUMNS_MAX));
+    let text = format!("/// Whether it is so.\n/// When it rains,\nfn f() {{}}\n\n//! How it works.\n{long}");
+    let lines: Vec<usize> = check_comments(&text, &mut counts).into_iter().map(|(line, _)| line).collect();
+    assert_eq!(lines, [1, 5, 6]);
+    assert!(!counts.has_too_many_riddles());
+    assert!(check_comments("/// Returns what is there, and who has it.\n", &mut counts).is_empty());
+    assert!(counts.has_too_many_riddles(), "{counts:?}");
 }

@@ -1,7 +1,7 @@
-//! Around the page cache, where that costs less: segments are opened with `O_DIRECT` until the file system refuses it.
+//! Direct I/O (`O_DIRECT`) on segments, until the file system refuses it.
 //!
-//! Some file systems refuse it when a file is opened, some at the first write. Nothing depends on it: everything works
-//! through the page cache, too, and on the same files.
+//! Some file systems refuse it on open, others on the first write. Buffered I/O works on the same files, so
+//! nothing depends on direct I/O.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -13,26 +13,26 @@ use tracing::debug;
 
 use super::way::Way;
 
-/// When segments are read and written around the page cache.
+/// Setting of direct I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DirectIo {
-    /// Where the file system takes it and where it costs less.
+    /// If the file system supports it and it costs less.
     Auto,
-    /// Where the file system takes it.
+    /// If the file system supports it.
     #[cfg(test)]
     Always,
-    /// Nowhere.
+    /// Never.
     #[cfg(test)]
     Never,
-    /// As on a file system that does not let files be opened so.
+    /// Simulates a file system that refuses to open files for direct I/O.
     #[cfg(test)]
     RefusesToOpen,
-    /// As on a file system that lets files be opened so, and refuses to write.
+    /// Simulates a file system that opens files for direct I/O and refuses to write.
     #[cfg(test)]
     RefusesToWrite,
 }
 
-/// What is known of one directory.
+/// State of direct I/O in one directory.
 #[derive(Debug)]
 pub(super) struct Direct {
     #[cfg_attr(not(test), allow(dead_code, reason = "there is but one way outside of tests"))]
@@ -41,12 +41,12 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    /// Nothing is known yet.
+    /// Creates the state before the first attempt.
     pub(super) const fn new(how: DirectIo) -> Self {
         Self { how, refused: AtomicBool::new(false) }
     }
 
-    /// Whether it was refused.
+    /// Returns `true` if the file system refused direct I/O.
     pub(super) fn is_refused(&self) -> bool {
         #[cfg(test)]
         if self.how == DirectIo::Never {
@@ -55,14 +55,14 @@ impl Direct {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Whether a segment that is to be written that `way` is opened for direct writes.
+    /// Returns `true` if a segment of this write mode is opened for direct writes.
     pub(super) fn writes(&self, way: Way) -> bool {
         #[cfg(test)]
         let way = if self.how == DirectIo::Auto { way } else { Way::Around };
         way == Way::Around && !self.is_refused()
     }
 
-    /// What `open` opens with `O_DIRECT`; `None` where that does not work.
+    /// Calls `open`, which opens a file with `O_DIRECT`; `None` if that does not work.
     pub(super) fn open(&self, open: impl FnOnce() -> io::Result<File>) -> Option<File> {
         if self.is_refused() {
             return None;
@@ -72,7 +72,8 @@ impl Direct {
         open().inspect_err(|error| self.note(error)).ok()
     }
 
-    /// Writes whole blocks, one behind the other. Says `None` where that is refused from now on.
+    /// Writes whole blocks one after another. Returns `None` if the file system refuses direct I/O from now
+    /// on.
     pub(super) fn write(&self, file: &File, blocks: &[&[u8]], at: u64) -> Option<io::Result<()>> {
         let write = move || write_all_at(file, blocks, at);
         #[cfg(test)]
@@ -82,17 +83,17 @@ impl Direct {
         (!self.is_refused()).then_some(result)
     }
 
-    /// Takes note of an error which may mean that nothing here can be done around the page cache.
+    /// Notes an error that may mean that direct I/O does not work here.
     pub(super) fn note(&self, error: &io::Error) {
         let errno = error.raw_os_error().map(Errno::from_raw);
         let is_refusal = matches!(errno, Some(Errno::EINVAL | Errno::EOPNOTSUPP));
         if is_refusal && !self.refused.swap(true, Ordering::Relaxed) {
-            debug!("the file system of the cache takes no direct I/O, the page cache is used: {error}");
+            debug!("the file system of the cache refuses direct I/O, using buffered I/O: {error}");
         }
     }
 }
 
-/// Writes all of `slices`, one behind the other, from `at` on.
+/// Writes all of `slices` one after another, from `at` on.
 pub(super) fn write_all_at(file: &File, slices: &[&[u8]], mut at: u64) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
     let mut slices = &mut slices[..];

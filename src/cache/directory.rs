@@ -1,18 +1,19 @@
-//! The cache directory: what marks it, who may write to it, which segment files it holds.
+//! The cache directory: its marker, its permissions, its segment files.
 //!
 //! ```text
-//! CACHEDIR.TAG            marks the directory as a cache, for us and for backup programs (bford.info/cachedir)
-//! v1/                     mode 0700; another version of the format gets a directory of its own
-//! v1/format               the version, and the key of the checksums (see record.rs); mode 0600
-//! v1/lock                 held while segments are made, taken up or removed
-//! v1/segments/N.open      a segment that a process appends to, and holds locked
-//! v1/segments/N.seg       a finished segment; N is 16 hexadecimal digits, higher is younger
-//! v1/segments/N.pin       a finished segment that no process removes to make room (see pins.rs)
-//! v1/pins/HASH.pin        which records somebody wants to keep, and under which name; mode 0600
-//! v1/pins.lock            held while pins are made or taken back
+//! CACHEDIR.TAG        marks a cache directory, for us and for backup programs (bford.info/cachedir)
+//! v1/                 mode 0700; another format version gets a directory of its own
+//! v1/format           format version and key of the checksums (see record.rs); mode 0600
+//! v1/lock             locked while segments are created, adopted or removed
+//! v1/segments/N.open  a segment that a process appends to and holds locked
+//! v1/segments/N.seg   a sealed segment; N is 16 hexadecimal digits, higher is younger
+//! v1/segments/N.pin   a sealed segment that no process evicts (see pins.rs)
+//! v1/pins/HASH.pin    a pin: its name and the keys of its records; mode 0600
+//! v1/pins.lock        locked while pins are made or removed
 //! ```
 //!
-//! The listing of `segments` is the truth about what the cache takes on disk, for all processes that share it.
+//! The listing of `segments` is the authority on the disk usage of the cache, for all processes that share
+//! it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -41,39 +42,40 @@ const TAG_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
 const VERSION_DIR: &str = "v1";
 const FORMAT_LINE: &str = "wormhole cache 1";
 
-/// How long another process may hold the lock of the directory, in milliseconds. It is held for some milliseconds
-/// while segments are listed, made and unlinked; a holder that takes longer was stopped.
+/// Time that another process may hold the lock of the directory, in milliseconds. The lock is held for some
+/// milliseconds to list, create and unlink segments. A holder that takes longer was stopped.
 const LOCK_WAIT_MS: u64 = 2000;
 
-/// Between two tries for the lock, in milliseconds.
+/// Time between two attempts to lock, in milliseconds.
 const LOCK_RETRY_MS: u64 = 2;
 
-/// Most directory entries that are looked at in one listing: sixteen times what a cache may hold.
+/// Most directory entries read in one listing: sixteen times as many as a cache may hold.
 const LISTING_MAX: usize = 65_536;
 
-/// Longest `format` file, in bytes.
+/// Longest `format` file in bytes.
 const FORMAT_BYTES_MAX: u64 = 256;
 
-/// An open cache directory.
+/// Open cache directory.
 #[derive(Debug)]
 pub(super) struct Directory {
     versioned: PathBuf,
     pins: PathBuf,
     segments: PathBuf,
-    /// Whether nothing can be written: another user's, or a read-only file system.
+    /// True if nothing can be written: another user's directory, or a read-only file system.
     pub(super) read_only: bool,
-    /// Device and inode of the folder of segments when it was opened.
+    /// Device and inode of the `segments` folder when it was opened.
     opened_as: Option<(u64, u64)>,
-    /// Whether the segments take direct I/O.
+    /// State of direct I/O on this file system.
     pub(super) direct: Direct,
     warned_foreign: AtomicBool,
 }
 
-/// The lock of the directory; released when dropped.
+/// Lock of the directory, released when dropped.
 pub(super) struct DirectoryLock(#[allow(dead_code, reason = "held, not read")] File);
 
 impl Directory {
-    /// Opens the cache in `root`, which is made and marked where needed; read-only where it cannot be written.
+    /// Opens the cache in `root`. Creates and marks it if necessary; opens it read-only if it cannot be
+    /// written.
     pub(super) fn open(root: &Path, direct: DirectIo) -> Result<(Self, Secret), CacheError> {
         let mut directory = Self::at(root, direct);
         let prepared = directory.prepare(root);
@@ -81,7 +83,7 @@ impl Directory {
         match prepared {
             Ok(secret) => Ok((directory, secret)),
             Err(CacheError::Io { source, what, path }) if is_read_only(&source) => {
-                // What is there can be read all the same.
+                // The existing content can still be read.
                 directory.read_only = true;
                 if check_owner(&directory.versioned).is_err() {
                     return Err(CacheError::Io { what, path, source });
@@ -90,7 +92,7 @@ impl Directory {
                     return Err(CacheError::Io { what, path, source });
                 };
                 warn!(
-                    "cache directory {} cannot be written; what it holds is used, nothing is added",
+                    "cache directory {} cannot be written; its content is used, nothing is added",
                     root.display()
                 );
                 Ok((directory, secret))
@@ -106,7 +108,7 @@ impl Directory {
         Self { versioned, pins, segments, read_only: false, opened_as: None, direct, warned_foreign }
     }
 
-    /// Opens the cache that is in `root` without making or changing anything.
+    /// Opens the existing cache in `root` without creating or changing anything.
     pub(super) fn look(root: &Path) -> Result<(Self, Secret), CacheError> {
         let directory = Self { read_only: true, ..Self::at(root, DirectIo::Auto) };
         let none = || CacheError::NotACache { path: root.to_owned() };
@@ -118,13 +120,13 @@ impl Directory {
         Ok((directory, secret))
     }
 
-    /// Looks whether the directory is still the one that was opened, and whether it can be written to now. A disk that does not
-    /// tell counts as before.
+    /// Checks if the directory is still the one that was opened, and if it can be written now. If the disk
+    /// does not answer, the state counts as unchanged.
     pub(super) fn standing(&self) -> Standing {
         let is_missing =
             |found: io::Result<bool>| found.unwrap_or_else(|error| error.kind() == ErrorKind::NotFound);
         let moved = self.identity().map(|now| self.opened_as.is_some_and(|then| then != now));
-        // The rest may be there because a file was made while the directory was being deleted.
+        // A file created during the deletion can leave the folders behind.
         let format = fs::symlink_metadata(self.versioned.join("format")).map(|_| false);
         if is_missing(moved) || is_missing(format) {
             return Standing::Gone;
@@ -156,7 +158,8 @@ impl Directory {
         }
     }
 
-    /// Waits for the lock of the directory, with a deadline. Keeps other processes from changing the set of segments.
+    /// Waits for the lock of the directory, with a deadline. The lock keeps other processes from changing
+    /// the set of segments.
     pub(super) fn lock(&self) -> Result<DirectoryLock, CacheError> {
         let path = self.versioned.join("lock");
         let file =
@@ -177,7 +180,7 @@ impl Directory {
         }
     }
 
-    /// The segment files, oldest first. Other files are left alone, with one warning.
+    /// Returns the segment files, oldest first. Other files are left alone, with one warning.
     pub(super) fn list(&self) -> io::Result<Vec<Listed>> {
         let mut found = BTreeMap::new();
         let mut foreign = None;
@@ -193,7 +196,7 @@ impl Directory {
                     found.insert(id, Listed { id, bytes: meta.len(), form });
                 }
                 Ok(_) => foreign = Some(name),
-                // Evicted by another process, or renamed: what is renamed is there under its new name next time.
+                // Another process evicted or renamed it. The next listing shows the new name.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -203,30 +206,30 @@ impl Directory {
         {
             let segments = self.segments.display();
             warn!(
-                "{segments} holds files that are not of the cache ({}, ...); they are left alone",
+                "{segments} holds files that do not belong to the cache ({}, ...); they are left alone",
                 name.display()
             );
         }
         Ok(found.into_values().collect())
     }
 
-    /// Path of segment `id`.
+    /// Returns the path of segment `id`.
     pub(super) fn path(&self, id: SegmentId, form: Form) -> PathBuf {
         self.segments.join(format!("{id:016x}.{}", suffix(form)))
     }
 
-    /// Opens segment `id` for reading, finished or not.
+    /// Opens segment `id` for reading, in any form.
     pub(super) fn open_segment(&self, id: SegmentId) -> io::Result<File> {
         self.open_with(id, no_follow().read(true))
     }
 
-    /// Opens segment `id` for reading around the page cache; `None` where that does not work.
+    /// Opens segment `id` for direct reads; `None` if that does not work.
     pub(super) fn open_direct(&self, id: SegmentId) -> Option<File> {
         self.direct.open(|| self.open_with(id, no_follow_direct().read(true)))
     }
 
-    /// Opens segment `id`, which this process has claimed, for writing around the page cache; `None` where that is not
-    /// its `way` or does not work.
+    /// Opens segment `id`, claimed by this process, for direct writes. Returns `None` if its write mode is
+    /// buffered or direct I/O does not work.
     pub(super) fn open_direct_to_append(&self, _: &DirectoryLock, id: SegmentId, way: Way) -> Option<File> {
         if !self.direct.writes(way) {
             return None;
@@ -235,7 +238,8 @@ impl Directory {
     }
 
     fn open_with(&self, id: SegmentId, options: &OpenOptions) -> io::Result<File> {
-        // Twice the first two: it may be finished, or pinned, between two tries.
+        // The first two forms are tried twice, because the segment may be sealed or pinned between two
+        // attempts.
         let forms = [Form::Sealed, Form::Pinned, Form::Open, Form::Sealed, Form::Pinned];
         let mut result = Err(ErrorKind::NotFound.into());
         for form in forms {
@@ -247,7 +251,7 @@ impl Directory {
         result
     }
 
-    /// Opens segment `id` for appending and locks it; `None` while another process has it.
+    /// Opens segment `id` for appending and locks it; `None` while another process holds it.
     pub(super) fn claim_segment(&self, id: SegmentId, form: Form) -> io::Result<Option<File>> {
         let file = no_follow().read(true).write(true).open(self.path(id, form))?;
         match file.try_lock() {
@@ -257,7 +261,7 @@ impl Directory {
         }
     }
 
-    /// Makes the new segment `id`, locked.
+    /// Creates segment `id` and locks it.
     pub(super) fn create_segment(&self, _: &DirectoryLock, id: SegmentId) -> io::Result<File> {
         let path = self.path(id, Form::Open);
         let file = no_follow().read(true).write(true).create_new(true).mode(0o600).open(path)?;
@@ -276,7 +280,7 @@ impl Directory {
         fs::rename(self.path(id, from), self.path(id, to))
     }
 
-    /// Unlinks segment `id`, unless it is pinned; it is well if it is gone already.
+    /// Unlinks segment `id`, unless it is pinned. A missing segment is no error.
     pub(super) fn remove_segment(&self, _: &DirectoryLock, id: SegmentId) -> io::Result<()> {
         for form in [Form::Open, Form::Sealed] {
             match fs::remove_file(self.path(id, form)) {
@@ -287,25 +291,25 @@ impl Directory {
         Ok(())
     }
 
-    /// Free and total bytes of the file system.
+    /// Returns the free and the total bytes of the file system.
     pub(super) fn space(&self) -> io::Result<(u64, u64)> {
         let stat = nix::sys::statvfs::statvfs(&self.segments)?;
         let unit = stat.fragment_size();
         Ok((stat.blocks_available() * unit, stat.blocks() * unit))
     }
 
-    /// Where the pins are.
+    /// Returns the folder of the pins.
     pub(super) fn pins(&self) -> &Path {
         &self.pins
     }
 
-    /// The file whose lock is the turn of one who makes or takes back pins.
+    /// Opens the file whose lock serialises the changes of pins.
     pub(super) fn open_pins_lock(&self) -> io::Result<File> {
         let path = self.versioned.join("pins.lock");
         no_follow().write(true).create(true).truncate(false).mode(0o600).open(path)
     }
 
-    /// Writes a file of pins in one step that outlives a loss of power.
+    /// Writes a pin file atomically, so that it survives a power loss.
     pub(super) fn write_pin(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         DirBuilder::new().mode(0o700).recursive(true).create(&self.pins)?;
         replace_file(path, bytes, 0o600)?;
@@ -322,7 +326,7 @@ impl Directory {
         }
     }
 
-    /// The secret out of the `format` file; `None` where there is none that this version understands.
+    /// Reads the secret from the `format` file; `None` if the file is missing or of another version.
     fn read_format(&self) -> Result<Option<Secret>, CacheError> {
         let path = self.versioned.join("format");
         let mut text = String::new();
@@ -337,8 +341,8 @@ impl Directory {
         }
     }
 
-    /// Makes a new secret. Segments made under an old one can never be read again, so they go. For holders of the
-    /// lock.
+    /// Creates a new secret. Segments with an old secret are unreadable, so they are removed. The caller
+    /// holds the lock.
     fn start_over(&self) -> Result<Secret, CacheError> {
         let path = self.versioned.join("format");
         self.remove_pins().map_err(CacheError::io("clear", &self.pins))?;
@@ -346,7 +350,7 @@ impl Directory {
             remove_segments(&self.segments, true).map_err(CacheError::io("clear", &self.segments))?;
         if removed > 0 {
             warn!(
-                "{} was missing or damaged: the cache starts over, {removed} bytes were removed",
+                "{} was missing or damaged: the cache was reset, {removed} bytes were removed",
                 path.display()
             );
         }
@@ -361,8 +365,9 @@ impl Directory {
     }
 }
 
-/// Removes everything that is cached in `root`, whoever uses it at the moment; what is pinned only `with_pins`. Returns the
-/// bytes freed. Refuses a directory that is not marked as a cache; touches nothing but segments and pins.
+/// Removes the cached content in `root`, even while the cache is in use, and the pinned content only
+/// `with_pins`. Returns the bytes freed. Refuses a directory that is not marked as a cache, and touches
+/// only segments and pins.
 pub fn clear(root: &Path, with_pins: bool) -> Result<u64, PinError> {
     if !is_tagged(root) {
         return Err(CacheError::NotACache { path: root.to_owned() }.into());
@@ -435,7 +440,7 @@ fn make_dir(path: &Path) -> Result<(), CacheError> {
     made.map_err(CacheError::io("create", path))
 }
 
-/// Whether `directory` is ours alone; takes rights away from others where they have some.
+/// Checks that `directory` belongs to this user or root, and removes the access of other users.
 fn check_owner(directory: &Path) -> Result<(), CacheError> {
     let meta = fs::symlink_metadata(directory).map_err(CacheError::io("look at", directory))?;
     let user = geteuid().as_raw();
@@ -455,13 +460,14 @@ fn is_tagged(root: &Path) -> bool {
     read.is_ok() && start == *TAG_SIGNATURE.as_bytes()
 }
 
-/// A home directory named by mistake must not be marked as something that backups leave out.
+/// Refuses a non-empty directory. A home directory named by mistake must not be marked as a cache, because
+/// backups leave caches out.
 fn refuse_foreign(root: &Path) -> Result<(), CacheError> {
     let entries = fs::read_dir(root).map_err(CacheError::io("list", root))?;
     for entry in entries.take(LISTING_MAX) {
         let name = entry.map_err(CacheError::io("list", root))?.file_name();
-        // Another process may be marking it at this moment; a fresh ext4 file system has lost+found. And a cache may have been deleted
-        // while it was written to: then a part of it is left, without the mark.
+        // Another process may be marking the directory at this moment. A fresh ext4 file system has
+        // lost+found. A cache deleted during writes leaves a part without the mark.
         let is_left = name == VERSION_DIR && is_left(&root.join(VERSION_DIR));
         if name != "lost+found" && !is_left && !name.to_string_lossy().starts_with(TAG_STEM) {
             let marked_meanwhile = is_tagged(root);
@@ -471,7 +477,7 @@ fn refuse_foreign(root: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-/// Whether a folder holds nothing but what a cache makes there.
+/// Returns `true` if a folder holds only files that a cache creates there.
 fn is_left(versioned: &Path) -> bool {
     let is_ours = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| {
@@ -482,7 +488,8 @@ fn is_left(versioned: &Path) -> bool {
     fs::read_dir(versioned).is_ok_and(|mut entries| entries.all(is_ours))
 }
 
-/// Writes `bytes` to `path` in one step: a reader sees the old file or the whole new one, also after a crash.
+/// Writes `bytes` to `path` atomically: a reader sees the old file or the whole new one, even after a
+/// crash.
 fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -1,22 +1,22 @@
-//! What can go wrong when a cache is opened or cleared. Once it is open nothing is an error: what fails is a miss.
+//! Errors of opening and clearing a cache. An open cache returns no errors: a failure is a miss.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a cache cannot be opened or cleared.
+/// Reason why a cache cannot be opened or cleared.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The operating system refused something.
+    /// A system call failed.
     #[error("cannot {what} {}: {source}; choose another directory with --cache-dir, or cache=none", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// Attempted action, as a verb.
         what: &'static str,
-        /// On what.
+        /// Its object.
         path: PathBuf,
-        /// Why it failed.
+        /// Reason of the failure.
         source: io::Error,
     },
-    /// The directory holds files and is not marked as a cache.
+    /// The directory has files and no valid tag.
     #[error(
         "{} is not a wormhole cache: it has no valid CACHEDIR.TAG, yet is not empty; name a new or empty directory",
         path.display()
@@ -25,7 +25,7 @@ pub enum CacheError {
         /// The directory.
         path: PathBuf,
     },
-    /// Somebody else could have put records into it.
+    /// The directory belongs to another user, whose records cannot be trusted.
     #[error(
         "cache directory {} belongs to user {owner}; it must belong to you (user {user}) or root; choose another one",
         path.display()
@@ -35,23 +35,23 @@ pub enum CacheError {
         path: PathBuf,
         /// User id of its owner.
         owner: u32,
-        /// Our effective user id.
+        /// Effective user id of this process.
         user: u32,
     },
-    /// There is not even room for two segments.
+    /// There is no room for two segments.
     #[error(
         "a cache of {size_bytes} bytes is too small: it needs at least {least_bytes}; raise --cache-size or use cache=none"
     )]
     TooSmall {
-        /// The size that was asked for, in bytes.
+        /// Requested size in bytes.
         size_bytes: u64,
-        /// The least size that works, in bytes.
+        /// Smallest size that works, in bytes.
         least_bytes: u64,
     },
-    /// Segments must hold a record and be addressable with 32 bits.
+    /// A segment must hold a record and be addressable with 32 bits.
     #[error("segments of {segment_bytes} bytes do not work: between 4096 and 1073741824 do")]
     SegmentSize {
-        /// The size that was asked for, in bytes.
+        /// Requested size in bytes.
         segment_bytes: u64,
     },
     /// Another process holds the lock of the directory.
@@ -62,13 +62,13 @@ pub enum CacheError {
     Busy {
         /// The directory.
         path: PathBuf,
-        /// How long was waited, in milliseconds.
+        /// Time spent waiting, in milliseconds.
         waited_ms: u64,
     },
 }
 
 impl CacheError {
-    /// Whether it stays as it is until somebody asks for another cache.
+    /// Returns `true` if a retry cannot help and only another configuration does.
     pub const fn is_lasting(&self) -> bool {
         match self {
             Self::NotACache { .. }
@@ -79,19 +79,19 @@ impl CacheError {
         }
     }
 
-    /// Makes an I/O error say what was tried on what.
+    /// Adds the attempted action and its object to an I/O error.
     pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, path: path.to_owned(), source }
     }
 }
 
-/// Why something cannot be pinned, or a pin not taken back.
+/// Reason why content cannot be pinned or unpinned.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// The cache itself.
+    /// The cache directory cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// The disk.
+    /// The disk failed.
     #[error("the disk of the cache: {0}")]
     Io(#[from] io::Error),
     /// There is no cache on disk.
@@ -100,46 +100,46 @@ pub enum PinError {
     /// Nothing can be written to it.
     #[error("the cache directory cannot be written")]
     ReadOnly,
-    /// One at a time.
-    #[error("somebody else makes or takes back a pin in this cache; try again when that is done")]
+    /// Another process changes pins.
+    #[error("another process is changing the pins of this cache; try again when it is done")]
     Busy,
-    /// The cache does not have a chunk.
-    #[error("the cache did not keep what was to be pinned: its disk is full or too slow; try again")]
+    /// The cache lacks a chunk.
+    #[error("the cache did not keep the content to pin: its disk is full or too slow; try again")]
     Missing,
-    /// The share of the cache that may be pinned.
+    /// The share of the cache that may be pinned is used up.
     #[error(
         "pins take {pinned} bytes and may take {most}, 80 % of the cache; raise cache_size, or unpin something"
     )]
     TooMuch {
-        /// What pinned segments take now, in bytes.
+        /// Bytes that pinned segments take now.
         pinned: u64,
-        /// What they may take, in bytes.
+        /// Most bytes that they may take.
         most: u64,
     },
-    /// Other processes or the floor of free space take the room.
+    /// Other processes or the minimum of free space leave no room.
     #[error(
         "there is no room for another pinned segment: the disk is too full, or other processes write there"
     )]
     NoRoom,
-    /// The number of pins.
+    /// There are too many pins.
     #[error("there are {most} pins already; unpin something")]
     TooMany {
-        /// How many there may be.
+        /// Most pins allowed.
         most: usize,
     },
-    /// The number of records of one pin.
+    /// The pin has too many records.
     #[error("one pin covers {most} chunks and files at most; pin parts of it instead")]
     TooManyRecords {
-        /// How many there may be.
+        /// Most records allowed.
         most: usize,
     },
-    /// The name.
+    /// The name is too long.
     #[error("the path is too long to be pinned")]
     NameTooLong,
-    /// No pin of that name.
-    #[error("nothing is pinned as {name}; `wormhole cache stat` lists what is")]
+    /// No pin has this name.
+    #[error("nothing is pinned as {name}; `wormhole cache stat` lists the pins")]
     NoSuchPin {
-        /// The name.
+        /// Requested name.
         name: String,
     },
 }

@@ -1,69 +1,68 @@
-//! (P) What goes when room is needed: whole segments, oldest first; of their records, those that were used move on.
+//! (P) Eviction policy: whole segments go, oldest first, and their used records are written again.
 //!
-//! First in, first out with a second chance. A record that was used since it was written is written anew when its
-//! segment goes, up to half a segment of them, so that every eviction frees space. A segment of which more than
-//! that was used is spared as a whole and queues up again, which costs no write at all. Cold data of one long scan
-//! is never used twice and falls out at the end of the queue, whatever its volume; the hot set goes round.
+//! First in, first out with a second chance. A used record is rewritten when its segment goes. Up to half a
+//! segment of records is rewritten, so every eviction frees space. A segment with more used records than
+//! that is spared as a whole: it queues up again, which costs no write. The cold data of a long scan is
+//! never used twice and leaves at the end of the queue, whatever its volume. The hot set stays.
 
 use std::collections::BTreeSet;
 
 use super::index::{Candidate, Index};
 use super::record::{SegmentId, stored_bytes};
 
-/// File systems give room in blocks of this many bytes; sizes are rounded up to it before they are compared with the
+/// Allocation unit of file systems in bytes. Sizes are rounded up to it before they are compared with the
 /// limit, so that `du` agrees with the limit.
 const BLOCK_BYTES: u64 = 4096;
 
-/// Most segments a directory may hold. A start reads the footer of each; a full cache has 32 to some hundreds, unless
-/// many short-lived processes each left a small one.
+/// Most segments in a directory. A start reads the footer of each. A full cache has 32 to some hundreds,
+/// unless many short-lived processes each left a small one.
 const SEGMENTS_MAX: usize = 4096;
 
-/// Most segments that are spared in one eviction: a cache of which everything is hot must not be searched from end to
-/// end each time.
+/// Most segments spared in one eviction. It bounds the search if the whole cache is hot.
 const SPARED_MAX: usize = 8;
 
-/// A segment file, as the directory lists it.
+/// Segment file as listed in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Listed {
     /// Its number.
     pub(super) id: SegmentId,
     /// Size of the file in bytes.
     pub(super) bytes: u64,
-    /// What its name says of it.
+    /// Form in its file name.
     pub(super) form: Form,
 }
 
-/// What the name of a segment's file says of it.
+/// State of a segment, given by the suffix of its file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Form {
-    /// Somebody appends to it, or crashed while doing so.
+    /// A process appends to it, or crashed while it did.
     #[default]
     Open,
-    /// Finished; goes when room is needed.
+    /// Finished. It may be evicted.
     Sealed,
-    /// Finished; never goes to make room, in no process.
+    /// Finished. No process evicts it.
     Pinned,
 }
 
 impl Listed {
-    /// Whether somebody may still append to it.
+    /// Returns `true` if a process may still append to it.
     pub(super) fn is_open(&self) -> bool {
         self.form == Form::Open
     }
 
-    /// Whether it never goes to make room.
+    /// Returns `true` if it is never evicted.
     pub(super) fn is_pinned(&self) -> bool {
         self.form == Form::Pinned
     }
 
-    /// What it may grow to, in bytes, where segments are `segment_bytes` at most.
+    /// Returns the bytes to which it may grow if segments are `segment_bytes` at most.
     pub(super) fn reserved(&self, segment_bytes: u64) -> u64 {
         let now = self.bytes.next_multiple_of(BLOCK_BYTES);
         if self.is_open() { now.max(segment_bytes.next_multiple_of(BLOCK_BYTES)) } else { now }
     }
 }
 
-/// What must hold after an eviction.
+/// Limits that must hold after an eviction.
 #[derive(Debug, Clone, Copy)]
 #[allow(clippy::struct_field_names, reason = "units stand last in names")]
 pub(super) struct Limits {
@@ -73,26 +72,27 @@ pub(super) struct Limits {
     pub(super) segment_bytes: u64,
     /// Bytes that are about to be added.
     pub(super) grow_bytes: u64,
-    /// Bytes that the file system lacks to its floor of free space, see [`missing_space`].
+    /// Bytes that the file system lacks to its minimum of free space, see [`missing_space`].
     pub(super) missing_bytes: u64,
 }
 
-/// Most bytes that records take which move from dying segments into a new one.
+/// Returns the most bytes of records that are rewritten from evicted segments into a new one.
 pub(super) const fn survivors_bytes(segment_bytes: u64) -> u64 {
     segment_bytes / 2
 }
 
-/// Which segments to unlink.
+/// Segments to unlink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// The segments, in the order in which they go.
+    /// The segments in the order of their eviction.
     pub(super) victims: Vec<SegmentId>,
-    /// Whether the limits hold once they are gone.
+    /// True if the limits hold once they are gone.
     pub(super) enough: bool,
 }
 
-/// Picks the segments that go: the first in the queue, except those that are `protected` (others append to them) and,
-/// as long as there are others, those of which more was used than could move on. These are put back in the queue.
+/// Chooses the segments to evict: the first of the queue, except the `protected` ones, to which other
+/// processes append. A segment with more used records than can be rewritten is put back in the queue, as
+/// long as there are others.
 pub(super) fn choose(
     index: &mut Index,
     listed: &[Listed],
@@ -123,9 +123,9 @@ fn is_hot(index: &Index, segment: SegmentId, limits: &Limits) -> bool {
     used.iter().map(|one| stored_bytes(one.entry.len)).sum::<u64>() > survivors_bytes(limits.segment_bytes)
 }
 
-/// Picks the first segments of `queue` that are not `protected`, as few as needed. Where the size cannot be kept
-/// nothing is picked: it would be lost for nothing. Where the floor of free space cannot be kept everything is
-/// picked: others need the room.
+/// Picks the first segments of `queue` that are not `protected`, as few as necessary. If the size cannot be
+/// kept, it picks none, because their loss would gain nothing. If the minimum of free space cannot be kept,
+/// it picks all, because others need the space.
 fn plan(queue: &[Listed], protected: &BTreeSet<SegmentId>, limits: &Limits) -> Plan {
     let total: u64 = queue.iter().map(|segment| segment.reserved(limits.segment_bytes)).sum();
     let over_size = (total + limits.grow_bytes).saturating_sub(limits.size_bytes);
@@ -149,24 +149,25 @@ fn plan(queue: &[Listed], protected: &BTreeSet<SegmentId>, limits: &Limits) -> P
     Plan { victims, enough }
 }
 
-/// How many bytes a file system of `total` bytes with `available` free ones lacks, once `grow` more are written, to
-/// have the share `min_free_ratio` free.
+/// Returns the bytes that a file system of `total` bytes with `available` free ones lacks to the share
+/// `min_free_ratio` once `grow` more are written.
 pub(super) fn missing_space(available: u64, total: u64, min_free_ratio: f64, grow: u64) -> u64 {
     let floor = (total as f64 * min_free_ratio) as u64;
     floor.saturating_add(grow).saturating_sub(available)
 }
 
-/// The segment that a starting process goes on with instead of opening a new one, so that many short mounts do not
-/// leave many small segments: the youngest that is not pinned, if a quarter of it or more is free and nobody writes to it.
+/// Returns the segment that a starting process resumes instead of creating one, so that many short mounts
+/// do not leave many small segments. It is the youngest that is not pinned, if it is sealed and a quarter
+/// of it is free.
 pub(super) fn adoptable(listed: &[Listed], segment_bytes: u64) -> Option<Listed> {
     let last = listed.iter().rev().find(|segment| !segment.is_pinned()).copied();
     last.filter(|last| !last.is_open() && last.bytes <= segment_bytes / 4 * 3)
 }
 
-/// Which of the used records of dying segments are written anew: the most used first, at most `budget_bytes` with
-/// headers and entries in the footer; returned in the order in which they lie, so that neighbours stay neighbours.
+/// Chooses the used records to rewrite: the most used first, at most `budget_bytes` with headers and footer
+/// entries. Returns them in disk order, so that neighbours stay neighbours.
 pub(super) fn survivors(mut used: Vec<Candidate>, budget_bytes: u64) -> Vec<Candidate> {
-    // Stable: among equals the order of arrival decides, and a run of a file is not torn.
+    // The sort is stable: among equals the order of arrival decides, so a run of a file stays together.
     used.sort_by_key(|candidate| std::cmp::Reverse(candidate.hits));
     let mut left = budget_bytes;
     used.retain(|candidate| {
@@ -243,7 +244,7 @@ mod tests {
             prop_assert!(kept.is_sorted_by_key(|one| one.entry.offset));
             let bytes: u64 = kept.iter().map(|one| stored_bytes(one.entry.len)).sum();
             prop_assert!(bytes <= budget);
-            // Nothing that is left out would have fitted beside those that are used at least as often.
+            // No rejected record would have fitted beside those used at least as often.
             for out in all.iter().filter(|one| !kept.contains(one)) {
                 let better = kept.iter().filter(|one| one.hits >= out.hits);
                 let better: u64 = better.map(|one| stored_bytes(one.entry.len)).sum();
@@ -278,7 +279,8 @@ mod tests {
         assert_eq!(adopted(&[segment(1, 70, Form::Sealed), segment(2, 10, Form::Pinned)]), Some(1));
     }
 
-    /// The policy as the store runs it, without a disk: segments of `RECORDS` records of equal size, `CAP` of them.
+    /// The policy as the store runs it, without a disk: segments of `RECORDS` records of equal size, `CAP`
+    /// of them.
     struct Policy {
         index: Index,
         current: SegmentId,
@@ -287,8 +289,8 @@ mod tests {
 
     const RECORDS: u32 = 8;
     const CAP: usize = 12;
-    /// Uses of a record this many cold inserts apart keep it: of `CAP` segments two may be spared for the hot set,
-    /// one is being written, one dies; of the others at least half is new.
+    /// Number of cold inserts between two uses that keeps a record. Of `CAP` segments two may be spared for
+    /// the hot set, one is being written, one is being evicted. At least half of the others is new.
     const TURN: u32 = (CAP as u32 - 4) * RECORDS / 2;
 
     impl Policy {
@@ -334,7 +336,7 @@ mod tests {
         }
     }
 
-    /// The same policy over plain lists: segments in queue order, each a list of (key, uses).
+    /// Naive model of the policy: segments in queue order, each a list of (key, uses).
     #[derive(Default)]
     struct SlowPolicy {
         queue: Vec<Vec<(Key, u8)>>,
@@ -360,7 +362,7 @@ mod tests {
             self.current.push((key, 0));
         }
 
-        /// Removes a segment; returns what of it moves on.
+        /// Removes a segment and returns its surviving records.
         fn evict(&mut self) -> Vec<(Key, u8)> {
             let used = |segment: &[(Key, u8)]| segment.iter().filter(|one| one.1 > 0).count();
             for _ in 0..SPARED_MAX {

@@ -1,7 +1,6 @@
-//! (P) What the cache holds, in memory: which record lies where, which segments there are, which records were read
-//! again.
+//! (P) Index of the cache in memory: the locations of the records, the segments, and the use counts.
 //!
-//! About 100 bytes of memory per record (400,000 records, 100 GB of full chunks: 45 MB).
+//! A record takes about 100 bytes of memory (400,000 records, 100 GB of full chunks: 45 MB).
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap};
@@ -9,70 +8,71 @@ use std::collections::{BTreeMap, HashMap};
 use super::eviction::Form;
 use super::record::{Entry, HEADER_BYTES, Key, Kind, SegmentId};
 
-/// How many uses of a record are remembered. Each saves it from one eviction of its segment: 3 lets a hot record
-/// outlive three turns of the whole cache, and lets go of one that stopped being hot.
+/// Most uses of a record that are counted. Each use saves it from one eviction of its segment. With 3, a
+/// hot record outlives three turns of the whole cache, and one that is no longer hot goes.
 const HITS_MAX: u8 = 3;
 
-/// Where a record lies.
+/// Location of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Location {
     /// The segment.
     pub(super) segment: SegmentId,
-    /// Where the record's header starts in it, in bytes.
+    /// Offset of the record's header in the segment, in bytes.
     pub(super) offset: u32,
     /// Size of the payload in bytes.
     pub(super) len: u32,
 }
 
 impl Location {
-    /// Where its payload starts in the segment, in bytes.
+    /// Returns the offset of its payload in the segment, in bytes.
     pub(super) const fn payload_start(&self) -> u64 {
         self.offset as u64 + HEADER_BYTES as u64
     }
 
-    /// Where its payload ends, in bytes.
+    /// Returns the end of its payload in the segment, in bytes.
     pub(super) const fn payload_end(&self) -> u64 {
         self.payload_start() + self.len as u64
     }
 }
 
-/// A record that was used since it was written, of a segment that is to go.
+/// Used record of a segment that is being evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// The segment it lies in.
+    /// Its segment.
     pub(super) segment: SegmentId,
     /// The record.
     pub(super) entry: Entry,
-    /// How often it was used, up to a small limit.
+    /// Number of its uses, up to a small limit.
     pub(super) hits: u8,
 }
 
 impl Candidate {
-    /// Where it lies.
+    /// Returns its location.
     pub(super) const fn location(&self) -> Location {
         Location { segment: self.segment, offset: self.entry.offset, len: self.entry.len }
     }
 }
 
-/// A place in the queue for eviction: lower goes first.
+/// Position in the eviction queue; lower goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
-    /// Goes before this segment (which was the youngest once) and after those older than it.
+    /// Goes before this segment, which was once the youngest, and after the segments older than it.
     before: SegmentId,
-    /// Among those: which was spared first.
+    /// Order among segments with the same `before`: the first spared goes first.
     turn: u64,
 }
 
-/// What is known of a segment.
+/// State of a segment.
 #[derive(Debug, Default)]
 pub(super) struct SegmentState {
-    /// Size of the file in bytes, when last looked at.
+    /// Size of the file in bytes when last seen.
     pub(super) bytes: u64,
     /// End of its known records in bytes.
     pub(super) end: u32,
-    /// What its name says of it.
+    /// Form in its file name.
     pub(super) form: Form,
-    /// Its place in the queue for eviction since it was spared; before that its number is its place.
+    /// Position in the eviction queue since it was spared. A segment that was not spared is ordered by its
+    /// number.
     spared: Option<Rank>,
     keys: Vec<Key>,
 }
@@ -92,7 +92,7 @@ impl Slot {
     }
 }
 
-/// Which record lies where.
+/// Index from keys to locations.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     slots: HashMap<Key, Slot>,
@@ -101,50 +101,50 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Number of records that can be found.
+    /// Returns the number of records that can be found.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// The segments, oldest first.
+    /// Returns the segments, oldest first.
     pub(super) const fn segments(&self) -> &BTreeMap<SegmentId, SegmentState> {
         &self.segments
     }
 
-    /// Bytes of all segments, as last looked at.
+    /// Returns the bytes of all segments as last seen.
     pub(super) fn bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
     }
 
-    /// Makes room for `records` more.
+    /// Reserves memory for `records` more.
     pub(super) fn reserve(&mut self, records: usize) {
         self.slots.reserve(records);
     }
 
-    /// Whether a record of this kind is known under `key`.
+    /// Returns `true` if a record of this kind is known under `key`.
     pub(super) fn contains(&self, key: &Key, kind: Kind) -> bool {
         self.slots.get(key).is_some_and(|slot| slot.kind == kind)
     }
 
-    /// Where the record lies; counts as a use of it.
+    /// Returns the location of the record and counts a use.
     pub(super) fn find(&mut self, key: &Key, kind: Kind) -> Option<Location> {
         let slot = self.slots.get_mut(key).filter(|slot| slot.kind == kind)?;
         slot.hits = (slot.hits + 1).min(HITS_MAX);
         Some(slot.location())
     }
 
-    /// Whether a record under `key` was used since it was written, or since the cache was opened.
+    /// Returns `true` if the record under `key` was used since it was written or the cache was opened.
     pub(super) fn was_used(&self, key: &Key) -> bool {
         self.slots.get(key).is_some_and(|slot| slot.hits > 0)
     }
 
-    /// Where the record lies; does not count as a use.
+    /// Returns the location of the record without counting a use.
     pub(super) fn peek(&self, key: &Key, kind: Kind) -> Option<Location> {
         self.slots.get(key).filter(|slot| slot.kind == kind).map(Slot::location)
     }
 
-    /// Takes in records of `segment` and what is known of its file. Where a key is known already the segment wins that
-    /// is evicted later: the pinned one, or the younger one. Its uses stay counted.
+    /// Adds records of `segment` and the state of its file. If a key is known already, the location that is
+    /// evicted later wins: the pinned segment, or the younger one. The use count of the key stays.
     pub(super) fn extend(&mut self, segment: SegmentId, entries: &[Entry], bytes: u64, end: u32, form: Form) {
         let state = self.segments.entry(segment).or_default();
         (state.bytes, state.end, state.form) = (bytes, end, form);
@@ -172,14 +172,14 @@ impl Index {
         }
     }
 
-    /// One use less for `key`: the price of having been spared.
+    /// Removes one use of `key`, the price of being spared.
     pub(super) fn spend_hit(&mut self, key: &Key) {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.hits = slot.hits.saturating_sub(1);
         }
     }
 
-    /// Forgets the record, if it still lies at `location`.
+    /// Forgets the record if it is still at `location`.
     pub(super) fn remove_at(&mut self, key: &Key, location: Location) -> bool {
         let there = self.slots.get(key).is_some_and(|slot| slot.location() == location);
         if there {
@@ -188,7 +188,7 @@ impl Index {
         there
     }
 
-    /// Forgets a segment and every record that lies in it. Returns its size in bytes, when last looked at.
+    /// Forgets a segment and all its records. Returns its size in bytes when last seen.
     pub(super) fn remove_segment(&mut self, segment: SegmentId) -> Option<u64> {
         let state = self.segments.remove(&segment)?;
         for key in &state.keys {
@@ -199,14 +199,14 @@ impl Index {
         Some(state.bytes)
     }
 
-    /// Where `segment` stands in the queue for eviction.
+    /// Returns the position of `segment` in the eviction queue.
     pub(super) fn rank(&self, segment: SegmentId) -> Rank {
         let spared = self.segments.get(&segment).and_then(|state| state.spared);
         spared.unwrap_or(Rank { before: segment, turn: u64::MAX })
     }
 
-    /// Puts `segment` at the end of the queue for eviction as if it were written anew; each of its records pays a
-    /// use.
+    /// Moves `segment` to the end of the eviction queue, as if it were written anew. Each of its records
+    /// pays a use.
     pub(super) fn spare(&mut self, segment: SegmentId) {
         for candidate in self.candidates(segment) {
             self.spend_hit(&candidate.entry.key);
@@ -218,7 +218,7 @@ impl Index {
         }
     }
 
-    /// The records of `segment` that were used since they were written, in the order in which they lie.
+    /// Returns the used records of `segment` in the order of their offsets.
     pub(super) fn candidates(&self, segment: SegmentId) -> Vec<Candidate> {
         let keys = self.segments.get(&segment).map_or(&[][..], |state| &state.keys);
         let used = keys.iter().filter_map(|key| {
@@ -227,13 +227,13 @@ impl Index {
             Some(Candidate { segment, entry, hits: slot.hits })
         });
         let mut used: Vec<Candidate> = used.collect();
-        // A key that was written twice into one segment is listed twice and lies in one place.
+        // A key written twice into one segment is listed twice, but has one location.
         used.sort_unstable_by_key(|candidate| candidate.entry.offset);
         used.dedup_by_key(|candidate| candidate.entry.offset);
         used
     }
 
-    /// Every record with its place, in the order in which they lie on disk.
+    /// Returns every record with its location, in disk order.
     pub(super) fn all(&self) -> Vec<(Key, Kind, Location)> {
         let mut all: Vec<_> =
             self.slots.iter().map(|(key, slot)| (*key, slot.kind, slot.location())).collect();
@@ -277,12 +277,12 @@ mod tests {
         if segment == 2 { Form::Pinned } else { Form::Sealed }
     }
 
-    /// What lies in the pinned segment, or else in the youngest, stays longest.
+    /// Order of eviction: the pinned segment goes last, otherwise the youngest.
     fn rank(segment: u64) -> (bool, u64) {
         (segment == 2, segment)
     }
 
-    /// A list of what lies where: (entry, segment, hits). Everything is found by looking at all of it.
+    /// Naive model of the index: (entry, segment, hits), searched as a whole.
     type Twin = Vec<(Entry, u64, u8)>;
 
     fn apply_to_twin(twin: &mut Twin, step: &Step, offset: u32) {

@@ -1,4 +1,4 @@
-//! What people do to a cache by hand: look at it, prove it, tidy it up.
+//! Manual maintenance of a cache: opening it read-only, verifying it, collecting garbage.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,64 +23,65 @@ use super::{CacheConfig, DiskCache};
 /// Most records that [`DiskCache::verify`] reads between two reports: up to 4 MiB.
 const VERIFY_BATCH: usize = 16;
 
-/// Batches that are read at once: while one is hashed the disk brings the next.
+/// Batches verified in parallel: one is hashed while the disk reads the next.
 const VERIFY_THREADS: usize = 2;
 
-/// Smallest and largest segment into which pins are gathered, in bytes; a 32nd of the cache in between.
+/// Smallest and largest segment into which pins are compacted, in bytes. Between them it is 1/32 of the
+/// cache.
 const SEGMENT_BYTES: (u64, u64) = (16 * 1024, 64 * 1024 * 1024);
 const SEGMENTS: u64 = 32;
 
-/// Half-written files older than this were left by a crash: writing one takes milliseconds.
+/// Age from which a temporary file counts as left by a crash. Writing one takes milliseconds.
 const LEFTOVER_AFTER: Duration = Duration::from_secs(3600);
 
-/// How far [`DiskCache::verify`] is; at the end, what it found.
+/// Progress of [`DiskCache::verify`], and its result at the end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
-    /// Records in the cache when it began.
+    /// Records in the cache at the start.
     pub records_total: u64,
     /// Records read so far.
     pub records: u64,
     /// Bytes of payload read so far.
     pub bytes: u64,
-    /// Records that were damaged; they are forgotten.
+    /// Damaged records, which are forgotten.
     pub bad: u64,
 }
 
-/// A record that did not prove itself.
+/// Record that failed verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damaged {
-    /// The file of its segment, below the cache directory's `v1/segments`.
+    /// File of its segment, below `v1/segments` of the cache directory.
     pub file: String,
-    /// Where its payload starts in the file, in bytes.
+    /// Offset of its payload in the file, in bytes.
     pub offset: u64,
     /// Size of its payload, in bytes.
     pub bytes: u64,
 }
 
-/// What [`gc`] did.
+/// Result of [`gc`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Bytes that the segments took before.
+    /// Bytes of the segments before.
     pub before_bytes: u64,
-    /// Bytes that they take now.
+    /// Bytes of the segments after.
     pub after_bytes: u64,
-    /// Segments of which every record was found elsewhere, and that were removed.
+    /// Segments that were removed because all their records were found elsewhere.
     pub shadowed: u64,
-    /// Pinned segments that hold nothing that is pinned any more, and now go when their turn comes.
+    /// Segments that no pin needs any more, and that may now be evicted.
     pub unpinned: u64,
-    /// Half-written files that a crash had left.
+    /// Temporary files that a crash had left.
     pub leftovers: u64,
 }
 
 impl DiskCache {
-    /// Opens the cache in `root` for looking only: nothing is made, evicted or written, also not by inserts.
+    /// Opens the cache in `root` read-only. It creates, evicts and writes nothing, and drops inserts.
     pub fn look(root: &Path) -> Result<Self, CacheError> {
         let (directory, secret) = Directory::look(root)?;
         Self::reading(directory, secret)
     }
 
-    /// Reads and proves every record; `report` is told how far it is and what was damaged since it was told last, and
-    /// ends it by returning `false`. Blocks.
+    /// Reads and verifies every record. Calls `report` with the progress and the newly found damage, and
+    /// stops when it returns `false`. Blocks.
     pub fn verify(&self, mut report: impl FnMut(&VerifyProgress, &[Damaged]) -> bool) -> VerifyProgress {
         let all = self.shared().index().all();
         let mut progress = VerifyProgress { records_total: all.len() as u64, ..VerifyProgress::default() };
@@ -91,7 +92,7 @@ impl DiskCache {
             for _ in 0..VERIFY_THREADS {
                 let (sender, batches, next) = (sender.clone(), &batches, &next);
                 scope.spawn(move || {
-                    // Nobody listens any more when `report` has had enough.
+                    // The send fails after `report` returned `false`.
                     while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed))
                         && sender.send((*batch, prove(self.shared(), batch))).is_ok()
                     {}
@@ -111,14 +112,14 @@ impl DiskCache {
     }
 }
 
-/// Reads a batch. Returns what of it is damaged.
+/// Reads a batch. Returns its damaged records.
 fn prove(shared: &Shared, batch: &[Wanted]) -> Vec<Damaged> {
     let read = shared.read(batch, Reading::Once);
     let lost = read.iter().zip(batch).filter(|(proven, _)| proven.is_none());
     lost.filter_map(|(_, wanted)| damaged(shared, wanted)).collect()
 }
 
-/// What is wrong with a record that could not be read; `None` where its segment was evicted meanwhile.
+/// Describes a record that could not be read; `None` if its segment was evicted meanwhile.
 fn damaged(shared: &Shared, (_, _, at): &Wanted) -> Option<Damaged> {
     let forms = [Form::Sealed, Form::Pinned, Form::Open];
     let path =
@@ -127,8 +128,8 @@ fn damaged(shared: &Shared, (_, _, at): &Wanted) -> Option<Damaged> {
     Some(Damaged { file, offset: u64::from(at.offset + HEADER_BYTES), bytes: u64::from(at.len) })
 }
 
-/// Tidies up the cache in `root`, which may be in use: finishes what a crash left, lets go of what no pin names, removes
-/// what is found elsewhere, and, with `size_bytes`, evicts down to that size. Blocks.
+/// Collects garbage in `root`, which may be in use: finishes segments left by a crash, releases segments
+/// without a pin and removes duplicates. With `size_bytes` it also evicts down to that size. Blocks.
 pub fn gc(root: &Path, size_bytes: Option<u64>) -> Result<Collected, PinError> {
     let (directory, secret) = Directory::look(root)?;
     let turn = directory.pins_turn()?;
@@ -137,7 +138,7 @@ pub fn gc(root: &Path, size_bytes: Option<u64>) -> Result<Collected, PinError> {
     let mut collected = Collected { before_bytes, ..Collected::default() };
     collected.leftovers = remove_leftovers(root)?;
     collected.unpinned = directory.release_unused(&turn, &secret)? as u64;
-    // Where nobody says, nothing is evicted but to gather pins: whoever mounts with a larger bound needs what is here.
+    // Without a size, it evicts only to compact pins: a mount with a larger bound needs the content.
     let segment_bytes =
         (size_bytes.unwrap_or(before_bytes) / SEGMENTS).clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
     let reserved = listed.iter().map(|segment| segment.reserved(segment_bytes)).sum::<u64>();
@@ -158,7 +159,8 @@ fn total(listed: &[Listed]) -> u64 {
     listed.iter().map(|segment| segment.bytes).sum()
 }
 
-/// Copies what is pinned out of pinned segments of which most is not, and lets go of these. Returns how many.
+/// Copies the pinned records out of pinned segments that are mostly unpinned, and releases those. Returns
+/// their number.
 fn gather(cache: &DiskCache, _: &Turn) -> Result<u64, PinError> {
     let shared = cache.shared();
     let listed = shared.directory.list()?;
@@ -168,7 +170,7 @@ fn gather(cache: &DiskCache, _: &Turn) -> Result<u64, PinError> {
     for segment in usage.iter().filter(|segment| segment.is_sparse()) {
         match copy_named(shared, segment, &mut writer) {
             Ok(()) => gathered.push(segment.segment),
-            // Where there is no room to copy to, things stay as they are.
+            // Without room for the copy, nothing changes.
             Err(PinError::NoRoom | PinError::TooMuch { .. }) => break,
             Err(error) => return Err(error),
         }
@@ -184,7 +186,7 @@ fn gather(cache: &DiskCache, _: &Turn) -> Result<u64, PinError> {
 fn copy_named(shared: &Shared, from: &Usage, writer: &mut PinWriter) -> Result<(), PinError> {
     for (entry, _) in from.records.iter().filter(|(_, named)| *named) {
         let at = shared.index().peek(&entry.key, entry.kind);
-        // Else another pinned segment has it.
+        // Otherwise another pinned segment has it.
         let Some(at) = at.filter(|at| at.segment == from.segment) else { continue };
         let payload = match shared.read(&[(entry.key, entry.kind, at)], Reading::Once).pop().flatten() {
             Some(Proven::Chunk(chunk)) => chunk.into_bytes(),
@@ -196,7 +198,7 @@ fn copy_named(shared: &Shared, from: &Usage, writer: &mut PinWriter) -> Result<(
     Ok(())
 }
 
-/// Removes finished segments of which every record is found elsewhere. Returns how many.
+/// Removes sealed segments whose records are all found elsewhere. Returns their number.
 fn remove_shadowed(shared: &Shared) -> Result<u64, PinError> {
     let lock = shared.directory.lock()?;
     let listed = shared.directory.list()?;
@@ -204,7 +206,7 @@ fn remove_shadowed(shared: &Shared) -> Result<u64, PinError> {
     let known = |id: SegmentId| shared.index().segments().contains_key(&id);
     let mut removed = 0;
     for segment in listed.iter().filter(|segment| segment.form == Form::Sealed) {
-        // What the index does not know was written by another process a moment ago.
+        // A segment that the index does not know was written by another process a moment ago.
         if known(segment.id) && !live.contains(&segment.id) {
             shared.directory.remove_segment(&lock, segment.id)?;
             shared.forget_segment(segment.id);

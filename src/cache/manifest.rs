@@ -1,8 +1,7 @@
-//! (P) Which chunk hashes are known of which file version, in pages of 256 chunks: the pages in memory and their
-//! bytes.
+//! (P) Manifests: the known chunk hashes of file versions, in pages of 256 chunks, in memory and encoded.
 //!
-//! A file version never changes, so its pages only grow: two states of a page are joined slot by slot and never
-//! conflict. A key may also name a file whichever version it has; then what was recorded last holds.
+//! A file version never changes, so its pages only grow, and two states of a page are merged slot by slot
+//! without conflict. A key may also name a file regardless of its version; then the latest record holds.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -13,39 +12,40 @@ use lru::LruCache;
 use super::record::{Covers, Key, Secret};
 use crate::chunk::{ChunkHash, ChunkIndex};
 
-/// Chunks per page: 64 MiB of a file, 8 KiB of hashes, small enough to write anew when it has grown.
+/// Chunks per page: 64 MiB of a file, 8 KiB of hashes. A page is small enough to be rewritten when it
+/// grows.
 const PAGE_SLOTS: u64 = 256;
 
-/// Most pages in memory. Full ones take 8 KiB each, so 8 MiB at most; they cover 64 GiB of large files, or 1,024
-/// small ones.
+/// Most pages in memory. Full pages take 8 KiB each, 8 MiB in total. They cover 64 GiB of large files, or
+/// 1,024 small ones.
 const PAGES_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// Most pages in memory that the disk does not have; beyond it all of them are written.
+/// Most pages in memory that are not on disk. Beyond it all of them are written.
 const DIRTY_PAGES_MAX: usize = 256;
 
 const MAC_BYTES: usize = 16;
 const BITMAP_BYTES: usize = PAGE_SLOTS as usize / 8;
 const HASH_BYTES: usize = 32;
 
-/// Names one version of one file of one host: 32 bytes that the caller derives (by BLAKE3) from the host's key, the
-/// node and the version. What is read by such a key is taken for the file's content, so two versions must never share one. A key
-/// of a file without its version names what the file had last, which may be asked about.
+/// Key of one version of one file of one host: 32 bytes, derived by BLAKE3 from the host key, the node and
+/// the version. Content read by such a key is taken for the content of the file, so two versions must never
+/// share a key. The key of a file without its version names its latest content; the host must confirm that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey([u8; 32]);
 
 impl FileKey {
-    /// Takes the 32 bytes.
+    /// Creates a key from 32 bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// A page of a file version: 256 chunks in a row.
+/// Page of a file version: 256 adjacent chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PageId {
     file: FileKey,
@@ -53,12 +53,12 @@ pub(super) struct PageId {
 }
 
 impl PageId {
-    /// The page of `file` that holds chunk `index`, and its slot there.
+    /// Returns the page of `file` that holds chunk `index`, and the slot of the chunk.
     pub(super) const fn of(file: FileKey, index: ChunkIndex) -> (Self, usize) {
         (Self { file, page: index.0 / PAGE_SLOTS }, (index.0 % PAGE_SLOTS) as usize)
     }
 
-    /// What its record is found by.
+    /// Returns the key of its record.
     pub(super) fn key(&self) -> Key {
         let mut hasher = blake3::Hasher::new_derive_key("wormhole disk cache, manifest page, version 1");
         hasher.update(&self.file.0).update(&self.page.to_le_bytes());
@@ -66,20 +66,20 @@ impl PageId {
     }
 }
 
-/// The known hashes of up to 256 chunks in a row.
+/// Known hashes of up to 256 adjacent chunks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ManifestPage {
-    /// Ends with the last known slot, so that the pages of small files are small.
+    /// Ends with the last known slot, so that pages of small files are small.
     slots: Vec<Option<ChunkHash>>,
 }
 
 impl ManifestPage {
-    /// The hash in `slot`.
+    /// Returns the hash in `slot`.
     pub(super) fn get(&self, slot: usize) -> Option<ChunkHash> {
         self.slots.get(slot).copied().flatten()
     }
 
-    /// Sets `slot` (below 256). Returns whether that was news.
+    /// Sets `slot` (below 256). Returns `true` if that changed the page.
     pub(super) fn set(&mut self, slot: usize, hash: ChunkHash) -> bool {
         if self.get(slot) == Some(hash) {
             return false;
@@ -91,7 +91,7 @@ impl ManifestPage {
         true
     }
 
-    /// Takes in what `other` knows beyond this page. Returns whether that was anything.
+    /// Adds the hashes that only `other` knows. Returns `true` if that changed the page.
     pub(super) fn join(&mut self, other: &Self) -> bool {
         let known = other.slots.iter().enumerate().filter_map(|(slot, hash)| Some((slot, (*hash)?)));
         let mut news = false;
@@ -101,18 +101,18 @@ impl ManifestPage {
         news
     }
 
-    /// Whether no slot is unknown.
+    /// Returns `true` if all slots are known.
     pub(super) fn is_complete(&self) -> bool {
         self.slots.len() as u64 == PAGE_SLOTS && self.slots.iter().all(Option::is_some)
     }
 
-    /// Size of [`ManifestPage::encode`] in bytes.
+    /// Returns the size of [`ManifestPage::encode`] in bytes.
     pub(super) fn encoded_bytes(&self) -> usize {
         MAC_BYTES + BITMAP_BYTES + self.slots.iter().flatten().count() * HASH_BYTES
     }
 
-    /// The payload of its record: a checksum, a bitmap of the known slots, their hashes. The checksum is keyed and
-    /// covers the record's key, so that no bytes from elsewhere pass as this page.
+    /// Encodes the payload of its record: a checksum, a bitmap of the known slots, and their hashes. The
+    /// checksum is keyed and covers the record's key, so that no other bytes pass as this page.
     pub(super) fn encode(&self, secret: &Secret, key: &Key) -> Vec<u8> {
         let mut payload = vec![0; MAC_BYTES + BITMAP_BYTES];
         payload.reserve(self.encoded_bytes() - payload.len());
@@ -127,7 +127,7 @@ impl ManifestPage {
         payload
     }
 
-    /// Reads what [`ManifestPage::encode`] wrote for `key`. `None` when anything is wrong.
+    /// Decodes a payload of [`ManifestPage::encode`] for `key`; `None` if anything is invalid.
     pub(super) fn decode(secret: &Secret, key: &Key, payload: &[u8]) -> Option<Self> {
         let (mac, body) = payload.split_at_checked(MAC_BYTES)?;
         let (bitmap, hashes) = body.split_at_checked(BITMAP_BYTES)?;
@@ -144,32 +144,32 @@ impl ManifestPage {
     }
 }
 
-/// What the table says to a question for a hash.
+/// Result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lookup {
-    /// This is it.
+    /// The hash is known.
     Known(ChunkHash),
-    /// Not in memory; the disk was not asked yet.
+    /// Not in memory, and the disk was not read yet.
     AskDisk,
-    /// Neither memory nor disk knew.
+    /// Neither memory nor disk has it.
     Unknown,
 }
 
-/// A page that the disk should get.
+/// Page that is not on disk yet.
 pub(super) type DirtyPage = (PageId, Arc<ManifestPage>);
 
 #[derive(Debug, Default)]
 struct Held {
     page: Arc<ManifestPage>,
-    /// Whether what the disk has of the page was joined in.
+    /// True if the page on disk was merged in.
     joined: bool,
 }
 
-/// The pages in memory: the most recently used ones, and those that the disk does not have yet.
+/// Pages in memory: the most recently used ones, and those that are not on disk yet.
 #[derive(Debug)]
 pub(super) struct ManifestTable {
     pages: LruCache<PageId, Held>,
-    /// Pages that the disk does not have, all of them in `pages`; sorted, so that those of a file lie together.
+    /// Pages in `pages` that are not on disk. They are sorted, so those of a file are adjacent.
     dirty: BTreeSet<PageId>,
 }
 
@@ -180,7 +180,7 @@ impl Default for ManifestTable {
 }
 
 impl ManifestTable {
-    /// The hash in `slot` of page `id`.
+    /// Returns the hash in `slot` of page `id`.
     pub(super) fn lookup(&mut self, id: PageId, slot: usize) -> Lookup {
         match self.pages.get(&id) {
             None => Lookup::AskDisk,
@@ -192,7 +192,7 @@ impl ManifestTable {
         }
     }
 
-    /// Takes in what the disk has of page `id`. Returns a page that must be written because it gave way.
+    /// Merges page `id` from disk. Returns a dirty page that was evicted and must be written.
     pub(super) fn join(&mut self, id: PageId, from_disk: &ManifestPage) -> Option<DirtyPage> {
         let (held, out) = self.held(id);
         Arc::make_mut(&mut held.page).join(from_disk);
@@ -200,7 +200,8 @@ impl ManifestTable {
         out
     }
 
-    /// Takes in a hash. Returns the pages that are due to be written: complete ones, and all when too many wait.
+    /// Records a hash. Returns the pages that must be written: complete ones, and all if too many are
+    /// dirty.
     pub(super) fn record(&mut self, id: PageId, slot: usize, hash: ChunkHash) -> Vec<DirtyPage> {
         let (held, out) = self.held(id);
         let mut due: Vec<DirtyPage> = out.into_iter().collect();
@@ -220,14 +221,14 @@ impl ManifestTable {
         due
     }
 
-    /// The pages of `file` that the disk does not have; from now on it is taken to have them.
+    /// Returns the dirty pages of `file` and marks them as clean.
     pub(super) fn take_dirty_of(&mut self, file: FileKey) -> Vec<DirtyPage> {
         let pages = PageId { file, page: 0 }..=PageId { file, page: u64::MAX };
         let ids: Vec<PageId> = self.dirty.range(pages).copied().collect();
         self.take(&ids)
     }
 
-    /// All pages that the disk does not have; from now on it is taken to have them.
+    /// Returns all dirty pages and marks them as clean.
     pub(super) fn take_dirty(&mut self) -> Vec<DirtyPage> {
         let ids: Vec<PageId> = self.dirty.iter().copied().collect();
         self.take(&ids)
@@ -240,7 +241,7 @@ impl ManifestTable {
         ids.iter().filter_map(|id| Some((*id, Arc::clone(&self.pages.peek(id)?.page)))).collect()
     }
 
-    /// The page `id`, made if need be, and the dirty page that gave way to it.
+    /// Returns page `id`, created if missing, and the dirty page evicted by that.
     fn held(&mut self, id: PageId) -> (&mut Held, Option<DirtyPage>) {
         let mut out = None;
         if !self.pages.contains(&id) {
@@ -309,7 +310,7 @@ mod tests {
             }
         }
 
-        /// The table over a disk that is a map: nothing recorded is ever lost, whatever is written when.
+        /// Model: the table over a map as disk. No recorded hash is ever lost, whatever is written when.
         #[test]
         fn table_and_disk_together_know_everything(
             steps in prop::collection::vec((0..4u8, 0..60u8, 0..20u64, 0..256usize), 1..600),

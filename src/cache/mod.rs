@@ -1,22 +1,27 @@
-//! The disk cache: what was read once is not sent again, under whatever name, across remounts and restarts.
+//! The disk cache. It keeps content across remounts and restarts, so that it is sent once.
 //!
-//! A [`ChunkCache`] keeps chunks by their BLAKE3 hash, and which hash each chunk of a known file version has.
-//! [`DiskCache`] keeps them in a directory, [`NoCache`] (`cache=none`) keeps nothing. The promises:
+//! A [`ChunkCache`] stores chunks by their BLAKE3 hash, and the chunk hashes of known file versions.
+//! [`DiskCache`] stores them in a directory. [`NoCache`] (`cache=none`) stores nothing. The guarantees:
 //!
-//! - **Verified.** A chunk from disk is hashed before anybody gets it. What is damaged, cut short or gone is a miss.
-//! - **Bounded.** The segment files take at most `size_bytes`, at every moment, for all processes that share the
-//!   directory; and the file system keeps its share of free space.
-//! - **Advisory.** An insert waits for nobody and may be dropped. A full or read-only disk costs the cache, not the read.
-//! - **Crash-safe.** Nothing is synced and nothing needs to be: a crash loses what the kernel had not written.
-//! - **Shared.** Several processes use one directory at once; each appends to a segment of its own and finds what the
-//!   others wrote.
-//! - **Pinned.** What somebody pinned stays until it is unpinned, whichever process makes room.
-//! - **Scan-proof.** Reading cold data through the cache does not flush what is used again and again (`eviction.rs`).
+//! - **Verified.** A chunk from disk is hashed before it is returned. A damaged, truncated or missing chunk
+//!   is a miss.
+//! - **Bounded.** The segment files take at most `size_bytes` at every moment, for all processes that share
+//!   the directory. The file system keeps its share of free space.
+//! - **Advisory.** An insert never blocks and may be dropped. A full or read-only disk disables the cache,
+//!   and reads go on.
+//! - **Crash-safe.** Nothing needs a sync. A crash loses the data that the kernel had not written.
+//! - **Shared.** Several processes use one directory at once. Each appends to its own segment and finds the
+//!   records of the others.
+//! - **Pinned.** Pinned content stays until it is unpinned. No process evicts it.
+//! - **Scan-resistant.** Reading cold data does not evict the hot set (`eviction.rs`).
 //!
-//! In reading order: `record` (the bytes on disk), `index` (what lies where), `eviction` (what goes), `manifest`
-//! (which hashes are known), `pins` (what must stay), `staging` (what is written next), `way` (through the page cache or around it): pure. `directory`, `direct`,
-//! `segment`, `payload`, `spare`, `recovery`, `queue`, `shared`, `room`, `writer`: the disk and the one thread that writes.
-//! `pinning`: what makes and takes back pins. `store`: all of it together. `standby`: a directory that cannot be used for a while. `maintain`: what people do to it by hand.
+//! Reading order. Pure: `record` (bytes on disk), `index` (location of records), `eviction` (policy),
+//! `manifest` (known hashes), `pins` (pin files), `staging` (next write), `way` (buffered or direct
+//! writes). I/O: `directory`, `direct`, `segment`, `payload`, `recovery`, `queue`, `shared`, `room`, and
+//! `writer`, the only thread that writes. `pinning` makes and removes pins. `store` puts it all together.
+//! `standby` handles a directory that is unusable for a while. `maintain` holds the manual maintenance
+//! commands.
+//!
 
 mod direct;
 mod directory;
@@ -39,7 +44,7 @@ mod standby;
 mod store;
 #[cfg(test)]
 mod tests;
-/// The same tests once more, without direct I/O.
+/// Runs the same tests again without direct I/O.
 #[cfg(test)]
 #[path = "tests/mod.rs"]
 #[allow(clippy::duplicate_mod, reason = "a cache must keep its promises either way")]
@@ -59,90 +64,94 @@ pub use store::{CacheConfig, DiskCache};
 
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
-/// What keeps chunks, and which chunks a file version consists of. Never fails: what cannot be kept or found is a
-/// miss.
+/// Store of chunks and of the chunk hashes of file versions. It never fails: an item that cannot be stored
+/// or found is a miss.
 pub trait ChunkCache: Send + Sync + 'static {
-    /// Whether [`ChunkCache::load`] would probably find the chunk. Does no I/O.
+    /// Returns `true` if [`ChunkCache::load`] would probably find the chunk. Does no I/O.
     fn contains(&self, hash: ChunkHash) -> bool;
 
-    /// The chunks with these hashes, in this order, each freshly verified. Chunks of one file in their order are read
-    /// together. Blocks on the disk: in async code use [`load_async`].
+    /// Returns the chunks with these hashes, in this order, each verified on this call. Adjacent chunks of
+    /// one file are read together. Blocks on the disk; async code uses [`load_async`].
     fn load_run(&self, hashes: &[ChunkHash]) -> Vec<Option<VerifiedChunk>>;
 
-    /// The chunk with this hash, freshly verified. Blocks on the disk.
+    /// Returns the chunk with this hash, verified on this call. Blocks on the disk.
     fn load(&self, hash: ChunkHash) -> Option<VerifiedChunk> {
         self.load_run(&[hash]).pop().flatten()
     }
 
-    /// Keeps a chunk, if there is room for it now. Does no I/O and never waits for the disk.
+    /// Stores a chunk if the queue has room for it. Does no I/O and never waits for the disk.
     fn insert(&self, chunk: VerifiedChunk);
 
-    /// The hash of chunk `index` of this file version. Reads up to 8 KiB from disk for each 256 chunks.
+    /// Returns the hash of chunk `index` of this file version. Reads up to 8 KiB from disk for each 256
+    /// chunks.
     fn known_hash(&self, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash>;
 
-    /// Whether no hash of these chunks of this file version is known. Does no I/O: also `false` where the disk must be asked.
+    /// Returns `true` if no hash of these chunks is known. Does no I/O, so it returns `false` if only the
+    /// disk could tell.
     fn knows_none(&self, _file: &FileKey, _chunks: ChunkRange) -> bool {
         false
     }
 
-    /// Takes note of the hash of chunk `index` of this file version. Does no I/O.
+    /// Records the hash of chunk `index` of this file version. Does no I/O.
     fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash);
 
-    /// Lets the recorded hashes of this file version be written, because it was closed. Does no I/O.
+    /// Queues the recorded hashes of this file version for writing, because the file was closed. Does no
+    /// I/O.
     fn flush_file(&self, file: &FileKey);
 
-    /// Whether so much waits to be written that more would soon be dropped; whoever can should wait a little.
+    /// Returns `true` if the write queue is nearly full. Callers that can wait should wait a little.
     fn is_behind(&self) -> bool;
 
-    /// How many bytes a second the disk takes at the moment; 0 where that is not known.
+    /// Returns the current write rate of the disk in bytes per second, or 0 if it is unknown.
     fn writes_bytes_per_second(&self) -> u64;
 
-    /// Waits until everything taken so far is written, some seconds at most. Returns whether it was. Blocks.
+    /// Waits up to some seconds until everything accepted so far is written. Returns `true` if it was.
+    /// Blocks.
     fn flush(&self) -> bool;
 
-    /// What the cache holds and what happened since it was opened.
+    /// Returns the content of the cache and its counters since it was opened.
     fn stats(&self) -> CacheStats;
 
-    /// Whether anything is kept at all; a directory that cannot be written keeps what it has.
+    /// Returns `true` if new content is stored. A read-only directory still serves the content it has.
     fn is_writable(&self) -> bool {
         true
     }
 
-    /// Why nothing, or nothing new, is kept at the moment; `None` if all is well.
+    /// Returns the reason why nothing new is stored at the moment, or `None` if all is well.
     fn problem(&self) -> Option<String> {
         None
     }
 
-    /// Begins to pin content under a name, so that it is not removed to make room. Blocks on the disk.
+    /// Begins to pin content under a name, which protects it from eviction. Blocks on the disk.
     fn begin_pin(&self, _name: &str) -> Result<Pinning, PinError> {
         Err(PinError::NoCache)
     }
 }
 
-/// What a cache holds and what happened since it was opened.
+/// Content of a cache and counters since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheStats {
     /// Records that can be found now: chunks and manifest pages.
     pub entries: u64,
-    /// Bytes of all segment files, of other processes as last looked at.
+    /// Bytes of all segment files. For other processes this is the size last seen.
     pub bytes: u64,
     /// Number of segment files.
     pub segments: u64,
-    /// Chunks that were found.
+    /// Chunks found.
     pub hits: u64,
-    /// Chunks that were not found.
+    /// Chunks not found.
     pub misses: u64,
-    /// Records that did not prove themselves when read.
+    /// Records that failed verification when read.
     pub corrupt: u64,
-    /// Records taken to be written.
+    /// Records accepted for writing.
     pub inserts: u64,
-    /// Records not kept: the writer was behind, the disk full or the directory read-only.
+    /// Records dropped because the writer was behind, the disk full or the directory read-only.
     pub dropped: u64,
-    /// Bytes of segments removed by this process.
+    /// Bytes of the segments that this process removed.
     pub evicted_bytes: u64,
 }
 
-/// [`ChunkCache::load_run`] for async code: on a thread that may block. A dropped call finishes its reads unseen.
+/// Runs [`ChunkCache::load_run`] on a blocking thread. A dropped future still finishes its reads.
 pub async fn load_async(cache: &Arc<dyn ChunkCache>, hashes: Vec<ChunkHash>) -> Vec<Option<VerifiedChunk>> {
     let (cache, count) = (Arc::clone(cache), hashes.len());
     let loaded = tokio::task::spawn_blocking(move || cache.load_run(&hashes)).await;
@@ -150,7 +159,7 @@ pub async fn load_async(cache: &Arc<dyn ChunkCache>, hashes: Vec<ChunkHash>) -> 
     loaded.unwrap_or_else(|_| vec![None; count])
 }
 
-/// Keeps nothing: `cache=none`.
+/// Cache that stores nothing: `cache=none`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoCache;
 

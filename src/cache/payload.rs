@@ -1,8 +1,9 @@
-//! Reading payloads: through the page cache or around it.
+//! Reads payloads, buffered or with direct I/O.
 //!
-//! What lies in the page cache comes from there. What does not is read around it the first time and through it from
-//! the second time on: to fill the page cache costs up to twenty times the processor time of a direct read and pays only for what
-//! is read again, and a slow disk must not be asked for the same bytes each time.
+//! Data in the page cache is read from there. Other data is read with direct I/O the first time, and
+//! through the page cache from the second time on. Filling the page cache takes up to twenty times the
+//! processor time of a direct read, which pays only for data that is read again. A slow disk should not
+//! read the same bytes each time.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -21,40 +22,41 @@ use crate::chunk::Laid;
 use crate::io::sys::is_cached;
 use crate::io::{AlignedBuffer, Rooms};
 
-/// Fewest bytes that are read around the page cache: for less, what the kernel reads ahead is worth more. Its readahead
-/// is 128 KiB nearly everywhere.
+/// Shortest direct read in bytes. Below it the readahead of the kernel is worth more, which is 128 KiB
+/// nearly everywhere.
 const DIRECT_BYTES_MIN: u64 = 128 * 1024;
 
-/// Whether what is read will be read again.
+/// Expectation that data will be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Nothing says so.
+    /// Not read before.
     Once,
-    /// It was read before.
+    /// Read before.
     Again,
 }
 
-/// A segment that is open for reading.
+/// Segment that is open for reading.
 #[derive(Debug)]
 pub(super) struct SegmentFile {
     id: SegmentId,
     buffered: Arc<File>,
-    /// Opened when it is needed first; `None` where that does not work.
+    /// Opened on first use; `None` if direct I/O does not work.
     direct: OnceLock<Option<File>>,
 }
 
 impl SegmentFile {
-    /// Reads from `file`, which is segment `id`.
+    /// Creates a reader of `file`, which is segment `id`.
     pub(super) const fn new(id: SegmentId, file: Arc<File>) -> Self {
         Self { id, buffered: file, direct: OnceLock::new() }
     }
 
-    /// The file as it is read through the page cache.
+    /// Returns the file for buffered reads.
     pub(super) fn buffered(&self) -> &File {
         &self.buffered
     }
 
-    /// The payloads of records that lie in a row, with one system call; `None` for each that the file does not hold.
+    /// Returns the payloads of adjacent records with one system call; `None` for each that the file does
+    /// not hold.
     pub(super) fn payloads(
         &self,
         directory: &Directory,
@@ -65,7 +67,7 @@ impl SegmentFile {
         if let Some(file) = self.direct_for(directory, run, reading) {
             match read_direct(file, rooms, run) {
                 Ok(Some(payloads)) => return payloads.into_iter().map(Some).collect(),
-                // Fewer bytes than there should be: the page cache gives what there is.
+                // The file is shorter than expected. A buffered read returns the part that exists.
                 Ok(None) => {}
                 Err(error) => directory.direct.note(&error),
             }
@@ -73,14 +75,14 @@ impl SegmentFile {
         read_buffered(&self.buffered, rooms, run)
     }
 
-    /// The file to read `run` from around the page cache; `None` where that would not pay or does not work.
+    /// Returns the file for a direct read of `run`; `None` if that would not pay or does not work.
     fn direct_for(&self, directory: &Directory, run: &[Location], reading: Reading) -> Option<&File> {
         let (first, last) = (run.first()?, run.last()?);
         let len = last.payload_end() - first.payload_start();
         if reading == Reading::Again || len < DIRECT_BYTES_MIN || directory.direct.is_refused() {
             return None;
         }
-        // Where the kernel cannot say, it is not.
+        // If the kernel cannot tell, the data counts as not cached.
         if is_cached(self.buffered.as_fd(), first.payload_start(), len).unwrap_or(false) {
             return None;
         }
@@ -88,25 +90,25 @@ impl SegmentFile {
     }
 }
 
-/// Whether the record at `second` lies right behind the one at `first`, or behind a gap.
+/// Returns `true` if the record at `second` follows the one at `first`, directly or after a gap.
 pub(super) fn are_neighbours(first: &Location, second: &Location) -> bool {
     let end = u64::from(first.offset) + record_bytes(first.len);
     first.segment == second.segment && (end..end + u64::from(BLOCK_BYTES)).contains(&second.offset.into())
 }
 
-/// Where one payload is read to, with the blocks around it.
+/// Place of one payload in a run buffer, with the blocks around it.
 struct Part {
-    /// Place of its blocks in the room, in bytes.
+    /// Range of its blocks in the buffer, in bytes.
     blocks: Range<usize>,
-    /// Place of the payload in the room.
+    /// Range of the payload in the buffer.
     payload: Range<usize>,
-    /// So many of its first bytes the part before has, too.
+    /// Number of leading bytes that the part before reads, too.
     shared_bytes: usize,
-    /// So many bytes lie between the part before and it.
+    /// Number of bytes between the part before and this one.
     hole_bytes: usize,
 }
 
-/// Plans where the payloads of a run, read in whole blocks, lie side by side.
+/// Plans a buffer in which the payloads of a run, read in whole blocks, are adjacent.
 fn plan(run: &[Location], block: u64) -> Vec<Part> {
     let (mut read_end, mut room_end) = (None, 0);
     let parts = run.iter().map(|at| {
@@ -125,11 +127,11 @@ fn plan(run: &[Location], block: u64) -> Vec<Part> {
     parts.collect()
 }
 
-/// What a run was read to.
+/// Buffer filled with a run.
 struct Filled {
     room: BytesMut,
     parts: Vec<Part>,
-    /// To here the file was read, in bytes.
+    /// End of the bytes read from the file.
     read_end: u64,
 }
 
@@ -140,7 +142,8 @@ impl Filled {
     }
 }
 
-/// Reads a run in whole blocks into one room, where full chunks lie side by side. What the file does not have is left as it was.
+/// Reads a run in whole blocks into one buffer with adjacent payloads. Bytes that the file lacks stay
+/// unchanged.
 fn fill(file: &File, rooms: &Rooms, run: &[Location], block: u64) -> io::Result<Filled> {
     let parts = plan(run, block);
     let room_bytes = parts.last().map_or(0, |part| part.blocks.end);
@@ -165,7 +168,7 @@ fn fill(file: &File, rooms: &Rooms, run: &[Location], block: u64) -> io::Result<
     Ok(Filled { room, parts, read_end })
 }
 
-/// Reads a run around the page cache. `None` where the file ends before the run does.
+/// Reads a run with direct I/O. Returns `None` if the file ends before the run does.
 fn read_direct(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> io::Result<Option<Vec<Laid>>> {
     let filled = fill(file, rooms, run, u64::from(BLOCK_BYTES))?;
     let is_whole = run.last().is_none_or(|last| filled.read_end >= last.payload_end());
@@ -174,7 +177,7 @@ fn read_direct(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> io::Result<
 
 fn read_buffered(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> Vec<Option<Laid>> {
     let Ok(mut filled) = fill(file, rooms, run, 1) else { return run.iter().map(|_| None).collect() };
-    // A call may return less than was asked for; what is missing is asked for again, one by one.
+    // A call may return less than was asked for. The missing payloads are read one by one.
     let whole = |(at, part): (&Location, &Part)| {
         let payload = &mut filled.room[part.payload.clone()];
         at.payload_end() <= filled.read_end || file.read_exact_at(payload, at.payload_start()).is_ok()
@@ -201,10 +204,10 @@ mod tests {
             first in 0..200u32,
             mut lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX, Just(PAYLOAD_BYTES_MAX)], 1..9),
             missing in prop_oneof![Just(0u64), 1..9000u64],
-            // Segments of before there were gaps are read, too.
+            // Segments from before gaps were introduced are read, too.
             has_gaps: bool,
         ) {
-            // Less is not read around it.
+            // Shorter runs are not read with direct I/O.
             lens.push(DIRECT_BYTES_MIN as u32);
             let mut offset = HEADER_BYTES * first;
             let run: Vec<Location> = lens.iter().map(|&len| {
@@ -222,7 +225,7 @@ mod tests {
             let buffered = File::open(&path).unwrap();
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
             let rooms = Rooms::new();
-            // What was in a room before must not be seen.
+            // The old content of a buffer must not be seen.
             let mut used = rooms.lend(4 * PAYLOAD_BYTES_MAX as usize);
             used.resize(4 * PAYLOAD_BYTES_MAX as usize, 0xee);
             drop(rooms.freeze(used));

@@ -1,4 +1,4 @@
-//! Making a pin: copying its records into pinned segments, then writing its name; and taking pins back.
+//! Making a pin: copies its records into pinned segments, then writes its file. Removing a pin.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -24,16 +24,16 @@ use super::staging::Staging;
 use super::way::Way;
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
-/// A pin as `wormhole cache stat` shows it.
+/// Pin as shown by `wormhole cache stat`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinSummary {
-    /// What people call it: `HOST:/EXPORT/PATH`.
+    /// Its name for users: `HOST:/EXPORT/PATH`.
     pub name: String,
-    /// Files it covers.
+    /// Number of its files.
     pub files: u64,
-    /// Their sizes, in bytes.
+    /// Total size of its files in bytes.
     pub bytes: u64,
-    /// When it was made, in seconds since 1970.
+    /// Time of its creation in seconds since 1970.
     pub made_at: u64,
 }
 
@@ -43,11 +43,11 @@ impl From<&Pin> for PinSummary {
     }
 }
 
-/// The turn of one who makes or takes back pins; there is one at a time, over all processes.
+/// Lock for changing pins. One process holds it at a time.
 pub(super) struct Turn(#[allow(dead_code, reason = "held, not read")] File);
 
 impl Directory {
-    /// Takes the turn, or says that somebody else has it.
+    /// Takes the lock, or fails if another process holds it.
     pub(super) fn pins_turn(&self) -> Result<Turn, PinError> {
         let file = self.open_pins_lock().map_err(PinError::Io)?;
         match file.try_lock() {
@@ -61,7 +61,7 @@ impl Directory {
         self.pins().join(format!("{}.pin", Pin::stem(name)))
     }
 
-    /// Calls `work` with every sound pin, one at a time: together they may be large.
+    /// Calls `work` with every valid pin, one at a time, because together they may be large.
     pub(super) fn each_pin(&self, secret: &Secret, mut work: impl FnMut(&Pin)) -> io::Result<()> {
         let entries = match fs::read_dir(self.pins()) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -78,7 +78,7 @@ impl Directory {
         Ok(())
     }
 
-    /// What of each pinned segment is named by pins.
+    /// Returns the use of each pinned segment by pins.
     pub(super) fn pin_usage(&self, secret: &Secret, listed: &[Listed]) -> io::Result<Vec<Usage>> {
         let mut usage = Vec::new();
         for segment in listed.iter().filter(|segment| segment.is_pinned()) {
@@ -89,9 +89,11 @@ impl Directory {
         Ok(usage)
     }
 
-    /// Lets go of pinned segments of which no pin names anything. Returns how many. For those whose turn it is.
+    /// Releases the pinned segments without records of any pin. Returns their number. The caller holds the
+    /// pins lock.
     pub(super) fn release_unused(&self, _: &Turn, secret: &Secret) -> Result<usize, PinError> {
-        // Before the lock: nobody else pins meanwhile, and others wait for the lock for two seconds only.
+        // This happens before the directory lock: pins cannot change meanwhile, and other processes wait
+        // for that lock for two seconds only.
         let usage = self.pin_usage(secret, &self.list()?)?;
         let unused: Vec<_> = usage.into_iter().filter(Usage::is_unused).collect();
         let lock = self.lock()?;
@@ -102,7 +104,7 @@ impl Directory {
     }
 }
 
-/// The pin in a file; `None` where it is damaged, or gone meanwhile.
+/// Reads the pin in a file; `None` if it is damaged or gone meanwhile.
 fn read_pin(path: &Path, secret: &Secret) -> io::Result<Option<Pin>> {
     let mut bytes = Vec::new();
     let file = match File::open(path) {
@@ -113,8 +115,8 @@ fn read_pin(path: &Path, secret: &Secret) -> io::Result<Option<Pin>> {
     Ok(Pin::decode(secret, &bytes))
 }
 
-/// A pin that is being made. What it has taken stays in the cache from then on; unless it is finished it is taken back
-/// when dropped. Its methods block on the disk.
+/// Pin that is being made. Its records stay in the cache from then on. Dropping it unfinished releases
+/// them. Its methods block on the disk.
 pub struct Pinning {
     shared: Arc<Shared>,
     turn: Turn,
@@ -127,7 +129,7 @@ pub struct Pinning {
 }
 
 impl Pinning {
-    /// Begins a pin under `name`. One under the same name is replaced when this one is finished.
+    /// Begins a pin under `name`. Finishing it replaces an existing pin of this name.
     pub(super) fn begin(shared: Arc<Shared>, name: &str) -> Result<Self, PinError> {
         if shared.directory.read_only {
             return Err(PinError::ReadOnly);
@@ -141,7 +143,7 @@ impl Pinning {
         if others >= PINS_MAX {
             return Err(PinError::TooMany { most: PINS_MAX });
         }
-        // What another process pinned or let go of a moment ago.
+        // Picks up pins that another process made or removed a moment ago.
         shared.directory.release_unused(&turn, &shared.secret)?;
         shared.queue.refresh_now(std::time::Instant::now() + super::store::FLUSH_WAIT);
         let writer = PinWriter::new(Arc::clone(&shared));
@@ -149,20 +151,20 @@ impl Pinning {
         Ok(Self { shared, turn, name, files: 0, bytes: 0, keys, writer, is_finished: false })
     }
 
-    /// Says no, in words, where a file of this size cannot be pinned beside what is pinned already.
+    /// Returns an error if a file of this size cannot be pinned beside the existing pins.
     pub fn check_room(&self, size_bytes: u64) -> Result<(), PinError> {
         let most = self.writer.pinned_bytes_max();
         let pinned = pinned_bytes(&self.shared.directory.list()?);
         if size_bytes > most { Err(PinError::TooMuch { pinned, most }) } else { Ok(()) }
     }
 
-    /// How much may wait in the cache to be pinned, in bytes: a quarter of what can never be pinned, so that it is not
-    /// evicted by what comes behind it.
+    /// Returns the most bytes that may wait in the cache to be pinned: a quarter of the share that is never
+    /// pinned, so that later content does not evict them.
     pub fn ahead_bytes_max(&self) -> u64 {
         (self.shared.bounds.size_bytes - self.writer.pinned_bytes_max()) / 4
     }
 
-    /// Pins some chunks of a file version. [`PinError::Missing`] where the cache does not have one of them (any more).
+    /// Pins some chunks of a file version. Returns [`PinError::Missing`] if the cache lacks one of them.
     pub fn add_chunks(&mut self, file: &FileKey, chunks: ChunkRange) -> Result<(), PinError> {
         let mut hashes = Vec::with_capacity(chunks.count as usize);
         for index in chunks.iter() {
@@ -172,7 +174,7 @@ impl Pinning {
         self.add(records)
     }
 
-    /// Pins what is known of a file version of `size_bytes`, all of whose chunks were added.
+    /// Pins the hashes of a file version of `size_bytes` whose chunks were all added.
     pub fn add_file(&mut self, file: &FileKey, size_bytes: u64) -> Result<(), PinError> {
         let mut pages: Vec<(PageId, ManifestPage)> = Vec::new();
         for index in (0..size_bytes.div_ceil(CHUNK_BYTES)).map(ChunkIndex) {
@@ -200,7 +202,7 @@ impl Pinning {
         Ok(())
     }
 
-    /// Finishes the pin: from now on it holds, whatever happens to this process.
+    /// Finishes the pin. From now on it survives the end of this process.
     pub fn finish(mut self) -> Result<PinSummary, PinError> {
         self.writer.seal()?;
         let keys = std::mem::take(&mut self.keys).into_iter().collect();
@@ -210,7 +212,7 @@ impl Pinning {
         let directory = &self.shared.directory;
         directory.write_pin(&directory.pin_path(&pin.name), &pin.encode(&self.shared.secret))?;
         self.is_finished = true;
-        // What the pin of this name kept before, and what fails here: both are let go of the next time, too.
+        // Releases the content of a replaced pin. If this fails, the next change of a pin does it.
         let _ = directory.release_unused(&self.turn, &self.shared.secret);
         Ok(PinSummary::from(&pin))
     }
@@ -219,7 +221,7 @@ impl Pinning {
         super::store::known_hash(&self.shared, file, index)
     }
 
-    /// Writes what is not pinned yet and takes note of the keys.
+    /// Writes the records that are not pinned yet, and notes their keys.
     fn add(&mut self, mut records: Vec<Record>) -> Result<(), PinError> {
         if self.keys.len() + records.len() > PIN_RECORDS_MAX {
             return Err(PinError::TooManyRecords { most: PIN_RECORDS_MAX });
@@ -229,8 +231,8 @@ impl Pinning {
         self.writer.put(&records)
     }
 
-    /// The chunks that have to be written. Those that lie in a pinned segment are read, too: damage is mended by copying
-    /// what the host sent instead.
+    /// Returns the chunks to write. Chunks in a pinned segment are read, too: damage is repaired with a
+    /// copy of the content that the host sent.
     fn load(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Record>, PinError> {
         let mut records = Vec::new();
         for hash in hashes {
@@ -258,7 +260,7 @@ impl Pinning {
         Ok(records)
     }
 
-    /// The page under `key`, if it lies in a pinned segment.
+    /// Returns the page under `key` if it lies in a pinned segment.
     fn pinned_page(&self, key: &Key) -> Option<ManifestPage> {
         let at = self.shared.index().peek(key, Kind::Manifest)?;
         let is_pinned = self.writer.is_pinned(at.segment);
@@ -274,7 +276,7 @@ impl Drop for Pinning {
         if self.is_finished {
             return;
         }
-        // Where this fails the next pin, or `gc`, lets go of it.
+        // If this fails, the next pin or `gc` does it.
         let _ = self.writer.seal();
         let _ = self.shared.directory.release_unused(&self.turn, &self.shared.secret);
     }
@@ -284,7 +286,7 @@ fn record_of(chunk: VerifiedChunk) -> Record {
     (Kind::Chunk, *chunk.hash().as_bytes(), chunk.into_bytes())
 }
 
-/// What pinned segments take, in bytes.
+/// Returns the bytes that pinned segments take.
 pub(super) fn pinned_bytes(listed: &[Listed]) -> u64 {
     listed.iter().filter(|segment| segment.is_pinned()).map(|segment| segment.reserved(0)).sum()
 }
@@ -297,17 +299,17 @@ pub(super) struct PinWriter {
 }
 
 impl PinWriter {
-    /// A writer that has written nothing yet.
+    /// Creates a writer.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, current: None, staging: Staging::new() }
     }
 
-    /// Most bytes that pinned segments may take.
+    /// Returns the most bytes that pinned segments may take.
     fn pinned_bytes_max(&self) -> u64 {
         pinned_bytes_max(self.shared.bounds.size_bytes, u64::from(self.shared.bounds.segment_bytes))
     }
 
-    /// Whether `segment` is pinned, or will be.
+    /// Returns `true` if `segment` is pinned or will be.
     pub(super) fn is_pinned(&self, segment: SegmentId) -> bool {
         let is_current = self.current.as_ref().is_some_and(|current| current.id == segment);
         is_current
@@ -330,7 +332,7 @@ impl PinWriter {
         Ok(())
     }
 
-    /// Finishes the segment: from now on nobody removes it to make room.
+    /// Seals the segment. From now on no process evicts it.
     pub(super) fn seal(&mut self) -> Result<(), PinError> {
         if self.current.is_some() {
             self.sync()?;
@@ -340,7 +342,8 @@ impl PinWriter {
         Ok(())
     }
 
-    /// Has the disk write what it holds back, before the lock is taken: others wait for that for two seconds only.
+    /// Syncs the segment before the lock is taken, because other processes wait for the lock for two
+    /// seconds only.
     fn sync(&self) -> Result<(), PinError> {
         self.current.as_ref().map_or(Ok(()), |current| Ok(current.file.sync_data()?))
     }
@@ -349,12 +352,12 @@ impl PinWriter {
         let Some(current) = self.current.take() else { return Ok(()) };
         let (id, end, entries) = (current.id, current.end, current.entries().to_vec());
         let bytes = current.seal(&self.shared.directory, lock, &self.shared.secret, Form::Pinned)?;
-        // Once more: from now on they count for more than copies in younger segments.
+        // The records are added again: from now on they take precedence over copies in younger segments.
         self.shared.index().extend(id, &entries, bytes, end, Form::Pinned);
         Ok(())
     }
 
-    /// Sees to a segment that has room for a payload of `len` bytes.
+    /// Ensures a segment with room for a payload of `len` bytes.
     fn ready_for(&mut self, len: usize) -> Result<(), PinError> {
         let fits = |current: &OpenSegment| current.fitting([len].into_iter()) == 1;
         if self.current.as_ref().is_some_and(fits) {
@@ -389,7 +392,7 @@ impl PinWriter {
         Ok(())
     }
 
-    /// Has what was used of the segments that went written anew, behind everything that waits to be written.
+    /// Queues the used records of the evicted segments to be written again.
     fn write_again(&self, room: Room) {
         let used = survivors(room.used, survivors_bytes(u64::from(self.shared.bounds.segment_bytes)));
         let wanted: Vec<Wanted> =
@@ -402,13 +405,13 @@ impl PinWriter {
                 Some(Proven::Manifest(page, _)) => Payload::Manifest(Arc::new(page)),
                 None => continue,
             };
-            // Where there is no room for it, it is forgotten, as every insert.
+            // A record that does not fit is dropped, like any insert.
             self.shared.queue.push(Item { key, payload });
         }
     }
 }
 
-/// The pins of the cache in `root`, and the bytes that pinned segments take.
+/// Returns the pins of the cache in `root`, and the bytes of its pinned segments.
 pub fn pins(root: &Path) -> Result<(Vec<PinSummary>, u64), PinError> {
     let (directory, secret) = Directory::look(root)?;
     let mut found = Vec::new();
@@ -419,7 +422,8 @@ pub fn pins(root: &Path) -> Result<(Vec<PinSummary>, u64), PinError> {
     Ok((found, pinned.map(|segment| segment.bytes).sum()))
 }
 
-/// Takes back the pin called `name` in the cache in `root`, which may be in use. Its content stays until its turn comes.
+/// Removes the pin `name` from the cache in `root`, which may be in use. Its content stays until it is
+/// evicted.
 pub fn unpin(root: &Path, name: &str) -> Result<PinSummary, PinError> {
     let (directory, secret) = Directory::look(root)?;
     let turn = directory.pins_turn()?;

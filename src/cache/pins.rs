@@ -1,32 +1,33 @@
-//! (P) What somebody wants to keep: the bytes of a file of pins, and which segments hold what is named in it.
+//! (P) Pins: the bytes of a pin file, and the use of pinned segments.
 //!
-//! A pin keeps records, by their keys, under a name. Its records lie in segments that are pinned as a whole: the name of
-//! such a segment ends in `.pin`, which every process sees that looks for room, so none needs to read the pins. Records are
-//! copied into such a segment when they are pinned, before the pin itself is written: a crash leaves no pin without its
-//! records. A pinned segment whose records no pin names any more is renamed, and goes when its turn comes.
+//! A pin keeps records, listed by key, under a name. Its records lie in segments that are pinned as a
+//! whole. The name of such a segment ends in `.pin`, so a process that evicts need not read the pins.
+//! Records are copied into such a segment before the pin file is written, so a crash leaves no pin without
+//! its records. A pinned segment without records of any pin is renamed and may then be evicted.
 //!
 //! ```text
 //! pin = magic(8) name_bytes(u32) records(u32) files(u64) bytes(u64) made_at(u64) name key(32)* mac(16)
 //! ```
 //!
-//! Numbers are little-endian, keys ascend, the checksum is keyed as those of records are.
+//! Numbers are little-endian and keys ascend. The checksum is keyed like those of records.
 
 use super::record::{Covers, Entry, Key, Secret, SegmentId, stored_bytes};
 
-/// Longest name of a pin, in bytes: a path of the longest kind behind the longest name of a host and an export.
+/// Longest name of a pin in bytes. It holds the longest path behind the longest names of a host and an
+/// export.
 pub(super) const PIN_NAME_BYTES_MAX: usize = 8192;
 
 /// Most records of one pin: full chunks of 256 GiB, or as many small files.
 pub(super) const PIN_RECORDS_MAX: usize = 1 << 20;
 
-/// Most pins in one cache: each has a segment of its own at least.
+/// Most pins in one cache. Each has at least one segment of its own.
 pub(super) const PINS_MAX: usize = 1024;
 
-/// Largest file of pins, in bytes.
+/// Largest pin file in bytes.
 pub(super) const PIN_FILE_BYTES_MAX: usize =
     FIXED_BYTES + PIN_NAME_BYTES_MAX + PIN_RECORDS_MAX * KEY_BYTES + MAC_BYTES;
 
-/// One part in so many of a cache is never pinned: it serves all other reading.
+/// One part in this many of a cache is never pinned, and serves all other reading.
 const UNPINNED_PART: u64 = 5;
 
 const MAGIC: &[u8; 8] = b"WHpins01";
@@ -37,25 +38,25 @@ const MAC_BYTES: usize = 16;
 /// A pin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pin {
-    /// What people call it: `HOST:/EXPORT/PATH`.
+    /// Its name for users: `HOST:/EXPORT/PATH`.
     pub(super) name: String,
-    /// Files it covers.
+    /// Number of its files.
     pub(super) files: u64,
-    /// Their sizes, in bytes.
+    /// Total size of its files in bytes.
     pub(super) bytes: u64,
-    /// When it was made, in seconds since 1970.
+    /// Time of its creation in seconds since 1970.
     pub(super) made_at: u64,
-    /// The records it keeps: ascending, each once.
+    /// Keys of its records, ascending and unique.
     pub(super) keys: Vec<Key>,
 }
 
 impl Pin {
-    /// The name of its file, without the ending.
+    /// Returns the name of its file without the suffix.
     pub(super) fn stem(name: &str) -> String {
         blake3::hash(name.as_bytes()).to_hex()[..32].to_owned()
     }
 
-    /// The bytes of its file.
+    /// Encodes its file.
     pub(super) fn encode(&self, secret: &Secret) -> Vec<u8> {
         let keys_bytes = self.keys.len() * KEY_BYTES;
         let mut bytes = Vec::with_capacity(FIXED_BYTES + self.name.len() + keys_bytes + MAC_BYTES);
@@ -72,7 +73,7 @@ impl Pin {
         bytes
     }
 
-    /// Reads what [`Pin::encode`] wrote; `None` when anything is wrong.
+    /// Decodes a file of [`Pin::encode`]; `None` if anything is invalid.
     pub(super) fn decode(secret: &Secret, bytes: &[u8]) -> Option<Self> {
         let (body, mac) = bytes.split_at_checked(bytes.len().checked_sub(MAC_BYTES)?)?;
         let (fixed, rest) = body.split_at_checked(FIXED_BYTES)?;
@@ -89,42 +90,43 @@ impl Pin {
     }
 }
 
-/// Most bytes of pinned segments in a cache of `size_bytes` whose segments are `segment_bytes` at most: two segments more
-/// are left for everything else.
+/// Returns the most bytes of pinned segments in a cache of `size_bytes` with segments of up to
+/// `segment_bytes`. At least two segments are left for everything else.
 pub(super) const fn pinned_bytes_max(size_bytes: u64, segment_bytes: u64) -> u64 {
     let share = size_bytes - size_bytes / UNPINNED_PART;
     let beside = size_bytes.saturating_sub(2 * segment_bytes);
     if share < beside { share } else { beside }
 }
 
-/// What of a pinned segment is named by pins.
+/// Records of a pinned segment, and their use by pins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Usage {
     /// The segment.
     pub(super) segment: SegmentId,
-    /// Its records, each with whether a pin names it.
+    /// Its records, each with `true` if a pin names it.
     pub(super) records: Vec<(Entry, bool)>,
 }
 
 impl Usage {
-    /// A segment of which nothing is known to be named.
+    /// Creates the usage of a segment with no named records.
     pub(super) fn new(segment: SegmentId, records: Vec<Entry>) -> Self {
         Self { segment, records: records.into_iter().map(|entry| (entry, false)).collect() }
     }
 
-    /// Takes note of what a pin names.
+    /// Marks the records that `pin` names.
     pub(super) fn mark(&mut self, pin: &Pin) {
         for (entry, named) in &mut self.records {
             *named |= pin.keys.binary_search(&entry.key).is_ok();
         }
     }
 
-    /// Whether no pin names anything in it.
+    /// Returns `true` if no pin names any of its records.
     pub(super) fn is_unused(&self) -> bool {
         self.records.iter().all(|(_, named)| !named)
     }
 
-    /// Whether more than half of its bytes is named by no pin, so that what is left had better lie elsewhere.
+    /// Returns `true` if pins name less than half of its bytes, so that the named records should be copied
+    /// elsewhere.
     pub(super) fn is_sparse(&self) -> bool {
         let bytes = |wanted: bool| -> u64 {
             let some = self.records.iter().filter(|(_, named)| *named == wanted);

@@ -1,4 +1,5 @@
-//! Between those who insert and the one thread that writes: bounded in bytes, and readable, so that what waits is found.
+//! Queue between inserting threads and the writer thread. It is bounded in bytes, and queued records can be
+//! read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,52 +9,55 @@ use super::manifest::ManifestPage;
 use super::record::{Key, Kind};
 use crate::chunk::VerifiedChunk;
 
-/// Most bytes of chunks that wait to be written. The readers' memory, which is larger, mostly holds the same chunks. Beyond it inserts
-/// are dropped: the cache may forget, the reader must not wait.
+/// Most bytes of queued chunks. The readers' memory is larger and mostly holds the same chunks. Beyond the
+/// bound inserts are dropped: the cache may lose a chunk, but a reader must not wait.
 pub(super) const QUEUE_BYTES_MAX: usize = 72 * 1024 * 1024;
 
-/// With so many waiting, the writer is behind: whoever can waits a little. At 1 GB/s this covers a disk that pauses for 58 ms; a cold read of a
-/// GiB by a disk of 1 GB/s took 4 to 6 % longer where it was 24 MiB.
+/// Bytes of queued records from which the writer counts as behind. At 1 GB/s the room above it covers a
+/// disk pause of 58 ms. With a bound of 24 MiB, a cold read of a GiB with a disk of 1 GB/s took 4 to 6 %
+/// longer.
 const BEHIND_BYTES: usize = 56 * 1024 * 1024;
 
-/// Manifest pages may go beyond by this many bytes: a page of 8 KiB saves the transfer of 64 MiB.
+/// Bytes by which manifest pages may exceed the bound. A page of 8 KiB saves the transfer of 64 MiB.
 const MANIFEST_EXTRA_BYTES: usize = 4 * 1024 * 1024;
 
-/// What an item costs beside its payload, in bytes; bounds the number of empty ones.
+/// Cost of an item beside its payload, in bytes. It bounds the number of empty items.
 const ITEM_BYTES: usize = 256;
 
-/// Most bytes taken by the writer at once: few enough to make room again soon, enough to write in large pieces.
+/// Most bytes that the writer takes at once: few enough to free room soon, enough for large writes.
 pub(super) const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What the writer waits for before it begins, in bytes, unless somebody waits for it: large writes take half the
-/// processor time of small ones, and it is woken less often.
+/// Bytes that the writer waits for before it begins, unless a caller waits for it. Large writes take half
+/// the processor time of small ones, and the writer wakes up less often.
 const GATHER_BYTES: usize = 1024 * 1024;
 
-/// How long it waits for that: 1 MiB comes in 5 ms at 200 MB/s. What waits is found as if it were written.
+/// Longest wait for [`GATHER_BYTES`]. At 200 MB/s, 1 MiB arrives in 5 ms. Queued records can be read
+/// meanwhile.
 const GATHER_TIME: Duration = Duration::from_millis(5);
 
-/// A write that takes longer tells that the disk is slow now, whatever it was before. A shorter pause a fast disk makes up for: where it
-/// counted, what had waited its turn for a while was dropped at once, 100 to 700 chunks of a GiB in one cold read of four.
+/// Duration of a write that marks the disk as slow now, whatever its rate was before. A fast disk makes up
+/// for shorter pauses. When those counted, 100 to 700 queued chunks of a GiB were dropped in one cold read
+/// of four.
 const STALL_TIME: Duration = Duration::from_millis(200);
 
-/// The pace of the disk is that of the last so many bytes, at most: long enough to see its cache fill up.
+/// Number of last bytes over which the write rate is measured: enough to see a disk fill its own cache.
 const PACE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What a record is made of.
+/// Content of a record.
 #[derive(Debug, Clone)]
 pub(super) enum Payload {
     /// A chunk.
     Chunk(VerifiedChunk),
-    /// A page; joined with what the disk has of it before it is written.
+    /// A page. It is merged with the page on disk before it is written.
     Manifest(Arc<ManifestPage>),
 }
 
-/// A record to be written.
+/// Record to write.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
-    /// What it is found by.
+    /// Its key.
     pub(super) key: Key,
-    /// What it is made of.
+    /// Its content.
     pub(super) payload: Payload,
 }
 
@@ -73,7 +77,7 @@ impl Item {
         }
     }
 
-    /// What it is.
+    /// Returns the kind of its content.
     pub(super) fn kind(&self) -> Kind {
         match self.payload {
             Payload::Chunk(_) => Kind::Chunk,
@@ -90,42 +94,42 @@ impl Item {
     }
 }
 
-/// What became of an item.
+/// Result of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pushed {
     /// It will be written.
     Accepted,
-    /// It waits already.
+    /// It is queued already.
     Duplicate,
-    /// There was no room, or nobody writes any more.
+    /// The queue is full, or the writer is gone.
     Refused,
 }
 
-/// What the writer is to do next.
+/// Next task of the writer.
 #[derive(Debug)]
 pub(super) enum Task {
     /// Write these, then call [`Queue::written`].
     Write(Vec<Item>),
-    /// Look what other processes did, then call [`Queue::refreshed`].
+    /// Pick up the changes of other processes, then call [`Queue::refreshed`].
     Refresh,
-    /// Nothing came in time.
+    /// The timeout passed without work.
     Idle,
-    /// Come to an end.
+    /// Stop.
     Stop,
 }
 
 #[derive(Debug, Default)]
 struct State {
     items: VecDeque<Item>,
-    /// What waits or is being written at this moment.
+    /// Items that are queued or being written.
     pending: HashMap<Key, Item>,
     bytes: usize,
     in_flight_bytes: usize,
-    /// When the first of what waits came.
+    /// Arrival of the oldest queued item.
     first_came: Option<Instant>,
-    /// How many wait until all is written.
+    /// Number of callers in [`Queue::drain`].
     hurried_by: usize,
-    /// When the writer took what is in flight.
+    /// Time at which the writer took the items in flight.
     taken: Option<Instant>,
     pace: Pace,
     stopped: bool,
@@ -133,7 +137,7 @@ struct State {
     refresh: Refresh,
 }
 
-/// How fast the disk took what was written lately.
+/// Recent write rate of the disk.
 #[derive(Debug, Default)]
 struct Pace {
     bytes: u64,
@@ -150,14 +154,14 @@ impl Pace {
         }
     }
 
-    /// 0 where nothing was written.
+    /// Returns 0 if nothing was written.
     fn bytes_per_second(&self) -> u64 {
         let micros = u64::try_from(self.time.as_micros()).unwrap_or(u64::MAX).max(1);
         self.bytes.saturating_mul(1_000_000) / micros
     }
 }
 
-/// When the writer looks what other processes did.
+/// State of the writer's check for changes of other processes.
 #[derive(Debug, Default)]
 struct Refresh {
     wanted: bool,
@@ -167,7 +171,7 @@ struct Refresh {
 }
 
 impl State {
-    /// Whether the writer should begin.
+    /// Returns `true` if the writer should begin.
     fn is_due(&self, now: Instant) -> bool {
         let came_long_ago = self.first_came.is_none_or(|came| now >= came + GATHER_TIME);
         self.bytes >= GATHER_BYTES || self.hurried_by > 0 || self.stopped || came_long_ago
@@ -191,7 +195,7 @@ impl State {
     }
 }
 
-/// The queue.
+/// The write queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -200,7 +204,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Queues `item`, unless there is no room for it. Never waits.
+    /// Queues `item` if there is room for it. Never waits.
     pub(super) fn push(&self, item: Item) -> Pushed {
         let mut state = self.state();
         if state.pending.get(&item.key).is_some_and(|waiting| waiting.is(&item)) {
@@ -217,21 +221,21 @@ impl Queue {
         if is_first {
             state.first_came = Some(Instant::now());
         }
-        // In between the writer would only wake up to sleep again.
+        // At any other size the writer would wake up only to sleep again.
         if is_first || (state.bytes >= GATHER_BYTES && state.bytes - cost < GATHER_BYTES) {
             self.for_writer.notify_one();
         }
         Pushed::Accepted
     }
 
-    /// Whether much of the room is taken.
+    /// Returns `true` if the queue is nearly full.
     pub(super) fn is_behind(&self) -> bool {
         let state = self.state();
         !state.stopped && state.bytes > BEHIND_BYTES
     }
 
-    /// How many bytes a second the disk takes; fewer when it takes longer than [`STALL_TIME`] for what it has now. 0 where that is
-    /// not known yet.
+    /// Returns the write rate of the disk in bytes per second, or 0 if it is unknown. The rate falls while
+    /// the current write takes longer than [`STALL_TIME`].
     pub(super) fn bytes_per_second(&self) -> u64 {
         let state = self.state();
         let lately = state.pace.bytes_per_second();
@@ -240,13 +244,13 @@ impl Queue {
         if time > STALL_TIME { lately.min(now.bytes_per_second()) } else { lately }
     }
 
-    /// What waits under `key`.
+    /// Returns the queued content under `key`.
     pub(super) fn get(&self, key: &Key, kind: Kind) -> Option<Payload> {
         let state = self.state();
         state.pending.get(key).filter(|item| item.kind() == kind).map(|item| item.payload.clone())
     }
 
-    /// The next thing to do; waits at most `patience` for it. For the writer.
+    /// Returns the next task of the writer. Waits at most `patience` for it.
     pub(super) fn next(&self, patience: Duration) -> Task {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
@@ -273,7 +277,7 @@ impl Queue {
         }
     }
 
-    /// Takes note that a batch was written, or given up.
+    /// Marks a batch as written or given up.
     pub(super) fn written(&self, batch: &[Item]) {
         let mut state = self.state();
         for item in batch {
@@ -288,7 +292,7 @@ impl Queue {
         self.for_waiters.notify_all();
     }
 
-    /// Asks the writer to look what other processes did, when it is time.
+    /// Asks the writer to check for changes of other processes when the next check may run.
     pub(super) fn want_refresh(&self) {
         let mut state = self.state();
         if !state.refresh.wanted {
@@ -297,7 +301,7 @@ impl Queue {
         }
     }
 
-    /// Takes note that a refresh was done, and when the next one may be.
+    /// Marks a refresh as done, and sets the earliest time of the next one.
     pub(super) fn refreshed(&self, earliest_next: Instant) {
         let mut state = self.state();
         (state.refresh.runs, state.refresh.earliest) = (false, Some(earliest_next));
@@ -305,10 +309,11 @@ impl Queue {
         self.for_waiters.notify_all();
     }
 
-    /// Has the writer look at once what other processes did. Returns whether that was done before `deadline`.
+    /// Makes the writer check for changes of other processes at once. Returns `true` if that was done
+    /// before `deadline`.
     pub(super) fn refresh_now(&self, deadline: Instant) -> bool {
         let mut state = self.state();
-        // One that runs at this moment may have looked too early: the next one counts.
+        // A running check may have looked too early, so only the next one counts.
         let wanted = state.refresh.done + 1 + u64::from(state.refresh.runs);
         while state.refresh.done < wanted && !state.writer_gone {
             (state.refresh.wanted, state.refresh.earliest) = (true, None);
@@ -321,7 +326,7 @@ impl Queue {
         state.refresh.done >= wanted
     }
 
-    /// Waits until everything queued before is written. Returns whether that was so before `deadline`.
+    /// Waits until everything queued so far is written. Returns `true` if that was done before `deadline`.
     pub(super) fn drain(&self, deadline: Instant) -> bool {
         let mut state = self.state();
         state.hurried_by += 1;
@@ -334,7 +339,7 @@ impl Queue {
         state.bytes == 0
     }
 
-    /// Lets the writer write what waits and come to an end. Returns whether it did before `deadline`.
+    /// Makes the writer write the queue and stop. Returns `true` if it did before `deadline`.
     pub(super) fn stop(&self, deadline: Instant) -> bool {
         let mut state = self.state();
         state.stopped = true;
@@ -348,7 +353,7 @@ impl Queue {
         true
     }
 
-    /// Takes note that nobody writes any more: from now on nobody waits either. For the writer.
+    /// Marks the writer as gone, so that no caller waits for it. Called by the writer.
     pub(super) fn writer_left(&self) {
         let mut state = self.state();
         (state.stopped, state.writer_gone) = (true, true);

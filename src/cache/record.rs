@@ -1,4 +1,4 @@
-//! (P) The bytes of a segment file: its header, its records, its footer. Encoding and bounded decoding, no I/O.
+//! (P) Bytes of a segment file: its header, its records, its footer. Encoding and bounded decoding, no I/O.
 //!
 //! ```text
 //! segment  = header(64) (record | gap)* [footer]
@@ -7,15 +7,16 @@
 //! footer   = entry(44)* trailer(32), only in sealed segments, ends the file
 //! ```
 //!
-//! All numbers are little-endian. Every header and footer carries a keyed checksum. The key is random, belongs to
-//! this cache directory and never leaves it: payloads come from other machines, and one of them could hold bytes
-//! that look like a record or a footer. After a crash such bytes may lie where a header is expected; without the
-//! key they convince nobody. Payloads are not covered: chunks prove themselves, manifest pages carry a checksum of
-//! their own.
+//! All numbers are little-endian. Every header and footer carries a keyed checksum. The key is random,
+//! belongs to this cache directory and never leaves it. It is needed because payloads come from other
+//! machines, and one of them could contain bytes that look like a record or a footer. After a crash such
+//! bytes may lie where a header is expected; without the key they fail the check. The checksum does not
+//! cover payloads: a chunk is verified by its hash, and a manifest page has its own checksum.
 //!
-//! Records start at multiples of 64 bytes, not of 4096, which would waste up to half on small files. The payload of a full
-//! chunk alone begins a block, for 1.5 % of room: so it goes to the disk from where it lies, without a copy, and comes back into
-//! exactly as many blocks. That copy cost a tenth of the processor time of a cold read.
+//! Records start at multiples of 64 bytes, because multiples of 4096 would waste up to half the space of
+//! small files. Only the payload of a full chunk begins a block, which costs 1.5 % of space. It is written
+//! without a copy and read back in as few blocks as possible. That copy cost a tenth of the processor time
+//! of a cold read.
 
 use std::fmt;
 
@@ -24,19 +25,19 @@ use data_encoding::HEXLOWER_PERMISSIVE as HEX;
 use crate::chunk::CHUNK_BYTES;
 use crate::io::DIRECT_ALIGN_BYTES;
 
-/// What records are found by: the BLAKE3 hash of a chunk, or the derived key of a manifest page. 32 bytes.
+/// Key of a record: the BLAKE3 hash of a chunk, or the derived key of a manifest page. 32 bytes.
 pub(super) type Key = [u8; 32];
 
 /// Number of a segment; higher is younger.
 pub(super) type SegmentId = u64;
 
-/// Size of the header of a segment, and of a record, in bytes; also what records are aligned to.
+/// Size of the header of a segment or a record, in bytes. Records are aligned to it.
 pub(super) const HEADER_BYTES: u32 = 64;
 
 /// Largest payload of a record in bytes: a full chunk. Manifest pages are smaller.
 pub(super) const PAYLOAD_BYTES_MAX: u32 = CHUNK_BYTES as u32;
 
-/// What direct I/O moves, in bytes.
+/// Block size of direct I/O in bytes.
 pub(super) const BLOCK_BYTES: u32 = DIRECT_ALIGN_BYTES as u32;
 
 /// Size of the trailer that ends a footer, in bytes.
@@ -49,7 +50,7 @@ const GAP_MAGIC: &[u8; 4] = b"WHgp";
 const SEGMENT_MAGIC: &[u8; 8] = b"WHsegm01";
 const FOOTER_MAGIC: &[u8; 8] = b"WHfoot01";
 
-/// What a keyed checksum vouches for; keeps one kind from passing as another.
+/// Kind of data that a keyed checksum covers. It keeps one kind from passing as another.
 #[derive(Clone, Copy)]
 pub(super) enum Covers {
     /// The header of a segment.
@@ -60,11 +61,11 @@ pub(super) enum Covers {
     Footer = 3,
     /// The payload of a manifest page.
     Page = 4,
-    /// A file of pins.
+    /// A pin file.
     Pins = 5,
 }
 
-/// What a record holds.
+/// Content of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// The plain bytes of a chunk.
@@ -86,41 +87,41 @@ impl Kind {
 /// One record of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// What it is found by.
+    /// Its key.
     pub(super) key: Key,
-    /// What it holds.
+    /// Its content.
     pub(super) kind: Kind,
-    /// Where its header starts in the segment, in bytes.
+    /// Offset of its header in the segment, in bytes.
     pub(super) offset: u32,
     /// Size of its payload in bytes.
     pub(super) len: u32,
 }
 
 impl Entry {
-    /// Where the record behind it starts, in bytes.
+    /// Returns the offset of the next record, in bytes.
     pub(super) const fn end(&self) -> u64 {
         self.offset as u64 + record_bytes(self.len)
     }
 }
 
-/// Size of a record with `payload_len` bytes of payload, with header and padding.
+/// Returns the size of a record with `payload_len` bytes of payload, header and padding included.
 pub(super) const fn record_bytes(payload_len: u32) -> u64 {
     HEADER_BYTES as u64 + (payload_len as u64).next_multiple_of(HEADER_BYTES as u64)
 }
 
-/// What a record costs in a segment at most: with its entry in the footer, and the gap in front of it.
+/// Returns the most bytes that a record takes in a segment, with its footer entry and the gap before it.
 pub(super) const fn stored_bytes(payload_len: u32) -> u64 {
     let gap_bytes_max = if begins_block(payload_len) { BLOCK_BYTES - HEADER_BYTES } else { 0 };
     gap_bytes_max as u64 + record_bytes(payload_len) + ENTRY_BYTES as u64
 }
 
-/// Whether a payload of this length begins a block.
+/// Returns `true` if a payload of this length begins a block.
 pub(super) const fn begins_block(payload_len: u32) -> bool {
     payload_len == PAYLOAD_BYTES_MAX
 }
 
-/// Size of the gap in front of a record, in bytes, where the records before it end at `end`; a multiple of [`HEADER_BYTES`], and 0
-/// where it is none.
+/// Returns the size of the gap before a record if the records before it end at `end`. It is 0 or a multiple
+/// of [`HEADER_BYTES`].
 pub(super) const fn gap_bytes(end: u32, payload_len: u32) -> u32 {
     if begins_block(payload_len) {
         (end + HEADER_BYTES).next_multiple_of(BLOCK_BYTES) - HEADER_BYTES - end
@@ -129,21 +130,21 @@ pub(super) const fn gap_bytes(end: u32, payload_len: u32) -> u32 {
     }
 }
 
-/// What stands at a place in a segment where no payload is.
+/// Decoded header inside a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Header {
-    /// A record begins.
+    /// Start of a record.
     Record(Entry),
-    /// Nothing, up to here.
+    /// Unused bytes up to this offset.
     Gap(u32),
 }
 
-/// Size of a footer over `entries` records.
+/// Returns the size of a footer with `entries` records.
 pub(super) const fn footer_bytes(entries: usize) -> u64 {
     entries as u64 * ENTRY_BYTES as u64 + TRAILER_BYTES as u64
 }
 
-/// Where the footer of a segment lies, and how many records it names.
+/// Location of the footer of a segment, and the number of its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Trailer {
     /// Offset of the footer in the segment: the end of its records.
@@ -151,7 +152,7 @@ pub(super) struct Trailer {
     count: u32,
 }
 
-/// The key of the checksums of one cache directory.
+/// Key of the checksums of one cache directory.
 #[derive(Clone)]
 pub(super) struct Secret([u8; 32]);
 
@@ -162,22 +163,22 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Takes 32 random bytes.
+    /// Creates a key of 32 random bytes.
     pub(super) const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Reads what [`Secret::to_hex`] wrote.
+    /// Decodes the text of [`Secret::to_hex`].
     pub(super) fn from_hex(text: &str) -> Option<Self> {
         HEX.decode(text.as_bytes()).ok()?.try_into().ok().map(Self)
     }
 
-    /// The key as 64 hexadecimal digits.
+    /// Returns the key as 64 hexadecimal digits.
     pub(super) fn to_hex(&self) -> String {
         HEX.encode(&self.0)
     }
 
-    /// The checksum of `parts`, one behind the other.
+    /// Returns the checksum of the concatenated `parts`.
     pub(super) fn mac(&self, covers: Covers, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(&[covers as u8]);
@@ -189,7 +190,7 @@ impl Secret {
         mac
     }
 
-    /// The header of segment `id`.
+    /// Encodes the header of segment `id`.
     pub(super) fn encode_segment(&self, id: SegmentId) -> [u8; HEADER_BYTES as usize] {
         let mut header = [0; HEADER_BYTES as usize];
         header[..8].copy_from_slice(SEGMENT_MAGIC);
@@ -197,12 +198,12 @@ impl Secret {
         self.finish_header(Covers::Segment, header)
     }
 
-    /// Whether `header` is that of segment `id` of this cache.
+    /// Returns `true` if `header` is the header of segment `id` of this cache.
     pub(super) fn is_segment(&self, id: SegmentId, header: &[u8]) -> bool {
         header == self.encode_segment(id)
     }
 
-    /// The header of a record.
+    /// Encodes the header of a record.
     pub(super) fn encode_record(&self, kind: Kind, key: &Key, len: u32) -> [u8; HEADER_BYTES as usize] {
         let mut header = [0; HEADER_BYTES as usize];
         header[..4].copy_from_slice(RECORD_MAGIC);
@@ -212,8 +213,8 @@ impl Secret {
         self.finish_header(Covers::Record, header)
     }
 
-    /// What stands in front of `payload_len` bytes where the records end at `end`: a gap if there must be one, and the header of
-    /// the record.
+    /// Encodes the bytes before a payload of `payload_len` bytes if the records end at `end`: the gap, if
+    /// one is necessary, and the header of the record.
     pub(super) fn encode_lead(&self, end: u32, kind: Kind, key: &Key, payload_len: u32) -> Vec<u8> {
         let gap_bytes = gap_bytes(end, payload_len) as usize;
         let mut lead = Vec::with_capacity(gap_bytes + HEADER_BYTES as usize);
@@ -228,7 +229,7 @@ impl Secret {
         lead
     }
 
-    /// What the header at `offset` says; `None` when it is not one of this cache.
+    /// Decodes the header at `offset`; `None` if it is not a header of this cache.
     pub(super) fn decode_header(&self, offset: u32, header: &[u8; HEADER_BYTES as usize]) -> Option<Header> {
         if header[..4] != *GAP_MAGIC {
             return self.decode_record(offset, header).map(Header::Record);
@@ -248,7 +249,7 @@ impl Secret {
         sound.then_some(Entry { key, kind, offset, len })
     }
 
-    /// The footer of segment `id`, whose records end at `footer_offset`.
+    /// Encodes the footer of segment `id`, whose records end at `footer_offset`.
     pub(super) fn encode_footer(&self, id: SegmentId, footer_offset: u32, entries: &[Entry]) -> Vec<u8> {
         let mut footer = Vec::with_capacity(footer_bytes(entries.len()) as usize);
         for entry in entries {
@@ -266,7 +267,8 @@ impl Secret {
         footer
     }
 
-    /// The records of segment `id`, from the whole `footer` that `trailer` announced. `None` when anything is wrong.
+    /// Decodes the records of segment `id` from the whole `footer` described by `trailer`. `None` if
+    /// anything is invalid.
     pub(super) fn decode_footer(&self, id: SegmentId, trailer: Trailer, footer: &[u8]) -> Option<Vec<Entry>> {
         if footer.len() as u64 != footer_bytes(trailer.count as usize) {
             return None;
@@ -297,8 +299,8 @@ impl Secret {
     }
 }
 
-/// Where the footer lies in a segment of `file_bytes`, from the last [`TRAILER_BYTES`] of it. Its checksum is
-/// proved by [`Secret::decode_footer`]; until then this bounds what is read.
+/// Finds the footer of a segment of `file_bytes` from its last [`TRAILER_BYTES`]. [`Secret::decode_footer`]
+/// verifies the checksum; until then this bounds the read.
 pub(super) fn decode_trailer(file_bytes: u64, trailer: &[u8]) -> Option<Trailer> {
     if trailer.len() != TRAILER_BYTES as usize || trailer[..8] != *FOOTER_MAGIC {
         return None;

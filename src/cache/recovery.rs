@@ -1,4 +1,5 @@
-//! Start: what the segments hold, from their footers; segments that a crash left open are walked and finished.
+//! Recovery on start: reads the records of the segments from their footers, and seals the segments that a
+//! crash left open.
 
 use std::io::{self, ErrorKind};
 
@@ -12,8 +13,9 @@ use super::record::{HEADER_BYTES, Secret};
 use super::segment::{OpenSegment, Records, read_records};
 use super::way::Way;
 
-/// Reads what the directory holds. With its `lock`, segments that a crash left open are finished; without, they are
-/// read as far as they go. Nothing that is wrong with a segment is an error: what cannot be read is not there.
+/// Reads the records of the directory. With its `lock`, segments left open by a crash are sealed; without
+/// it, they are read as far as possible. A damaged segment is not an error: its unreadable records are
+/// missing.
 pub(super) fn recover(
     directory: &Directory,
     secret: &Secret,
@@ -29,7 +31,7 @@ pub(super) fn recover(
         };
         match read {
             Ok(read) => found.extend(read),
-            // Evicted by another process meanwhile.
+            // Another process evicted it meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
                 warn!("cannot read {}: {error}", directory.path(segment.id, segment.form).display());
@@ -49,7 +51,7 @@ fn read(directory: &Directory, secret: &Secret, segment: Listed) -> io::Result<O
     Ok(Some((segment, records)))
 }
 
-/// Finishes a segment that nobody writes to any more.
+/// Seals a segment whose writer is gone.
 fn finish(
     directory: &Directory,
     lock: &DirectoryLock,
@@ -64,8 +66,8 @@ fn finish(
         directory.remove_segment(lock, segment.id)?;
         return Ok(None);
     }
-    // It is sealed at once, so the capacity does not matter: the footer's room was kept when the records were
-    // written.
+    // The segment is sealed at once, so its capacity does not matter. Room for the footer was kept when the
+    // records were written.
     let bytes = OpenSegment::resume(directory, lock, file, segment.id, &records, 0, Way::Through)?.seal(
         directory,
         lock,

@@ -1,4 +1,4 @@
-//! Making room: evicting segments until what is about to be written keeps within the limits.
+//! Eviction of segments until the next write keeps within the limits.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,19 +11,20 @@ use super::index::Candidate;
 use super::record::SegmentId;
 use super::shared::{Counters, Shared};
 
-/// What making room came to.
+/// Result of an eviction.
 #[derive(Debug)]
 pub(super) struct Room {
-    /// Whether there is room now.
+    /// True if there is room now.
     pub(super) enough: bool,
-    /// The segments that are gone from the directory; their files are still open, their records still in the index.
+    /// Segments removed from the directory. Their files are still open and their records still in the
+    /// index.
     pub(super) dying: Vec<SegmentId>,
-    /// Their records that were used.
+    /// Their used records.
     pub(super) used: Vec<Candidate>,
 }
 
 impl Shared {
-    /// The limits when `grow_bytes` are about to be added.
+    /// Returns the limits for a growth of `grow_bytes`.
     pub(super) fn limits(&self, grow_bytes: u64) -> io::Result<Limits> {
         let (available, total) = self.directory.space()?;
         Ok(Limits {
@@ -34,7 +35,8 @@ impl Shared {
         })
     }
 
-    /// Evicts until `grow_bytes` can be added. `listed` is what the directory holds, and is known to the index.
+    /// Evicts segments until `grow_bytes` can be added. `listed` is the current listing, and the index is
+    /// up to date with it.
     pub(super) fn make_room(
         &self,
         lock: &DirectoryLock,
@@ -42,7 +44,7 @@ impl Shared {
         grow_bytes: u64,
     ) -> io::Result<Room> {
         let limits = self.limits(grow_bytes)?;
-        // Read from the names under the lock, so that a pin of another process holds here, too.
+        // The names are read under the lock, so a pin of another process holds here, too.
         let pinned = listed.iter().filter(|segment| segment.is_pinned());
         let mut protected: BTreeSet<SegmentId> = pinned.map(|segment| segment.id).collect();
         loop {
@@ -53,12 +55,12 @@ impl Shared {
             if busy.is_empty() {
                 return self.evict(lock, listed, &plan.victims, plan.enough);
             }
-            // Each turn protects at least one more, so this ends.
+            // Each round protects at least one more segment, so the loop ends.
             protected.extend(busy);
         }
     }
 
-    /// Whether a process appends to `segment`.
+    /// Returns `true` if a process appends to `segment`.
     fn is_busy(&self, segment: SegmentId) -> bool {
         !matches!(self.directory.claim_segment(segment, Form::Open), Ok(Some(_)))
     }
@@ -74,7 +76,7 @@ impl Shared {
         for segment in listed.iter().filter(|segment| victims.contains(&segment.id)) {
             let used = self.index().candidates(segment.id);
             if !used.is_empty() {
-                // Kept open, so that what moves on can be read after the name is gone.
+                // The file stays open, so that the survivors can be read after the name is gone.
                 let _ = self.file(segment.id);
             }
             self.directory.remove_segment(lock, segment.id)?;

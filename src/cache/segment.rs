@@ -1,4 +1,4 @@
-//! One segment file: appending to it, finishing it, finding its records.
+//! A segment file: appending to it, sealing it, finding its records.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -17,14 +17,14 @@ use super::record::{
 use super::staging::Staging;
 use super::way::Way;
 
-/// How much is read from the end of a finished segment at once, in bytes: the footer of 370 records, which is more
-/// than a segment of 64 MiB has of full chunks.
+/// Bytes read at once from the end of a sealed segment: the footer of 370 records. A segment of 64 MiB
+/// holds fewer full chunks.
 const TAIL_BYTES: u64 = 16 * 1024;
 
-/// A record to be appended.
+/// Record to append.
 pub(super) type Record = (Kind, Key, Bytes);
 
-/// A segment that this process appends to. The file is locked as long as it is open.
+/// Segment that this process appends to. Its file stays locked while it is open.
 #[derive(Debug)]
 pub(super) struct OpenSegment {
     /// Its number.
@@ -33,18 +33,19 @@ pub(super) struct OpenSegment {
     pub(super) file: Arc<File>,
     /// End of its records, in bytes.
     pub(super) end: u32,
-    /// Size of the file in bytes: up to a block more than the records, where it is written in whole blocks.
+    /// Size of the file in bytes. With direct writes it exceeds `end` by up to a block.
     pub(super) file_bytes: u64,
-    /// The same file, to be written around the page cache; `None` where it goes through it.
+    /// Same file opened for direct writes; `None` if writes are buffered.
     direct: Option<File>,
-    /// What the last block holds, unless it is full: the next write begins with it.
+    /// Content of the last block, unless it is full. The next write begins with it.
     tail: Vec<u8>,
     entries: Vec<Entry>,
     capacity_bytes: u32,
 }
 
 impl OpenSegment {
-    /// Makes segment `id`, of at most `capacity_bytes` with its footer. Its header is written with the first records.
+    /// Creates segment `id` of at most `capacity_bytes`, footer included. Its header is written with the
+    /// first records.
     pub(super) fn create(
         directory: &Directory,
         lock: &DirectoryLock,
@@ -66,7 +67,8 @@ impl OpenSegment {
         })
     }
 
-    /// Goes on with a segment whose `records` are known; cuts off what lies behind them. `file` must be locked.
+    /// Resumes a segment whose `records` are known, and truncates the file after them. `file` must be
+    /// locked.
     pub(super) fn resume(
         directory: &Directory,
         lock: &DirectoryLock,
@@ -93,17 +95,17 @@ impl OpenSegment {
         })
     }
 
-    /// How it is written.
+    /// Returns its write mode.
     pub(super) const fn way(&self) -> Way {
         if self.direct.is_some() { Way::Around } else { Way::Through }
     }
 
-    /// The records that it has.
+    /// Returns its records.
     pub(super) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// How many of the records with these payload lengths fit for sure, from the first on.
+    /// Returns the number of leading records with these payload lengths that certainly fit.
     pub(super) fn fitting(&self, lens: impl Iterator<Item = usize>) -> usize {
         let used = u64::from(self.end) + footer_bytes(self.entries.len());
         let mut left = u64::from(self.capacity_bytes).saturating_sub(used);
@@ -115,8 +117,8 @@ impl OpenSegment {
         .count()
     }
 
-    /// Appends `records`, which must fit. After an error the segment is as it was before the piece that failed;
-    /// what it has more than before is returned either way.
+    /// Appends `records`, which must fit. After an error the segment is as it was before the failed piece.
+    /// Returns the new entries in either case.
     pub(super) fn append(
         &mut self,
         directory: &Directory,
@@ -138,14 +140,16 @@ impl OpenSegment {
                     self.tail.extend_from_slice(staging.tail());
                     self.entries.append(&mut entries);
                 }
-                // Half a record at the end would stop a walk; where cutting it off fails the next append overwrites it.
+                // Half a record at the end would stop a walk. If the truncation fails, the next append
+                // overwrites it.
                 Err(_) => self.cut(),
             }
         }
         (self.entries[before..].to_vec(), result)
     }
 
-    /// Gathers the first of `records`, as many as one piece takes. Says where they will end, and what they are.
+    /// Stages the first of `records`, as many as one piece takes. Returns the new end of the records and
+    /// their entries.
     fn stage(&self, secret: &Secret, staging: &mut Staging, records: &[Record]) -> (u32, Vec<Entry>) {
         let (mut end, mut entries) = (self.end, Vec::with_capacity(records.len()));
         staging.begin(&self.tail);
@@ -161,7 +165,7 @@ impl OpenSegment {
         (end, entries)
     }
 
-    /// Writes what is staged over the last block: around the page cache, or through it where that is refused.
+    /// Writes the staged piece over the last block: with direct I/O, or buffered if that is refused.
     fn write(&mut self, direct: &Direct, staging: &mut Staging) -> io::Result<()> {
         let start = u64::from(self.end) - self.tail.len() as u64;
         if let Some(file) = &self.direct {
@@ -180,14 +184,15 @@ impl OpenSegment {
         Ok(())
     }
 
-    /// Cuts off what lies behind the records.
+    /// Truncates the file after its records.
     fn cut(&mut self) {
         if self.file.set_len(u64::from(self.end)).is_ok() {
             self.file_bytes = u64::from(self.end);
         }
     }
 
-    /// Finishes the segment: appends the footer, renames it as `form` says, and unlocks it. Returns its final size in bytes.
+    /// Seals the segment: appends the footer, renames the file to `form` and unlocks it. Returns its final
+    /// size in bytes.
     pub(super) fn seal(
         self,
         directory: &Directory,
@@ -195,18 +200,18 @@ impl OpenSegment {
         secret: &Secret,
         form: Form,
     ) -> io::Result<u64> {
-        // The footer must end the file, so what fills the last block goes first. Then it goes through the page cache: it is
-        // small, and the next start reads it.
+        // The footer must end the file, so the padding of the last block goes first. The footer is small
+        // and the next start reads it, so it goes through the page cache.
         self.file.set_len(u64::from(self.end))?;
         let footer = secret.encode_footer(self.id, self.end, &self.entries);
         let mut bytes = u64::from(self.end) + footer.len() as u64;
         if self.file.write_all_at(&footer, u64::from(self.end)).is_err() {
-            // Full disk: without a footer the records are found by walking, which is only slower.
+            // The disk is full. Without a footer the next start walks the records, which is only slower.
             self.file.set_len(u64::from(self.end))?;
             bytes = u64::from(self.end);
         }
         if form == Form::Pinned {
-            // What was promised to stay must not be lost with the power.
+            // A pin promises to survive a power loss.
             self.file.sync_data()?;
         }
         directory.rename_segment(lock, self.id, Form::Open, form)?;
@@ -215,19 +220,19 @@ impl OpenSegment {
     }
 }
 
-/// The records of a segment, or of its end.
+/// Records of a segment, or of its end.
 #[derive(Debug)]
 pub(super) struct Records {
     /// The records.
     pub(super) entries: Vec<Entry>,
-    /// Where they end, in bytes.
+    /// End of the records in bytes.
     pub(super) end: u32,
-    /// Whether they came from a sound footer.
+    /// True if they came from a valid footer.
     pub(super) from_footer: bool,
 }
 
-/// The records of segment `id` from offset `from` on: from its footer where it is `sealed` and the footer is sound,
-/// otherwise by walking from header to header as far as they are sound.
+/// Reads the records of segment `id` from offset `from` on. They come from the footer if the segment is
+/// `sealed` and the footer is valid, otherwise from a walk over the valid headers.
 pub(super) fn read_records(
     file: &File,
     secret: &Secret,
@@ -275,7 +280,7 @@ fn walk(file: &File, secret: &Secret, id: SegmentId, from: u32, file_bytes: u64)
     }
     while u64::from(records.end) + u64::from(HEADER_BYTES) <= file_bytes {
         match file.read_exact_at(&mut header, u64::from(records.end)) {
-            // Cut shorter at this moment by its writer, whose disk is full.
+            // The writer truncated the file at this moment, because its disk is full.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
             result => result?,
         }

@@ -1,4 +1,5 @@
-//! What readers and the writer share: the index, the open files, the counters, and reading a record with its proof.
+//! State shared by readers and the writer: the index, the open files, the counters. Reads and verifies
+//! records.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -20,16 +21,16 @@ use super::record::{Key, Kind, Secret, SegmentId};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, Laid, VerifiedChunk};
 use crate::io::{RUN_ROOM_BYTES, Rooms};
 
-/// Most segment files that are kept open for reading. A stream needs one; 64 serve many at once and are far from the
+/// Most segment files kept open for reading. A stream needs one. 64 serve many streams and are far from the
 /// usual limit of 1,024 descriptors.
 const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// Most records of less than a full chunk that are read with one system call.
+/// Most records shorter than a full chunk that one system call reads.
 const RUN_RECORDS_MAX: usize = 16;
-/// Full chunks that are read so: what lies in one room.
+/// Most full chunks that one system call reads: the chunks of one run buffer.
 const RUN_CHUNKS: usize = RUN_ROOM_BYTES / CHUNK_BYTES as usize;
 
-/// The limits of a cache.
+/// Limits of a cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// Most bytes of all segments.
@@ -40,7 +41,7 @@ pub(super) struct Bounds {
     pub(super) min_free_ratio: f64,
 }
 
-/// What happened since the cache was opened.
+/// Counters since the cache was opened.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) hits: AtomicU64,
@@ -52,25 +53,25 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Adds to one of them.
+    /// Adds `count` to one of the counters.
     pub(super) fn add(counter: &AtomicU64, count: u64) {
         counter.fetch_add(count, Ordering::Relaxed);
     }
 }
 
-/// A record to be read: its key, kind and place.
+/// Record to read: its key, kind and location.
 pub(super) type Wanted = (Key, Kind, Location);
 
-/// A payload that proved itself.
+/// Payload that passed verification.
 #[derive(Debug)]
 pub(super) enum Proven {
     /// A chunk.
     Chunk(VerifiedChunk),
-    /// A page, and its bytes.
+    /// Manifest page and its encoded bytes.
     Manifest(ManifestPage, Bytes),
 }
 
-/// What readers and the writer share.
+/// State shared by readers and the writer.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) directory: Directory,
@@ -81,15 +82,15 @@ pub(super) struct Shared {
     index: Mutex<Index>,
     manifests: Mutex<ManifestTable>,
     files: Mutex<LruCache<SegmentId, Arc<SegmentFile>>>,
-    /// Where runs of payloads are laid down.
+    /// Buffers into which runs of payloads are read.
     rooms: Arc<Rooms>,
     warned_corrupt: AtomicBool,
-    /// Why nothing new is taken at the moment.
+    /// Reason why no new record is accepted at the moment.
     refusal: Mutex<Option<String>>,
 }
 
 impl Shared {
-    /// Puts the parts together.
+    /// Creates the shared state.
     pub(super) fn new(directory: Directory, secret: Secret, bounds: Bounds, index: Index) -> Self {
         Self {
             directory,
@@ -106,17 +107,17 @@ impl Shared {
         }
     }
 
-    /// The index. Never held over I/O.
+    /// Locks the index. The lock is never held during I/O.
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why nothing new is taken at the moment; for the writer to say, and for `status` to read.
+    /// Locks the reason why no new record is accepted. The writer sets it and `status` reads it.
     pub(super) fn refusal(&self) -> MutexGuard<'_, Option<String>> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The manifest pages in memory. Never held over I/O.
+    /// Locks the manifest pages in memory. The lock is never held during I/O.
     pub(super) fn manifests(&self) -> MutexGuard<'_, ManifestTable> {
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -125,7 +126,7 @@ impl Shared {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of `segment`, opened if need be.
+    /// Returns the file of `segment`, and opens it if necessary.
     pub(super) fn file(&self, segment: SegmentId) -> io::Result<Arc<SegmentFile>> {
         if let Some(file) = self.files().get(&segment) {
             return Ok(Arc::clone(file));
@@ -140,8 +141,8 @@ impl Shared {
         file
     }
 
-    /// Closes every file that nobody reads at this moment: an unlinked segment takes space until nobody has it open.
-    /// Rooms that nobody uses are freed, too.
+    /// Closes every file without a reader, because an unlinked segment takes space until its last
+    /// descriptor is closed. Also frees the unused buffers.
     pub(super) fn close_files(&self) {
         self.files().clear();
         self.rooms.clear();
@@ -153,8 +154,8 @@ impl Shared {
         self.files().pop(&segment);
     }
 
-    /// Reads and proves records; neighbours that follow each other with one system call. `None` for what is not
-    /// there or does not prove itself: that is forgotten.
+    /// Reads and verifies records. One system call reads records that are adjacent on disk. A missing or
+    /// damaged record gives `None` and is forgotten.
     pub(super) fn read(&self, wanted: &[Wanted], reading: Reading) -> Vec<Option<Proven>> {
         let mut results = Vec::with_capacity(wanted.len());
         for run in runs(wanted) {
@@ -196,7 +197,8 @@ impl Shared {
         }
     }
 
-    /// Forgets a record that could not be read; damage is counted, being evicted by another process is not damage.
+    /// Forgets a record that could not be read. Damage is counted; eviction by another process is not
+    /// damage.
     fn forget(&self, (key, _, at): &Wanted, evicted: bool) {
         let form = {
             let mut index = self.index();
@@ -208,18 +210,19 @@ impl Shared {
         Counters::add(&self.counters.corrupt, 1);
         if !self.warned_corrupt.swap(true, Ordering::Relaxed) {
             let path = self.directory.path(at.segment, form);
-            warn!("{} is damaged at byte {}; what is lost is fetched again", path.display(), at.offset);
+            warn!("{} is damaged at byte {}; the lost content is fetched again", path.display(), at.offset);
         }
     }
 }
 
-/// Cuts `wanted` into runs of neighbours on disk.
+/// Cuts `wanted` into runs that are adjacent on disk.
 fn runs(wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
     let neighbours = wanted.chunk_by(|(.., first), (.., second)| are_neighbours(first, second));
     neighbours.flat_map(cut)
 }
 
-/// Cuts neighbours into what is read to a room: as many full chunks as fill one, or one of them, or what is shorter.
+/// Cuts adjacent records into the parts that one system call reads: as many full chunks as fill a buffer,
+/// or one of them, or a group of shorter records.
 fn cut(mut run: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
     let is_full = |(.., at): &&Wanted| at.len == CHUNK_BYTES as u32;
     std::iter::from_fn(move || {

@@ -1,6 +1,7 @@
-//! (P) What the writer is about to write, in one piece: the end of its segment from the last whole block on, and the
-//! records that come behind it. In whole blocks at aligned addresses, so that it can go around the page cache: small things are
-//! gathered in a buffer, and what begins a block and lies at such an address is taken from there.
+//! (P) Staging of the next write as one piece: the last partial block of the segment, then the new records.
+//! The piece consists of whole blocks at aligned addresses, so that direct I/O can write it. Small data is
+//! copied into a buffer. A payload that begins a block and is aligned in memory is written from its own
+//! memory.
 
 use std::ops::Range;
 
@@ -11,25 +12,25 @@ use crate::io::AlignedBuffer;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
-/// Room for what the queue hands out at once, a block that was begun, and as many gaps as there can be. Larger writes take less processor
-/// time: a gigabyte 0.26 s in pieces of 256 KiB, 0.12 to 0.21 s in pieces of 4 MiB.
+/// Size of the buffer: one batch of the queue, one partial block, and the largest number of gaps. Larger
+/// writes take less processor time: 0.26 s a GB in pieces of 256 KiB, 0.12 to 0.21 s in pieces of 4 MiB.
 const STAGING_BYTES: usize = super::queue::BATCH_BYTES_MAX + 17 * BLOCK;
 
-/// A part of the piece.
+/// Part of the piece.
 #[derive(Debug)]
 enum Part {
-    /// Gathered, here in the buffer.
+    /// Copied into the buffer.
     Gathered(Range<usize>),
-    /// Whole blocks, where they lie.
+    /// Whole blocks in their own memory.
     InPlace(Bytes),
 }
 
-/// The buffer, used again for every piece, and the piece.
+/// Buffer that is reused for every piece, and the current piece.
 #[derive(Debug)]
 pub(super) struct Staging {
     buffer: AlignedBuffer,
-    /// What of the buffer is filled. A part in place begins and ends with a block, so this is where a block begins
-    /// whenever the next byte of the piece does.
+    /// Filled bytes of the buffer. A part in place consists of whole blocks, so block boundaries of the
+    /// buffer and of the piece coincide.
     filled: usize,
     parts: Vec<Part>,
     len: usize,
@@ -40,15 +41,15 @@ impl Staging {
         Self { buffer: AlignedBuffer::zeroed(STAGING_BYTES), filled: 0, parts: Vec::new(), len: 0 }
     }
 
-    /// Begins a piece with what its first block holds already, which is less than a block.
+    /// Begins a piece with the content of its first block, which is less than a block.
     pub(super) fn begin(&mut self, tail: &[u8]) {
         self.let_go();
         (self.filled, self.len) = (0, 0);
         self.put(tail);
     }
 
-    /// Takes in a record with what stands in front of its payload, and its padding. Says whether there was room for it; for one
-    /// record there always is.
+    /// Adds a record with its prefix and padding. Returns `false` if there is no room. A single record
+    /// always fits.
     pub(super) fn push(&mut self, lead: &[u8], payload: &Bytes) -> bool {
         let padded_bytes = payload.len().next_multiple_of(HEADER_BYTES as usize);
         if self.len + lead.len() + padded_bytes > self.buffer.len() {
@@ -66,12 +67,12 @@ impl Staging {
         true
     }
 
-    /// Size of the piece in bytes.
+    /// Returns the size of the piece in bytes.
     pub(super) const fn len(&self) -> usize {
         self.len
     }
 
-    /// The piece.
+    /// Returns the piece.
     pub(super) fn slices(&self) -> Vec<&[u8]> {
         let bytes_of = self.parts.iter().map(|part| match part {
             Part::Gathered(range) => &self.buffer[range.clone()],
@@ -80,8 +81,8 @@ impl Staging {
         bytes_of.collect()
     }
 
-    /// The piece in whole blocks. Zeroes behind it: whoever walks through the records shall find the end there, and
-    /// not the records of an earlier piece.
+    /// Returns the piece padded with zeroes to whole blocks. A walk over the records then finds the end
+    /// there, and not the records of an earlier piece.
     pub(super) fn blocks(&mut self) -> Vec<&[u8]> {
         let end = self.filled.next_multiple_of(BLOCK);
         self.buffer[self.filled..end].fill(0);
@@ -92,12 +93,12 @@ impl Staging {
         slices
     }
 
-    /// What the next piece begins with: the last block, as far as it is filled.
+    /// Returns the beginning of the next piece: the last block, as far as it is filled.
     pub(super) fn tail(&self) -> &[u8] {
         &self.buffer[self.filled - self.len % BLOCK..self.filled]
     }
 
-    /// Keeps nobody's memory any longer.
+    /// Releases the memory of the payloads.
     pub(super) fn let_go(&mut self) {
         self.parts.clear();
     }
@@ -161,7 +162,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
-        /// Where payloads lie in memory makes no difference to what is written, and everything is in whole, aligned blocks.
+        /// The memory addresses of payloads do not change the written bytes, and the piece has whole,
+        /// aligned blocks.
         #[test]
         fn in_place_or_gathered_the_piece_is_the_same(
             first in 1..200u32,

@@ -1,5 +1,5 @@
-//! A cache on disk that is used as long as it can be: [`StandbyCache`] does without one that cannot be opened, that was deleted or
-//! that nobody may write to, says so once, and takes it up when that has changed.
+//! [`StandbyCache`]: a disk cache that may be unusable for a while. It does without a cache that cannot be
+//! opened, was deleted or is read-only. It warns once, and uses the cache again as soon as that works.
 
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
@@ -14,16 +14,17 @@ use super::store::Standing;
 use super::{CacheConfig, CacheError, CacheStats, ChunkCache, DiskCache, FileKey, NoCache};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
-/// Between two looks at the directory. Each costs two or three system calls, or an attempt to open the cache.
+/// Time between two checks of the directory. Each costs two or three system calls, or an attempt to open
+/// the cache.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Between two looks whether somebody still reads from a cache that was given up.
+/// Time between two checks for the last reader of a replaced cache.
 const LEAVE_EVERY: Duration = Duration::from_millis(20);
 
-/// The cache in a directory, or nothing while that cannot be used.
+/// The cache in a directory, or no cache while the directory is unusable.
 pub struct StandbyCache {
     shared: Arc<Shared>,
-    /// Dropped, it ends the keeper.
+    /// Ends the checking thread when dropped.
     _stop: SyncSender<()>,
 }
 
@@ -33,12 +34,12 @@ struct Shared {
     taken_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// What answers now.
+/// Cache that answers now.
 struct Current {
     cache: Arc<dyn ChunkCache>,
-    /// The same, where it is on disk.
+    /// The same cache, if it is on disk.
     disk: Option<Arc<DiskCache>>,
-    /// Why it is not.
+    /// Reason why it is not on disk.
     problem: Option<String>,
 }
 
@@ -53,17 +54,17 @@ impl Current {
     }
 }
 
-/// What is to be done after a look.
+/// Action to take after a check.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Stay,
-    /// Open it: there was none, or it can be written to now.
+    /// Open the cache: there was none, or it became writable.
     Open,
-    /// Open it: what was open has no directory any more.
+    /// Open the cache: the directory of the old one is gone.
     Replace,
 }
 
-/// What follows from how the cache that is open stands; `None` where none is.
+/// Derives the action from the state of the open cache; `None` means that no cache is open.
 const fn step(standing: Option<Standing>) -> Step {
     match standing {
         Some(Standing::Good) => Step::Stay,
@@ -73,10 +74,11 @@ const fn step(standing: Option<Standing>) -> Step {
 }
 
 impl StandbyCache {
-    /// Opens the cache. One that cannot be opened now is warned of and tried again, if the error `may_wait`. Blocks on the disk.
+    /// Opens the cache. If it cannot be opened now and the error `may_wait`, logs a warning and tries again
+    /// later. Blocks on the disk.
     ///
     /// # Errors
-    /// Those that may not wait; and that no thread can be started.
+    /// Errors that may not wait, and failure to start a thread.
     pub fn open(config: CacheConfig, may_wait: impl Fn(&CacheError) -> bool) -> Result<Self, CacheError> {
         Self::open_looking_every(config, may_wait, LOOK_EVERY)
     }
@@ -109,7 +111,8 @@ impl StandbyCache {
         Ok(Self { shared, _stop: stop })
     }
 
-    /// Has something done each time the cache is taken up after it could not be used. Only the first caller is heard.
+    /// Registers a callback that runs each time the cache becomes usable again. Only the first registration
+    /// counts.
     pub fn when_taken_up(&self, act: impl Fn() + Send + Sync + 'static) {
         let _ = self.shared.taken_up.set(Box::new(act));
     }
@@ -119,14 +122,14 @@ impl StandbyCache {
     }
 }
 
-/// One look, and what follows from it. `false` when the cache is not wanted any more.
+/// Checks the directory once and acts on the result. Returns `false` once the cache is dropped.
 fn keep(kept: &Weak<Shared>) -> bool {
     let Some(shared) = kept.upgrade() else { return false };
     let disk = shared.read().disk.clone();
     let step = step(disk.as_ref().map(|disk| disk.standing()));
     if step == Step::Replace {
         let directory = shared.config.directory.display();
-        warn!("cache directory {directory} was deleted; it is made anew");
+        warn!("cache directory {directory} was deleted; it is created again");
     }
     if step == Step::Stay {
         return true;
@@ -150,12 +153,12 @@ fn keep(kept: &Weak<Shared>) -> bool {
             shared.write().problem = Some(error.to_string());
             true
         }
-        // It cannot be written to after all.
+        // It is still read-only.
         (Err(_), Some(_)) => true,
     }
 }
 
-/// Drops a cache when nobody reads from it any more: its end waits for the disk, which no reader shall.
+/// Drops a cache after its last reader. The drop waits for the disk, and no reader should.
 fn leave(mut left: Arc<DiskCache>, kept: &Weak<Shared>) -> bool {
     while kept.strong_count() > 0 {
         match Arc::try_unwrap(left) {
@@ -171,7 +174,7 @@ fn leave(mut left: Arc<DiskCache>, kept: &Weak<Shared>) -> bool {
 }
 
 fn off(error: &CacheError) -> Current {
-    warn!("the disk cache cannot be used now, going on without: {error}");
+    warn!("the disk cache cannot be used now, continuing without it: {error}");
     Current::off(error)
 }
 
@@ -185,9 +188,9 @@ impl Shared {
     }
 }
 
-/// What answers now does all of it.
+/// Every call goes to the current cache.
 impl ChunkCache for StandbyCache {
-    /// What cannot be kept now may be a little later.
+    /// Always `true`: an unusable cache may become usable again.
     fn is_writable(&self) -> bool {
         true
     }
@@ -284,7 +287,7 @@ mod tests {
         }
     }
 
-    /// Whether the cache keeps a chunk, in its directory.
+    /// Returns `true` if the cache stores the chunk in its directory.
     fn keeps(cache: &StandbyCache, chunk: &VerifiedChunk) -> bool {
         cache.insert(chunk.clone());
         cache.flush() && cache.load(chunk.hash()).is_some()
@@ -344,7 +347,7 @@ mod tests {
                 }
             });
             while !load.is_finished() {
-                // Files are made in it meanwhile.
+                // Files are created in the directory meanwhile.
                 let _ = fs::remove_dir_all(folder.path().join("cache"));
                 thread::sleep(OFTEN);
             }

@@ -1,4 +1,4 @@
-//! The cache on disk: [`DiskCache`], which answers readers and feeds the writer.
+//! [`DiskCache`]: the cache on disk. It answers readers and feeds the writer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,32 +22,33 @@ use super::writer::Writer;
 use super::{CacheStats, ChunkCache};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
-/// Smallest and largest segment that is chosen where the caller chooses none, in bytes. Room is made by segments:
-/// 1/32 of the cache keeps that fine-grained. Below 4 MiB chunks would fill too much of one, above 64 MiB nothing
-/// gets better.
+/// Smallest and largest default size of a segment, in bytes. Eviction works on whole segments, and 1/32 of
+/// the cache keeps it fine-grained. A chunk is too large a part of a segment below 4 MiB. Nothing improves
+/// above 64 MiB.
 const SEGMENT_BYTES: (u64, u64) = (4 * 1024 * 1024, 64 * 1024 * 1024);
 const SEGMENTS: u64 = 32;
 
-/// What works at all as size of a segment, in bytes.
+/// Segment sizes that work at all, in bytes.
 const SEGMENT_BYTES_POSSIBLE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
 
-/// How long [`ChunkCache::flush`] waits for the disk: 16 MiB take a slow disk a second.
+/// Deadline of [`ChunkCache::flush`]. A slow disk takes a second for 16 MiB.
 pub(super) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 
-/// How long an unmount waits for the writer to finish its segment. What is left unfinished is recovered at the next
-/// start.
+/// Time that an unmount waits for the writer to finish its segment. The next start recovers an unfinished
+/// segment.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
-/// How a cache is to be.
+/// Settings of a cache.
 #[derive(Debug, Clone)]
 pub struct CacheConfig {
-    /// Where it lies; made if it does not exist. May be shared by processes of one user.
+    /// Path of the directory, which is created if missing. Processes of one user may share it.
     pub directory: PathBuf,
-    /// Most bytes its segments take on disk, for all processes together.
+    /// Most bytes that the segments take on disk, for all processes together.
     pub size_bytes: u64,
     /// Share of the file system, 0 to 1, that the cache leaves free.
     pub min_free_ratio: f64,
-    /// Most bytes of one segment, in whole blocks of 4 KiB; by default a 32nd of the size, between 4 MiB and 64 MiB.
+    /// Largest size of a segment in whole blocks of 4 KiB. The default is 1/32 of the cache, between 4 MiB
+    /// and 64 MiB.
     pub segment_bytes: Option<u64>,
 }
 
@@ -55,12 +56,12 @@ impl CacheConfig {
     fn bounds(&self) -> Result<Bounds, CacheError> {
         let chosen = (self.size_bytes / SEGMENTS).clamp(SEGMENT_BYTES.0, SEGMENT_BYTES.1);
         let segment_bytes = self.segment_bytes.unwrap_or(chosen);
-        // Files take whole blocks: one of another size would take more than it says.
+        // Files take whole blocks. Another size would exceed its bound on disk.
         let segment_bytes = segment_bytes - segment_bytes % u64::from(BLOCK_BYTES);
         if !SEGMENT_BYTES_POSSIBLE.contains(&segment_bytes) {
             return Err(CacheError::SegmentSize { segment_bytes });
         }
-        // One is being written while another one is evicted.
+        // One segment is written while another is evicted.
         let least_bytes = 2 * segment_bytes;
         if self.size_bytes < least_bytes {
             return Err(CacheError::TooSmall { size_bytes: self.size_bytes, least_bytes });
@@ -70,18 +71,18 @@ impl CacheConfig {
     }
 }
 
-/// How the directory of an open cache stands.
+/// State of the directory of an open cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// As when it was opened.
+    /// Unchanged since it was opened.
     Good,
-    /// It was deleted, or another one has its place.
+    /// Deleted, or replaced by another directory.
     Gone,
-    /// It could not be written to when it was opened, and can be now.
+    /// Read-only when it was opened, and writable now.
     WritableNow,
 }
 
-/// The cache on disk. Dropping it writes what waits (with a deadline) and finishes its segment.
+/// Cache on disk. Dropping it writes the queued records within a deadline and finishes the segment.
 #[derive(Debug)]
 pub struct DiskCache {
     shared: Arc<Shared>,
@@ -89,7 +90,8 @@ pub struct DiskCache {
 }
 
 impl DiskCache {
-    /// Opens the cache in `config.directory`. Reads the ends of its segments, not their content; blocks on the disk.
+    /// Opens the cache in `config.directory`. Reads the footers of its segments, not their content. Blocks
+    /// on the disk.
     pub fn open(config: &CacheConfig) -> Result<Self, CacheError> {
         Self::open_with(config, DirectIo::Auto)
     }
@@ -101,7 +103,7 @@ impl DiskCache {
         let index = recover(&directory, &secret, lock.as_ref())?;
         let shared = Arc::new(Shared::new(directory, secret, bounds, index));
         if let Some(lock) = lock {
-            // The size may be smaller than it was last time.
+            // The size may be smaller than at the last start.
             let listed = shared.directory.list().map_err(CacheError::io("list", &config.directory))?;
             let room = shared.make_room(&lock, &listed, 0);
             let room = room.map_err(CacheError::io("make room in", &config.directory))?;
@@ -110,11 +112,11 @@ impl DiskCache {
         Self::start(shared, &config.directory)
     }
 
-    /// A cache that only reads what `directory` holds.
+    /// Opens a cache that only reads `directory`.
     pub(super) fn reading(directory: Directory, secret: Secret) -> Result<Self, CacheError> {
         let index = recover(&directory, &secret, None)?;
         let root = directory.path(0, Form::Sealed);
-        // Nothing is written, so nothing is bounded.
+        // Nothing is written, so no bound applies.
         let bounds = Bounds { size_bytes: u64::MAX, segment_bytes: 0, min_free_ratio: 0.0 };
         Self::start(Arc::new(Shared::new(directory, secret, bounds, index)), &root)
     }
@@ -123,7 +125,7 @@ impl DiskCache {
         &self.shared
     }
 
-    /// Looks how its directory stands, which others can change. Blocks on the disk.
+    /// Checks the state of the directory, which other processes can change. Blocks on the disk.
     pub(super) fn standing(&self) -> Standing {
         self.shared.directory.standing()
     }
@@ -135,20 +137,22 @@ impl DiskCache {
         Ok(Self { shared, writer: Some(thread) })
     }
 
-    /// Takes in at once what other processes wrote and evicted; done by itself at most once a second where chunks are
-    /// missed. Returns whether that was done within some seconds.
+    /// Picks up the changes of other processes at once. This happens by itself at most once a second after
+    /// misses. Returns `true` if it was done within some seconds.
     pub fn refresh(&self) -> bool {
         self.shared.queue.refresh_now(Instant::now() + FLUSH_WAIT)
     }
 
-    /// Whether a payload of `len` bytes fits beside survivors of an eviction into one segment.
+    /// Returns `true` if a payload of `len` bytes fits into one segment beside the survivors of an
+    /// eviction.
     fn fits(&self, len: usize) -> bool {
         let half = u64::from(self.shared.bounds.segment_bytes / 2);
         let overhead = u64::from(HEADER_BYTES) + footer_bytes(0);
         len <= PAYLOAD_BYTES_MAX as usize && stored_bytes(len as u32) + overhead <= half
     }
 
-    /// Looks again for a chunk that was not where the index said: it may have moved, or still wait to be written.
+    /// Looks again for a chunk that was not at its indexed location. It may have moved, or still wait in
+    /// the queue.
     fn load_again(&self, hash: ChunkHash, tried: Option<Location>) -> Option<VerifiedChunk> {
         let key = *hash.as_bytes();
         if let Some(Payload::Chunk(chunk)) = self.shared.queue.get(&key, Kind::Chunk) {
@@ -249,7 +253,7 @@ impl ChunkCache for DiskCache {
     fn problem(&self) -> Option<String> {
         if self.shared.directory.read_only {
             return Some(
-                "its directory cannot be written; what it holds is used, nothing is added".to_owned(),
+                "its directory cannot be written; the cache is read-only".to_owned(),
             );
         }
         self.shared.refusal().clone()
@@ -282,14 +286,14 @@ impl Drop for DiskCache {
         let due = self.shared.manifests().take_dirty();
         push_pages(&self.shared, due);
         let stopped = self.shared.queue.stop(Instant::now() + STOP_WAIT);
-        // A writer that hangs in a dead disk is left behind: an unmount must end.
+        // A writer that hangs on a dead disk is left behind, because an unmount must end.
         if let Some(writer) = self.writer.take().filter(|_| stopped) {
             let _ = writer.join();
         }
     }
 }
 
-/// See [`ChunkCache::known_hash`].
+/// Implements [`ChunkCache::known_hash`].
 pub(super) fn known_hash(shared: &Shared, file: &FileKey, index: ChunkIndex) -> Option<ChunkHash> {
     let (id, slot) = PageId::of(*file, index);
     match shared.manifests().lookup(id, slot) {
@@ -303,7 +307,7 @@ pub(super) fn known_hash(shared: &Shared, file: &FileKey, index: ChunkIndex) -> 
     page.get(slot)
 }
 
-/// Whether neither memory nor disk can know the hash of chunk `index` of this file version.
+/// Returns `true` if neither memory nor disk can know the hash of chunk `index` of this file version.
 fn knows_not(shared: &Shared, file: &FileKey, index: ChunkIndex) -> bool {
     let (id, slot) = PageId::of(*file, index);
     let found = shared.manifests().lookup(id, slot);

@@ -1,32 +1,34 @@
-//! Through the page cache or around it: which way the next segment is written.
+//! Choice of the write mode of the next segment: buffered or direct.
 //!
-//! What was written through the page cache is read again from memory, as long as the machine has some to spare; nothing else
-//! holds as much of what large files contain. A page costs 0.25 s of processor time a GiB where memory is at hand, and 0.4 to 3 s
-//! in a virtual machine that must first ask for it: there the cache would be slower than the network, and is written around
-//! it for 0.05 s a GiB. So is what comes as fast as a disk gives it back: then the processor is what there is too little of, and from the
-//! disk it is read again as fast.
+//! Buffered data is read again from memory as long as the machine has memory to spare. No other layer of
+//! the cache holds as much of large files. Buffered writes take 0.25 s of processor time a GiB if memory is
+//! at hand. They take 0.4 to 3 s in a virtual machine that must first ask its host for memory; there the
+//! cache would be slower than the network. Direct writes take 0.05 s a GiB. Data that arrives as fast as
+//! the disk reads is written directly, too: then the processor is the bottleneck, and reading it from the
+//! disk is as fast.
 //!
-//! Pure: what a segment cost, and when, comes in, the way of the next one comes out.
+//! Pure: takes the cost and the time of segments, and returns the mode of the next one.
 
 use std::time::{Duration, Instant};
 
-/// What a GiB through the page cache may cost before the cheaper way is taken: twice what it costs where memory is
-/// at hand.
+/// Most processor time for a buffered GiB before the mode changes to direct: twice the cost with memory at
+/// hand.
 const COST_PER_GIB_MAX: Duration = Duration::from_millis(500);
 
-/// So many segments are written around the page cache before it is tried again: a machine that gives memory slowly does so
-/// only for memory that it has not given yet.
+/// Number of direct segments before buffered writes are tried again. A machine that gives memory slowly
+/// does so only for memory that it has not given yet.
 const SEGMENTS_AROUND: u32 = 8;
 
-/// Less than this says nothing of the cost.
+/// Fewest bytes from which the cost is judged.
 const JUDGED_BYTES_MIN: u64 = 1024 * 1024;
 
-/// What comes faster than this, in bytes per second, is written around the page cache: 2 Gbit/s, half of what a disk in flash reads.
+/// Rate of arriving data, in bytes per second, above which segments are written directly: 2 Gbit/s, half
+/// the read rate of a flash disk.
 const BYTES_PER_SECOND_THROUGH_MAX: u64 = 250_000_000;
 
 const GIB: u128 = 1 << 30;
 
-/// How a segment is written.
+/// Write mode of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     /// Through the page cache.
@@ -35,19 +37,19 @@ pub(super) enum Way {
     Around,
 }
 
-/// Chooses the way of one segment after another by what they cost.
+/// Policy that chooses the write mode of each segment from the cost of the segments before.
 #[derive(Debug, Default)]
 pub(super) struct WayChoice {
     segments_around: u32,
     through_bytes: u64,
     through_cost: Duration,
-    /// When the segment began, and what was written of it.
+    /// Start of the segment, and the bytes written to it.
     began: Option<Instant>,
     bytes: u64,
 }
 
 impl WayChoice {
-    /// The way of a segment that begins now.
+    /// Returns the mode of a segment that begins now.
     pub(super) fn next_segment(&mut self, now: Instant) -> Way {
         if self.is_dear() {
             self.segments_around = SEGMENTS_AROUND;
@@ -62,7 +64,7 @@ impl WayChoice {
         if comes_fast { Way::Around } else { Way::Through }
     }
 
-    /// So many bytes of a segment were written that way, for so much processor time.
+    /// Records a write of `bytes` in this mode and the processor time that it took.
     pub(super) fn wrote(&mut self, way: Way, bytes: u64, cost: Duration) {
         self.bytes += bytes;
         if way == Way::Through {
@@ -89,7 +91,8 @@ mod tests {
 
     const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 
-    /// Writes segments that come slowly on a machine where a GiB through the page cache costs what `cost_ms` says of each; gives their ways.
+    /// Simulates slowly written segments with these costs of a buffered GiB in milliseconds; returns their
+    /// modes.
     fn ways(cost_ms: &[u64]) -> Vec<Way> {
         let (mut choice, mut now) = (WayChoice::default(), Instant::now());
         let write = |&cost_ms| {

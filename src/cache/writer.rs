@@ -1,4 +1,5 @@
-//! The one thread that writes: batches of records, new segments, and what other processes changed.
+//! The writer thread. It writes batches of records, creates segments and picks up the changes of other
+//! processes.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -19,20 +20,20 @@ use super::shared::{Counters, Proven, Shared, Wanted};
 use super::staging::Staging;
 use super::way::WayChoice;
 
-/// How often is looked what other processes wrote, at most, where records were missed.
+/// Shortest time between two checks for records of other processes, which follow misses.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After this long without work the segment files are closed, so that segments which another process evicted do not
-/// take space for ever.
+/// Idle time after which the segment files are closed. An evicted segment takes space as long as a process
+/// has it open.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 
-/// How often the free space of the file system is looked at, at most, beside when a segment is made.
+/// Shortest time between two checks of the free space. It is also checked for each new segment.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most bytes of surviving records in memory at a time.
 const MOVE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// The writer's own state.
+/// State of the writer.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     current: Option<OpenSegment>,
@@ -43,7 +44,7 @@ pub(super) struct Writer {
     warned_refused: bool,
 }
 
-/// Why nothing is written at the moment.
+/// Reason why nothing is written at the moment.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("the segments of other processes leave no room within the size of the cache")]
@@ -57,7 +58,7 @@ enum Refused {
 }
 
 impl Writer {
-    /// A writer that has written nothing yet.
+    /// Creates a writer.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
@@ -70,7 +71,7 @@ impl Writer {
         }
     }
 
-    /// Works until the queue is stopped and empty, then finishes the segment.
+    /// Works until the queue is stopped and empty, then seals the segment.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _left = Left(&shared);
@@ -89,7 +90,7 @@ impl Writer {
             }
         }
         if let Err(error) = self.finish() {
-            debug!("the last segment stays open, the next start will finish it: {error}");
+            debug!("the last segment stays open, the next start will seal it: {error}");
         }
     }
 
@@ -123,15 +124,15 @@ impl Writer {
         }
     }
 
-    /// One warning when writing begins to fail; the next only after it worked again.
+    /// Warns when writing begins to fail. The next warning comes only after a success in between.
     fn warn_refused(&mut self, refused: &Refused) {
-        *self.shared.refusal() = Some(format!("it takes nothing at the moment: {refused}"));
+        *self.shared.refusal() = Some(format!("it accepts nothing at the moment: {refused}"));
         if !std::mem::replace(&mut self.warned_refused, true) {
-            warn!("the disk cache takes nothing at the moment, reads go on: {refused}");
+            warn!("the disk cache accepts nothing at the moment, reads go on: {refused}");
         }
     }
 
-    /// The record for `item`; `None` when the disk has it already.
+    /// Encodes the record for `item`; `None` if the disk has it already.
     fn encode(&self, item: &Item) -> Option<Record> {
         match &item.payload {
             Payload::Chunk(chunk) => {
@@ -143,7 +144,7 @@ impl Writer {
                 let on_disk =
                     at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)], Reading::Again));
                 let page = match on_disk.and_then(|mut read| read.pop()?) {
-                    // What is new wins: it may be of a file that has changed.
+                    // The new page wins: it may be of a file that has changed.
                     Some(Proven::Manifest(old, _)) => {
                         let mut joined = page.as_ref().clone();
                         joined.join(&old);
@@ -156,7 +157,7 @@ impl Writer {
         }
     }
 
-    /// Appends the first of `records` to the current segment, as many as fit. Returns how many that were.
+    /// Appends the first of `records` to the current segment, as many as fit. Returns their number.
     fn append(&mut self, records: &[Record]) -> Result<usize, Refused> {
         let Some(current) = &mut self.current else { return Err(Refused::Size) };
         let count = current.fitting(records.iter().map(|(.., payload)| payload.len()));
@@ -172,7 +173,7 @@ impl Writer {
         }
     }
 
-    /// Sees to a current segment that has room for a payload of `len` bytes.
+    /// Ensures a current segment with room for a payload of `len` bytes.
     fn ready_for(&mut self, len: usize) -> Result<(), Refused> {
         let fits = |current: &OpenSegment| current.fitting([len].into_iter()) == 1;
         if self.current.as_ref().is_some_and(fits) {
@@ -192,7 +193,7 @@ impl Writer {
         if self.current.as_ref().is_some_and(fits) { Ok(()) } else { Err(Refused::Size) }
     }
 
-    /// Makes a new segment in the place of the oldest ones, and moves into it what of those was used.
+    /// Creates a segment in place of the oldest ones, and rewrites the used records of those into it.
     fn start_segment(&mut self, lock: DirectoryLock, listed: &[Listed]) -> Result<(), Refused> {
         let segment_bytes = u64::from(self.shared.bounds.segment_bytes);
         let room = self.shared.make_room(&lock, listed, segment_bytes)?;
@@ -209,7 +210,7 @@ impl Writer {
         let shared = &self.shared;
         let youngest = listed.last().map_or(0, |last| last.id);
         let known = shared.index().segments().keys().next_back().copied().unwrap_or(0);
-        // Numbers are not used again, also not after everything was cleared under our feet.
+        // Numbers are never reused, not even after another process cleared the cache.
         let id = youngest.max(known) + 1;
         let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment(Instant::now()));
         let segment = OpenSegment::create(&shared.directory, lock, &shared.secret, id, capacity_bytes, way)?;
@@ -217,7 +218,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on with the youngest segment of an earlier process, where it has room and the limits allow it to grow.
+    /// Resumes the youngest segment of an earlier process, if it has room and the limits allow it to grow.
     fn adopt(&mut self, lock: &DirectoryLock, listed: &[Listed]) -> Result<bool, Refused> {
         let shared = &self.shared;
         let segment_bytes = u64::from(shared.bounds.segment_bytes);
@@ -231,7 +232,8 @@ impl Writer {
         if !records.from_footer || reserved > shared.bounds.size_bytes || missing_bytes > 0 {
             return Ok(false);
         }
-        // After a crash there is no footer: whatever lay behind a damaged header would be lost.
+        // A resumed segment loses its footer. After a crash the records behind a damaged header would then
+        // be lost.
         let walked = read_records(&file, &shared.secret, last.id, 0, false)?;
         if walked.end != records.end {
             return Ok(false);
@@ -260,14 +262,14 @@ impl Writer {
         }
         match segment.seal(&self.shared.directory, lock, &self.shared.secret, Form::Sealed) {
             Ok(bytes) => self.shared.index().extend(id, &[], bytes, end, Form::Sealed),
-            // Cleared under our feet.
+            // Another process cleared the cache.
             Err(error) if error.kind() == ErrorKind::NotFound => self.shared.forget_segment(id),
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    /// Writes surviving records anew; each pays one of its uses.
+    /// Writes surviving records again. Each pays one of its uses.
     fn move_here(&mut self, candidates: &[Candidate]) {
         let mut moved_bytes = 0;
         let by_size = |one: &Candidate| {
@@ -296,7 +298,7 @@ impl Writer {
         }
     }
 
-    /// Gives room back when the file system has too little; looks at most once a second.
+    /// Evicts segments if the file system has too little free space. Checks at most once a second.
     fn check_space(&mut self) -> Result<(), Refused> {
         let now = Instant::now();
         if self.space_checked.is_some_and(|checked| now - checked < SPACE_INTERVAL) {
@@ -326,14 +328,15 @@ impl Writer {
         }
     }
 
-    /// What the directory holds; from then on the index knows it too.
+    /// Lists the directory and updates the index from it.
     fn look(&mut self) -> io::Result<Vec<Listed>> {
         let listed = self.shared.directory.list()?;
         self.take_in(&listed);
         Ok(listed)
     }
 
-    /// Makes the index agree with the directory: forgets segments that are gone, reads what others wrote.
+    /// Updates the index from the directory: forgets the segments that are gone, and reads the records of
+    /// other processes.
     fn take_in(&mut self, listed: &[Listed]) {
         let own = self.current.as_ref().map(|segment| segment.id);
         let gone: Vec<SegmentId> = {
@@ -344,7 +347,7 @@ impl Writer {
         for id in gone {
             self.shared.forget_segment(id);
             if own == Some(id) {
-                // Cleared under our feet: the file has no name any more.
+                // Another process cleared the cache, so the file has no name any more.
                 self.current = None;
             }
         }
@@ -361,12 +364,13 @@ impl Writer {
         let from = {
             let index = self.shared.index();
             let known = index.segments().get(&segment.id);
-            // One that is appended to may have more records in as many bytes: its last block fills up.
+            // An open segment may hold more records in the same size, because its last block fills up.
             let is_known = |known: &SegmentState| known.bytes == segment.bytes && known.form == segment.form;
             if !segment.is_open() && known.is_some_and(is_known) {
                 return Ok(());
             }
-            // All records of one that was pinned meanwhile: they now count for more than copies in younger segments.
+            // Read all records of a segment that was pinned meanwhile: they now take precedence over copies
+            // in younger segments.
             known
                 .filter(|known| known.form == segment.form || !segment.is_pinned())
                 .map_or(0, |known| known.end)
@@ -380,9 +384,9 @@ impl Writer {
     }
 }
 
-/// Processor time that this thread has taken.
+/// Returns the processor time of this thread.
 fn thread_time() -> Duration {
-    // Where the clock is missing everything costs nothing.
+    // Without the clock every write counts as free.
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -394,7 +398,7 @@ fn to_record(proven: Proven, wanted: &Wanted) -> Record {
     (wanted.1, wanted.0, payload)
 }
 
-/// Tells the queue that nobody writes any more, also when the thread panics.
+/// Tells the queue that the writer is gone, even after a panic.
 struct Left<'a>(&'a Shared);
 
 impl Drop for Left<'_> {

@@ -1,4 +1,4 @@
-//! Bits that flip, files that are cut, crashes in the middle: each costs what it hit, and nothing else.
+//! Flipped bits, truncated files and crashes: each costs only the records that it hit.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -65,7 +65,7 @@ fn a_segment_cut_in_a_record_keeps_the_records_before() {
     assert!(segments(copy.path()).iter().all(|path| path.extension().unwrap() == "seg"));
     assert_eq!(found(&after, &chunks), 3);
     assert_eq!(after.stats().corrupt, 0);
-    // What was lost is inserted again, behind what is left.
+    // Lost chunks are inserted again, behind the remaining records.
     for chunk in &chunks {
         insert(&after, chunk);
     }

@@ -1,4 +1,4 @@
-//! Around the page cache: blocks that are not full, file systems that refuse, crashes between blocks.
+//! Direct I/O: partial blocks, file systems that refuse it, crashes between blocks.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -30,7 +30,7 @@ fn what_fills_the_last_block_is_zeroes_and_no_record() {
     let cache = open_as(directory.path(), DirectIo::Always);
     let mut records_end = 64;
     for number in 0..60 {
-        // Many at once, then few: what the first left in memory must not follow the second.
+        // First many records, then few: the buffer content of the first batch must not follow the second.
         let some: Vec<VerifiedChunk> =
             (0..if number % 2 == 0 { 9 } else { 1 }).map(|n| chunk(100 * number + n, 64)).collect();
         for chunk in &some {
@@ -116,7 +116,7 @@ fn sizes_that_are_no_whole_blocks_hold_exactly() {
     assert_eq!((cache.stats().dropped, cache.stats().corrupt), (0, 0));
 }
 
-/// A crashed cache whose open segment holds `chunks`, and where the records of these end.
+/// Returns a crashed cache with `chunks` in its open segment, and the ends of their records.
 fn crashed(lens: &[usize]) -> (TempDir, Vec<VerifiedChunk>, Vec<u64>) {
     let directory = tempfile::tempdir().unwrap();
     let cache = open_as(directory.path(), DirectIo::Always);
@@ -155,7 +155,7 @@ fn a_crash_between_any_two_blocks_keeps_the_records_before() {
     }
 }
 
-/// A full chunk, at an address from which a disk can take it or at another.
+/// Returns a full chunk whose memory is aligned for direct I/O, or not.
 fn full_chunk(number: u32, aligned: bool) -> VerifiedChunk {
     let mut bytes = room_for(CHUNK_BYTES as usize + 1);
     bytes.extend_from_slice(&[0][usize::from(aligned)..]);
@@ -184,7 +184,7 @@ fn full_chunks_begin_blocks_wherever_they_lie_in_memory_and_gaps_survive_a_crash
         assert!(!is_full || end.is_multiple_of(4096));
         ends.push(u64::from(end));
         cache.insert(chunks.last().unwrap().clone());
-        // Also a piece that begins in the middle of a block, and one with several records.
+        // Also covers a piece that begins inside a block, and a piece with several records.
         assert!(number.is_multiple_of(2) || cache.flush());
     }
     let crash = crashed_copy(directory.path());
@@ -226,7 +226,7 @@ fn a_block_that_was_never_written_costs_at_most_the_records_from_it_on() {
 
 #[test]
 fn the_page_cache_is_filled_by_what_is_read_again_and_by_nothing_else() {
-    // Beside the test binary: on a tmpfs everything is in the page cache.
+    // The files lie beside the test binary: on a tmpfs everything is in the page cache.
     let directory = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
     let config = config(directory.path(), 1 << 24, 1 << 22);
     let cache = DiskCache::open_with(&config, DirectIo::Always).unwrap();
@@ -236,7 +236,7 @@ fn the_page_cache_is_filled_by_what_is_read_again_and_by_nothing_else() {
         insert(&cache, chunk);
     }
     let file = File::open(segments(directory.path()).remove(0)).unwrap();
-    // What stands in front of the first payload is not read.
+    // The header before the first payload is not read.
     let is_cached = || is_cached(file.as_fd(), 4096, 1 << 20);
     if is_cached() != Ok(false) {
         eprintln!("SKIPPED: needs direct I/O and Linux 6.5");
@@ -252,7 +252,7 @@ fn the_page_cache_is_filled_by_what_is_read_again_and_by_nothing_else() {
 #[test]
 fn what_the_page_cache_takes_cheaply_is_read_again_from_memory() {
     let is_cached_after_write = |direct| {
-        // Beside the test binary: on a tmpfs everything is in the page cache.
+        // The files lie beside the test binary: on a tmpfs everything is in the page cache.
         let directory = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let cache = open_as(directory.path(), direct);
         insert(&cache, &chunk(1, 30_000));

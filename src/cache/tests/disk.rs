@@ -1,4 +1,5 @@
-//! Disks that are full, nearly full, or read-only. These need a file system of their own and run as root only.
+//! Disks that are full, nearly full, or read-only. These tests need a file system of their own and run as
+//! root only.
 
 use std::io::Write;
 use std::thread;
@@ -15,7 +16,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None`, said aloud, where it cannot be mounted.
+    /// Returns `None` with a message if the file system cannot be mounted.
     fn mount(bytes: u64) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let options = format!("size={bytes},mode=700");
@@ -35,7 +36,7 @@ impl SmallDisk {
         self.directory.path()
     }
 
-    /// Fills the disk with a file of somebody else, but for `free_bytes`.
+    /// Fills the disk with a foreign file, except for `free_bytes`.
     fn fill_but(&self, free_bytes: u64) -> PathBuf {
         let path = self.path().join("other");
         let mut file = fs::File::create(&path).unwrap();
@@ -73,10 +74,10 @@ fn a_full_disk_drops_inserts_and_nothing_else() {
     let found = chunks.iter().filter(|chunk| cache.load(chunk.hash()).as_ref() == Some(chunk)).count() as u64;
     assert_eq!((found, cache.stats().corrupt), (stats.entries, 0));
     drop(cache);
-    // The footer did not fit either, perhaps; a start finds everything all the same.
+    // The footer may not have fitted either. A start finds everything all the same.
     let cache = open(disk.path(), 1 << 28, 1 << 22);
     assert_eq!(cache.stats().entries, stats.entries);
-    // With room again it goes on where it stopped.
+    // Once there is room again, the cache goes on.
     fs::remove_file(other).unwrap();
     for chunk in &chunks {
         insert(&cache, chunk);
@@ -95,7 +96,7 @@ fn the_floor_of_free_space_is_left() {
     assert_eq!(cache.stats().dropped, 0);
     assert!(cache.load(chunk(99, 65_536).hash()).is_some());
     drop(cache);
-    // Somebody else takes the room: the cache gives way.
+    // A foreign file takes the room, and the cache gives way.
     fs::write(disk.path().join("other"), vec![0; 2 << 20]).unwrap();
     let cache = DiskCache::open_with(&config, direct_io()).unwrap();
     assert_eq!(disk_bytes(disk.path()), 0);
@@ -111,7 +112,8 @@ fn a_running_cache_gives_way_when_others_take_the_room() {
     (0..20).for_each(|number| insert(&cache, &chunk(number, 65_536)));
     insert(&cache, &chunk(100, 64));
     disk.fill_but(1 << 19);
-    // The next look is due within a second; small records all the while, so that no new segment is the cause.
+    // The next check is due within a second. Only small records are written, so that no new segment
+    // triggers it.
     for number in 1000..1500 {
         insert(&cache, &chunk(number, 64));
         if cache.stats().evicted_bytes > 0 {

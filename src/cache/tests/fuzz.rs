@@ -1,8 +1,8 @@
-//! Mutations of valid files of every format that lies in a cache directory: whatever they become, they are read without a
-//! crash, within their bounds, and never taken for something that was not written.
+//! Mutated files of every format in a cache directory. They are read without a crash, within their bounds,
+//! and never accepted as content that was not written.
 //!
-//! Each runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib cache::tests::fuzz -- --nocapture` runs each of them for ten minutes; one that
-//! fails names its seed, and `WORMHOLE_FUZZ_SEED` repeats it.
+//! Each test runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib cache::tests::fuzz -- --nocapture`
+//! runs each for ten minutes. A failure names its seed, and `WORMHOLE_FUZZ_SEED` repeats it.
 
 use super::super::manifest::ManifestPage;
 use super::super::pins::Pin;
@@ -18,7 +18,7 @@ fn key(number: usize) -> Key {
     *blake3::hash(&number.to_le_bytes()).as_bytes()
 }
 
-/// The bytes of a finished segment, its records, and where they end.
+/// Returns the bytes of a sealed segment, its records, and their end.
 fn segment(numbers: &mut Numbers) -> (Vec<u8>, Vec<Entry>, usize) {
     let mut bytes = SECRET.encode_segment(1).to_vec();
     let mut entries = Vec::new();
@@ -49,7 +49,7 @@ fn segments() {
         for sealed in [true, false] {
             let from = if numbers.below(3) == 0 { numbers.below(bytes.len()) as u32 } else { 0 };
             let read = read_records(&file, &SECRET, 1, from, sealed).unwrap();
-            // Headers and footers that were not written are not believed; those that were copied elsewhere may be.
+            // Invented headers and footers are rejected. Copies of valid ones may be accepted.
             for entry in &read.entries {
                 let written = entries.iter().find(|written| written.key == entry.key).unwrap();
                 assert_eq!((written.kind, written.len), (entry.kind, entry.len));
@@ -65,7 +65,7 @@ fn footers_that_bear_the_right_checksum() {
         let (bytes, _, end) = segment(numbers);
         let mut footer = bytes[end..].to_vec();
         let trailer_start = footer.len() - TRAILER_BYTES as usize;
-        // Whatever the fields say: the checksum is right, and the size of the file fits.
+        // The fields may say anything: the checksum is valid, and the size of the file fits.
         mutate_in_place(&mut footer[..trailer_start + 16], numbers);
         let (entries, end) = footer.split_at_mut(trailer_start);
         let mac = SECRET.mac(Covers::Footer, &[&1_u64.to_le_bytes(), entries, &end[..16]]);
@@ -91,7 +91,7 @@ fn manifest_pages() {
         mutate(&mut bytes, numbers);
         let found = ManifestPage::decode(&SECRET, &key(1), &bytes);
         assert!(found.is_none_or(|found| found == page));
-        // The same with a checksum that is right.
+        // The same with a valid checksum.
         if bytes.len() >= 16 {
             let mac = SECRET.mac(Covers::Page, &[&key(1), &bytes[16..]]);
             bytes[..16].copy_from_slice(&mac);
@@ -125,8 +125,8 @@ fn pins_files() {
     });
 }
 
-/// Any file of a whole cache, the secret and the tag among them: it opens or says why not, and gives what was put in or
-/// nothing.
+/// Mutates any file of a whole cache, secret and tag included. The cache opens or returns an error, and
+/// serves only inserted content.
 #[test]
 fn whole_directories() {
     fuzz("directories", |numbers| {

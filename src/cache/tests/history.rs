@@ -1,4 +1,4 @@
-//! Random histories of one cache against a model that knows only what was inserted.
+//! Random histories of one cache against a model that knows only the inserted chunks.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
@@ -79,7 +79,7 @@ impl World {
                 let after = self.cache().stats();
                 assert_eq!(after.dropped, before.dropped);
                 self.inserted.insert(number);
-                // What was known already stays where it is, and may be old, or damaged and not read since.
+                // A known chunk keeps its old location, which may be damaged and not read since.
                 if after.inserts > before.inserts {
                     self.recent.retain(|known| *known != number);
                     self.recent.push(number);
@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    /// Damages a segment while the cache is closed. What the cache appends to at the moment is damaged, too, then.
+    /// Damages a segment while the cache is closed.
     fn damage(&mut self, segment: usize, how: impl Fn(&fs::File, u64)) {
         assert!(self.cache().flush());
         let copy = crashed_copy(self.directory.path());
@@ -149,7 +149,7 @@ impl World {
         let bytes = disk_bytes(self.directory.path());
         assert!(bytes <= self.size_bytes, "{bytes} of {}", self.size_bytes);
         assert_eq!(self.cache().stats().bytes, lengths(self.directory.path()));
-        // The youngest records are in the current segment or the one before, whatever survivors there are.
+        // The youngest records are in the current segment or the one before, however many records survive.
         let mut left = SEGMENT_BYTES / 4;
         for &number in self.recent.iter().rev() {
             let chunk = Self::chunk(number);

@@ -1,11 +1,11 @@
-//! What a cache takes, and what it keeps when not everything fits.
+//! Disk usage of a cache, and its choice of content to keep.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use super::*;
 
-/// Runs `work` while another thread watches what the directory takes; returns the most it saw.
+/// Runs `work` while another thread measures the disk usage; returns the maximum.
 fn watched(directory: &Path, work: impl FnOnce()) -> u64 {
     let (done, most) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -55,7 +55,7 @@ fn the_hot_set_survives_a_scan_of_four_caches() {
     let mut lost = 0;
     for number in 0..800 {
         insert(&cache, &chunk(1000 + number, 5000));
-        // Each hot chunk is used every 80 cold ones, of which about 100 fit beside the hot set.
+        // Each hot chunk is used every 80 cold ones, and about 100 of those fit beside the hot set.
         let hot = &hot[number as usize / 2 % hot.len()];
         lost += usize::from(cache.load(hot.hash()).is_none());
     }
@@ -125,7 +125,7 @@ fn inserts_beyond_the_queue_are_dropped_and_counted() {
     let stats = cache.stats();
     assert_eq!(stats.inserts + stats.dropped, 400);
     assert!(stats.inserts >= 60);
-    // What was taken is found at every moment: waiting, in flight, or written.
+    // Accepted chunks are found at every moment: queued, in flight, or written.
     let found = chunks.iter().filter(|chunk| cache.load(chunk.hash()).as_ref() == Some(chunk)).count() as u64;
     assert_eq!(found, stats.inserts);
     assert!(cache.flush());

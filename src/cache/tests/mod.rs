@@ -1,4 +1,4 @@
-//! The whole cache on a real disk: what every test here needs, then the tests by what they are about.
+//! Tests of the whole cache on a real disk, and their shared helpers.
 
 mod damage;
 mod direct;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use super::direct::DirectIo;
 use super::*;
 
-/// A cache of `size_bytes` in segments of `segment_bytes`.
+/// Returns the configuration of a cache of `size_bytes` in segments of `segment_bytes`.
 fn config(directory: &Path, size_bytes: u64, segment_bytes: u64) -> CacheConfig {
     let directory = directory.join("cache");
     CacheConfig { directory, size_bytes, min_free_ratio: 0.0, segment_bytes: Some(segment_bytes) }
@@ -29,12 +29,12 @@ fn open(directory: &Path, size_bytes: u64, segment_bytes: u64) -> DiskCache {
     DiskCache::open_with(&config(directory, size_bytes, segment_bytes), direct_io()).unwrap()
 }
 
-/// These tests are compiled twice, see `cache/mod.rs`.
+/// Returns the setting of direct I/O: these tests are compiled twice, see `cache/mod.rs`.
 fn direct_io() -> DirectIo {
     if module_path!().contains("buffered") { DirectIo::Never } else { DirectIo::Always }
 }
 
-/// Chunk `number`, of `len` bytes (at least 4): always the same, and unlike every other.
+/// Returns chunk `number` of `len` bytes (at least 4): always the same, and different from every other.
 fn chunk(number: u32, len: usize) -> VerifiedChunk {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len.max(4) {
@@ -54,7 +54,7 @@ fn file_key(number: u8) -> FileKey {
     FileKey::from_bytes([number; 32])
 }
 
-/// The segment files, oldest first.
+/// Returns the segment files, oldest first.
 fn segments(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory.join("cache/v1/segments")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -66,15 +66,15 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// What the segment files take on disk in bytes, as `du` counts them.
+/// Returns the disk usage of the segment files in bytes, as `du` counts it.
 fn disk_bytes(directory: &Path) -> u64 {
     let paths = segments(directory);
-    // One that is evicted at this moment takes nothing.
+    // A file that is evicted at this moment takes nothing.
     let metas = paths.iter().filter_map(|path| fs::metadata(path).ok());
     metas.map(|meta| (meta.blocks() * 512).max(meta.len())).sum()
 }
 
-/// The directory as a crash at this moment leaves it: a copy, of which nobody holds locks.
+/// Returns the directory as a crash at this moment leaves it: a copy without locks.
 fn crashed_copy(directory: &Path) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_tree(&directory.join("cache"), &copy.path().join("cache"));

@@ -1,4 +1,4 @@
-//! What is pinned stays, whoever makes room; and what people do to a cache by hand.
+//! Pinned content stays in every process. Manual maintenance.
 
 use std::os::unix::fs::FileExt;
 
@@ -10,12 +10,12 @@ use crate::chunk::ChunkRange;
 const SEGMENT_BYTES: u64 = 16 * 1024;
 const SIZE_BYTES: u64 = 20 * SEGMENT_BYTES;
 
-/// A file of one chunk: its key and content.
+/// Returns a file of one chunk: its key and content.
 fn file(number: u32) -> (FileKey, VerifiedChunk) {
     (FileKey::from_bytes([number as u8; 32]), chunk(number, 1000 + number as usize * 37 % 3000))
 }
 
-/// Has the cache know a file, as reading it would.
+/// Adds a file to the cache, as reading it would.
 fn keep(cache: &DiskCache, number: u32) {
     let (key, content) = file(number);
     cache.record_hash(&key, ChunkIndex(0), content.hash());
@@ -42,14 +42,14 @@ fn pin(
     pinning.finish()
 }
 
-/// Whether the cache gives the whole file: what it consists of, and that.
+/// Returns `true` if the cache has the whole file: its hash and its content.
 fn has(cache: &DiskCache, number: u32) -> bool {
     let (key, content) = file(number);
     let hash = cache.known_hash(&key, ChunkIndex(0));
     hash.is_some_and(|hash| cache.load(hash) == Some(content))
 }
 
-/// Cold data of four caches.
+/// Reads cold data of four times the size of the cache.
 fn scan(cache: &DiskCache, seed: u32) {
     for number in 0..(4 * SIZE_BYTES / 3000) as u32 {
         insert(cache, &chunk(seed + number, 3000));
@@ -129,7 +129,8 @@ fn four_fifths_can_be_pinned_and_no_more() {
     assert!(pinning.check_room(SIZE_BYTES / 2).is_ok());
     assert!(matches!(pinning.check_room(SIZE_BYTES), Err(PinError::TooMuch { .. })));
     drop(pinning);
-    // Whoever has a smaller cache in the same place keeps to that, and does not remove what is pinned.
+    // A process with a smaller cache in the same place keeps to its size, and does not remove pinned
+    // content.
     pin(&cache, "half", 0..60).unwrap();
     let smaller = open(directory.path(), 2 * SEGMENT_BYTES, SEGMENT_BYTES);
     scan(&smaller, 1000);
@@ -152,7 +153,7 @@ fn a_pin_that_was_not_finished_is_none() {
     drop(pinning);
     assert!(with_suffix(directory.path(), "pin").is_empty());
     assert!((0..60).all(|number| has(&cache, number)), "it is cached all the same");
-    // After a crash the next one who tidies up, or pins, lets go of it.
+    // After a crash, the next `gc` or pin releases the content.
     let after = open(crashed.path(), SIZE_BYTES, SEGMENT_BYTES);
     assert!(!with_suffix(crashed.path(), "pin").is_empty());
     assert!(gc(&root(crashed.path()), None).unwrap().unpinned > 2);
@@ -280,7 +281,7 @@ fn tidying_up_removes_what_is_of_no_use_and_nothing_else() {
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     (0..60).for_each(|number| keep(&cache, number));
     drop(cache);
-    // The same once more, under a younger number.
+    // The same records again, under a higher number.
     let root = root(directory.path());
     let oldest = segments(directory.path()).remove(0);
     let two = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
@@ -346,7 +347,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
-    /// Two caches in one directory: at every moment both have everything that is pinned, within the size.
+    /// Two caches in one directory: at every moment both have all pinned content, within the size.
     #[test]
     fn pins_hold_in_every_history(steps in prop::collection::vec(step(), 1..80)) {
         let mut directory = tempfile::tempdir().unwrap();

@@ -88,7 +88,7 @@ proptest! {
             match what {
                 0 => drop(std::mem::replace(&mut caches[which], open())),
                 1 => {
-                    // Else it may believe to have what the other one evicted.
+                    // Otherwise it may report records that the other one evicted.
                     prop_assert!(caches[which].refresh());
                     insert(&caches[which], &wanted);
                     prop_assert!(caches[1 - which].refresh());

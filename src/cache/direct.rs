@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::uio::pwritev;
 use tracing::debug;
 
-use super::way::Way;
+use super::write_mode::Way;
 
 /// Setting of direct I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

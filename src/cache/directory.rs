@@ -32,7 +32,7 @@ use super::error::{CacheError, PinError};
 use super::eviction::{Form, Listed};
 use super::record::{Secret, SegmentId};
 use super::store::Standing;
-use super::way::Way;
+use super::write_mode::Way;
 
 const TAG_NAME: &str = "CACHEDIR.TAG";
 const TAG_STEM: &str = "CACHEDIR.";

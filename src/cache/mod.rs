@@ -16,8 +16,8 @@
 //! - **Scan-resistant.** Reading cold data does not evict the hot set (`eviction.rs`).
 //!
 //! Reading order. Pure: `record` (bytes on disk), `index` (location of records), `eviction` (policy),
-//! `manifest` (known hashes), `pins` (pin files), `staging` (next write), `way` (buffered or direct
-//! writes). I/O: `directory`, `direct`, `segment`, `payload`, `recovery`, `queue`, `shared`, `room`, and
+//! `manifest` (known hashes), `pins` (pin files), `staging` (next write), `write_mode` (buffered or direct
+//! writes). I/O: `directory`, `direct`, `segment`, `payload`, `recovery`, `queue`, `shared`, `reclaim`, and
 //! `writer`, the only thread that writes. `pinning` makes and removes pins. `store` puts it all together.
 //! `standby` handles a directory that is unusable for a while. `maintain` holds the manual maintenance
 //! commands.
@@ -34,9 +34,9 @@ mod payload;
 mod pinning;
 mod pins;
 mod queue;
+mod reclaim;
 mod record;
 mod recovery;
-mod room;
 mod segment;
 mod shared;
 mod staging;
@@ -49,7 +49,7 @@ mod tests;
 #[path = "tests/mod.rs"]
 #[allow(clippy::duplicate_mod, reason = "a cache must keep its promises either way")]
 mod tests_buffered;
-mod way;
+mod write_mode;
 mod writer;
 
 use std::sync::Arc;

@@ -16,12 +16,12 @@ use super::pins::{
     PIN_FILE_BYTES_MAX, PIN_NAME_BYTES_MAX, PIN_RECORDS_MAX, PINS_MAX, Pin, Usage, pinned_bytes_max,
 };
 use super::queue::{Item, Payload};
+use super::reclaim::Room;
 use super::record::{Key, Kind, Secret, SegmentId};
-use super::room::Room;
 use super::segment::{OpenSegment, Record, read_records};
 use super::shared::{Proven, Shared, Wanted};
 use super::staging::Staging;
-use super::way::Way;
+use super::write_mode::Way;
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
 /// Pin as shown by `wormhole cache stat`.

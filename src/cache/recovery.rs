@@ -11,7 +11,7 @@ use super::eviction::{Form, Listed};
 use super::index::Index;
 use super::record::{HEADER_BYTES, Secret};
 use super::segment::{OpenSegment, Records, read_records};
-use super::way::Way;
+use super::write_mode::Way;
 
 /// Reads the records of the directory. With its `lock`, segments left open by a crash are sealed; without
 /// it, they are read as far as possible. A damaged segment is not an error: its unreadable records are

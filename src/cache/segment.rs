@@ -15,7 +15,7 @@ use super::record::{
     footer_bytes, gap_bytes, stored_bytes,
 };
 use super::staging::Staging;
-use super::way::Way;
+use super::write_mode::Way;
 
 /// Bytes read at once from the end of a sealed segment: the footer of 370 records. A segment of 64 MiB
 /// holds fewer full chunks.

@@ -252,9 +252,7 @@ impl ChunkCache for DiskCache {
 
     fn problem(&self) -> Option<String> {
         if self.shared.directory.read_only {
-            return Some(
-                "its directory cannot be written; the cache is read-only".to_owned(),
-            );
+            return Some("its directory cannot be written; the cache is read-only".to_owned());
         }
         self.shared.refusal().clone()
     }

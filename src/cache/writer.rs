@@ -18,7 +18,7 @@ use super::record::{HEADER_BYTES, Kind, SegmentId};
 use super::segment::{OpenSegment, Record, read_records};
 use super::shared::{Counters, Proven, Shared, Wanted};
 use super::staging::Staging;
-use super::way::WayChoice;
+use super::write_mode::WayChoice;
 
 /// Shortest time between two checks for records of other processes, which follow misses.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);

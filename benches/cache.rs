@@ -190,7 +190,7 @@ fn verify(c: &mut Criterion) {
     let directory = TempDir::new().expect("make a directory");
     let chunks = file_chunks();
     fill(&open(directory.path(), None), &chunks);
-    let cache = DiskCache::look(&directory.path().join("cache")).expect("look at the cache");
+    let cache = DiskCache::open_read_only(&directory.path().join("cache")).expect("look at the cache");
     let verify = |cache: &DiskCache| {
         let verified = cache.verify(|_, _| true);
         assert!(verified.bad == 0 && verified.bytes >= FILE_BYTES);

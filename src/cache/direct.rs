@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::uio::pwritev;
 use tracing::debug;
 
-use super::write_mode::Way;
+use super::write_mode::WriteMode;
 
 /// Setting of direct I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,31 +35,31 @@ pub(super) enum DirectIo {
 /// State of direct I/O in one directory.
 #[derive(Debug)]
 pub(super) struct Direct {
-    #[cfg_attr(not(test), allow(dead_code, reason = "there is but one way outside of tests"))]
-    how: DirectIo,
+    #[cfg_attr(not(test), allow(dead_code, reason = "there is only one mode outside of tests"))]
+    mode: DirectIo,
     refused: AtomicBool,
 }
 
 impl Direct {
     /// Creates the state before the first attempt.
-    pub(super) const fn new(how: DirectIo) -> Self {
-        Self { how, refused: AtomicBool::new(false) }
+    pub(super) const fn new(mode: DirectIo) -> Self {
+        Self { mode, refused: AtomicBool::new(false) }
     }
 
     /// Returns `true` if the file system refused direct I/O.
     pub(super) fn is_refused(&self) -> bool {
         #[cfg(test)]
-        if self.how == DirectIo::Never {
+        if self.mode == DirectIo::Never {
             return true;
         }
         self.refused.load(Ordering::Relaxed)
     }
 
     /// Returns `true` if a segment of this write mode is opened for direct writes.
-    pub(super) fn writes(&self, way: Way) -> bool {
+    pub(super) fn writes(&self, mode: WriteMode) -> bool {
         #[cfg(test)]
-        let way = if self.how == DirectIo::Auto { way } else { Way::Around };
-        way == Way::Around && !self.is_refused()
+        let mode = if self.mode == DirectIo::Auto { mode } else { WriteMode::Direct };
+        mode == WriteMode::Direct && !self.is_refused()
     }
 
     /// Calls `open`, which opens a file with `O_DIRECT`; `None` if that does not work.
@@ -68,7 +68,7 @@ impl Direct {
             return None;
         }
         #[cfg(test)]
-        let open = || if self.how == DirectIo::RefusesToOpen { Err(Errno::EINVAL.into()) } else { open() };
+        let open = || if self.mode == DirectIo::RefusesToOpen { Err(Errno::EINVAL.into()) } else { open() };
         open().inspect_err(|error| self.note(error)).ok()
     }
 
@@ -78,7 +78,7 @@ impl Direct {
         let write = move || write_all_at(file, blocks, at);
         #[cfg(test)]
         let write =
-            move || if self.how == DirectIo::RefusesToWrite { Err(Errno::EINVAL.into()) } else { write() };
+            move || if self.mode == DirectIo::RefusesToWrite { Err(Errno::EINVAL.into()) } else { write() };
         let result = write().inspect_err(|error| self.note(error));
         (!self.is_refused()).then_some(result)
     }

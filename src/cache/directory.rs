@@ -31,8 +31,8 @@ use super::direct::{Direct, DirectIo};
 use super::error::{CacheError, PinError};
 use super::eviction::{Form, Listed};
 use super::record::{Secret, SegmentId};
-use super::store::Standing;
-use super::write_mode::Way;
+use super::store::DirectoryState;
+use super::write_mode::WriteMode;
 
 const TAG_NAME: &str = "CACHEDIR.TAG";
 const TAG_STEM: &str = "CACHEDIR.";
@@ -109,7 +109,7 @@ impl Directory {
     }
 
     /// Opens the existing cache in `root` without creating or changing anything.
-    pub(super) fn look(root: &Path) -> Result<(Self, Secret), CacheError> {
+    pub(super) fn open_read_only(root: &Path) -> Result<(Self, Secret), CacheError> {
         let directory = Self { read_only: true, ..Self::at(root, DirectIo::Auto) };
         let none = || CacheError::NotACache { path: root.to_owned() };
         if !is_tagged(root) || !directory.versioned.exists() {
@@ -122,19 +122,19 @@ impl Directory {
 
     /// Checks if the directory is still the one that was opened, and if it can be written now. If the disk
     /// does not answer, the state counts as unchanged.
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn state(&self) -> DirectoryState {
         let is_missing =
             |found: io::Result<bool>| found.unwrap_or_else(|error| error.kind() == ErrorKind::NotFound);
         let moved = self.identity().map(|now| self.opened_as.is_some_and(|then| then != now));
         // A file created during the deletion can leave the folders behind.
         let format = fs::symlink_metadata(self.versioned.join("format")).map(|_| false);
         if is_missing(moved) || is_missing(format) {
-            return Standing::Gone;
+            return DirectoryState::Gone;
         }
         if self.read_only && nix::unistd::access(&self.segments, AccessFlags::W_OK).is_ok() {
-            return Standing::WritableNow;
+            return DirectoryState::BecameWritable;
         }
-        Standing::Good
+        DirectoryState::Good
     }
 
     fn identity(&self) -> io::Result<(u64, u64)> {
@@ -154,7 +154,7 @@ impl Directory {
         let _lock = self.lock()?;
         match self.read_format()? {
             Some(secret) => Ok(secret),
-            None => self.start_over(),
+            None => self.reset(),
         }
     }
 
@@ -230,8 +230,13 @@ impl Directory {
 
     /// Opens segment `id`, claimed by this process, for direct writes. Returns `None` if its write mode is
     /// buffered or direct I/O does not work.
-    pub(super) fn open_direct_to_append(&self, _: &DirectoryLock, id: SegmentId, way: Way) -> Option<File> {
-        if !self.direct.writes(way) {
+    pub(super) fn open_direct_to_append(
+        &self,
+        _: &DirectoryLock,
+        id: SegmentId,
+        mode: WriteMode,
+    ) -> Option<File> {
+        if !self.direct.writes(mode) {
             return None;
         }
         self.direct.open(|| no_follow_direct().write(true).open(self.path(id, Form::Open)))
@@ -343,7 +348,7 @@ impl Directory {
 
     /// Creates a new secret. Segments with an old secret are unreadable, so they are removed. The caller
     /// holds the lock.
-    fn start_over(&self) -> Result<Secret, CacheError> {
+    fn reset(&self) -> Result<Secret, CacheError> {
         let path = self.versioned.join("format");
         self.remove_pins().map_err(CacheError::io("clear", &self.pins))?;
         let removed =
@@ -376,7 +381,7 @@ pub fn clear(root: &Path, with_pins: bool) -> Result<u64, PinError> {
     if !directory.segments.exists() {
         return Ok(0);
     }
-    let _turn = if with_pins { Some(directory.pins_turn()?) } else { None };
+    let _turn = if with_pins { Some(directory.lock_pins()?) } else { None };
     let _lock = directory.lock()?;
     if with_pins {
         directory.remove_pins().map_err(CacheError::io("clear", &directory.pins))?;
@@ -468,8 +473,8 @@ fn refuse_foreign(root: &Path) -> Result<(), CacheError> {
         let name = entry.map_err(CacheError::io("list", root))?.file_name();
         // Another process may be marking the directory at this moment. A fresh ext4 file system has
         // lost+found. A cache deleted during writes leaves a part without the mark.
-        let is_left = name == VERSION_DIR && is_left(&root.join(VERSION_DIR));
-        if name != "lost+found" && !is_left && !name.to_string_lossy().starts_with(TAG_STEM) {
+        let is_leftover = name == VERSION_DIR && is_leftover(&root.join(VERSION_DIR));
+        if name != "lost+found" && !is_leftover && !name.to_string_lossy().starts_with(TAG_STEM) {
             let marked_meanwhile = is_tagged(root);
             return marked_meanwhile.then_some(()).ok_or(CacheError::NotACache { path: root.to_owned() });
         }
@@ -478,7 +483,7 @@ fn refuse_foreign(root: &Path) -> Result<(), CacheError> {
 }
 
 /// Returns `true` if a folder holds only files that a cache creates there.
-fn is_left(versioned: &Path) -> bool {
+fn is_leftover(versioned: &Path) -> bool {
     let is_ours = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| {
             let name = entry.file_name();

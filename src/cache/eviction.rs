@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_floor_of_free_space_counts_what_will_be_written() {
+    fn the_minimum_of_free_space_counts_the_next_write() {
         assert_eq!(missing_space(100, 1000, 0.05, 10), 0);
         assert_eq!(missing_space(100, 1000, 0.05, 60), 10);
         assert_eq!(missing_space(0, 1000, 0.0, 0), 0);
@@ -338,12 +338,12 @@ mod tests {
 
     /// Naive model of the policy: segments in queue order, each a list of (key, uses).
     #[derive(Default)]
-    struct SlowPolicy {
+    struct ModelPolicy {
         queue: Vec<Vec<(Key, u8)>>,
         current: Vec<(Key, u8)>,
     }
 
-    impl SlowPolicy {
+    impl ModelPolicy {
         fn all(&mut self) -> impl Iterator<Item = &mut (Key, u8)> {
             self.queue.iter_mut().flatten().chain(&mut self.current)
         }
@@ -375,14 +375,14 @@ mod tests {
                 }
                 self.queue.insert(self.queue.len() - 1, spared);
             }
-            let dying = self.queue.remove(0);
+            let evicted = self.queue.remove(0);
             let mut chosen = Vec::new();
             for hits in [3, 2, 1] {
-                chosen.extend((0..dying.len()).filter(|&at| dying[at].1 == hits));
+                chosen.extend((0..evicted.len()).filter(|&at| evicted[at].1 == hits));
             }
             chosen.truncate(RECORDS as usize / 2);
             chosen.sort_unstable();
-            chosen.into_iter().map(|at| (dying[at].0, dying[at].1 - 1)).collect()
+            chosen.into_iter().map(|at| (evicted[at].0, evicted[at].1 - 1)).collect()
         }
 
         fn find(&mut self, key: &Key) -> bool {
@@ -399,10 +399,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_policy_keeps_what_its_slow_twin_keeps(
+        fn the_policy_agrees_with_the_model(
             steps in prop::collection::vec((0u8..3, 0u8..200), 1..700),
         ) {
-            let (mut policy, mut twin) = (Policy::new(), SlowPolicy::default());
+            let (mut policy, mut twin) = (Policy::new(), ModelPolicy::default());
             for (what, key) in steps {
                 let key = [key; 32];
                 if what == 0 {
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_three_times_outlives_a_scan_of_three_caches() {
+    fn a_record_used_three_times_outlives_a_scan_of_three_caches() {
         let mut policy = Policy::new();
         let hot: Vec<Key> = (0..16).map(|key| [key; 32]).collect();
         for key in &hot {

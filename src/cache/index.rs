@@ -283,9 +283,9 @@ mod tests {
     }
 
     /// Naive model of the index: (entry, segment, hits), searched as a whole.
-    type Twin = Vec<(Entry, u64, u8)>;
+    type Model = Vec<(Entry, u64, u8)>;
 
-    fn apply_to_twin(twin: &mut Twin, step: &Step, offset: u32) {
+    fn apply_to_model(twin: &mut Model, step: &Step, offset: u32) {
         match *step {
             Step::Extend { segment, key, manifest } => {
                 let entry = Entry { key: [key; 32], kind: kind(manifest), offset, len: 9 };
@@ -332,11 +332,11 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_list(steps in prop::collection::vec(step(), 1..80)) {
-            let (mut index, mut twin) = (Index::default(), Twin::new());
+            let (mut index, mut twin) = (Index::default(), Model::new());
             for (i, step) in steps.iter().enumerate() {
                 let offset = (i as u32 + 1) * 64;
                 apply(&mut index, step, offset);
-                apply_to_twin(&mut twin, step, offset);
+                apply_to_model(&mut twin, step, offset);
                 prop_assert_eq!(index.len(), twin.len());
                 for (entry, segment, _) in &twin {
                     let at = Location { segment: *segment, offset: entry.offset, len: entry.len };

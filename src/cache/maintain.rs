@@ -13,11 +13,11 @@ use super::direct::DirectIo;
 use super::directory::Directory;
 use super::error::{CacheError, PinError};
 use super::eviction::{Form, Listed};
-use super::payload::Reading;
-use super::pinning::{PinWriter, Turn};
+use super::payload::Access;
+use super::pinning::{PinWriter, PinsLock};
 use super::pins::Usage;
 use super::record::{HEADER_BYTES, SegmentId};
-use super::shared::{Proven, Shared, Wanted};
+use super::shared::{RecordRef, Shared, Verified};
 use super::{CacheConfig, DiskCache};
 
 /// Most records that [`DiskCache::verify`] reads between two reports: up to 4 MiB.
@@ -60,7 +60,7 @@ pub struct Damaged {
 
 /// Result of [`gc`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Collected {
+pub struct GcReport {
     /// Bytes of the segments before.
     pub before_bytes: u64,
     /// Bytes of the segments after.
@@ -75,8 +75,8 @@ pub struct Collected {
 
 impl DiskCache {
     /// Opens the cache in `root` read-only. It creates, evicts and writes nothing, and drops inserts.
-    pub fn look(root: &Path) -> Result<Self, CacheError> {
-        let (directory, secret) = Directory::look(root)?;
+    pub fn open_read_only(root: &Path) -> Result<Self, CacheError> {
+        let (directory, secret) = Directory::open_read_only(root)?;
         Self::reading(directory, secret)
     }
 
@@ -85,7 +85,7 @@ impl DiskCache {
     pub fn verify(&self, mut report: impl FnMut(&VerifyProgress, &[Damaged]) -> bool) -> VerifyProgress {
         let all = self.shared().index().all();
         let mut progress = VerifyProgress { records_total: all.len() as u64, ..VerifyProgress::default() };
-        let batches: Vec<&[Wanted]> = all.chunks(VERIFY_BATCH).collect();
+        let batches: Vec<&[RecordRef]> = all.chunks(VERIFY_BATCH).collect();
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
             let (sender, receiver) = mpsc::sync_channel(VERIFY_THREADS);
@@ -94,7 +94,7 @@ impl DiskCache {
                 scope.spawn(move || {
                     // The send fails after `report` returned `false`.
                     while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed))
-                        && sender.send((*batch, prove(self.shared(), batch))).is_ok()
+                        && sender.send((*batch, verify(self.shared(), batch))).is_ok()
                     {}
                 });
             }
@@ -113,14 +113,14 @@ impl DiskCache {
 }
 
 /// Reads a batch. Returns its damaged records.
-fn prove(shared: &Shared, batch: &[Wanted]) -> Vec<Damaged> {
-    let read = shared.read(batch, Reading::Once);
-    let lost = read.iter().zip(batch).filter(|(proven, _)| proven.is_none());
+fn verify(shared: &Shared, batch: &[RecordRef]) -> Vec<Damaged> {
+    let read = shared.read(batch, Access::First);
+    let lost = read.iter().zip(batch).filter(|(verified, _)| verified.is_none());
     lost.filter_map(|(_, wanted)| damaged(shared, wanted)).collect()
 }
 
 /// Describes a record that could not be read; `None` if its segment was evicted meanwhile.
-fn damaged(shared: &Shared, (_, _, at): &Wanted) -> Option<Damaged> {
+fn damaged(shared: &Shared, (_, _, at): &RecordRef) -> Option<Damaged> {
     let forms = [Form::Sealed, Form::Pinned, Form::Open];
     let path =
         forms.map(|form| shared.directory.path(at.segment, form)).into_iter().find(|path| path.exists())?;
@@ -130,12 +130,12 @@ fn damaged(shared: &Shared, (_, _, at): &Wanted) -> Option<Damaged> {
 
 /// Collects garbage in `root`, which may be in use: finishes segments left by a crash, releases segments
 /// without a pin and removes duplicates. With `size_bytes` it also evicts down to that size. Blocks.
-pub fn gc(root: &Path, size_bytes: Option<u64>) -> Result<Collected, PinError> {
-    let (directory, secret) = Directory::look(root)?;
-    let turn = directory.pins_turn()?;
+pub fn gc(root: &Path, size_bytes: Option<u64>) -> Result<GcReport, PinError> {
+    let (directory, secret) = Directory::open_read_only(root)?;
+    let turn = directory.lock_pins()?;
     let listed = directory.list()?;
     let before_bytes = total(&listed);
-    let mut collected = Collected { before_bytes, ..Collected::default() };
+    let mut collected = GcReport { before_bytes, ..GcReport::default() };
     collected.leftovers = remove_leftovers(root)?;
     collected.unpinned = directory.release_unused(&turn, &secret)? as u64;
     // Without a size, it evicts only to compact pins: a mount with a larger bound needs the content.
@@ -149,7 +149,7 @@ pub fn gc(root: &Path, size_bytes: Option<u64>) -> Result<Collected, PinError> {
         segment_bytes: Some(segment_bytes),
     };
     let cache = DiskCache::open_with(&config, DirectIo::Auto)?;
-    collected.unpinned += gather(&cache, &turn)?;
+    collected.unpinned += compact(&cache, &turn)?;
     collected.shadowed = remove_shadowed(cache.shared())?;
     collected.after_bytes = total(&cache.shared().directory.list()?);
     Ok(collected)
@@ -161,7 +161,7 @@ fn total(listed: &[Listed]) -> u64 {
 
 /// Copies the pinned records out of pinned segments that are mostly unpinned, and releases those. Returns
 /// their number.
-fn gather(cache: &DiskCache, _: &Turn) -> Result<u64, PinError> {
+fn compact(cache: &DiskCache, _: &PinsLock) -> Result<u64, PinError> {
     let shared = cache.shared();
     let listed = shared.directory.list()?;
     let usage = shared.directory.pin_usage(&shared.secret, &listed)?;
@@ -188,9 +188,9 @@ fn copy_named(shared: &Shared, from: &Usage, writer: &mut PinWriter) -> Result<(
         let at = shared.index().peek(&entry.key, entry.kind);
         // Otherwise another pinned segment has it.
         let Some(at) = at.filter(|at| at.segment == from.segment) else { continue };
-        let payload = match shared.read(&[(entry.key, entry.kind, at)], Reading::Once).pop().flatten() {
-            Some(Proven::Chunk(chunk)) => chunk.into_bytes(),
-            Some(Proven::Manifest(_, payload)) => payload,
+        let payload = match shared.read(&[(entry.key, entry.kind, at)], Access::First).pop().flatten() {
+            Some(Verified::Chunk(chunk)) => chunk.into_bytes(),
+            Some(Verified::Manifest(_, payload)) => payload,
             None => continue,
         };
         writer.put(&[(entry.kind, entry.key, payload)])?;

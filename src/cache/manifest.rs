@@ -159,7 +159,7 @@ pub(super) enum Lookup {
 pub(super) type DirtyPage = (PageId, Arc<ManifestPage>);
 
 #[derive(Debug, Default)]
-struct Held {
+struct CachedPage {
     page: Arc<ManifestPage>,
     /// True if the page on disk was merged in.
     joined: bool,
@@ -168,7 +168,7 @@ struct Held {
 /// Pages in memory: the most recently used ones, and those that are not on disk yet.
 #[derive(Debug)]
 pub(super) struct ManifestTable {
-    pages: LruCache<PageId, Held>,
+    pages: LruCache<PageId, CachedPage>,
     /// Pages in `pages` that are not on disk. They are sorted, so those of a file are adjacent.
     dirty: BTreeSet<PageId>,
 }
@@ -242,13 +242,13 @@ impl ManifestTable {
     }
 
     /// Returns page `id`, created if missing, and the dirty page evicted by that.
-    fn held(&mut self, id: PageId) -> (&mut Held, Option<DirtyPage>) {
+    fn held(&mut self, id: PageId) -> (&mut CachedPage, Option<DirtyPage>) {
         let mut out = None;
         if !self.pages.contains(&id) {
-            let gone = self.pages.push(id, Held::default());
+            let gone = self.pages.push(id, CachedPage::default());
             out = gone.filter(|(gone, _)| self.dirty.remove(gone)).map(|(gone, held)| (gone, held.page));
         }
-        (self.pages.get_or_insert_mut(id, Held::default), out)
+        (self.pages.get_or_insert_mut(id, CachedPage::default), out)
     }
 }
 

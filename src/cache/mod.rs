@@ -15,13 +15,12 @@
 //! - **Pinned.** Pinned content stays until it is unpinned. No process evicts it.
 //! - **Scan-resistant.** Reading cold data does not evict the hot set (`eviction.rs`).
 //!
-//! Reading order. Pure: `record` (bytes on disk), `index` (location of records), `eviction` (policy),
-//! `manifest` (known hashes), `pins` (pin files), `staging` (next write), `write_mode` (buffered or direct
-//! writes). I/O: `directory`, `direct`, `segment`, `payload`, `recovery`, `queue`, `shared`, `reclaim`, and
-//! `writer`, the only thread that writes. `pinning` makes and removes pins. `store` puts it all together.
-//! `standby` handles a directory that is unusable for a while. `maintain` holds the manual maintenance
-//! commands.
-//!
+//! Reading order: first the files without I/O: `record` (bytes on disk), `index` (location of records),
+//! `eviction` (policy), `manifest` (known hashes), `pins` (pin files), `staging` (next write), `write_mode`
+//! (buffered or direct writes). Then the I/O: `directory`, `direct`, `segment`, `payload`, `recovery`,
+//! `queue`, `shared`, `reclaim`, and `writer`, the only thread that writes. `pinning` makes and removes
+//! pins. `store` puts it all together. `standby` handles a directory that is unusable for a while.
+//! `maintain` holds the manual maintenance commands.
 
 mod direct;
 mod directory;
@@ -47,8 +46,8 @@ mod tests;
 /// Runs the same tests again without direct I/O.
 #[cfg(test)]
 #[path = "tests/mod.rs"]
-#[allow(clippy::duplicate_mod, reason = "a cache must keep its promises either way")]
-mod tests_buffered;
+#[allow(clippy::duplicate_mod, reason = "every guarantee holds with and without direct I/O")]
+mod tests_without_direct_io;
 mod write_mode;
 mod writer;
 
@@ -56,9 +55,9 @@ use std::sync::Arc;
 
 pub use directory::clear;
 pub use error::{CacheError, PinError};
-pub use maintain::{Collected, Damaged, VerifyProgress, gc};
+pub use maintain::{Damaged, GcReport, VerifyProgress, gc};
 pub use manifest::FileKey;
-pub use pinning::{PinSummary, Pinning, pins, unpin};
+pub use pinning::{PinBuilder, PinSummary, pins, unpin};
 pub use standby::StandbyCache;
 pub use store::{CacheConfig, DiskCache};
 
@@ -123,7 +122,7 @@ pub trait ChunkCache: Send + Sync + 'static {
     }
 
     /// Begins to pin content under a name, which protects it from eviction. Blocks on the disk.
-    fn begin_pin(&self, _name: &str) -> Result<Pinning, PinError> {
+    fn begin_pin(&self, _name: &str) -> Result<PinBuilder, PinError> {
         Err(PinError::NoCache)
     }
 }

@@ -28,11 +28,11 @@ const DIRECT_BYTES_MIN: u64 = 128 * 1024;
 
 /// Expectation that data will be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(super) enum Access {
     /// Not read before.
-    Once,
+    First,
     /// Read before.
-    Again,
+    Repeated,
 }
 
 /// Segment that is open for reading.
@@ -62,7 +62,7 @@ impl SegmentFile {
         directory: &Directory,
         rooms: &Arc<Rooms>,
         run: &[Location],
-        reading: Reading,
+        reading: Access,
     ) -> Vec<Option<Laid>> {
         if let Some(file) = self.direct_for(directory, run, reading) {
             match read_direct(file, rooms, run) {
@@ -76,10 +76,10 @@ impl SegmentFile {
     }
 
     /// Returns the file for a direct read of `run`; `None` if that would not pay or does not work.
-    fn direct_for(&self, directory: &Directory, run: &[Location], reading: Reading) -> Option<&File> {
+    fn direct_for(&self, directory: &Directory, run: &[Location], reading: Access) -> Option<&File> {
         let (first, last) = (run.first()?, run.last()?);
         let len = last.payload_end() - first.payload_start();
-        if reading == Reading::Again || len < DIRECT_BYTES_MIN || directory.direct.is_refused() {
+        if reading == Access::Repeated || len < DIRECT_BYTES_MIN || directory.direct.is_refused() {
             return None;
         }
         // If the kernel cannot tell, the data counts as not cached.

@@ -11,17 +11,17 @@ use super::directory::{Directory, DirectoryLock};
 use super::error::{CacheError, PinError};
 use super::eviction::{Form, Listed, survivors, survivors_bytes};
 use super::manifest::{FileKey, ManifestPage, PageId};
-use super::payload::Reading;
+use super::payload::Access;
 use super::pins::{
     PIN_FILE_BYTES_MAX, PIN_NAME_BYTES_MAX, PIN_RECORDS_MAX, PINS_MAX, Pin, Usage, pinned_bytes_max,
 };
 use super::queue::{Item, Payload};
-use super::reclaim::Room;
+use super::reclaim::Reclaimed;
 use super::record::{Key, Kind, Secret, SegmentId};
 use super::segment::{OpenSegment, Record, read_records};
-use super::shared::{Proven, Shared, Wanted};
+use super::shared::{RecordRef, Shared, Verified};
 use super::staging::Staging;
-use super::write_mode::Way;
+use super::write_mode::WriteMode;
 use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
 /// Pin as shown by `wormhole cache stat`.
@@ -44,14 +44,14 @@ impl From<&Pin> for PinSummary {
 }
 
 /// Lock for changing pins. One process holds it at a time.
-pub(super) struct Turn(#[allow(dead_code, reason = "held, not read")] File);
+pub(super) struct PinsLock(#[allow(dead_code, reason = "held, not read")] File);
 
 impl Directory {
     /// Takes the lock, or fails if another process holds it.
-    pub(super) fn pins_turn(&self) -> Result<Turn, PinError> {
+    pub(super) fn lock_pins(&self) -> Result<PinsLock, PinError> {
         let file = self.open_pins_lock().map_err(PinError::Io)?;
         match file.try_lock() {
-            Ok(()) => Ok(Turn(file)),
+            Ok(()) => Ok(PinsLock(file)),
             Err(TryLockError::WouldBlock) => Err(PinError::Busy),
             Err(TryLockError::Error(error)) => Err(PinError::Io(error)),
         }
@@ -91,7 +91,7 @@ impl Directory {
 
     /// Releases the pinned segments without records of any pin. Returns their number. The caller holds the
     /// pins lock.
-    pub(super) fn release_unused(&self, _: &Turn, secret: &Secret) -> Result<usize, PinError> {
+    pub(super) fn release_unused(&self, _: &PinsLock, secret: &Secret) -> Result<usize, PinError> {
         // This happens before the directory lock: pins cannot change meanwhile, and other processes wait
         // for that lock for two seconds only.
         let usage = self.pin_usage(secret, &self.list()?)?;
@@ -117,9 +117,9 @@ fn read_pin(path: &Path, secret: &Secret) -> io::Result<Option<Pin>> {
 
 /// Pin that is being made. Its records stay in the cache from then on. Dropping it unfinished releases
 /// them. Its methods block on the disk.
-pub struct Pinning {
+pub struct PinBuilder {
     shared: Arc<Shared>,
-    turn: Turn,
+    turn: PinsLock,
     name: String,
     files: u64,
     bytes: u64,
@@ -128,7 +128,7 @@ pub struct Pinning {
     is_finished: bool,
 }
 
-impl Pinning {
+impl PinBuilder {
     /// Begins a pin under `name`. Finishing it replaces an existing pin of this name.
     pub(super) fn begin(shared: Arc<Shared>, name: &str) -> Result<Self, PinError> {
         if shared.directory.read_only {
@@ -137,7 +137,7 @@ impl Pinning {
         if name.len() > PIN_NAME_BYTES_MAX {
             return Err(PinError::NameTooLong);
         }
-        let turn = shared.directory.pins_turn()?;
+        let turn = shared.directory.lock_pins()?;
         let mut others = 0;
         shared.directory.each_pin(&shared.secret, |pin| others += usize::from(pin.name != name))?;
         if others >= PINS_MAX {
@@ -152,7 +152,7 @@ impl Pinning {
     }
 
     /// Returns an error if a file of this size cannot be pinned beside the existing pins.
-    pub fn check_room(&self, size_bytes: u64) -> Result<(), PinError> {
+    pub fn check_capacity(&self, size_bytes: u64) -> Result<(), PinError> {
         let most = self.writer.pinned_bytes_max();
         let pinned = pinned_bytes(&self.shared.directory.list()?);
         if size_bytes > most { Err(PinError::TooMuch { pinned, most }) } else { Ok(()) }
@@ -242,15 +242,15 @@ impl Pinning {
             }
             let place = self.shared.index().peek(&key, Kind::Chunk);
             let on_disk = place.and_then(|at| {
-                let wanted: Wanted = (key, Kind::Chunk, at);
-                self.shared.read(&[wanted], Reading::Once).pop().flatten()
+                let wanted: RecordRef = (key, Kind::Chunk, at);
+                self.shared.read(&[wanted], Access::First).pop().flatten()
             });
             let is_pinned = place.is_some_and(|at| self.writer.is_pinned(at.segment));
             match on_disk {
-                Some(Proven::Chunk(_)) if is_pinned => {
+                Some(Verified::Chunk(_)) if is_pinned => {
                     self.keys.insert(key);
                 }
-                Some(Proven::Chunk(chunk)) => records.push(record_of(chunk)),
+                Some(Verified::Chunk(chunk)) => records.push(record_of(chunk)),
                 _ => match self.shared.queue.get(&key, Kind::Chunk) {
                     Some(Payload::Chunk(chunk)) => records.push(record_of(chunk)),
                     _ => return Err(PinError::Missing),
@@ -264,14 +264,14 @@ impl Pinning {
     fn pinned_page(&self, key: &Key) -> Option<ManifestPage> {
         let at = self.shared.index().peek(key, Kind::Manifest)?;
         let is_pinned = self.writer.is_pinned(at.segment);
-        match self.shared.read(&[(*key, Kind::Manifest, at)], Reading::Once).pop()?? {
-            Proven::Manifest(page, _) => Some(page).filter(|_| is_pinned),
-            Proven::Chunk(_) => None,
+        match self.shared.read(&[(*key, Kind::Manifest, at)], Access::First).pop()?? {
+            Verified::Manifest(page, _) => Some(page).filter(|_| is_pinned),
+            Verified::Chunk(_) => None,
         }
     }
 }
 
-impl Drop for Pinning {
+impl Drop for PinBuilder {
     fn drop(&mut self) {
         if self.is_finished {
             return;
@@ -320,7 +320,7 @@ impl PinWriter {
     pub(super) fn put(&mut self, records: &[Record]) -> Result<(), PinError> {
         let mut rest = records;
         while let Some((_, _, payload)) = rest.first() {
-            self.ready_for(payload.len())?;
+            self.ensure_room(payload.len())?;
             let Some(current) = &mut self.current else { return Err(PinError::NoRoom) };
             let count = current.fitting(rest.iter().map(|(.., payload)| payload.len()));
             let Shared { directory, secret, .. } = &*self.shared;
@@ -358,7 +358,7 @@ impl PinWriter {
     }
 
     /// Ensures a segment with room for a payload of `len` bytes.
-    fn ready_for(&mut self, len: usize) -> Result<(), PinError> {
+    fn ensure_room(&mut self, len: usize) -> Result<(), PinError> {
         let fits = |current: &OpenSegment| current.fitting([len].into_iter()) == 1;
         if self.current.as_ref().is_some_and(fits) {
             return Ok(());
@@ -372,10 +372,10 @@ impl PinWriter {
         if pinned + segment_bytes > most {
             return Err(PinError::TooMuch { pinned, most });
         }
-        let room = self.shared.make_room(&lock, &listed, segment_bytes)?;
-        let created = if room.enough { self.create(&lock, &listed) } else { Err(PinError::NoRoom) };
+        let reclaimed = self.shared.reclaim(&lock, &listed, segment_bytes)?;
+        let created = if reclaimed.enough { self.create(&lock, &listed) } else { Err(PinError::NoRoom) };
         drop(lock);
-        self.write_again(room);
+        self.requeue(reclaimed);
         created?;
         if self.current.as_ref().is_some_and(fits) { Ok(()) } else { Err(PinError::NoRoom) }
     }
@@ -385,7 +385,8 @@ impl PinWriter {
         let youngest = listed.last().map_or(0, |last| last.id);
         let known = self.shared.index().segments().keys().next_back().copied().unwrap_or(0);
         let id = youngest.max(known) + 1;
-        let segment = OpenSegment::create(directory, lock, secret, id, bounds.segment_bytes, Way::Around)?;
+        let segment =
+            OpenSegment::create(directory, lock, secret, id, bounds.segment_bytes, WriteMode::Direct)?;
         self.shared.index().extend(id, &[], segment.file_bytes, segment.end, Form::Open);
         self.shared.keep_file(id, Arc::clone(&segment.file));
         self.current = Some(segment);
@@ -393,16 +394,16 @@ impl PinWriter {
     }
 
     /// Queues the used records of the evicted segments to be written again.
-    fn write_again(&self, room: Room) {
-        let used = survivors(room.used, survivors_bytes(u64::from(self.shared.bounds.segment_bytes)));
-        let wanted: Vec<Wanted> =
+    fn requeue(&self, reclaimed: Reclaimed) {
+        let used = survivors(reclaimed.used, survivors_bytes(u64::from(self.shared.bounds.segment_bytes)));
+        let wanted: Vec<RecordRef> =
             used.iter().map(|one| (one.entry.key, one.entry.kind, one.location())).collect();
-        let read = self.shared.read(&wanted, Reading::Once);
-        room.dying.iter().for_each(|&segment| self.shared.forget_segment(segment));
-        for (proven, (key, ..)) in read.into_iter().zip(wanted) {
-            let payload = match proven {
-                Some(Proven::Chunk(chunk)) => Payload::Chunk(chunk),
-                Some(Proven::Manifest(page, _)) => Payload::Manifest(Arc::new(page)),
+        let read = self.shared.read(&wanted, Access::First);
+        reclaimed.evicted.iter().for_each(|&segment| self.shared.forget_segment(segment));
+        for (verified, (key, ..)) in read.into_iter().zip(wanted) {
+            let payload = match verified {
+                Some(Verified::Chunk(chunk)) => Payload::Chunk(chunk),
+                Some(Verified::Manifest(page, _)) => Payload::Manifest(Arc::new(page)),
                 None => continue,
             };
             // A record that does not fit is dropped, like any insert.
@@ -413,7 +414,7 @@ impl PinWriter {
 
 /// Returns the pins of the cache in `root`, and the bytes of its pinned segments.
 pub fn pins(root: &Path) -> Result<(Vec<PinSummary>, u64), PinError> {
-    let (directory, secret) = Directory::look(root)?;
+    let (directory, secret) = Directory::open_read_only(root)?;
     let mut found = Vec::new();
     directory.each_pin(&secret, |pin| found.push(PinSummary::from(pin)))?;
     found.sort_by(|first, second| first.name.cmp(&second.name));
@@ -425,8 +426,8 @@ pub fn pins(root: &Path) -> Result<(Vec<PinSummary>, u64), PinError> {
 /// Removes the pin `name` from the cache in `root`, which may be in use. Its content stays until it is
 /// evicted.
 pub fn unpin(root: &Path, name: &str) -> Result<PinSummary, PinError> {
-    let (directory, secret) = Directory::look(root)?;
-    let turn = directory.pins_turn()?;
+    let (directory, secret) = Directory::open_read_only(root)?;
+    let turn = directory.lock_pins()?;
     let path = directory.pin_path(name);
     let no_such = || PinError::NoSuchPin { name: name.to_owned() };
     let pin = read_pin(&path, &secret)?.filter(|pin| pin.name == name).ok_or_else(no_such)?;

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn two_segments_are_left_beside_what_is_pinned() {
+    fn two_segments_are_left_beside_pinned_content() {
         assert_eq!(pinned_bytes_max(1000, 10), 800);
         assert_eq!(pinned_bytes_max(1000, 300), 400);
         assert_eq!(pinned_bytes_max(1000, 500), 0);

@@ -41,7 +41,7 @@ const GATHER_TIME: Duration = Duration::from_millis(5);
 const STALL_TIME: Duration = Duration::from_millis(200);
 
 /// Number of last bytes over which the write rate is measured: enough to see a disk fill its own cache.
-const PACE_BYTES: u64 = 64 * 1024 * 1024;
+const RATE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Content of a record.
 #[derive(Debug, Clone)]
@@ -128,10 +128,10 @@ struct State {
     /// Arrival of the oldest queued item.
     first_came: Option<Instant>,
     /// Number of callers in [`Queue::drain`].
-    hurried_by: usize,
+    drain_waiters: usize,
     /// Time at which the writer took the items in flight.
     taken: Option<Instant>,
-    pace: Pace,
+    rate: WriteRate,
     stopped: bool,
     writer_gone: bool,
     refresh: Refresh,
@@ -139,16 +139,16 @@ struct State {
 
 /// Recent write rate of the disk.
 #[derive(Debug, Default)]
-struct Pace {
+struct WriteRate {
     bytes: u64,
     time: Duration,
 }
 
-impl Pace {
+impl WriteRate {
     fn add(&mut self, bytes: usize, time: Duration) {
         self.bytes += bytes as u64;
         self.time += time;
-        if self.bytes > PACE_BYTES {
+        if self.bytes > RATE_BYTES {
             self.bytes /= 2;
             self.time /= 2;
         }
@@ -174,7 +174,7 @@ impl State {
     /// Returns `true` if the writer should begin.
     fn is_due(&self, now: Instant) -> bool {
         let came_long_ago = self.first_came.is_none_or(|came| now >= came + GATHER_TIME);
-        self.bytes >= GATHER_BYTES || self.hurried_by > 0 || self.stopped || came_long_ago
+        self.bytes >= GATHER_BYTES || self.drain_waiters > 0 || self.stopped || came_long_ago
     }
 
     fn take_batch(&mut self, now: Instant) -> Vec<Item> {
@@ -238,9 +238,9 @@ impl Queue {
     /// the current write takes longer than [`STALL_TIME`].
     pub(super) fn bytes_per_second(&self) -> u64 {
         let state = self.state();
-        let lately = state.pace.bytes_per_second();
+        let lately = state.rate.bytes_per_second();
         let time = state.taken.map_or(Duration::ZERO, |taken| taken.elapsed());
-        let now = Pace { bytes: state.in_flight_bytes as u64, time };
+        let now = WriteRate { bytes: state.in_flight_bytes as u64, time };
         if time > STALL_TIME { lately.min(now.bytes_per_second()) } else { lately }
     }
 
@@ -250,9 +250,9 @@ impl Queue {
         state.pending.get(key).filter(|item| item.kind() == kind).map(|item| item.payload.clone())
     }
 
-    /// Returns the next task of the writer. Waits at most `patience` for it.
-    pub(super) fn next(&self, patience: Duration) -> Task {
-        let deadline = Instant::now() + patience;
+    /// Returns the next task of the writer. Waits at most `timeout` for it.
+    pub(super) fn next(&self, timeout: Duration) -> Task {
+        let deadline = Instant::now() + timeout;
         let mut state = self.state();
         loop {
             let now = Instant::now();
@@ -287,7 +287,7 @@ impl Queue {
         }
         let took = state.taken.take().map_or(Duration::ZERO, |taken| taken.elapsed());
         let bytes = std::mem::take(&mut state.in_flight_bytes);
-        state.pace.add(bytes, took);
+        state.rate.add(bytes, took);
         state.bytes -= bytes;
         self.for_waiters.notify_all();
     }
@@ -329,13 +329,13 @@ impl Queue {
     /// Waits until everything queued so far is written. Returns `true` if that was done before `deadline`.
     pub(super) fn drain(&self, deadline: Instant) -> bool {
         let mut state = self.state();
-        state.hurried_by += 1;
+        state.drain_waiters += 1;
         self.for_writer.notify_one();
         let mut in_time = true;
         while state.bytes > 0 && !state.writer_gone && in_time {
             (state, in_time) = self.wait(state, deadline);
         }
-        state.hurried_by -= 1;
+        state.drain_waiters -= 1;
         state.bytes == 0
     }
 
@@ -354,7 +354,7 @@ impl Queue {
     }
 
     /// Marks the writer as gone, so that no caller waits for it. Called by the writer.
-    pub(super) fn writer_left(&self) {
+    pub(super) fn writer_exited(&self) {
         let mut state = self.state();
         (state.stopped, state.writer_gone) = (true, true);
         self.for_waiters.notify_all();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_found_until_it_is_written_and_queued_once() {
+    fn queued_records_are_found_and_queued_once() {
         let queue = Queue::default();
         let item = chunk(1, 100);
         assert_eq!(queue.push(item.clone()), Pushed::Accepted);
@@ -486,15 +486,15 @@ mod tests {
 
     #[test]
     fn the_pace_is_that_of_the_last_bytes_and_of_those_on_their_way() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.bytes_per_second(), 0);
-        (0..100).for_each(|_| pace.add(4 << 20, Duration::from_millis(4)));
-        assert_eq!(pace.bytes_per_second() >> 20, 1000);
-        (0..100).for_each(|_| pace.add(4 << 20, Duration::from_millis(400)));
-        assert!(pace.bytes_per_second() >> 20 <= 11, "{pace:?}");
+        let mut rate = WriteRate::default();
+        assert_eq!(rate.bytes_per_second(), 0);
+        (0..100).for_each(|_| rate.add(4 << 20, Duration::from_millis(4)));
+        assert_eq!(rate.bytes_per_second() >> 20, 1000);
+        (0..100).for_each(|_| rate.add(4 << 20, Duration::from_millis(400)));
+        assert!(rate.bytes_per_second() >> 20 <= 11, "{rate:?}");
 
         let queue = Queue::default();
-        queue.state().pace.add(1 << 20, Duration::from_millis(1));
+        queue.state().rate.add(1 << 20, Duration::from_millis(1));
         assert_eq!(queue.bytes_per_second() >> 20, 1000);
         queue.push(chunk(1, 1 << 16));
         let batch = take(&queue);
@@ -516,7 +516,7 @@ mod tests {
         let batch = take(&queue);
         queue.written(&batch);
         assert!(matches!(queue.next(Duration::from_secs(3600)), Task::Stop));
-        queue.writer_left();
+        queue.writer_exited();
         assert!(queue.stop(Instant::now()));
         assert!(!queue.refresh_now(Instant::now() + Duration::from_secs(3600)));
     }

@@ -13,12 +13,12 @@ use super::shared::{Counters, Shared};
 
 /// Result of an eviction.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Reclaimed {
     /// True if there is room now.
     pub(super) enough: bool,
     /// Segments removed from the directory. Their files are still open and their records still in the
     /// index.
-    pub(super) dying: Vec<SegmentId>,
+    pub(super) evicted: Vec<SegmentId>,
     /// Their used records.
     pub(super) used: Vec<Candidate>,
 }
@@ -37,12 +37,12 @@ impl Shared {
 
     /// Evicts segments until `grow_bytes` can be added. `listed` is the current listing, and the index is
     /// up to date with it.
-    pub(super) fn make_room(
+    pub(super) fn reclaim(
         &self,
         lock: &DirectoryLock,
         listed: &[Listed],
         grow_bytes: u64,
-    ) -> io::Result<Room> {
+    ) -> io::Result<Reclaimed> {
         let limits = self.limits(grow_bytes)?;
         // The names are read under the lock, so a pin of another process holds here, too.
         let pinned = listed.iter().filter(|segment| segment.is_pinned());
@@ -71,8 +71,8 @@ impl Shared {
         listed: &[Listed],
         victims: &[SegmentId],
         enough: bool,
-    ) -> io::Result<Room> {
-        let mut room = Room { enough, dying: Vec::new(), used: Vec::new() };
+    ) -> io::Result<Reclaimed> {
+        let mut reclaimed = Reclaimed { enough, evicted: Vec::new(), used: Vec::new() };
         for segment in listed.iter().filter(|segment| victims.contains(&segment.id)) {
             let used = self.index().candidates(segment.id);
             if !used.is_empty() {
@@ -82,9 +82,9 @@ impl Shared {
             self.directory.remove_segment(lock, segment.id)?;
             debug!("evicted segment {:016x}, {} bytes", segment.id, segment.bytes);
             Counters::add(&self.counters.evicted_bytes, segment.bytes);
-            room.dying.push(segment.id);
-            room.used.extend(used);
+            reclaimed.evicted.push(segment.id);
+            reclaimed.used.extend(used);
         }
-        Ok(room)
+        Ok(reclaimed)
     }
 }

@@ -215,18 +215,18 @@ impl Secret {
 
     /// Encodes the bytes before a payload of `payload_len` bytes if the records end at `end`: the gap, if
     /// one is necessary, and the header of the record.
-    pub(super) fn encode_lead(&self, end: u32, kind: Kind, key: &Key, payload_len: u32) -> Vec<u8> {
+    pub(super) fn encode_prefix(&self, end: u32, kind: Kind, key: &Key, payload_len: u32) -> Vec<u8> {
         let gap_bytes = gap_bytes(end, payload_len) as usize;
-        let mut lead = Vec::with_capacity(gap_bytes + HEADER_BYTES as usize);
+        let mut prefix = Vec::with_capacity(gap_bytes + HEADER_BYTES as usize);
         if gap_bytes > 0 {
             let mut header = [0; HEADER_BYTES as usize];
             header[..4].copy_from_slice(GAP_MAGIC);
             header[8..12].copy_from_slice(&(gap_bytes as u32).to_le_bytes());
-            lead.extend_from_slice(&self.finish_header(Covers::Record, header));
-            lead.resize(gap_bytes, 0);
+            prefix.extend_from_slice(&self.finish_header(Covers::Record, header));
+            prefix.resize(gap_bytes, 0);
         }
-        lead.extend_from_slice(&self.encode_record(kind, key, payload_len));
-        lead
+        prefix.extend_from_slice(&self.encode_record(kind, key, payload_len));
+        prefix
     }
 
     /// Decodes the header at `offset`; `None` if it is not a header of this cache.
@@ -388,19 +388,19 @@ mod tests {
             end in 1..5000u32, len in 0..PAYLOAD_BYTES_MAX, at in 0..64usize, bit in 0..8,
         ) {
             let (end, key) = (end * HEADER_BYTES, [3; 32]);
-            let header = |lead: &[u8], at: usize| *lead[at..].first_chunk::<64>().unwrap();
-            let plain = secret().encode_lead(end, Kind::Chunk, &key, len);
+            let header = |prefix: &[u8], at: usize| *prefix[at..].first_chunk::<64>().unwrap();
+            let plain = secret().encode_prefix(end, Kind::Chunk, &key, len);
             prop_assert_eq!(plain, secret().encode_record(Kind::Chunk, &key, len));
-            let lead = secret().encode_lead(end, Kind::Chunk, &key, PAYLOAD_BYTES_MAX);
-            prop_assert_eq!((end as usize + lead.len()) % BLOCK_BYTES as usize, 0);
-            prop_assert!(lead.len() <= BLOCK_BYTES as usize);
-            prop_assert!(stored_bytes(PAYLOAD_BYTES_MAX) >= lead.len() as u64 + u64::from(PAYLOAD_BYTES_MAX + ENTRY_BYTES));
-            let gap = lead.len() - HEADER_BYTES as usize;
+            let prefix = secret().encode_prefix(end, Kind::Chunk, &key, PAYLOAD_BYTES_MAX);
+            prop_assert_eq!((end as usize + prefix.len()) % BLOCK_BYTES as usize, 0);
+            prop_assert!(prefix.len() <= BLOCK_BYTES as usize);
+            prop_assert!(stored_bytes(PAYLOAD_BYTES_MAX) >= prefix.len() as u64 + u64::from(PAYLOAD_BYTES_MAX + ENTRY_BYTES));
+            let gap = prefix.len() - HEADER_BYTES as usize;
             let record = Entry { key, kind: Kind::Chunk, offset: end + gap as u32, len: PAYLOAD_BYTES_MAX };
-            let found = secret().decode_header(record.offset, &header(&lead, gap));
+            let found = secret().decode_header(record.offset, &header(&prefix, gap));
             prop_assert_eq!(found, Some(Header::Record(record)));
             if gap > 0 {
-                let mut header = header(&lead, 0);
+                let mut header = header(&prefix, 0);
                 prop_assert_eq!(secret().decode_header(end, &header), Some(Header::Gap(record.offset)));
                 header[at] ^= 1u8 << bit;
                 prop_assert_eq!(secret().decode_header(end, &header), None);

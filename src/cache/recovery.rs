@@ -11,7 +11,7 @@ use super::eviction::{Form, Listed};
 use super::index::Index;
 use super::record::{HEADER_BYTES, Secret};
 use super::segment::{OpenSegment, Records, read_records};
-use super::write_mode::Way;
+use super::write_mode::WriteMode;
 
 /// Reads the records of the directory. With its `lock`, segments left open by a crash are sealed; without
 /// it, they are read as far as possible. A damaged segment is not an error: its unreadable records are
@@ -68,11 +68,7 @@ fn finish(
     }
     // The segment is sealed at once, so its capacity does not matter. Room for the footer was kept when the
     // records were written.
-    let bytes = OpenSegment::resume(directory, lock, file, segment.id, &records, 0, Way::Through)?.seal(
-        directory,
-        lock,
-        secret,
-        Form::Sealed,
-    )?;
+    let bytes = OpenSegment::resume(directory, lock, file, segment.id, &records, 0, WriteMode::Buffered)?
+        .seal(directory, lock, secret, Form::Sealed)?;
     Ok(Some((Listed { bytes, form: Form::Sealed, ..segment }, records)))
 }

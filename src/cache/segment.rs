@@ -15,7 +15,7 @@ use super::record::{
     footer_bytes, gap_bytes, stored_bytes,
 };
 use super::staging::Staging;
-use super::write_mode::Way;
+use super::write_mode::WriteMode;
 
 /// Bytes read at once from the end of a sealed segment: the footer of 370 records. A segment of 64 MiB
 /// holds fewer full chunks.
@@ -52,13 +52,13 @@ impl OpenSegment {
         secret: &Secret,
         id: SegmentId,
         capacity_bytes: u32,
-        way: Way,
+        mode: WriteMode,
     ) -> io::Result<Self> {
         let file = directory.create_segment(lock, id)?;
         Ok(Self {
             id,
             file: Arc::new(file),
-            direct: directory.open_direct_to_append(lock, id, way),
+            direct: directory.open_direct_to_append(lock, id, mode),
             end: HEADER_BYTES,
             file_bytes: 0,
             tail: secret.encode_segment(id).to_vec(),
@@ -76,7 +76,7 @@ impl OpenSegment {
         id: SegmentId,
         records: &Records,
         capacity_bytes: u32,
-        way: Way,
+        mode: WriteMode,
     ) -> io::Result<Self> {
         let end = u64::from(records.end);
         file.set_len(end)?;
@@ -86,7 +86,7 @@ impl OpenSegment {
         Ok(Self {
             id,
             file: Arc::new(file),
-            direct: directory.open_direct_to_append(lock, id, way),
+            direct: directory.open_direct_to_append(lock, id, mode),
             end: records.end,
             file_bytes: end,
             tail,
@@ -96,8 +96,8 @@ impl OpenSegment {
     }
 
     /// Returns its write mode.
-    pub(super) const fn way(&self) -> Way {
-        if self.direct.is_some() { Way::Around } else { Way::Through }
+    pub(super) const fn mode(&self) -> WriteMode {
+        if self.direct.is_some() { WriteMode::Direct } else { WriteMode::Buffered }
     }
 
     /// Returns its records.
@@ -131,7 +131,7 @@ impl OpenSegment {
         while !rest.is_empty() && result.is_ok() {
             let (end, mut entries) = self.stage(secret, staging, rest);
             result = self.write(&directory.direct, staging);
-            staging.let_go();
+            staging.release();
             match &result {
                 Ok(()) => {
                     rest = &rest[entries.len()..];
@@ -156,7 +156,7 @@ impl OpenSegment {
         for (kind, key, payload) in records {
             let len = payload.len() as u32;
             let entry = Entry { key: *key, kind: *kind, offset: end + gap_bytes(end, len), len };
-            if !staging.push(&secret.encode_lead(end, *kind, key, len), payload) {
+            if !staging.push(&secret.encode_prefix(end, *kind, key, len), payload) {
                 break;
             }
             end = entry.end() as u32;

@@ -15,7 +15,7 @@ use super::directory::Directory;
 use super::eviction::Form;
 use super::index::{Index, Location};
 use super::manifest::{ManifestPage, ManifestTable};
-use super::payload::{Reading, SegmentFile, are_neighbours};
+use super::payload::{Access, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, Laid, VerifiedChunk};
@@ -60,11 +60,11 @@ impl Counters {
 }
 
 /// Record to read: its key, kind and location.
-pub(super) type Wanted = (Key, Kind, Location);
+pub(super) type RecordRef = (Key, Kind, Location);
 
 /// Payload that passed verification.
 #[derive(Debug)]
-pub(super) enum Proven {
+pub(super) enum Verified {
     /// A chunk.
     Chunk(VerifiedChunk),
     /// Manifest page and its encoded bytes.
@@ -156,7 +156,7 @@ impl Shared {
 
     /// Reads and verifies records. One system call reads records that are adjacent on disk. A missing or
     /// damaged record gives `None` and is forgotten.
-    pub(super) fn read(&self, wanted: &[Wanted], reading: Reading) -> Vec<Option<Proven>> {
+    pub(super) fn read(&self, wanted: &[RecordRef], reading: Access) -> Vec<Option<Verified>> {
         let mut results = Vec::with_capacity(wanted.len());
         for run in runs(wanted) {
             results.extend(self.read_run(run, reading));
@@ -164,7 +164,7 @@ impl Shared {
         results
     }
 
-    fn read_run(&self, run: &[Wanted], reading: Reading) -> Vec<Option<Proven>> {
+    fn read_run(&self, run: &[RecordRef], reading: Access) -> Vec<Option<Verified>> {
         let places: Vec<Location> = run.iter().map(|(.., at)| *at).collect();
         let Some(first) = places.first() else { return Vec::new() };
         let payloads = match self.file(first.segment) {
@@ -177,29 +177,31 @@ impl Shared {
                 return run.iter().map(|_| None).collect();
             }
         };
-        let proven = payloads.into_iter().zip(run).map(|(payload, wanted)| {
-            let proven = payload.and_then(|payload| self.prove(wanted.0, wanted.1, payload));
-            if proven.is_none() {
+        let verified = payloads.into_iter().zip(run).map(|(payload, wanted)| {
+            let verified = payload.and_then(|payload| self.verify(wanted.0, wanted.1, payload));
+            if verified.is_none() {
                 self.forget(wanted, false);
             }
-            proven
+            verified
         });
-        proven.collect()
+        verified.collect()
     }
 
-    fn prove(&self, key: Key, kind: Kind, payload: Laid) -> Option<Proven> {
+    fn verify(&self, key: Key, kind: Kind, payload: Laid) -> Option<Verified> {
         match kind {
-            Kind::Chunk => VerifiedChunk::verify(ChunkHash::from_bytes(key), payload).ok().map(Proven::Chunk),
+            Kind::Chunk => {
+                VerifiedChunk::verify(ChunkHash::from_bytes(key), payload).ok().map(Verified::Chunk)
+            }
             Kind::Manifest => {
                 let page = ManifestPage::decode(&self.secret, &key, payload.bytes())?;
-                Some(Proven::Manifest(page, payload.bytes().clone()))
+                Some(Verified::Manifest(page, payload.bytes().clone()))
             }
         }
     }
 
     /// Forgets a record that could not be read. Damage is counted; eviction by another process is not
     /// damage.
-    fn forget(&self, (key, _, at): &Wanted, evicted: bool) {
+    fn forget(&self, (key, _, at): &RecordRef, evicted: bool) {
         let form = {
             let mut index = self.index();
             if !index.remove_at(key, *at) || evicted {
@@ -216,15 +218,15 @@ impl Shared {
 }
 
 /// Cuts `wanted` into runs that are adjacent on disk.
-fn runs(wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
+fn runs(wanted: &[RecordRef]) -> impl Iterator<Item = &[RecordRef]> {
     let neighbours = wanted.chunk_by(|(.., first), (.., second)| are_neighbours(first, second));
     neighbours.flat_map(cut)
 }
 
 /// Cuts adjacent records into the parts that one system call reads: as many full chunks as fill a buffer,
 /// or one of them, or a group of shorter records.
-fn cut(mut run: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
-    let is_full = |(.., at): &&Wanted| at.len == CHUNK_BYTES as u32;
+fn cut(mut run: &[RecordRef]) -> impl Iterator<Item = &[RecordRef]> {
+    let is_full = |(.., at): &&RecordRef| at.len == CHUNK_BYTES as u32;
     std::iter::from_fn(move || {
         let records = match run.iter().take_while(is_full).take(RUN_CHUNKS).count() {
             0 => run.iter().take_while(|wanted| !is_full(wanted)).take(RUN_RECORDS_MAX).count(),

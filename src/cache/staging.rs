@@ -20,7 +20,7 @@ const STAGING_BYTES: usize = super::queue::BATCH_BYTES_MAX + 17 * BLOCK;
 #[derive(Debug)]
 enum Part {
     /// Copied into the buffer.
-    Gathered(Range<usize>),
+    Copied(Range<usize>),
     /// Whole blocks in their own memory.
     InPlace(Bytes),
 }
@@ -43,19 +43,19 @@ impl Staging {
 
     /// Begins a piece with the content of its first block, which is less than a block.
     pub(super) fn begin(&mut self, tail: &[u8]) {
-        self.let_go();
+        self.release();
         (self.filled, self.len) = (0, 0);
         self.put(tail);
     }
 
     /// Adds a record with its prefix and padding. Returns `false` if there is no room. A single record
     /// always fits.
-    pub(super) fn push(&mut self, lead: &[u8], payload: &Bytes) -> bool {
+    pub(super) fn push(&mut self, prefix: &[u8], payload: &Bytes) -> bool {
         let padded_bytes = payload.len().next_multiple_of(HEADER_BYTES as usize);
-        if self.len + lead.len() + padded_bytes > self.buffer.len() {
+        if self.len + prefix.len() + padded_bytes > self.buffer.len() {
             return false;
         }
-        self.put(lead);
+        self.put(prefix);
         if begins_block(payload.len() as u32) && payload.as_ptr().align_offset(BLOCK) == 0 {
             debug_assert!(self.len.is_multiple_of(BLOCK), "full chunks begin a block");
             self.parts.push(Part::InPlace(payload.clone()));
@@ -75,7 +75,7 @@ impl Staging {
     /// Returns the piece.
     pub(super) fn slices(&self) -> Vec<&[u8]> {
         let bytes_of = self.parts.iter().map(|part| match part {
-            Part::Gathered(range) => &self.buffer[range.clone()],
+            Part::Copied(range) => &self.buffer[range.clone()],
             Part::InPlace(bytes) => bytes,
         });
         bytes_of.collect()
@@ -87,7 +87,7 @@ impl Staging {
         let end = self.filled.next_multiple_of(BLOCK);
         self.buffer[self.filled..end].fill(0);
         let mut slices = self.slices();
-        if let (Some(last), Some(Part::Gathered(range))) = (slices.last_mut(), self.parts.last()) {
+        if let (Some(last), Some(Part::Copied(range))) = (slices.last_mut(), self.parts.last()) {
             *last = &self.buffer[range.start..end];
         }
         slices
@@ -99,7 +99,7 @@ impl Staging {
     }
 
     /// Releases the memory of the payloads.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn release(&mut self) {
         self.parts.clear();
     }
 
@@ -109,8 +109,8 @@ impl Staging {
         self.len += bytes.len();
         self.buffer[start..self.filled].copy_from_slice(bytes);
         match self.parts.last_mut() {
-            Some(Part::Gathered(range)) => range.end = self.filled,
-            _ => self.parts.push(Part::Gathered(start..self.filled)),
+            Some(Part::Copied(range)) => range.end = self.filled,
+            _ => self.parts.push(Part::Copied(start..self.filled)),
         }
     }
 }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_waits_for_the_next_piece_and_a_whole_batch_fits() {
+    fn a_record_without_room_waits_and_a_whole_batch_fits() {
         let mut staging = Staging::new();
         staging.begin(&[1; BLOCK - 64]);
         let payload = payload(PAYLOAD_BYTES_MAX as usize, false, 2);
@@ -175,9 +175,9 @@ mod tests {
             staging.begin(&tail);
             for (number, (len, aligned)) in records.into_iter().enumerate() {
                 let payload = payload(len as usize, aligned, number as u8);
-                let lead = secret.encode_lead(end, Kind::Chunk, &[number as u8; 32], len);
-                prop_assert!(staging.push(&lead, &payload));
-                expected.extend_from_slice(&lead);
+                let prefix = secret.encode_prefix(end, Kind::Chunk, &[number as u8; 32], len);
+                prop_assert!(staging.push(&prefix, &payload));
+                expected.extend_from_slice(&prefix);
                 expected.extend_from_slice(&payload);
                 expected.resize(expected.len().next_multiple_of(HEADER_BYTES as usize), 0);
                 let in_place = matches!(staging.parts.last(), Some(Part::InPlace(_)));

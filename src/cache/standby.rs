@@ -9,17 +9,17 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::error::PinError;
-use super::pinning::Pinning;
-use super::store::Standing;
+use super::pinning::PinBuilder;
+use super::store::DirectoryState;
 use super::{CacheConfig, CacheError, CacheStats, ChunkCache, DiskCache, FileKey, NoCache};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 
 /// Time between two checks of the directory. Each costs two or three system calls, or an attempt to open
 /// the cache.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Time between two checks for the last reader of a replaced cache.
-const LEAVE_EVERY: Duration = Duration::from_millis(20);
+const DROP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The cache in a directory, or no cache while the directory is unusable.
 pub struct StandbyCache {
@@ -31,7 +31,7 @@ pub struct StandbyCache {
 struct Shared {
     config: CacheConfig,
     current: RwLock<Current>,
-    taken_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    on_available: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Cache that answers now.
@@ -65,11 +65,11 @@ enum Step {
 }
 
 /// Derives the action from the state of the open cache; `None` means that no cache is open.
-const fn step(standing: Option<Standing>) -> Step {
-    match standing {
-        Some(Standing::Good) => Step::Stay,
-        Some(Standing::Gone) => Step::Replace,
-        Some(Standing::WritableNow) | None => Step::Open,
+const fn step(state: Option<DirectoryState>) -> Step {
+    match state {
+        Some(DirectoryState::Good) => Step::Stay,
+        Some(DirectoryState::Gone) => Step::Replace,
+        Some(DirectoryState::BecameWritable) | None => Step::Open,
     }
 }
 
@@ -80,10 +80,10 @@ impl StandbyCache {
     /// # Errors
     /// Errors that may not wait, and failure to start a thread.
     pub fn open(config: CacheConfig, may_wait: impl Fn(&CacheError) -> bool) -> Result<Self, CacheError> {
-        Self::open_looking_every(config, may_wait, LOOK_EVERY)
+        Self::open_with_interval(config, may_wait, CHECK_INTERVAL)
     }
 
-    fn open_looking_every(
+    fn open_with_interval(
         config: CacheConfig,
         may_wait: impl Fn(&CacheError) -> bool,
         every: Duration,
@@ -94,7 +94,8 @@ impl StandbyCache {
             Err(error) => return Err(error),
         };
         let directory = config.directory.clone();
-        let shared = Arc::new(Shared { config, current: RwLock::new(current), taken_up: OnceLock::new() });
+        let shared =
+            Arc::new(Shared { config, current: RwLock::new(current), on_available: OnceLock::new() });
         let (stop, stopped) = mpsc::sync_channel(0);
         let kept = Arc::downgrade(&shared);
         let keeper = move || {
@@ -113,8 +114,8 @@ impl StandbyCache {
 
     /// Registers a callback that runs each time the cache becomes usable again. Only the first registration
     /// counts.
-    pub fn when_taken_up(&self, act: impl Fn() + Send + Sync + 'static) {
-        let _ = self.shared.taken_up.set(Box::new(act));
+    pub fn on_available(&self, act: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_available.set(Box::new(act));
     }
 
     fn current(&self) -> Arc<dyn ChunkCache> {
@@ -126,7 +127,7 @@ impl StandbyCache {
 fn keep(kept: &Weak<Shared>) -> bool {
     let Some(shared) = kept.upgrade() else { return false };
     let disk = shared.read().disk.clone();
-    let step = step(disk.as_ref().map(|disk| disk.standing()));
+    let step = step(disk.as_ref().map(|disk| disk.state()));
     if step == Step::Replace {
         let directory = shared.config.directory.display();
         warn!("cache directory {directory} was deleted; it is created again");
@@ -138,7 +139,7 @@ fn keep(kept: &Weak<Shared>) -> bool {
         (Ok(opened), left) => {
             drop(std::mem::replace(&mut *shared.write(), Current::on(opened)));
             info!("the disk cache is in use");
-            if let Some(act) = shared.taken_up.get() {
+            if let Some(act) = shared.on_available.get() {
                 act();
             }
             drop(shared);
@@ -168,7 +169,7 @@ fn leave(mut left: Arc<DiskCache>, kept: &Weak<Shared>) -> bool {
             }
             Err(used) => left = used,
         }
-        thread::sleep(LEAVE_EVERY);
+        thread::sleep(DROP_INTERVAL);
     }
     false
 }
@@ -244,7 +245,7 @@ impl ChunkCache for StandbyCache {
         self.current().stats()
     }
 
-    fn begin_pin(&self, name: &str) -> Result<Pinning, PinError> {
+    fn begin_pin(&self, name: &str) -> Result<PinBuilder, PinError> {
         self.current().begin_pin(name)
     }
 }
@@ -272,7 +273,7 @@ mod tests {
     }
 
     fn open(directory: &Path) -> StandbyCache {
-        StandbyCache::open_looking_every(config(directory), |_| true, OFTEN).unwrap()
+        StandbyCache::open_with_interval(config(directory), |_| true, OFTEN).unwrap()
     }
 
     fn chunk(number: u32) -> VerifiedChunk {
@@ -280,9 +281,9 @@ mod tests {
     }
 
     fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-        let patience = Instant::now() + Duration::from_secs(60);
+        let timeout = Instant::now() + Duration::from_secs(60);
         while !is_so() {
-            assert!(Instant::now() < patience, "waited in vain until {what}");
+            assert!(Instant::now() < timeout, "timed out: {what}");
             thread::sleep(OFTEN);
         }
     }
@@ -294,11 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_from_a_look() {
+    fn the_directory_state_decides_the_step() {
         assert_eq!(step(None), Step::Open);
-        assert_eq!(step(Some(Standing::WritableNow)), Step::Open);
-        assert_eq!(step(Some(Standing::Gone)), Step::Replace);
-        assert_eq!(step(Some(Standing::Good)), Step::Stay);
+        assert_eq!(step(Some(DirectoryState::BecameWritable)), Step::Open);
+        assert_eq!(step(Some(DirectoryState::Gone)), Step::Replace);
+        assert_eq!(step(Some(DirectoryState::Good)), Step::Stay);
     }
 
     #[test]
@@ -309,14 +310,14 @@ mod tests {
         lock.lock().unwrap();
         let cache = open(folder.path());
         assert!(cache.problem().unwrap().contains("busy"), "{:?}", cache.problem());
-        let taken_up = Arc::new(AtomicU32::new(0));
-        let counter = Arc::clone(&taken_up);
-        cache.when_taken_up(move || {
+        let on_available = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&on_available);
+        cache.on_available(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         assert!(!keeps(&cache, &chunk(1)) && cache.is_writable());
         drop(lock);
-        until("it is taken up", || taken_up.load(Ordering::Relaxed) == 1);
+        until("it is available", || on_available.load(Ordering::Relaxed) == 1);
         assert_eq!(cache.problem(), None);
         assert!(keeps(&cache, &chunk(1)));
     }
@@ -330,7 +331,7 @@ mod tests {
         let cache = open(folder.path());
         assert!(cache.problem().is_some());
         fs::remove_file(folder.path().join("cache")).unwrap();
-        until("it is taken up", || cache.problem().is_none());
+        until("it is available", || cache.problem().is_none());
         assert!(keeps(&cache, &chunk(1)));
     }
 

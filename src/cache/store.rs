@@ -12,12 +12,12 @@ use super::error::{CacheError, PinError};
 use super::eviction::Form;
 use super::index::Location;
 use super::manifest::{DirtyPage, FileKey, Lookup, ManifestPage, PageId};
-use super::payload::Reading;
-use super::pinning::Pinning;
+use super::payload::Access;
+use super::pinning::PinBuilder;
 use super::queue::{Item, Payload, Pushed};
 use super::record::{BLOCK_BYTES, HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Secret, footer_bytes, stored_bytes};
 use super::recovery::recover;
-use super::shared::{Bounds, Counters, Proven, Shared, Wanted};
+use super::shared::{Bounds, Counters, RecordRef, Shared, Verified};
 use super::writer::Writer;
 use super::{CacheStats, ChunkCache};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
@@ -73,13 +73,13 @@ impl CacheConfig {
 
 /// State of the directory of an open cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum DirectoryState {
     /// Unchanged since it was opened.
     Good,
     /// Deleted, or replaced by another directory.
     Gone,
     /// Read-only when it was opened, and writable now.
-    WritableNow,
+    BecameWritable,
 }
 
 /// Cache on disk. Dropping it writes the queued records within a deadline and finishes the segment.
@@ -105,9 +105,9 @@ impl DiskCache {
         if let Some(lock) = lock {
             // The size may be smaller than at the last start.
             let listed = shared.directory.list().map_err(CacheError::io("list", &config.directory))?;
-            let room = shared.make_room(&lock, &listed, 0);
-            let room = room.map_err(CacheError::io("make room in", &config.directory))?;
-            room.dying.iter().for_each(|&segment| shared.forget_segment(segment));
+            let reclaimed = shared.reclaim(&lock, &listed, 0);
+            let reclaimed = reclaimed.map_err(CacheError::io("make room in", &config.directory))?;
+            reclaimed.evicted.iter().for_each(|&segment| shared.forget_segment(segment));
         }
         Self::start(shared, &config.directory)
     }
@@ -126,8 +126,8 @@ impl DiskCache {
     }
 
     /// Checks the state of the directory, which other processes can change. Blocks on the disk.
-    pub(super) fn standing(&self) -> Standing {
-        self.shared.directory.standing()
+    pub(super) fn state(&self) -> DirectoryState {
+        self.shared.directory.state()
     }
 
     fn start(shared: Arc<Shared>, root: &Path) -> Result<Self, CacheError> {
@@ -159,7 +159,7 @@ impl DiskCache {
             return Some(chunk);
         }
         let at = self.shared.index().peek(&key, Kind::Chunk).filter(|at| Some(*at) != tried)?;
-        self.shared.read(&[(key, Kind::Chunk, at)], Reading::Once).pop()?.and_then(into_chunk)
+        self.shared.read(&[(key, Kind::Chunk, at)], Access::First).pop()?.and_then(into_chunk)
     }
 }
 
@@ -179,10 +179,10 @@ impl ChunkCache for DiskCache {
             let mut index = self.shared.index();
             let again = hashes.iter().all(|hash| index.was_used(hash.as_bytes()));
             let places = hashes.iter().map(|hash| index.find(hash.as_bytes(), Kind::Chunk));
-            (if again { Reading::Again } else { Reading::Once }, places.collect())
+            (if again { Access::Repeated } else { Access::First }, places.collect())
         };
         let placed = hashes.iter().zip(&places);
-        let wanted: Vec<Wanted> =
+        let wanted: Vec<RecordRef> =
             placed.filter_map(|(hash, at)| Some((*hash.as_bytes(), Kind::Chunk, (*at)?))).collect();
         let mut read = self.shared.read(&wanted, reading).into_iter();
         let chunks: Vec<Option<VerifiedChunk>> = hashes
@@ -216,7 +216,7 @@ impl ChunkCache for DiskCache {
     }
 
     fn knows_none(&self, file: &FileKey, chunks: ChunkRange) -> bool {
-        chunks.iter().all(|index| knows_not(&self.shared, file, index))
+        chunks.iter().all(|index| cannot_know(&self.shared, file, index))
     }
 
     fn record_hash(&self, file: &FileKey, index: ChunkIndex, hash: ChunkHash) {
@@ -257,8 +257,8 @@ impl ChunkCache for DiskCache {
         self.shared.refusal().clone()
     }
 
-    fn begin_pin(&self, name: &str) -> Result<Pinning, PinError> {
-        Pinning::begin(Arc::clone(&self.shared), name)
+    fn begin_pin(&self, name: &str) -> Result<PinBuilder, PinError> {
+        PinBuilder::begin(Arc::clone(&self.shared), name)
     }
 
     fn stats(&self) -> CacheStats {
@@ -300,13 +300,13 @@ pub(super) fn known_hash(shared: &Shared, file: &FileKey, index: ChunkIndex) -> 
         Lookup::AskDisk => {}
     }
     let page = read_page(shared, id)?;
-    let gave_way = shared.manifests().join(id, &page);
-    push_pages(shared, gave_way.into_iter().collect());
+    let evicted = shared.manifests().join(id, &page);
+    push_pages(shared, evicted.into_iter().collect());
     page.get(slot)
 }
 
 /// Returns `true` if neither memory nor disk can know the hash of chunk `index` of this file version.
-fn knows_not(shared: &Shared, file: &FileKey, index: ChunkIndex) -> bool {
+fn cannot_know(shared: &Shared, file: &FileKey, index: ChunkIndex) -> bool {
     let (id, slot) = PageId::of(*file, index);
     let found = shared.manifests().lookup(id, slot);
     match found {
@@ -325,9 +325,9 @@ fn read_page(shared: &Shared, id: PageId) -> Option<ManifestPage> {
         return Some(Arc::unwrap_or_clone(page));
     }
     let at = shared.index().find(&key, Kind::Manifest)?;
-    match shared.read(&[(key, Kind::Manifest, at)], Reading::Again).pop()?? {
-        Proven::Manifest(page, _) => Some(page),
-        Proven::Chunk(_) => None,
+    match shared.read(&[(key, Kind::Manifest, at)], Access::Repeated).pop()?? {
+        Verified::Manifest(page, _) => Some(page),
+        Verified::Chunk(_) => None,
     }
 }
 
@@ -348,9 +348,9 @@ fn push_pages(shared: &Shared, pages: Vec<DirtyPage>) {
     }
 }
 
-fn into_chunk(proven: Proven) -> Option<VerifiedChunk> {
-    match proven {
-        Proven::Chunk(chunk) => Some(chunk),
-        Proven::Manifest(..) => None,
+fn into_chunk(verified: Verified) -> Option<VerifiedChunk> {
+    match verified {
+        Verified::Chunk(chunk) => Some(chunk),
+        Verified::Manifest(..) => None,
     }
 }

@@ -12,13 +12,13 @@ use super::directory::DirectoryLock;
 use super::error::CacheError;
 use super::eviction::{Form, Listed, adoptable, survivors, survivors_bytes};
 use super::index::{Candidate, SegmentState};
-use super::payload::Reading;
+use super::payload::Access;
 use super::queue::{Item, Payload, Task};
 use super::record::{HEADER_BYTES, Kind, SegmentId};
 use super::segment::{OpenSegment, Record, read_records};
-use super::shared::{Counters, Proven, Shared, Wanted};
+use super::shared::{Counters, RecordRef, Shared, Verified};
 use super::staging::Staging;
-use super::write_mode::WayChoice;
+use super::write_mode::WriteModePolicy;
 
 /// Shortest time between two checks for records of other processes, which follow misses.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     current: Option<OpenSegment>,
     staging: Staging,
-    ways: WayChoice,
+    write_mode_policy: WriteModePolicy,
     may_adopt: bool,
     space_checked: Option<Instant>,
     warned_refused: bool,
@@ -64,7 +64,7 @@ impl Writer {
             shared,
             current: None,
             staging: Staging::new(),
-            ways: WayChoice::default(),
+            write_mode_policy: WriteModePolicy::default(),
             may_adopt: true,
             space_checked: None,
             warned_refused: false,
@@ -74,7 +74,7 @@ impl Writer {
     /// Works until the queue is stopped and empty, then seals the segment.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let _left = Left(&shared);
+        let _left = ExitNotice(&shared);
         loop {
             match shared.queue.next(IDLE_AFTER) {
                 Task::Write(batch) => {
@@ -108,7 +108,7 @@ impl Writer {
         while let Some((_, _, payload)) = rest.first() {
             let written = self
                 .check_space()
-                .and_then(|()| self.ready_for(payload.len()))
+                .and_then(|()| self.ensure_room(payload.len()))
                 .and_then(|()| self.append(rest));
             match written {
                 Ok(count) => rest = &rest[count..],
@@ -142,10 +142,10 @@ impl Writer {
             Payload::Manifest(page) => {
                 let at = self.shared.index().peek(&item.key, Kind::Manifest);
                 let on_disk =
-                    at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)], Reading::Again));
+                    at.map(|at| self.shared.read(&[(item.key, Kind::Manifest, at)], Access::Repeated));
                 let page = match on_disk.and_then(|mut read| read.pop()?) {
                     // The new page wins: it may be of a file that has changed.
-                    Some(Proven::Manifest(old, _)) => {
+                    Some(Verified::Manifest(old, _)) => {
                         let mut joined = page.as_ref().clone();
                         joined.join(&old);
                         (joined != old).then_some(joined)?
@@ -162,10 +162,10 @@ impl Writer {
         let Some(current) = &mut self.current else { return Err(Refused::Size) };
         let count = current.fitting(records.iter().map(|(.., payload)| payload.len()));
         let Shared { directory, secret, .. } = &*self.shared;
-        let (way, bytes_before, cost_before) = (current.way(), current.end, thread_time());
+        let (mode, bytes_before, cost_before) = (current.mode(), current.end, thread_time());
         let (entries, result) = current.append(directory, secret, &mut self.staging, &records[..count]);
         let cost = thread_time().saturating_sub(cost_before);
-        self.ways.wrote(way, u64::from(current.end - bytes_before), cost);
+        self.write_mode_policy.record_write(mode, u64::from(current.end - bytes_before), cost);
         self.shared.index().extend(current.id, &entries, current.file_bytes, current.end, Form::Open);
         match result {
             Err(error) if entries.is_empty() => Err(error.into()),
@@ -174,20 +174,20 @@ impl Writer {
     }
 
     /// Ensures a current segment with room for a payload of `len` bytes.
-    fn ready_for(&mut self, len: usize) -> Result<(), Refused> {
+    fn ensure_room(&mut self, len: usize) -> Result<(), Refused> {
         let fits = |current: &OpenSegment| current.fitting([len].into_iter()) == 1;
         if self.current.as_ref().is_some_and(fits) {
             return Ok(());
         }
         let lock = self.shared.directory.lock()?;
         self.seal(&lock)?;
-        let mut listed = self.look()?;
+        let mut listed = self.list_and_sync()?;
         if std::mem::replace(&mut self.may_adopt, false) && self.adopt(&lock, &listed)? {
             if self.current.as_ref().is_some_and(fits) {
                 return Ok(());
             }
             self.seal(&lock)?;
-            listed = self.look()?;
+            listed = self.list_and_sync()?;
         }
         self.start_segment(lock, &listed)?;
         if self.current.as_ref().is_some_and(fits) { Ok(()) } else { Err(Refused::Size) }
@@ -196,13 +196,13 @@ impl Writer {
     /// Creates a segment in place of the oldest ones, and rewrites the used records of those into it.
     fn start_segment(&mut self, lock: DirectoryLock, listed: &[Listed]) -> Result<(), Refused> {
         let segment_bytes = u64::from(self.shared.bounds.segment_bytes);
-        let room = self.shared.make_room(&lock, listed, segment_bytes)?;
-        let result = if room.enough { self.create(&lock, listed) } else { Err(self.no_room()) };
+        let reclaimed = self.shared.reclaim(&lock, listed, segment_bytes)?;
+        let result = if reclaimed.enough { self.create(&lock, listed) } else { Err(self.no_room()) };
         drop(lock);
         if result.is_ok() {
-            self.move_here(&survivors(room.used, survivors_bytes(segment_bytes)));
+            self.rewrite(&survivors(reclaimed.used, survivors_bytes(segment_bytes)));
         }
-        room.dying.iter().for_each(|&segment| self.shared.forget_segment(segment));
+        reclaimed.evicted.iter().for_each(|&segment| self.shared.forget_segment(segment));
         result
     }
 
@@ -212,9 +212,10 @@ impl Writer {
         let known = shared.index().segments().keys().next_back().copied().unwrap_or(0);
         // Numbers are never reused, not even after another process cleared the cache.
         let id = youngest.max(known) + 1;
-        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment(Instant::now()));
-        let segment = OpenSegment::create(&shared.directory, lock, &shared.secret, id, capacity_bytes, way)?;
-        self.take_up(segment);
+        let (capacity_bytes, mode) =
+            (shared.bounds.segment_bytes, self.write_mode_policy.next_segment(Instant::now()));
+        let segment = OpenSegment::create(&shared.directory, lock, &shared.secret, id, capacity_bytes, mode)?;
+        self.set_current(segment);
         Ok(())
     }
 
@@ -239,14 +240,15 @@ impl Writer {
             return Ok(false);
         }
         shared.directory.rename_segment(lock, last.id, Form::Sealed, Form::Open)?;
-        let (capacity_bytes, way) = (shared.bounds.segment_bytes, self.ways.next_segment(Instant::now()));
+        let (capacity_bytes, mode) =
+            (shared.bounds.segment_bytes, self.write_mode_policy.next_segment(Instant::now()));
         let segment =
-            OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes, way)?;
-        self.take_up(segment);
+            OpenSegment::resume(&shared.directory, lock, file, last.id, &records, capacity_bytes, mode)?;
+        self.set_current(segment);
         Ok(true)
     }
 
-    fn take_up(&mut self, segment: OpenSegment) {
+    fn set_current(&mut self, segment: OpenSegment) {
         self.shared.index().extend(segment.id, &[], segment.file_bytes, segment.end, Form::Open);
         self.shared.keep_file(segment.id, Arc::clone(&segment.file));
         self.current = Some(segment);
@@ -270,7 +272,7 @@ impl Writer {
     }
 
     /// Writes surviving records again. Each pays one of its uses.
-    fn move_here(&mut self, candidates: &[Candidate]) {
+    fn rewrite(&mut self, candidates: &[Candidate]) {
         let mut moved_bytes = 0;
         let by_size = |one: &Candidate| {
             moved_bytes += u64::from(one.entry.len);
@@ -281,12 +283,12 @@ impl Writer {
         for group in groups.chunk_by(PartialEq::eq) {
             let (now, later) = rest.split_at(group.len());
             rest = later;
-            let wanted: Vec<Wanted> =
+            let wanted: Vec<RecordRef> =
                 now.iter().map(|one| (one.entry.key, one.entry.kind, one.location())).collect();
-            let read = self.shared.read(&wanted, Reading::Once);
-            let proven = read.into_iter().zip(&wanted);
+            let read = self.shared.read(&wanted, Access::First);
+            let verified = read.into_iter().zip(&wanted);
             let records: Vec<Record> =
-                proven.filter_map(|(proven, wanted)| Some(to_record(proven?, wanted))).collect();
+                verified.filter_map(|(verified, wanted)| Some(to_record(verified?, wanted))).collect();
             if let Err(refused) = self.append(&records) {
                 self.warn_refused(&refused);
                 return;
@@ -306,10 +308,10 @@ impl Writer {
         }
         if self.shared.limits(0)?.missing_bytes > 0 {
             let lock = self.shared.directory.lock()?;
-            let listed = self.look()?;
-            let room = self.shared.make_room(&lock, &listed, 0)?;
-            room.dying.iter().for_each(|&segment| self.shared.forget_segment(segment));
-            if !room.enough {
+            let listed = self.list_and_sync()?;
+            let reclaimed = self.shared.reclaim(&lock, &listed, 0)?;
+            reclaimed.evicted.iter().for_each(|&segment| self.shared.forget_segment(segment));
+            if !reclaimed.enough {
                 return Err(self.no_room());
             }
         }
@@ -323,21 +325,21 @@ impl Writer {
     }
 
     fn refresh(&mut self) {
-        if let Err(error) = self.look() {
+        if let Err(error) = self.list_and_sync() {
             debug!("cannot list the cache directory: {error}");
         }
     }
 
     /// Lists the directory and updates the index from it.
-    fn look(&mut self) -> io::Result<Vec<Listed>> {
+    fn list_and_sync(&mut self) -> io::Result<Vec<Listed>> {
         let listed = self.shared.directory.list()?;
-        self.take_in(&listed);
+        self.update_index(&listed);
         Ok(listed)
     }
 
     /// Updates the index from the directory: forgets the segments that are gone, and reads the records of
     /// other processes.
-    fn take_in(&mut self, listed: &[Listed]) {
+    fn update_index(&mut self, listed: &[Listed]) {
         let own = self.current.as_ref().map(|segment| segment.id);
         let gone: Vec<SegmentId> = {
             let index = self.shared.index();
@@ -352,7 +354,7 @@ impl Writer {
             }
         }
         for segment in listed.iter().filter(|segment| own != Some(segment.id)) {
-            if let Err(error) = self.take_in_segment(*segment)
+            if let Err(error) = self.update_segment(*segment)
                 && error.kind() != ErrorKind::NotFound
             {
                 debug!("cannot read segment {:016x}: {error}", segment.id);
@@ -360,7 +362,7 @@ impl Writer {
         }
     }
 
-    fn take_in_segment(&self, segment: Listed) -> io::Result<()> {
+    fn update_segment(&self, segment: Listed) -> io::Result<()> {
         let from = {
             let index = self.shared.index();
             let known = index.segments().get(&segment.id);
@@ -390,19 +392,19 @@ fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-fn to_record(proven: Proven, wanted: &Wanted) -> Record {
-    let payload = match proven {
-        Proven::Chunk(chunk) => chunk.into_bytes(),
-        Proven::Manifest(_, payload) => payload,
+fn to_record(verified: Verified, wanted: &RecordRef) -> Record {
+    let payload = match verified {
+        Verified::Chunk(chunk) => chunk.into_bytes(),
+        Verified::Manifest(_, payload) => payload,
     };
     (wanted.1, wanted.0, payload)
 }
 
 /// Tells the queue that the writer is gone, even after a panic.
-struct Left<'a>(&'a Shared);
+struct ExitNotice<'a>(&'a Shared);
 
-impl Drop for Left<'_> {
+impl Drop for ExitNotice<'_> {
     fn drop(&mut self) {
-        self.0.queue.writer_left();
+        self.0.queue.writer_exited();
     }
 }

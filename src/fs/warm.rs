@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::{FileSystem, lock};
-use crate::cache::{PinError, Pinning};
+use crate::cache::{PinBuilder, PinError};
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
 use crate::client::{CallError, ListPart};
 use crate::fetch::{FetchError, FileContent, WARM_RUN_CHUNKS, Warmed};
@@ -165,7 +165,7 @@ struct Walk {
     runs_max: usize,
     /// Targets of symbolic links on their way into the notes.
     links: JoinSet<()>,
-    pinning: Option<Pinning>,
+    pinning: Option<PinBuilder>,
 }
 
 impl Drop for Walk {
@@ -321,7 +321,7 @@ impl Walk {
         }
         lock(&self.progress).unproven += u64::from(attributes.trust == Trust::Weak);
         if let Some(pinning) = &self.pinning {
-            pinning.check_room(attributes.size).map_err(|error| error.to_string())?;
+            pinning.check_capacity(attributes.size).map_err(|error| error.to_string())?;
         }
         let file = Arc::new(Mutex::new(WarmFile { path, has_failed: false }));
         let chunks = attributes.size.div_ceil(CHUNK_BYTES);

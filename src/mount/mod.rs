@@ -489,7 +489,7 @@ async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, M
 /// Has what is mounted noted again when the cache is taken up late.
 fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<RecallClient>, client: Option<&QuicClient>) {
     let (recall, acts_as) = (Arc::downgrade(recall), client.map(QuicClient::acts_as));
-    standby.when_taken_up(move || {
+    standby.on_available(move || {
         if let Some(recall) = recall.upgrade() {
             recall.note_root_again();
             if let Some(user) = acts_as {

@@ -94,7 +94,7 @@ fn payloads_that_look_like_records_convince_nobody() {
 }
 
 #[test]
-fn verify_finds_what_is_damaged() {
+fn verify_finds_damage() {
     let directory = tempfile::tempdir().unwrap();
     let (cache, chunks) = filled(directory.path(), 50);
     cache.record_hash(&file_key(1), ChunkIndex(0), ChunkHash::of(b"x"));
@@ -116,7 +116,7 @@ fn verify_finds_what_is_damaged() {
 }
 
 #[test]
-fn without_its_secret_a_cache_starts_over() {
+fn a_cache_without_its_secret_is_reset() {
     let directory = tempfile::tempdir().unwrap();
     let (cache, chunks) = filled(directory.path(), 10);
     drop(cache);

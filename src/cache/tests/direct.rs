@@ -25,7 +25,7 @@ fn len(path: &Path) -> u64 {
 }
 
 #[test]
-fn what_fills_the_last_block_is_zeroes_and_no_record() {
+fn the_last_block_is_padded_with_zeroes() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open_as(directory.path(), DirectIo::Always);
     let mut records_end = 64;
@@ -225,7 +225,7 @@ fn a_block_that_was_never_written_costs_at_most_the_records_from_it_on() {
 }
 
 #[test]
-fn the_page_cache_is_filled_by_what_is_read_again_and_by_nothing_else() {
+fn only_repeated_reads_fill_the_page_cache() {
     // The files lie beside the test binary: on a tmpfs everything is in the page cache.
     let directory = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
     let config = config(directory.path(), 1 << 24, 1 << 22);
@@ -250,7 +250,7 @@ fn the_page_cache_is_filled_by_what_is_read_again_and_by_nothing_else() {
 }
 
 #[test]
-fn what_the_page_cache_takes_cheaply_is_read_again_from_memory() {
+fn cheaply_buffered_data_is_read_again_from_memory() {
     let is_cached_after_write = |direct| {
         // The files lie beside the test binary: on a tmpfs everything is in the page cache.
         let directory = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();

@@ -166,8 +166,8 @@ fn a_directory_that_cannot_be_written_says_so_until_it_can() {
     disk.make_read_only();
     let cache = open(disk.path(), 1 << 19, 1 << 16);
     assert!(cache.problem().unwrap().contains("cannot be written"));
-    assert_eq!(cache.standing(), store::Standing::Good);
+    assert_eq!(cache.state(), store::DirectoryState::Good);
     let flags = MsFlags::MS_REMOUNT;
     mount(None::<&str>, disk.path(), None::<&str>, flags, None::<&str>).unwrap();
-    assert_eq!(cache.standing(), store::Standing::WritableNow);
+    assert_eq!(cache.state(), store::DirectoryState::BecameWritable);
 }

@@ -92,7 +92,7 @@ fn a_smaller_size_holds_from_the_next_start_on() {
 }
 
 #[test]
-fn what_does_not_fit_into_a_segment_is_dropped() {
+fn a_chunk_too_large_for_a_segment_is_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), 1 << 14, 1 << 13);
     insert(&cache, &chunk(1, 4096));

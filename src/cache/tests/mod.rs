@@ -31,7 +31,7 @@ fn open(directory: &Path, size_bytes: u64, segment_bytes: u64) -> DiskCache {
 
 /// Returns the setting of direct I/O: these tests are compiled twice, see `cache/mod.rs`.
 fn direct_io() -> DirectIo {
-    if module_path!().contains("buffered") { DirectIo::Never } else { DirectIo::Always }
+    if module_path!().contains("without_direct_io") { DirectIo::Never } else { DirectIo::Always }
 }
 
 /// Returns chunk `number` of `len` bytes (at least 4): always the same, and different from every other.
@@ -95,7 +95,7 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 #[test]
-fn what_was_inserted_is_found_also_after_a_restart() {
+fn inserted_chunks_are_found_even_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let chunks: Vec<VerifiedChunk> = (0..40).map(|n| chunk(n, 1000 + n as usize * 100)).collect();
     let hashes: Vec<ChunkHash> = chunks.iter().map(VerifiedChunk::hash).collect();

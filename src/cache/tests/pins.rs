@@ -23,7 +23,7 @@ fn keep(cache: &DiskCache, number: u32) {
     assert!(cache.flush());
 }
 
-fn add(pinning: &mut Pinning, number: u32) -> Result<(), PinError> {
+fn add(pinning: &mut PinBuilder, number: u32) -> Result<(), PinError> {
     let (key, content) = file(number);
     pinning.add_chunks(&key, ChunkRange::new(ChunkIndex(0), 1))?;
     pinning.add_file(&key, content.bytes().len() as u64)
@@ -66,7 +66,7 @@ fn root(directory: &Path) -> PathBuf {
 }
 
 #[test]
-fn what_is_pinned_survives_scans_by_every_process_and_a_restart() {
+fn pinned_content_survives_scans_by_every_process_and_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     let other = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
@@ -126,8 +126,8 @@ fn four_fifths_can_be_pinned_and_no_more() {
     assert!(with_suffix(directory.path(), "pin").is_empty(), "what was begun is let go of");
     assert_eq!(pins(&root(directory.path())).unwrap(), (Vec::new(), 0));
     let pinning = cache.begin_pin("large").unwrap();
-    assert!(pinning.check_room(SIZE_BYTES / 2).is_ok());
-    assert!(matches!(pinning.check_room(SIZE_BYTES), Err(PinError::TooMuch { .. })));
+    assert!(pinning.check_capacity(SIZE_BYTES / 2).is_ok());
+    assert!(matches!(pinning.check_capacity(SIZE_BYTES), Err(PinError::TooMuch { .. })));
     drop(pinning);
     // A process with a smaller cache in the same place keeps to its size, and does not remove pinned
     // content.
@@ -200,7 +200,7 @@ fn pinning_again_replaces_and_gathering_gives_room_back() {
 }
 
 #[test]
-fn damage_in_what_is_pinned_is_told_and_mended_by_pinning_again() {
+fn damage_in_pinned_content_is_reported_and_repaired_by_pinning_again() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     pin(&cache, "folder", 0..20).unwrap();
@@ -208,9 +208,9 @@ fn damage_in_what_is_pinned_is_told_and_mended_by_pinning_again() {
     drop(cache);
     let path = with_suffix(directory.path(), "pin").remove(0);
     fs::File::options().write(true).open(&path).unwrap().write_all_at(&[1, 2, 3], 64 + 64 + 100).unwrap();
-    let look = DiskCache::look(&root(directory.path())).unwrap();
+    let read_only = DiskCache::open_read_only(&root(directory.path())).unwrap();
     let mut told = Vec::new();
-    let verified = look.verify(|_, damaged| {
+    let verified = read_only.verify(|_, damaged| {
         told.extend_from_slice(damaged);
         true
     });
@@ -227,7 +227,7 @@ fn damage_in_what_is_pinned_is_told_and_mended_by_pinning_again() {
 }
 
 #[test]
-fn what_the_cache_lost_cannot_be_pinned() {
+fn lost_content_cannot_be_pinned() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     let mut pinning = cache.begin_pin("name").unwrap();
@@ -261,7 +261,7 @@ fn a_damaged_or_foreign_pin_is_none_and_breaks_nothing() {
 }
 
 #[test]
-fn clearing_leaves_what_is_pinned_unless_told() {
+fn clearing_leaves_pinned_content_unless_asked() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     pin(&cache, "one", 0..5).unwrap();
@@ -276,7 +276,7 @@ fn clearing_leaves_what_is_pinned_unless_told() {
 }
 
 #[test]
-fn tidying_up_removes_what_is_of_no_use_and_nothing_else() {
+fn gc_removes_only_garbage() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     (0..60).for_each(|number| keep(&cache, number));
@@ -298,7 +298,7 @@ fn tidying_up_removes_what_is_of_no_use_and_nothing_else() {
     assert_eq!((collected.shadowed, collected.leftovers, collected.unpinned), (1, 1, 0));
     assert!(collected.before_bytes > collected.after_bytes && !oldest.exists());
     assert!(root.join("v1/tag.2-0.new").exists());
-    let cache = DiskCache::look(&root).unwrap();
+    let cache = DiskCache::open_read_only(&root).unwrap();
     assert!((0..60).all(|number| has(&cache, number)));
     drop(cache);
     let collected = gc(&root, Some(8 << 20)).unwrap();
@@ -306,19 +306,19 @@ fn tidying_up_removes_what_is_of_no_use_and_nothing_else() {
 }
 
 #[test]
-fn looking_changes_nothing() {
+fn a_read_only_cache_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(DiskCache::look(directory.path()), Err(CacheError::NotACache { .. })));
+    assert!(matches!(DiskCache::open_read_only(directory.path()), Err(CacheError::NotACache { .. })));
     assert!(fs::read_dir(directory.path()).unwrap().next().is_none());
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     (0..60).for_each(|number| keep(&cache, number));
     let before = segments(directory.path());
-    let look = DiskCache::look(&root(directory.path())).unwrap();
-    assert!((0..60).all(|number| has(&look, number)));
-    look.insert(chunk(1000, 1000));
-    assert!(look.flush() && look.stats().dropped == 1);
-    assert!(matches!(look.begin_pin("name"), Err(PinError::ReadOnly)));
-    drop(look);
+    let read_only = DiskCache::open_read_only(&root(directory.path())).unwrap();
+    assert!((0..60).all(|number| has(&read_only, number)));
+    read_only.insert(chunk(1000, 1000));
+    assert!(read_only.flush() && read_only.stats().dropped == 1);
+    assert!(matches!(read_only.begin_pin("name"), Err(PinError::ReadOnly)));
+    drop(read_only);
     assert_eq!(segments(directory.path()), before);
 }
 

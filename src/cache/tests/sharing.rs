@@ -10,7 +10,7 @@ use super::*;
 const SEGMENT_BYTES: u64 = 16 * 1024;
 
 #[test]
-fn what_one_writes_the_other_finds_before_and_after_it_is_finished() {
+fn one_process_finds_the_records_of_another_in_open_and_sealed_segments() {
     let directory = tempfile::tempdir().unwrap();
     let first = open(directory.path(), 1 << 20, 1 << 16);
     let second = open(directory.path(), 1 << 20, 1 << 16);

@@ -74,7 +74,7 @@ struct Collected {
 }
 
 pub(super) fn stat(root: &Path, json: bool) -> Result<(), CliError> {
-    let stats = DiskCache::look(root).map_err(CliError::system)?.stats();
+    let stats = DiskCache::open_read_only(root).map_err(CliError::system)?.stats();
     let (pins, pinned_bytes) = cache::pins(root).map_err(CliError::system)?;
     let disk = statvfs(root).map_err(|error| CliError::system(format!("{}: {error}", root.display())))?;
     let stat = Stat {
@@ -110,7 +110,7 @@ pub(super) fn stat(root: &Path, json: bool) -> Result<(), CliError> {
 }
 
 pub(super) fn verify(root: &Path, json: bool) -> Result<(), CliError> {
-    let cache = DiskCache::look(root).map_err(CliError::system)?;
+    let cache = DiskCache::open_read_only(root).map_err(CliError::system)?;
     let (mut progress, began) = (Progress::new(), Instant::now());
     let mut places: Vec<Place> = Vec::new();
     let verified = cache.verify(|so_far, damaged| {

@@ -1,29 +1,30 @@
-//! Names: one content, one chunk of it, and those who read ahead in it. Pure: values only.
+//! Identities of a file content, of its chunks, and of the streams that read ahead in it. Pure: values
+//! only.
 
 use crate::cache::FileKey;
 use crate::chunk::{ChunkIndex, ChunkRange};
 use crate::proto::{NodeId, Version};
 
-/// One content: a file in one version.
+/// Content of a file in one version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileContent {
-    /// Which file.
+    /// Node of the file.
     pub node: NodeId,
-    /// In which version; its size is the content's.
+    /// Version of the file. Its size is the size of the content.
     pub version: Version,
-    /// Name of this content in the cache, derived from the host's key, the node and the version.
+    /// Cache key of this content, derived from the host key, the node and the version.
     pub key: FileKey,
-    /// Name of the file in the cache, whichever version it has: what was known of it last is asked about again.
+    /// Cache key of the file regardless of its version. Content under it must be confirmed by the host.
     pub history: FileKey,
-    /// Whether the version names one content only. What else is on disk under it is a guess, which the host confirms by hash; and
-    /// what was read of it while it was not is not used once it is.
+    /// True if the version identifies a single content. Otherwise cached content under it is a guess, which
+    /// the host confirms by hash. Content read before the version settled is not used afterwards.
     pub settled: bool,
-    /// Number of the open during which this content is the same. 0 where the version proves it.
+    /// Number of the open for which this content stays the same; 0 if the version proves it.
     pub epoch: u64,
 }
 
 impl FileContent {
-    /// A settled file of so many whole chunks: another one for each number.
+    /// Returns a settled file of `chunks` whole chunks, different for each `file`.
     #[cfg(test)]
     pub(super) fn sample(file: u8, chunks: u64) -> Self {
         use crate::chunk::CHUNK_BYTES;
@@ -38,13 +39,13 @@ impl FileContent {
         }
     }
 
-    /// Name in the cache of what this version probably has: what was read of it while it was not settled.
+    /// Returns the cache key of content read before this version settled, which this version probably has.
     pub(super) fn guess_key(&self) -> FileKey {
         const CONTEXT: &str = "wormhole 2026-11 content that one version of one file probably has";
         FileKey::from_bytes(blake3::derive_key(CONTEXT, self.key.as_bytes()))
     }
 
-    /// Name in the cache under which to note what is read now.
+    /// Returns the cache key under which to record chunks that are read now.
     pub fn disk_key(&self) -> FileKey {
         if self.settled { self.key } else { self.guess_key() }
     }
@@ -53,18 +54,18 @@ impl FileContent {
         ChunkKey { file: self.key, settled: self.settled, epoch: self.epoch, index }
     }
 
-    /// Length of a chunk, in bytes; 0 behind the end of the file.
+    /// Returns the length of a chunk in bytes; 0 behind the end of the file.
     pub(super) const fn chunk_bytes(&self, index: ChunkIndex) -> u64 {
         index.bytes_in(self.version.size).len
     }
 
-    /// What of `chunks` lies in the file.
+    /// Returns the part of `chunks` that lies in the file.
     pub(super) fn clamp(&self, chunks: ChunkRange) -> ChunkRange {
         chunks.bytes_in(self.version.size).chunks()
     }
 }
 
-/// Names one chunk of one content.
+/// Key of one chunk of one content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct ChunkKey {
     pub(super) file: FileKey,
@@ -73,12 +74,12 @@ pub(super) struct ChunkKey {
     pub(super) index: ChunkIndex,
 }
 
-/// Names who reads ahead: a run through an open file.
+/// Identity of a stream: one sequential run of reads through an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OwnerId {
-    /// The open file: a number that is not used for another open file of this [`super::Fetcher`].
+    /// Number of the open file, unique within this [`super::Fetcher`].
     pub handle: u64,
-    /// The run through it.
+    /// Number of the run through it.
     pub cursor: u64,
 }
 
@@ -94,7 +95,7 @@ pub(super) fn cut(chunks: ChunkRange, step: u64) -> impl Iterator<Item = ChunkRa
     })
 }
 
-/// The runs of neighbours in `indices`, which must ascend, cut at multiples of `step` chunks.
+/// Groups ascending `indices` into runs of neighbours, cut at multiples of `step` chunks.
 pub(super) fn runs(indices: impl IntoIterator<Item = ChunkIndex>, step: u64) -> Vec<ChunkRange> {
     let mut runs: Vec<ChunkRange> = Vec::new();
     for index in indices {

@@ -1,24 +1,24 @@
-//! Why content could not be had.
+//! Errors of fetching content.
 
 use crate::client::CallError;
 use crate::proto::{Errno, ErrorCode};
 
-/// Why content could not be had. All who waited for the same request get the same error.
+/// Reason why content could not be fetched. All waiters of one request get the same error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// The file has another version by now; ask for its attributes and read anew.
+    /// The file has another version by now. Get its attributes and read again.
     #[error("the file changed on the host while it was read")]
     VersionChanged,
-    /// The host restarted or forgot the node; look it up by its path and read anew.
+    /// The host restarted or forgot the node. Look it up by path and read again.
     #[error("the host no longer knows the file; it has to be looked up again")]
     UnknownNode,
-    /// The call failed otherwise.
+    /// The call failed for another reason.
     #[error(transparent)]
     Call(CallError),
 }
 
 impl FetchError {
-    /// What to tell a program that made a system call, when asking anew did not help.
+    /// Returns the error number for a program if a retry did not help.
     pub const fn errno(&self) -> Errno {
         match self {
             Self::VersionChanged => Errno::EIO,

@@ -1,5 +1,4 @@
-//! The first bytes of a large file, asked for while the file is still being opened: one round trip less before its reader
-//! sees anything.
+//! Prefetch of the first bytes of a large file during its open. It saves the first reader a round trip.
 
 use std::sync::Arc;
 
@@ -11,13 +10,13 @@ use super::{FetchError, Fetcher, FileContent};
 use crate::chunk::ByteRange;
 use crate::client::Lane;
 
-/// How much of a file is asked for with its opening, in bytes: the most that a first small read is answered with.
+/// Bytes prefetched during an open: the longest answer to a first small read.
 const FIRST_BYTES: u64 = 64 * 1024;
 
-/// Openings whose bytes may be held at a time: 2 MiB of them, whatever is opened and never read.
+/// Most prefetches held at a time: 2 MiB, however many files are opened and never read.
 pub(super) const FIRST_PIECES_MAX: usize = 32;
 
-/// The beginning of a file, under way or here. Dropping it gives it up.
+/// Beginning of a file, in flight or complete. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct FirstPiece {
     content: FileContent,
@@ -33,8 +32,8 @@ impl Drop for FirstPiece {
 }
 
 impl FirstPiece {
-    /// The bytes of `range`, if they are part of this piece. An error that has lain here for a while says nothing of the
-    /// link as it is now; one that comes while it is waited for does.
+    /// Returns the bytes of `range` if they are part of the prefetch. An error that arrives during this
+    /// call is returned. An older error is ignored, because it tells nothing about the link now.
     pub async fn read(
         mut self,
         content: &FileContent,
@@ -57,8 +56,8 @@ impl FirstPiece {
 }
 
 impl Fetcher {
-    /// Asks for the beginning of a file that is being opened, unless its chunks are here. `None` where enough files are
-    /// being opened already.
+    /// Requests the beginning of a file that is being opened, unless its chunks are cached. Returns `None`
+    /// if too many prefetches are held.
     pub fn first_piece(&self, content: &FileContent) -> Option<FirstPiece> {
         let place = Arc::clone(&self.first_places).try_acquire_owned().ok()?;
         let this = self.this.upgrade()?;

@@ -1,7 +1,9 @@
-//! Asks the host for hashes ahead of the reader, and notes which of the chunks the disk cache holds.
+//! Requests hashes from the host ahead of the reader, and records the hashes of chunks that the disk cache
+//! holds.
 //!
-//! Nothing else follows from an answer: a chunk that is known and held is then loaded, and verified, as one that was read
-//! before; of a version that is not settled it is asked about once more. A host that lies about hashes gives wrong bytes of its own file, as it could anyway.
+//! An answer has no other effect. A cached chunk with a known hash is later loaded and verified like a
+//! chunk that was read before. If the version is not settled, the host is asked to confirm it again. A host
+//! that lies about hashes serves wrong bytes of its own file, as it could anyway.
 
 #[cfg(test)]
 mod tests;
@@ -18,16 +20,17 @@ use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange};
 use crate::client::CallError;
 use crate::proto::{ErrorCode, ManifestRequest};
 
-/// How long a warm-up waits for the hashes of a run: what a hard disk needs to read 32 MiB while others use it.
+/// Time that a warm-up waits for the hashes of a run. A busy hard disk needs it to read 32 MiB.
 const WARM_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Fetcher {
-    /// A file is being opened: where the cache may hold what is in it, its first hashes are asked for. Returns at once.
+    /// Requests the first hashes of a file that is being opened, if the cache may hold its content. Returns
+    /// at once.
     pub fn opening(&self, content: &FileContent) {
         self.ask_hashes(content, |state, at| state.manifests.opened(content, at));
     }
 
-    /// A reader of the file has its window up to the end of `window`.
+    /// Notes that the window of a reader now ends at the end of `window`.
     pub(super) fn ask_hashes_beyond(&self, content: &FileContent, window: ChunkRange) {
         self.ask_hashes(content, |state, at| {
             state.manifests.reached(content, window);
@@ -35,8 +38,8 @@ impl Fetcher {
         });
     }
 
-    /// Chunks are about to be brought for later: asks for hashes as for a reader who has come so far, and waits for theirs, as nobody
-    /// waits for the chunks.
+    /// Requests hashes for a warm-up run as for a reader at this place, and waits for those in flight. A
+    /// warm-up has no waiting reader, so it can wait.
     pub(super) async fn learn_hashes(&self, content: &FileContent, run: ChunkRange) {
         if run.first == ChunkIndex(0) {
             self.opening(content);
@@ -59,7 +62,7 @@ impl Fetcher {
         content: &FileContent,
         first: impl FnOnce(&mut super::State, Moment) -> Vec<ChunkRange>,
     ) {
-        // An empty cache holds nothing under another name, either.
+        // An empty cache holds nothing under another name either.
         if self.cache.stats().entries == 0 {
             return;
         }
@@ -77,7 +80,7 @@ impl Fetcher {
         }
     }
 
-    /// Waits for the hashes of chunks that are to be read, as long as that is worth while.
+    /// Waits for the hashes of chunks that are to be read, as long as that pays.
     pub(super) async fn wait_for_hashes(&self, start: &Start) {
         loop {
             let answered = self.hashes_came.notified();
@@ -88,13 +91,13 @@ impl Fetcher {
                 state.manifests.patience(&start.content.key, start.chunks, start.is_ahead, now)
             });
             let Some(until) = patience else { return };
-            // Whichever it was, the loop looks again.
+            // The loop checks the state again in either case.
             let _ = timeout_at(until.into(), answered).await;
         }
     }
 }
 
-/// A question under way; whatever becomes of it, those who wait are told.
+/// Hash request in flight. Its waiters are notified in any case.
 struct Asked {
     fetcher: Arc<Fetcher>,
     content: FileContent,
@@ -119,14 +122,14 @@ impl Asked {
             Err(FetchError::Call(CallError::Host(error)))
                 if matches!(error.code, ErrorCode::Malformed | ErrorCode::Unsupported) =>
             {
-                tracing::info!("the host does not tell hashes ahead: {error}");
+                tracing::info!("the host does not support hash requests: {error}");
                 self.fetcher.with_state(|state| state.manifests.turn_off());
             }
-            Err(error) => tracing::debug!(%error, "hashes that were asked for ahead did not come"),
+            Err(error) => tracing::debug!(%error, "a hash request failed"),
         }
         let (fetcher, content) = (Arc::clone(&self.fetcher), self.content);
         drop(self);
-        // An answer is what the next questions depend on.
+        // The next requests depend on this answer.
         fetcher.ask_hashes(&content, |_, _| Vec::new());
     }
 
@@ -148,7 +151,7 @@ impl Asked {
         Ok(Answer::Hashes { held: held + found, computed: u64::from(computed) })
     }
 
-    /// The chunks whose hashes are not known, and how many of the others the cache holds.
+    /// Returns the chunks with unknown hashes, and the number of the others that the cache holds.
     async fn look_up(&self) -> (Vec<ChunkIndex>, u64) {
         let (cache, key, range) = (Arc::clone(&self.fetcher.cache), self.content.disk_key(), self.range);
         let look_up = move || {
@@ -161,11 +164,11 @@ impl Asked {
             }
             (unknown, held)
         };
-        // A task that cannot be joined means that the runtime is shutting down.
+        // A join error means that the runtime is shutting down.
         self.fetcher.runtime.spawn_blocking(look_up).await.unwrap_or_default()
     }
 
-    /// Notes the hashes of chunks that are held; of the others there is nothing to gain. Returns how many these are.
+    /// Records the hashes of chunks that the cache holds; the others gain nothing. Returns their number.
     fn take_note(&self, chunks: ChunkRange, hashes: &[ChunkHash], unknown: &[ChunkIndex]) -> u64 {
         let mut found = 0;
         for (index, hash) in chunks.iter().zip(hashes) {

@@ -1,4 +1,4 @@
-//! What the fetcher makes of answers that break the protocol, and of a runtime that goes away.
+//! Answers that break the protocol, and a runtime that goes away.
 
 use std::sync::{Arc, Mutex};
 
@@ -75,7 +75,7 @@ fn fetcher(parts: Parts) -> Arc<Fetcher> {
     Fetcher::new(Arc::new(Scripted(Mutex::new(parts))), Arc::new(NoCache), FetchConfig::default())
 }
 
-/// What a read of the whole file makes of these parts.
+/// Reads the whole file with these parts as the answer.
 async fn read(parts: Parts) -> Result<Bytes, FetchError> {
     let (fetcher, whole) = (fetcher(parts), ByteRange::new(0, CONTENT.version.size));
     let result = fetcher.read(&CONTENT, whole, Demand::Chunks(whole.chunks())).await;

@@ -1,39 +1,40 @@
-//! Chunks under way: which request brings them, and who waits. Pure: no clock, no task.
+//! Table of the chunks in flight, with their requests and waiters. Pure: no clock, no task.
 //!
-//! A chunk is under way at most once; whoever wants it meanwhile joins. A request is in the table until it has ended, which
-//! may be later than its last chunk, or until nobody wants it any more: no reader waits, and every owner has given it up.
+//! A chunk is in flight at most once; later readers join its request. A request stays in the table until it
+//! ends, which may be after its last chunk, or until it is unwanted: no reader waits and all its streams
+//! have cancelled it.
 
 use std::collections::HashMap;
 
 use super::content::{ChunkKey, OwnerId};
 
-/// Names a request; never used again.
+/// Number of a request, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RequestId(pub(super) u64);
 
-/// Names one who waits for one chunk; never used again.
+/// Number of a waiter for one chunk, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct WaiterId(pub(super) u64);
 
-/// What became of a chunk.
+/// Result of a delivered chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Delivery<W> {
-    /// Who waited.
+    /// Waiters to notify.
     pub(super) waiters: Vec<W>,
-    /// For whom it was asked ahead; `None` where it was demanded.
+    /// Stream for which the chunk was read ahead; `None` for a demand.
     pub(super) owner: Option<OwnerId>,
 }
 
-/// Who is to be told that a request failed.
+/// Waiters to notify of a failed request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure<W> {
-    /// Those who waited for chunks that were not delivered.
+    /// Waiters for chunks that were not delivered.
     pub(super) waiters: Vec<W>,
-    /// Whether the request was made ahead of its readers.
+    /// True if the request was a read-ahead.
     pub(super) was_ahead: bool,
 }
 
-/// The table of what is under way.
+/// Table of the requests in flight.
 #[derive(Debug)]
 pub(super) struct Inflight<W> {
     chunks: HashMap<ChunkKey, Chunk<W>>,
@@ -53,9 +54,9 @@ struct Chunk<W> {
 
 #[derive(Debug)]
 struct Request {
-    /// The chunks that are still to come.
+    /// Chunks not delivered yet.
     left: Vec<ChunkKey>,
-    /// Who has it made ahead, and who joined; the first is accounted for it. Empty for a demand.
+    /// Streams that want this read-ahead; its bytes count for the first. Empty for a demand.
     owners: Vec<OwnerId>,
     was_ahead: bool,
     waiters: usize,
@@ -79,33 +80,33 @@ impl<W> Inflight<W> {
         }
     }
 
-    /// Everything under way, in bytes.
+    /// Returns the bytes in flight.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// What was asked for ahead, in bytes.
+    /// Returns the bytes of read-ahead in flight.
     pub(super) const fn ahead_bytes(&self) -> u64 {
         self.ahead_bytes
     }
 
-    /// Requests made ahead.
+    /// Returns the number of read-ahead requests.
     pub(super) const fn ahead_requests(&self) -> usize {
         self.ahead_requests
     }
 
-    /// Chunks under way.
+    /// Returns the number of chunks in flight.
     pub(super) fn chunks(&self) -> usize {
         self.chunks.len()
     }
 
-    /// What was asked for ahead for one owner, in bytes.
+    /// Returns the bytes of read-ahead in flight for one stream.
     pub(super) fn ahead_bytes_of(&self, owner: OwnerId) -> u64 {
         let of_owner = self.requests.values().filter(|request| request.owners.first() == Some(&owner));
         of_owner.flat_map(|request| &request.left).map(|key| self.chunks[key].bytes).sum()
     }
 
-    /// Those for whom something is under way.
+    /// Returns the streams of the requests in flight.
     pub(super) fn owners(&self) -> impl Iterator<Item = OwnerId> {
         self.requests.values().flat_map(|request| request.owners.iter().copied())
     }
@@ -114,8 +115,8 @@ impl<W> Inflight<W> {
         self.chunks.contains_key(key)
     }
 
-    /// A request for chunks, each with its length in bytes, none of which may be under way. It is a demand without
-    /// `owner`, and must then be joined before anything is cancelled.
+    /// Starts a request for chunks, each with its length in bytes. None of them may be in flight. Without
+    /// `owner` it is a demand, which must be joined before anything is cancelled.
     pub(super) fn begin(&mut self, owner: Option<OwnerId>, chunks: &[(ChunkKey, u64)]) -> RequestId {
         let id = RequestId(self.next_id());
         for (key, bytes) in chunks {
@@ -132,51 +133,52 @@ impl<W> Inflight<W> {
         id
     }
 
-    /// Waits for a chunk; `None` where it is not under way.
+    /// Adds a waiter for a chunk; `None` if it is not in flight.
     pub(super) fn join(&mut self, key: &ChunkKey, waiter: impl FnOnce() -> W) -> Option<WaiterId> {
         let id = WaiterId(self.next_id());
         let chunk = self.chunks.get_mut(key)?;
         chunk.waiters.push((id, waiter()));
-        self.requests.get_mut(&chunk.request).expect("every chunk has its request").waiters += 1;
+        self.requests.get_mut(&chunk.request).expect("every chunk has a request").waiters += 1;
         Some(id)
     }
 
-    /// Another owner wants a chunk that is under way ahead of its reader anyhow.
+    /// Adds a stream to the read-ahead of a chunk that is in flight.
     pub(super) fn adopt(&mut self, key: &ChunkKey, owner: OwnerId) {
         let Some(chunk) = self.chunks.get(key) else { return };
-        let request = self.requests.get_mut(&chunk.request).expect("every chunk has its request");
+        let request = self.requests.get_mut(&chunk.request).expect("every chunk has a request");
         if request.was_ahead && !request.owners.contains(&owner) {
             request.owners.push(owner);
         }
     }
 
-    /// A chunk has come; `None` where the request was cancelled meanwhile or brought it before.
+    /// Delivers a chunk; `None` if its request was cancelled or delivered it before.
     pub(super) fn deliver(&mut self, id: RequestId, key: &ChunkKey) -> Option<Delivery<W>> {
         if self.chunks.get(key)?.request != id {
             return None;
         }
         let chunk = self.remove_chunk(key);
-        let request = self.requests.get_mut(&id).expect("every chunk has its request");
+        let request = self.requests.get_mut(&id).expect("every chunk has a request");
         request.left.retain(|left| left != key);
         request.waiters -= chunk.waiters.len();
         let owner = request.owners.first().copied();
         Some(Delivery { waiters: chunk.waiters.into_iter().map(|(_, waiter)| waiter).collect(), owner })
     }
 
-    /// A request has ended. Says who waits in vain; `None` where all chunks were delivered, or nobody wanted it any more.
+    /// Ends a request. Returns the waiters of its missing chunks; `None` if there are none or the request
+    /// is gone.
     pub(super) fn end(&mut self, id: RequestId) -> Option<Failure<W>> {
         let is_complete = self.requests.get(&id)?.left.is_empty();
         let (request, waiters) = self.remove_request(id)?;
         (!is_complete).then_some(Failure { waiters, was_ahead: request.was_ahead })
     }
 
-    /// One who waited for a chunk no longer does. Says which request nobody wants any more; it is gone from the table.
+    /// Removes a waiter. Returns its request if that is unwanted now; it is removed from the table.
     pub(super) fn leave(&mut self, key: &ChunkKey, waiter: WaiterId) -> Option<RequestId> {
         let chunk = self.chunks.get_mut(key)?;
         let at = chunk.waiters.iter().position(|(id, _)| *id == waiter)?;
         chunk.waiters.remove(at);
         let id = chunk.request;
-        let request = self.requests.get_mut(&id).expect("every chunk has its request");
+        let request = self.requests.get_mut(&id).expect("every chunk has a request");
         request.waiters -= 1;
         if request.is_wanted() {
             return None;
@@ -185,7 +187,8 @@ impl<W> Inflight<W> {
         Some(id)
     }
 
-    /// Owners give up what was asked for them. Says which requests nobody wants any more; they are gone from the table.
+    /// Cancels the read-ahead of streams. Returns the requests that are unwanted now; they are removed from
+    /// the table.
     pub(super) fn cancel(&mut self, gives_up: impl Fn(OwnerId) -> bool) -> Vec<RequestId> {
         let mut unwanted = Vec::new();
         for (id, request) in &mut self.requests {
@@ -201,7 +204,7 @@ impl<W> Inflight<W> {
         unwanted
     }
 
-    /// Those who wait, all together.
+    /// Returns the number of all waiters.
     #[cfg(test)]
     pub(super) fn waiters(&self) -> usize {
         self.requests.values().map(|request| request.waiters).sum()
@@ -213,7 +216,7 @@ impl<W> Inflight<W> {
     }
 
     fn remove_chunk(&mut self, key: &ChunkKey) -> Chunk<W> {
-        let chunk = self.chunks.remove(key).expect("whoever removes a chunk has seen it");
+        let chunk = self.chunks.remove(key).expect("the chunk was found before");
         self.bytes -= chunk.bytes;
         if self.requests[&chunk.request].was_ahead {
             self.ahead_bytes -= chunk.bytes;
@@ -251,7 +254,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Op {
-        /// Chunks `first..first + count`, for an owner or with a waiter on the first.
+        /// Chunks `first..first + count`, for a stream or with a waiter on the first.
         Begin {
             first: u64,
             count: u64,
@@ -282,13 +285,13 @@ mod tests {
         ]
     }
 
-    /// The slow twin: a flat list of requests with their chunks and those who want them.
+    /// Naive model: a flat list of requests with their chunks, streams and waiters.
     #[derive(Debug)]
     struct Twin {
         id: RequestId,
         ahead: bool,
         owners: Vec<u64>,
-        /// Chunk, and the waiters' numbers.
+        /// Chunk and the numbers of its waiters.
         left: Vec<(u64, Vec<u32>)>,
     }
 

@@ -1,9 +1,10 @@
-//! What came from the host on its way to the disk cache: it waits for room there, but not for ever.
+//! Insertion of fetched chunks into the disk cache, with a bounded wait for room.
 //!
-//! A disk may be slower than the link. The cache drops what it has no room for, so whoever reads ahead would fill memory at the
-//! link's speed and forget most of it. A request therefore ends, and makes room for the next one, only when its chunks have
-//! found a place or have waited long enough: [`PATIENCE`], or [`PATIENCE_FAST`] where the disk is nearly as fast as the
-//! link. Those who read were served before. All that waits is bounded in bytes.
+//! A disk may be slower than the link. The cache drops chunks that it has no room for, so read-ahead at the
+//! speed of the link would fill memory and lose most of its chunks. A request therefore ends, and frees its
+//! slot for the next one, only when the cache has taken its chunks or the wait is over: [`PATIENCE`], or
+//! [`PATIENCE_FAST`] if the disk is nearly as fast as the link. Readers get their bytes before that. The
+//! waiting bytes are bounded.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,34 +15,35 @@ use tokio::time::{Instant, sleep};
 use super::{Fetcher, FileContent};
 use crate::chunk::{ChunkIndex, VerifiedChunk};
 
-/// How long the chunks of one request wait for the disk. What the cache could not take by then is forgotten: a disk slower
-/// than the link shall not make reading slower than the link. A longer wait (200 ms) made one read of 512 MiB over
-/// 1 Gbit/s and 50 ms as slow as the disk, 17 MB/s.
+/// Longest wait of the chunks of one request for the disk. The cache drops the remaining ones, because a
+/// disk slower than the link must not slow down reading. A wait of 200 ms made one read of 512 MiB over 1
+/// Gbit/s and 50 ms as slow as the disk, 17 MB/s.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The same for a disk that takes [`FAST_BYTES_PER_SECOND`]: 64 MiB, more than all requests that may wait, have found room
-/// by then.
+/// Longest wait for a disk of at least [`FAST_BYTES_PER_SECOND`]. In that time it takes 64 MiB, more than
+/// all requests may hold.
 const PATIENCE_FAST: Duration = Duration::from_millis(300);
 
-/// A disk that takes so much may hold the link up: what is read comes no slower than this, twice as fast as a link of
-/// 1 Gbit/s brings it, and on a faster one it is kept whole.
+/// Write rate in bytes per second from which a disk may delay the link. Reads are then at least this fast,
+/// twice the rate of a link of 1 Gbit/s. On a faster link everything read is still cached.
 const FAST_BYTES_PER_SECOND: u64 = 250_000_000;
 
-/// Most bytes of all requests together that wait for the disk; from half of it on those that begin wait, too ([`Fetcher::wait_for_disk`]).
-/// Otherwise every reader would have what it read wait while the disk pauses: sixteen of them 100 MiB in 200 ms.
+/// Most bytes of all requests that wait for the disk. From half of it on, new requests wait too
+/// ([`Fetcher::wait_for_disk`]). Otherwise a pause of the disk would make every reader accumulate bytes:
+/// sixteen readers 100 MiB in 200 ms.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How often to look whether there is room: what 4 MiB take at 2 GB/s.
+/// Time between two checks for room: 4 MiB at 2 GB/s.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What all requests together have waiting for the disk.
+/// Bytes of all requests that wait for the disk.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     bytes: AtomicUsize,
 }
 
 impl Waiting {
-    /// Whether those that are under way may be too much with it.
+    /// Returns `true` if new requests might exceed the bound.
     fn is_much(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
     }
@@ -52,7 +54,8 @@ impl Waiting {
 }
 
 impl Fetcher {
-    /// Waits while much waits for a fast disk, as long as the chunks of a request would: of what came now some would be forgotten.
+    /// Delays a new request while many bytes wait for a fast disk. Otherwise the cache would drop some of
+    /// its chunks.
     pub(super) async fn wait_for_disk(&self) {
         let start = Instant::now();
         while self.waiting.is_much() && self.has_fast_disk() && start.elapsed() < PATIENCE_FAST {
@@ -60,7 +63,7 @@ impl Fetcher {
         }
     }
 
-    /// Asked again and again: a disk that stalls is no longer fast.
+    /// Read each time, because a disk that stalls is no longer fast.
     fn has_fast_disk(&self) -> bool {
         self.cache.writes_bytes_per_second() >= FAST_BYTES_PER_SECOND
     }
@@ -70,7 +73,7 @@ impl Fetcher {
     }
 }
 
-/// The chunks of one request; when dropped, what still waits is offered to the cache at once.
+/// Chunks of one request. Dropping it offers the waiting ones to the cache at once.
 pub(super) struct Keeping<'a> {
     fetcher: &'a Fetcher,
     content: FileContent,
@@ -82,14 +85,14 @@ impl<'a> Keeping<'a> {
         Self { fetcher, content, waiting: VecDeque::new() }
     }
 
-    /// Takes a chunk to be kept.
+    /// Adds a chunk to insert.
     pub(super) fn keep(&mut self, index: ChunkIndex, chunk: VerifiedChunk) {
         self.fetcher.waiting.bytes.fetch_add(chunk.bytes().len(), Ordering::Relaxed);
         self.waiting.push_back((index, chunk));
         while (!self.fetcher.cache.is_behind() || self.fetcher.waiting.is_too_much()) && self.put_next() {}
     }
 
-    /// Waits until all have found room, or have waited long enough.
+    /// Waits until all chunks are inserted, or the wait is over and the rest is offered at once.
     pub(super) async fn finish(mut self) {
         let start = Instant::now();
         while !self.waiting.is_empty() && start.elapsed() < self.fetcher.patience_with_disk() {
@@ -130,7 +133,7 @@ mod tests {
     use crate::fetch::FetchConfig;
     use crate::proto::{NodeId, Timestamp, Version};
 
-    /// A cache that has no room for a while, and takes note of what is forced upon it.
+    /// Cache without room for a while, which counts the forced inserts.
     struct Full {
         until: Instant,
         bytes_per_second: u64,
@@ -186,8 +189,8 @@ mod tests {
         Fetcher::new(MemoryHost::new().client(), Arc::clone(cache) as Arc<_>, FetchConfig::default())
     }
 
-    /// Has two chunks kept by a cache that has room after `wait`. Gives how many it was made to take before, and the time
-    /// this took.
+    /// Inserts two chunks into a cache that has room after `wait`. Returns the number of forced inserts and
+    /// the time taken.
     async fn keep_two(bytes_per_second: u64, wait: Duration) -> (usize, Duration) {
         let start = Instant::now();
         let cache = Arc::new(Full { until: start + wait, bytes_per_second, forced: Mutex::new(0) });

@@ -1,7 +1,8 @@
-//! What is in memory, what is under way and what waits, under one budget. Pure: no clock, no task; says what to start.
+//! Scheduler of all fetches under one memory budget: chunks in memory, in flight and queued. Pure: no
+//! clock, no task; it returns the requests to start.
 //!
-//! The budget covers chunks in memory and chunks under way. A demand always starts, and memory makes room for it; what is
-//! read ahead starts only where it does not push out what others have read ahead and not used yet.
+//! The budget covers chunks in memory and in flight. A demand always starts, and memory is evicted for it.
+//! Read-ahead starts only if it does not evict unread chunks of other streams.
 
 use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
@@ -9,29 +10,30 @@ use super::memory::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange, Laid};
 
-/// Most runs that wait to be read ahead: 4 GiB of them, and less than a megabyte of memory.
+/// Most queued runs of read-ahead: 4 GiB of content, in less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
 
-/// Requests that have brought everything and wait for room in the disk cache, beside those under way. Each holds its chunks: of 64 of them
-/// a mount that read from the disk of its cache took 385 MiB. 8 of 1 MiB, and those under way, that wait 20 ms pass 600 MB/s by a disk that is slower.
+/// Complete requests that wait for the disk cache, beside those in flight. Each holds its chunks. With 64,
+/// a mount that read from the disk of its cache took 385 MiB. With 8 of 1 MiB and a wait of 20 ms, a slower
+/// disk still lets 600 MB/s pass.
 const KEEPING_REQUESTS_MAX: usize = 8;
 
-/// What the ledger may spend.
+/// Limits of the scheduler.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Budget {
-    /// Chunks in memory and under way, in bytes.
+    /// Most bytes of chunks in memory and in flight.
     pub(super) memory_bytes: u64,
-    /// Chunks under way ahead and chunks read ahead that nobody has read yet, in bytes.
+    /// Most bytes of read-ahead in flight and unread in memory.
     pub(super) ahead_bytes_max: u64,
-    /// What readers have passed in files that do not fit, in bytes.
+    /// Most bytes of consumed chunks of files larger than the budget.
     pub(super) passed_bytes_max: u64,
-    /// Requests under way ahead.
+    /// Most read-ahead requests in flight.
     pub(super) ahead_requests_max: usize,
-    /// Chunks in a request.
+    /// Most chunks in a request.
     pub(super) request_chunks: u64,
 }
 
-/// A request to be made.
+/// Request to start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Start {
     pub(super) request: RequestId,
@@ -43,9 +45,9 @@ pub(super) struct Start {
 /// One chunk of a demand.
 #[derive(Debug)]
 pub(super) enum Part {
-    /// It is in memory.
+    /// In memory.
     Here(Laid),
-    /// It is under way; the waiter made for it will be told.
+    /// In flight. The waiter is notified on delivery.
     Waits(ChunkKey, WaiterId),
 }
 
@@ -55,13 +57,13 @@ struct AheadRun {
     chunks: ChunkRange,
 }
 
-/// The ledger; `W` is told when a chunk comes.
+/// The scheduler. A waiter `W` is notified when its chunk arrives.
 #[derive(Debug)]
 pub(super) struct Ledger<W> {
     budget: Budget,
-    /// Requests under way ahead, within the budget, with those that have brought everything and keep it.
+    /// Most read-ahead requests within the budget, complete ones that wait for the disk cache included.
     ahead_requests_max: usize,
-    /// What they may still bring, in bytes.
+    /// Most bytes of read-ahead in flight.
     in_flight_bytes_max: u64,
     memory: Memory,
     inflight: Inflight<W>,
@@ -90,27 +92,27 @@ impl<W> Ledger<W> {
         &self.inflight
     }
 
-    /// Runs that wait to be read ahead.
+    /// Returns the number of queued runs.
     pub(super) const fn queued_runs(&self) -> usize {
         self.queue.len()
     }
 
-    /// Buffers that were evicted since the last call, to be freed outside of any lock.
+    /// Returns the buffers evicted since the last call, to be freed outside of any lock.
     pub(super) fn take_evicted(&mut self) -> Vec<Laid> {
         std::mem::take(&mut self.evicted)
     }
 
-    /// A chunk in memory, for a reader.
+    /// Returns a chunk in memory for a reader.
     pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Laid> {
         self.memory.get(key)
     }
 
-    /// Whether a chunk is in memory or under way.
+    /// Returns `true` if a chunk is in memory or in flight.
     pub(super) fn has(&self, key: &ChunkKey) -> bool {
         self.memory.contains(key) || self.inflight.contains(key)
     }
 
-    /// Chunks that a reader waits for, in their order, and the requests this takes.
+    /// Demands chunks for a reader. Returns their states in order, and the requests to start.
     pub(super) fn demand(
         &mut self,
         content: &FileContent,
@@ -129,14 +131,15 @@ impl<W> Ledger<W> {
                 Part::Here(chunk)
             } else {
                 let joined = self.inflight.join(&key, &mut waiter);
-                Part::Waits(key, joined.expect("what was missing has just begun"))
+                Part::Waits(key, joined.expect("the missing chunks were just requested"))
             });
         }
         self.make_room();
         (parts, starts)
     }
 
-    /// A reader has passed these chunks. Of a file that fits they are kept as long as others: it may be read again.
+    /// Marks chunks that a reader has consumed. Chunks of a file that fits into memory stay, because it may
+    /// be read again.
     pub(super) fn pass(&mut self, content: &FileContent, chunks: ChunkRange) {
         if content.version.size <= self.budget.memory_bytes {
             return;
@@ -145,8 +148,8 @@ impl<W> Ledger<W> {
         self.memory.evict_passed_to(self.budget.passed_bytes_max, &mut self.evicted);
     }
 
-    /// From now on so many bytes may be on their way ahead of readers, in whole requests and never less than one; more than the
-    /// budget allow make no difference.
+    /// Limits the bytes of read-ahead in flight, in whole requests and at least one. The budget stays an
+    /// upper bound.
     pub(super) fn limit_in_flight(&mut self, bytes: u64) {
         let request_chunks = self.budget.request_chunks;
         let requests = (bytes / (request_chunks * CHUNK_BYTES)).max(1);
@@ -156,7 +159,7 @@ impl<W> Ledger<W> {
             requests.saturating_add(KEEPING_REQUESTS_MAX).min(self.budget.ahead_requests_max);
     }
 
-    /// Chunks that an owner will probably read. What does not fit the queue is forgotten.
+    /// Queues chunks that a stream will probably read. Chunks beyond the queue's bound are dropped.
     pub(super) fn ahead(&mut self, content: &FileContent, chunks: ChunkRange, owner: OwnerId) {
         if self.budget.ahead_requests_max == 0 {
             return;
@@ -168,7 +171,7 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// The requests that may start now, out of what waits.
+    /// Returns the queued requests that may start now.
     pub(super) fn admit(&mut self) -> Vec<Start> {
         let mut starts = Vec::new();
         while let Some((owner, run)) = self.queue.peek() {
@@ -177,7 +180,7 @@ impl<W> Ledger<W> {
             let missing = runs(missing, self.budget.request_chunks);
             let indices = missing.iter().flat_map(|run| run.iter());
             let bytes: u64 = indices.map(|index| content.chunk_bytes(index) + ENTRY_BYTES).sum();
-            // What can never fit is not waited for.
+            // Chunks that can never fit are skipped.
             let is_possible = bytes <= self.budget.ahead_bytes_max;
             if is_possible && !self.fits(owner, bytes, missing.len()) {
                 break;
@@ -193,7 +196,7 @@ impl<W> Ledger<W> {
         starts
     }
 
-    /// A chunk has come. Says who waits for it; `None` where nobody wants it any more.
+    /// Delivers a chunk. Returns its waiters; `None` if its request is gone.
     pub(super) fn deliver(&mut self, request: RequestId, key: ChunkKey, chunk: &Laid) -> Option<Delivery<W>> {
         let delivery = self.inflight.deliver(request, &key)?;
         let unread_for = delivery.owner.filter(|_| delivery.waiters.is_empty());
@@ -202,26 +205,27 @@ impl<W> Ledger<W> {
         Some(delivery)
     }
 
-    /// A request has ended. Says who waits in vain; `None` where it brought everything or nobody wanted it any more.
+    /// Ends a request. Returns the waiters of its missing chunks; `None` if there are none or the request
+    /// is gone.
     pub(super) fn end(&mut self, request: RequestId) -> Option<Failure<W>> {
         self.inflight.end(request)
     }
 
-    /// A reader no longer waits. Says which request nobody wants any more.
+    /// Removes a waiter. Returns its request if that is unwanted now.
     pub(super) fn leave(&mut self, key: &ChunkKey, waiter: WaiterId) -> Option<RequestId> {
         self.inflight.leave(key, waiter)
     }
 
-    /// Owners give up what was asked for them. Says which requests nobody wants any more.
+    /// Cancels the read-ahead of streams. Returns the requests that are unwanted now.
     pub(super) fn cancel(&mut self, gives_up: impl Fn(OwnerId) -> bool) -> Vec<RequestId> {
         self.queue.cancel(&gives_up);
         self.memory.give_up(&gives_up);
         self.inflight.cancel(&gives_up)
     }
 
-    /// What each of those who read ahead now may have ahead of it, in bytes.
+    /// Returns the bytes that each active stream may read ahead.
     pub(super) fn share_bytes(&self) -> u64 {
-        // Asked at every read. Owners are few, so a list that is searched beats a set.
+        // This runs at every read. Streams are few, so a list beats a set.
         let mut owners: Vec<OwnerId> = Vec::with_capacity(16);
         for owner in self.queue.owners().chain(self.inflight.owners()).chain(self.memory.owners()) {
             if !owners.contains(&owner) {
@@ -231,8 +235,9 @@ impl<W> Ledger<W> {
         self.budget.ahead_bytes_max / owners.len().max(1) as u64
     }
 
-    /// Forgets what waits to be read ahead up to the end of `chunks`, which a reader has reached before: by the time of its turn it would have
-    /// been read and evicted, would be brought again for nobody, and would take its owner's share for good.
+    /// Drops queued read-ahead up to the end of `chunks`, which a reader has reached first. Fetched later,
+    /// these chunks would be read and evicted by then, and would take a part of the stream's share for
+    /// good.
     fn overtake(&mut self, content: &FileContent, chunks: ChunkRange) {
         let reached = chunks.as_range();
         self.queue.retain(|run| {
@@ -254,8 +259,9 @@ impl<W> Ledger<W> {
         Start { request, content: *content, chunks, is_ahead: owner.is_some() }
     }
 
-    /// Whether an owner may have `bytes` more on their way, in so many requests: while there is room for all, or it has less than its share.
-    /// In the second case the oldest of what others left unread makes room.
+    /// Returns `true` if a stream may have `bytes` more in flight in `requests` requests: there is room for
+    /// all, or it has less than its share. In the second case the oldest unread chunks of other streams are
+    /// evicted.
     fn fits(&self, owner: OwnerId, bytes: u64, requests: usize) -> bool {
         let (running, under_way) = (self.inflight.ahead_requests(), self.inflight.ahead_bytes());
         let is_too_many = running > 0 && running + requests > self.ahead_requests_max;
@@ -343,7 +349,7 @@ mod tests {
             ledger.pass(&file, range(0, 7));
             assert_eq!(ledger.memory().chunks(), kept, "of {file_chunks}");
             assert!(ledger.has(&file.chunk(ChunkIndex(7))) && ledger.has(&file.chunk(ChunkIndex(6))));
-            // It is read again, so others go before it, although they were passed later.
+            // A reused chunk goes after the consumed ones, although they were consumed later.
             ledger.demand(&file, range(5, 1), || 2);
             ledger.pass(&file, range(7, 1));
             assert!(ledger.has(&file.chunk(ChunkIndex(5))));
@@ -435,7 +441,7 @@ mod tests {
             let (_, starts) = ledger.demand(&file, range(first, 5), || 1);
             deliver_all(&mut ledger, &starts);
         }
-        // Everything that the reader had is forgotten.
+        // The chunks that the reader had are evicted.
         let (_, starts) = ledger.demand(&FileContent::sample(2, 100), range(0, 16), || 1);
         deliver_all(&mut ledger, &starts);
         let mut brought: Vec<(u64, ChunkRange)> = Vec::new();
@@ -502,7 +508,7 @@ mod tests {
         ]
     }
 
-    /// A ledger and the requests that run for it.
+    /// A scheduler and the requests that run for it.
     struct Run {
         ledger: Ledger<u32>,
         running: Vec<(Start, Vec<ChunkIndex>)>,
@@ -579,7 +585,7 @@ mod tests {
             for op in ops {
                 run.apply(&op);
                 let (memory, inflight) = (run.ledger.memory(), run.ledger.inflight());
-                // Only demands may go over, and then nothing is kept.
+                // Only demands may exceed the budget, and then no chunk is kept.
                 prop_assert!(
                     memory.bytes() + inflight.bytes() <= 32 * CHUNK_COST || memory.bytes() == 0,
                     "{} in memory, {} under way", memory.bytes(), inflight.bytes()

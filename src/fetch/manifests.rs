@@ -1,18 +1,19 @@
-//! Which hashes to ask the host for, ahead of the reader, and which reads ahead wait for them. Pure: `now` comes in.
+//! Policy of hash requests ahead of the reader, and of waiting for their answers. Pure: `now` comes in.
 //!
-//! A file's hashes tell which of its chunks the disk cache holds already, under whatever name. They cost little on the wire, 8 KiB for
-//! 64 MiB, but a host that does not know them must read and hash what may then be read and hashed again to be sent. So:
+//! The hashes of a file tell which of its chunks the disk cache already holds under another name. They are
+//! cheap on the wire, 8 KiB for 64 MiB. But a host that does not know them must read and hash content that
+//! it may then read and hash again to send. So:
 //!
-//! - With the opening of a file of 1 MiB or more the hashes of its first 4 MiB are asked for, the first of them apart, so that they
-//!   come about when the open does.
-//! - Where some of them are of use, the rest is asked for in ranges that double, well in front of the window.
-//! - Where none is, a few are asked for further on, at distances that double: 64 of 1,024 chunks, 2 % of a
+//! - Opening a file of 1 MiB or more requests the hashes of its first 4 MiB, the very first of them
+//!   separately, so that they arrive with the open.
+//! - If some of them help, the rest is requested in ranges that double, well ahead of the window.
+//! - If none helps, a few are requested further on, at distances that double: 64 of 1,024 chunks, 2 % of a
 //!   file of 1 GiB and more.
-//! - After some files in a row without any use only one in eight is asked about as it is opened.
+//! - After several files in a row without a hit, only one open in eight requests hashes.
 //!
-//! A read ahead waits for hashes under way, for a bounded time, and is brought as always when they do not come. A program that waits for
-//! several chunks in one call waits for them as long as a round trip takes and 10 ms from when they were asked for, which was when the
-//! file was opened; one that waits for a single chunk, or less, never does.
+//! A read-ahead waits for hashes in flight for a bounded time, and proceeds without them if they do not
+//! arrive. A program that reads several chunks in one call waits for a round trip and 10 ms from the
+//! request, which was sent at the open. A program that reads one chunk or less never waits.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -25,108 +26,110 @@ use crate::cache::FileKey;
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange};
 use crate::proto::MANIFEST_CHUNKS_MAX;
 
-/// Smallest file that is asked about, in chunks. Below 1 MiB the hashes would come no sooner than the content.
+/// Smallest file to probe, in chunks. Below 1 MiB the hashes would not arrive before the content.
 const FILE_CHUNKS_MIN: u64 = 4;
 
-/// Chunks asked about to learn whether it pays: 4 MiB, twice the first window of a reader, 2 ms of hashing.
+/// Chunks of a probe: 4 MiB, twice the first window of a reader, 2 ms of hashing.
 const PROBE_CHUNKS: u64 = 16;
 
-/// How many of them are asked about in a question of their own at the opening: what a program like `cp` reads in its first call.
+/// Chunks in the first request of an open: the first call of a program like `cp`.
 const FIRST_CHUNKS: u64 = 4;
 
-/// Most chunks in one question once it pays: 32 MiB, some 25 ms of a host that reads and hashes them.
+/// Most chunks in one request of a useful file: 32 MiB, which a host reads and hashes in some 25 ms.
 const STEP_CHUNKS_MAX: u64 = 128;
 
-/// How far in front of the window questions go once it pays: 128 MiB, what a fast disk reads in a long round trip and the time
-/// the host needs.
+/// Distance of requests ahead of the window in a useful file: 128 MiB. A fast disk reads that in a long
+/// round trip and the time of the host.
 const LEAD_CHUNKS: u64 = 512;
 
-/// Questions about one file at a time.
+/// Most requests in flight for one file.
 const FILE_QUESTIONS_MAX: usize = 3;
 
-/// Questions at a time, of all files.
+/// Most requests in flight for all files.
 const QUESTIONS_MAX: usize = 16;
 
-/// From one fruitless probe to the next, in chunks: 16 MiB at first, doubled each time the host had to compute, 256 MiB at most.
+/// Distance from one fruitless probe to the next, in chunks. It is 16 MiB at first, and doubles up to 256
+/// MiB each time the host had to compute hashes.
 const GAP_CHUNKS: u64 = 64;
 const GAP_CHUNKS_MAX: u64 = 1024;
 
-/// It pays where at least one chunk in so many is held.
+/// A file is useful if the cache holds one chunk in this many.
 const USEFUL_ONE_IN: u64 = 8;
 
-/// After so many files in a row of which nothing was held, only one in [`UNLUCKY_ONE_IN`] is asked about at its opening.
+/// Files in a row without a hit, after which only one in [`UNLUCKY_ONE_IN`] is probed at its open.
 const UNLUCKY_FILES: u32 = 4;
 const UNLUCKY_ONE_IN: u32 = 8;
 
-/// Files whose state is kept.
+/// Most files with state.
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
-/// Ranges of one file that are remembered as asked about.
+/// Most requested ranges of one file that are remembered.
 const ASKED_RANGES_MAX: usize = 64;
 
-/// How long a read ahead waits beyond the round trip: while nothing speaks for it, what a hard disk needs for a probe, which it then
-/// need not read again; once it pays, what a hard disk needs for a question.
+/// Time that a read-ahead waits beyond the round trip. For a probe it is the time of a hard disk, which
+/// then need not read the content again. For a useful file it is the time of a hard disk for a full
+/// request.
 const PROBE_PATIENCE: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How long a program that waits for several chunks waits for their hashes beyond the round trip: what a busy host needs to hash them.
+/// Time that a program reading several chunks waits beyond the round trip: the hashing time of a busy host.
 const DEMAND_PATIENCE: Duration = Duration::from_millis(10);
 
 const _: () = assert!(STEP_CHUNKS_MAX <= MANIFEST_CHUNKS_MAX);
 
-/// The moment, and how long the way to the host and back takes.
+/// Current time and the round-trip time to the host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     pub(super) now: Instant,
     pub(super) rtt: Duration,
 }
 
-/// What became of a question.
+/// Outcome of a hash request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The hashes are known now.
+    /// The hashes arrived.
     Hashes {
         /// Chunks of the range that the disk cache holds.
         held: u64,
-        /// Chunks for whose hashes the host had to read.
+        /// Chunks that the host had to read to compute the hashes.
         computed: u64,
     },
-    /// They are not: the file changed, the host is gone.
+    /// They did not arrive: the file changed, or the host is gone.
     None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
-    /// Nothing speaks for it yet: ask when the window comes to chunk `next`, then `gap` further on.
+    /// No hits yet: probe when the window reaches chunk `next`, then `gap` further on.
     Probing { next: u64, gap: u64 },
-    /// It pays: questions of `step` chunks.
+    /// Useful: request `step` chunks at a time.
     Following { step: u64 },
 }
 
-/// A question under way.
+/// Hash request in flight.
 #[derive(Debug)]
 struct Question {
     chunks: Range<u64>,
     is_probe: bool,
-    /// Until when reads ahead wait for it, and programs; `None` where nobody does.
+    /// Deadlines for a waiting read-ahead and for a waiting program; `None` if neither waits.
     patience: Option<(Instant, Instant)>,
 }
 
-/// One file in one version.
+/// State of one file version.
 #[derive(Debug)]
 struct Asking {
     mood: Mood,
-    /// One behind the last chunk that a reader's window came to last.
+    /// End of the last known window of a reader, in chunks.
     window_end: u64,
-    /// What was asked about: sorted, apart from each other.
+    /// Requested ranges: sorted and disjoint.
     asked: Vec<Range<u64>>,
     questions: Vec<Question>,
-    /// The last answer came when nobody waited any more.
+    /// True if the last answer came after the deadline.
     is_late: bool,
     has_answer: bool,
 }
 
-/// All files of a mount.
+/// States of all files of a mount.
 #[derive(Debug)]
 pub(super) struct Manifests {
     files: LruCache<FileKey, Asking>,
@@ -140,18 +143,19 @@ impl Manifests {
         Self { files: LruCache::new(FILES_MAX), under_way: 0, fruitless_files: 0, is_off: false }
     }
 
-    /// The host does not know such questions.
+    /// Disables hash requests, because the host does not support them.
     pub(super) fn turn_off(&mut self) {
         self.is_off = true;
     }
 
-    /// A file is being opened. The questions to ask, if any; each must be followed by [`Self::answered`].
+    /// Starts probing a file that is being opened. Returns the requests to send; each must be followed by
+    /// [`Self::answered`].
     pub(super) fn opened(&mut self, content: &FileContent, at: Moment) -> Vec<ChunkRange> {
         let is_asked = self.files.get(&content.key).is_some_and(|asking| !asking.questions.is_empty());
         if is_asked || !self.may_ask_about(content) {
             return Vec::new();
         }
-        // What the cache held when the file was open before says nothing.
+        // The content of the cache may have changed since the file was last open.
         let is_unlucky = self.fruitless_files >= UNLUCKY_FILES
             && !(self.fruitless_files - UNLUCKY_FILES + 1).is_multiple_of(UNLUCKY_ONE_IN);
         self.fruitless_files = self.fruitless_files.saturating_add(u32::from(is_unlucky));
@@ -167,7 +171,7 @@ impl Manifests {
         questions.filter_map(|chunks| self.ask(content.key, chunks, at, Some(PROBE_PATIENCE))).collect()
     }
 
-    /// A reader's window came to the end of `window`.
+    /// Records that a reader's window ends at the end of `window`.
     pub(super) fn reached(&mut self, content: &FileContent, window: ChunkRange) {
         if self.may_ask_about(content) {
             let asking = self.files.get_or_insert_mut(content.key, || Asking::new(0));
@@ -175,7 +179,7 @@ impl Manifests {
         }
     }
 
-    /// The next question about a file, if there should be one now; to be called again until there is none.
+    /// Returns the next request for a file, if one is due. Call it until it returns `None`.
     pub(super) fn next(&mut self, content: &FileContent, at: Moment) -> Option<ChunkRange> {
         if !self.may_ask_about(content) {
             return None;
@@ -186,7 +190,7 @@ impl Manifests {
         self.ask(content.key, chunks, at, patience)
     }
 
-    /// A question has its answer, or never will.
+    /// Records the answer to a request, or its failure.
     pub(super) fn answered(&mut self, key: &FileKey, range: ChunkRange, answer: Answer, now: Instant) {
         self.under_way = self.under_way.saturating_sub(1);
         let Some(asking) = self.files.get_mut(key) else { return };
@@ -201,7 +205,7 @@ impl Manifests {
         }
     }
 
-    /// Whether hashes of some of these chunks are under way.
+    /// Returns `true` if hashes of some of these chunks are in flight.
     pub(super) fn is_asked(&self, key: &FileKey, chunks: ChunkRange) -> bool {
         let chunks = chunks.as_range();
         let overlaps =
@@ -209,8 +213,8 @@ impl Manifests {
         self.files.peek(key).is_some_and(|asking| asking.questions.iter().any(overlaps))
     }
 
-    /// Until when to wait for hashes of `chunks` that are under way, which are to be read ahead or not; `None` where there is nothing
-    /// to wait for.
+    /// Returns the time until which to wait for hashes of `chunks` in flight; `None` if there is nothing to
+    /// wait for.
     pub(super) fn patience(
         &self,
         key: &FileKey,
@@ -245,7 +249,7 @@ impl Manifests {
         let asking = self.files.peek_mut(&key).filter(|_| self.under_way < QUESTIONS_MAX)?;
         self.under_way += 1;
         asking.note_asked(chunks.clone());
-        // A quarter of a round trip more, as the way is not the same each time.
+        // A quarter of a round trip is added, because its length varies.
         let back = at.now + at.rtt + at.rtt / 4;
         let patience = patience.map(|patience| (back + patience, back + DEMAND_PATIENCE));
         let range = ChunkRange::new(ChunkIndex(chunks.start), chunks.end - chunks.start);
@@ -267,14 +271,14 @@ impl Asking {
         }
     }
 
-    /// What to ask about next in a file of so many chunks.
+    /// Returns the next range to request in a file of `chunks_max` chunks.
     fn wanted(&self, chunks_max: u64) -> Option<Range<u64>> {
         let (from, len) = match self.mood {
             Mood::Probing { next, .. } => {
                 if !self.questions.is_empty() || self.window_end < next {
                     return None;
                 }
-                // What is in the window is on its way.
+                // The chunks in the window are already being fetched.
                 (self.first_unasked(self.window_end), PROBE_CHUNKS)
             }
             Mood::Following { step } => {
@@ -317,7 +321,7 @@ impl Asking {
         if let Some(at) = self.questions.iter().position(|question| question.chunks == chunks) {
             let question = self.questions.swap_remove(at);
             let is_late = question.patience.is_some_and(|(ahead, _)| ahead < now);
-            // Of a probe that comes late nothing follows: there nobody waits for long.
+            // A late probe counts as on time, because readers wait for it only briefly.
             self.is_late = is_late && !question.is_probe;
         }
         let has_more = !self.questions.is_empty();
@@ -332,7 +336,7 @@ impl Asking {
             (Answer::Hashes { .. }, Mood::Following { .. }) => {
                 Mood::Probing { next: chunks.end + GAP_CHUNKS, gap: GAP_CHUNKS }
             }
-            // The other half of the first probe is still to come.
+            // The other half of the first probe is still in flight.
             (Answer::Hashes { .. }, mood @ Mood::Probing { .. }) if has_more => mood,
             (Answer::Hashes { computed, .. }, Mood::Probing { gap, .. }) => {
                 let longer = if computed > 0 { (gap * 2).min(GAP_CHUNKS_MAX) } else { gap };
@@ -372,7 +376,7 @@ mod tests {
         Answer::Hashes { held, computed: 1 }
     }
 
-    /// Reads a file from end to end; the answer to each question comes when the window moves on next.
+    /// Reads a file from start to end. The answer to each request comes when the window moves on.
     fn read_through(chunks: u64, is_held: impl Fn(u64) -> bool) -> BTreeSet<u64> {
         let (mut manifests, content, start) =
             (Manifests::new(), FileContent::sample(1, chunks), Instant::now());
@@ -533,7 +537,7 @@ mod tests {
     enum Step {
         Open(u8),
         Reach(u8, u64),
-        /// One of the questions under way has its answer.
+        /// Answers one of the requests in flight.
         Answer(usize, u64),
         Fail(usize),
     }

@@ -1,11 +1,12 @@
-//! Chunks in memory, within a budget. Pure: no clock, no task.
+//! Cache of chunks in memory within a budget. Pure: no clock, no task.
 //!
-//! A chunk counts for its own bytes. One that was laid down in a run with its neighbours keeps the run, and they are read, and go, one after
-//! the other.
+//! A chunk counts its own bytes. A chunk that shares the buffer of a run keeps the whole buffer alive, but
+//! the chunks of a run are read and evicted one after another.
 //!
-//! What was read ahead and not read yet is worth more than what was read: it was paid for and is about to be used. So
-//! chunks that were read go first, least recently used first, and only then unread ones, oldest first. What a reader has passed in a file that
-//! does not fit goes before all others, and there is never much of it: were the file read anew from its beginning, nothing of that would be left.
+//! Unread read-ahead is worth more than chunks that were read: it was paid for and is about to be used. So
+//! read chunks are evicted first, least recently used first, then unread ones, oldest first. Chunks that a
+//! reader has consumed in a file larger than the budget go before all others, and their number is bounded.
+//! A second pass through such a file would find none of them anyway.
 
 use std::collections::HashMap;
 
@@ -14,12 +15,12 @@ use lru::LruCache;
 use super::content::{ChunkKey, OwnerId};
 use crate::chunk::Laid;
 
-/// What a chunk costs beside its bytes, in bytes: key, links, and the header of its buffer.
+/// Overhead of a chunk in bytes: key, links, and the header of its buffer.
 ///
-/// It also bounds how many chunks of tiny files are kept.
+/// It also bounds the number of chunks of tiny files.
 pub(super) const ENTRY_BYTES: u64 = 256;
 
-/// Chunks in memory.
+/// The cache.
 #[derive(Debug)]
 pub(super) struct Memory {
     read: LruCache<ChunkKey, Laid>,
@@ -32,7 +33,7 @@ pub(super) struct Memory {
     wasted_chunks: u64,
 }
 
-/// What a chunk counts for, in bytes.
+/// Returns the cost of a chunk in bytes.
 const fn cost(chunk: &Laid) -> u64 {
     chunk.bytes().len() as u64 + ENTRY_BYTES
 }
@@ -51,7 +52,7 @@ impl Memory {
         }
     }
 
-    /// Everything held, in bytes.
+    /// Returns the bytes of all chunks.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -60,22 +61,22 @@ impl Memory {
         self.read.len() + self.unread.len() + self.passed.len()
     }
 
-    /// What was read ahead and not read yet, in bytes.
+    /// Returns the bytes of unread chunks.
     pub(super) const fn unread_bytes(&self) -> u64 {
         self.unread_bytes_total
     }
 
-    /// The same for one owner.
+    /// Returns the bytes of unread chunks of one stream.
     pub(super) fn unread_bytes_of(&self, owner: OwnerId) -> u64 {
         self.unread_bytes.get(&owner).copied().unwrap_or(0)
     }
 
-    /// Those who have unread chunks here.
+    /// Returns the streams with unread chunks.
     pub(super) fn owners(&self) -> impl Iterator<Item = OwnerId> {
         self.unread_bytes.keys().copied()
     }
 
-    /// Chunks that were read ahead and left before anybody read them.
+    /// Returns the number of chunks that were read ahead and evicted unread.
     pub(super) const fn wasted_chunks(&self) -> u64 {
         self.wasted_chunks
     }
@@ -84,7 +85,7 @@ impl Memory {
         self.read.contains(key) || self.unread.contains(key) || self.passed.contains(key)
     }
 
-    /// A chunk for a reader; it counts as read from now on.
+    /// Returns a chunk for a reader and marks it as read.
     pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Laid> {
         if let Some(chunk) = self.read.get(key) {
             return Some(chunk.clone());
@@ -94,7 +95,7 @@ impl Memory {
         Some(chunk)
     }
 
-    /// Lets a chunk that was read go first, and soon: its reader has passed it.
+    /// Moves a read chunk to the front of the eviction order, because its reader has consumed it.
     pub(super) fn pass(&mut self, key: &ChunkKey) {
         if let Some(chunk) = self.read.pop(key) {
             self.passed_bytes += cost(&chunk);
@@ -102,7 +103,7 @@ impl Memory {
         }
     }
 
-    /// Makes at most `bytes` of what was passed; what went is added to `evicted`.
+    /// Evicts consumed chunks down to `bytes` and appends them to `evicted`.
     pub(super) fn evict_passed_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
         while self.passed_bytes > bytes
             && let Some(gone) = self.pop_passed()
@@ -112,7 +113,7 @@ impl Memory {
         }
     }
 
-    /// Keeps a chunk: for the reader who has it, or unread for the owner who asked for it ahead.
+    /// Adds a chunk: read, or unread for the stream that requested it ahead.
     pub(super) fn insert(&mut self, key: ChunkKey, chunk: Laid, unread_for: Option<OwnerId>) {
         self.remove(&key);
         self.bytes += cost(&chunk);
@@ -126,7 +127,7 @@ impl Memory {
         }
     }
 
-    /// Lets the unread chunks of an owner go first from now on: nobody will come for them.
+    /// Moves the unread chunks of cancelled streams to the front of the eviction order.
     pub(super) fn give_up(&mut self, wanted: impl Fn(OwnerId) -> bool) {
         let keys: Vec<ChunkKey> =
             self.unread.iter().filter(|(_, (_, o))| wanted(*o)).map(|(k, _)| *k).collect();
@@ -139,7 +140,7 @@ impl Memory {
         }
     }
 
-    /// Makes room until at most `bytes` are held; what went is added to `evicted`.
+    /// Evicts chunks down to `bytes` and appends them to `evicted`.
     pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
         while self.bytes > bytes {
             let read = self.pop_passed().or_else(|| self.read.pop_lru().map(|(_, gone)| gone));
@@ -148,7 +149,7 @@ impl Memory {
                 None => match self.unread.peek_lru().map(|(key, _)| *key) {
                     Some(key) => {
                         self.wasted_chunks += 1;
-                        self.take_unread(&key).expect("it was there a moment ago")
+                        self.take_unread(&key).expect("the chunk was just found")
                     }
                     None => break,
                 },
@@ -180,7 +181,7 @@ impl Memory {
     fn take_unread(&mut self, key: &ChunkKey) -> Option<Laid> {
         let (chunk, owner) = self.unread.pop(key)?;
         self.unread_bytes_total -= cost(&chunk);
-        let left = self.unread_bytes.get_mut(&owner).expect("every unread chunk is counted for its owner");
+        let left = self.unread_bytes.get_mut(&owner).expect("every unread chunk is counted for its stream");
         *left -= cost(&chunk);
         if *left == 0 {
             self.unread_bytes.remove(&owner);
@@ -228,7 +229,7 @@ mod tests {
         ]
     }
 
-    /// The slow twin: entries in the order in which they go, the next to go first; passed ones before, unread ones behind all others.
+    /// Naive model: entries in the order of eviction, consumed ones first, unread ones last.
     #[derive(Default)]
     struct Twin {
         passed: Vec<(u64, u64)>,

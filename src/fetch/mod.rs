@@ -1,13 +1,16 @@
-//! Where a chunk comes from: memory, a request under way, the disk cache, the host; in this order.
+//! Fetches chunks from the first source that has them: memory, a request in flight, the disk cache, the
+//! host.
 //!
-//! A [`Fetcher`] serves all open files of a mount. A chunk is under way at most once, whoever wants it; whether it comes
-//! from the disk or from the host is decided by the task that brings it. What came is kept in memory within one
-//! budget, which also covers what is under way, and on disk: under its version where that is settled, else as a guess.
+//! A [`Fetcher`] serves all open files of a mount. A chunk is in flight at most once for all readers. The
+//! task that fetches it decides between disk and host. A fetched chunk is kept in memory, within one budget
+//! that also covers the chunks in flight, and on disk: under its version if that is settled, otherwise as a
+//! guess.
 //!
-//! In reading order: [`content`] (names), [`memory`], [`inflight`], [`queue`] (tables), [`ledger`] (the tables under one
-//! budget), [`manifests`] (which hashes to ask for): pure. [`request`]: the task that brings chunks. [`hashes`]: the one that
-//! learns which of them the disk has under another name. [`delta`]: what an earlier version had elsewhere. [`read`]: those who
-//! wait. [`warm`]: what is brought for later. [`written`]: what is kept of what was written here.
+//! Reading order, first the files without I/O: [`content`] (identities), [`memory`], [`inflight`],
+//! [`queue`] (tables), [`ledger`] (the tables under one budget), [`manifests`] (policy of hash requests).
+//! [`request`] holds the task that fetches chunks, and [`hashes`] the task that requests hashes. [`delta`]
+//! reuses moved content of an earlier version. [`keeping`] inserts into the disk cache. [`read`] serves the
+//! readers, [`first`] the opens, [`warm`] the warm-up. [`written`] keeps written content.
 
 mod content;
 mod delta;
@@ -54,16 +57,19 @@ use statistics::Counters;
 pub use statistics::FetchStatistics;
 pub use warm::{WARM_RUN_CHUNKS, Warmed};
 
-/// How much a [`Fetcher`] may use.
+/// Limits of a [`Fetcher`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FetchConfig {
-    /// Chunks in memory and under way, of all files together, in bytes.
+    /// Most bytes of chunks in memory and in flight, for all files together.
     ///
-    /// 96 MiB: a 10 Gbit/s link over 50 ms holds 62 MB, and a quarter is left for what is read again.
+    /// 96 MiB: a 10 Gbit/s link over 50 ms holds 62 MB, and a quarter is left for content that is read
+    /// again.
     pub memory_bytes: u64,
-    /// Chunks in one request to the host, 1 to [`READ_CHUNKS_MAX`]. 4 make 1 MiB: 8 ms of a 1 Gbit/s link, many round trips of a local one.
+    /// Chunks in one request to the host, 1 to [`READ_CHUNKS_MAX`]. 4 make 1 MiB: 8 ms of a 1 Gbit/s link,
+    /// many round trips of a local one.
     pub request_chunks: u64,
-    /// Requests under way ahead of their readers; 0 turns reading ahead off. 64 of 1 MiB fill a 10 Gbit/s link over 50 ms.
+    /// Most read-ahead requests in flight; 0 disables read-ahead. 64 of 1 MiB fill a 10 Gbit/s link over 50
+    /// ms.
     pub ahead_requests_max: usize,
 }
 
@@ -77,9 +83,11 @@ impl FetchConfig {
     fn budget(self) -> Budget {
         Budget {
             memory_bytes: self.memory_bytes,
-            // A quarter stays for what was read: a chunk is read in several calls, and by several readers.
+            // A quarter stays for chunks that were read: a chunk is read in several calls, and by several
+            // readers.
             ahead_bytes_max: self.memory_bytes / 4 * 3,
-            // Memory that is used again soon is still in the processor's cache, and a system that must find more first is slow.
+            // Memory that is reused soon is still in the processor's cache, and fresh memory is slow to
+            // get.
             passed_bytes_max: self.memory_bytes / 8,
             ahead_requests_max: self.ahead_requests_max,
             request_chunks: self.request_chunks.clamp(1, READ_CHUNKS_MAX),
@@ -87,44 +95,44 @@ impl FetchConfig {
     }
 }
 
-/// Brings the content of files. Cheap to share; all methods may be called from any thread.
+/// Fetches the content of files. Cheap to share; all methods may be called from any thread.
 pub struct Fetcher {
     client: Arc<dyn Client>,
     cache: Arc<dyn ChunkCache>,
     runtime: Handle,
     this: Weak<Self>,
     state: Mutex<State>,
-    /// Places for beginnings of files that are being opened.
+    /// Slots for prefetches of files that are being opened.
     first_places: Arc<Semaphore>,
     deltas: Deltas,
-    /// Whenever a question for hashes has ended.
+    /// Notified at the end of every hash request.
     hashes_came: Notify,
-    /// Whether people read, to whom warm-up gives way.
+    /// Activity of programs, to which warm-up gives way.
     people: warm::People,
     waiting: keeping::Waiting,
 }
 
-/// Who waits for a chunk.
+/// Sender that notifies a waiter for a chunk.
 type Waiter = oneshot::Sender<Result<Laid, Failed>>;
 
-/// Why a chunk did not come.
+/// Failure to fetch a chunk.
 #[derive(Debug, Clone)]
 struct Failed {
     error: FetchError,
-    /// The request was made ahead of its readers; one that joined may ask anew.
+    /// True for a read-ahead. A reader that joined it may retry.
     was_ahead: bool,
 }
 
 struct State {
     ledger: Ledger<Waiter>,
-    /// Dropping the sender ends the request's task, and so its stream.
+    /// Dropping the sender ends the task of the request, and with it its stream.
     running: HashMap<RequestId, oneshot::Sender<()>>,
     manifests: Manifests,
     counters: Counters,
 }
 
 impl State {
-    /// Makes requests cancellable; each must be launched.
+    /// Makes requests cancellable. Each must be launched.
     fn register(&mut self, starts: Vec<Start>) -> Vec<Launch> {
         let launch = |start: Start| {
             let (cancel, cancelled) = oneshot::channel();
@@ -134,7 +142,7 @@ impl State {
         starts.into_iter().map(launch).collect()
     }
 
-    /// Starts what may be read ahead now.
+    /// Returns the read-ahead that may start now.
     fn admit(&mut self) -> Vec<Launch> {
         if self.ledger.queued_runs() == 0 {
             return Vec::new();
@@ -144,14 +152,14 @@ impl State {
     }
 }
 
-/// A request whose task is to be started.
+/// Request whose task is to be started.
 struct Launch {
     start: Start,
     cancelled: oneshot::Receiver<()>,
 }
 
 impl Fetcher {
-    /// A fetcher over a client and a cache. To be called in a tokio runtime, on which its requests run.
+    /// Creates a fetcher over a client and a cache. Call it in a tokio runtime, on which its requests run.
     pub fn new(client: Arc<dyn Client>, cache: Arc<dyn ChunkCache>, config: FetchConfig) -> Arc<Self> {
         let state = State {
             ledger: Ledger::new(config.budget()),
@@ -174,7 +182,7 @@ impl Fetcher {
         })
     }
 
-    /// Has chunks brought that will probably be read by `owner` next: queued, forgotten, bounded. Returns at once.
+    /// Queues chunks that `owner` will probably read next. The queue is bounded. Returns at once.
     pub fn ahead(&self, content: &FileContent, range: ChunkRange, owner: OwnerId) {
         self.people.want();
         self.ask_hashes_beyond(content, range);
@@ -187,33 +195,33 @@ impl Fetcher {
         self.launch(launches);
     }
 
-    /// A reader that runs through the content has passed these chunks and will hardly come back to them.
+    /// Marks chunks that a sequential reader has consumed and will hardly read again.
     pub fn pass(&self, content: &FileContent, chunks: ChunkRange) {
         self.with_state(|state| state.ledger.pass(content, chunks));
     }
 
-    /// The owner does not want what was asked for it: drops what is queued, and ends requests that nobody else waits for.
+    /// Cancels the read-ahead of a stream: drops its queue, and ends requests without another waiter.
     pub fn cancel(&self, owner: OwnerId) {
         self.cancel_if(|other| other == owner);
     }
 
-    /// The same for all runs through an open file, because it is closed.
+    /// Cancels all streams of an open file, because it is closed.
     pub fn cancel_handle(&self, handle: u64) {
         self.cancel_if(|owner| owner.handle == handle);
     }
 
-    /// Lets the disk cache write down which chunks this content has, because it was closed. Returns at once.
+    /// Lets the disk cache write the hashes of this content, because it was closed. Returns at once.
     pub fn remember(&self, content: &FileContent) {
         self.cache.flush_file(&content.disk_key());
         self.cache.flush_file(&content.history);
     }
 
-    /// How much each of those who read ahead now may have ahead of it, in bytes: its share of the budget.
+    /// Returns the bytes that each active stream may read ahead: its share of the budget.
     pub fn share_bytes(&self) -> u64 {
         self.with_state(|state| state.ledger.share_bytes())
     }
 
-    /// What is held and what was done.
+    /// Returns the counters and the current usage.
     pub fn statistics(&self) -> FetchStatistics {
         self.with_state(|state| {
             let (ledger, counters) = (&state.ledger, &state.counters);
@@ -250,7 +258,7 @@ impl Fetcher {
         self.launch(launches);
     }
 
-    /// Works on the state; buffers that were evicted meanwhile are freed after the lock is.
+    /// Runs `work` on the locked state. Evicted buffers are freed after the lock is released.
     fn with_state<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
         let (result, evicted) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

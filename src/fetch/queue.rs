@@ -1,23 +1,23 @@
-//! What waits to be read ahead. Pure: no clock, no task.
+//! Queue of read-ahead. Pure: no clock, no task.
 //!
-//! Each owner has its own line; the lines are served in turn, so that sixteen readers share the link. Demands never come
-//! here: they start at once, and so go before everything that waits.
+//! Each stream has its own line, and the lines are served in turn, so that sixteen readers share the link.
+//! Demands start at once and never enter the queue, so they go before everything in it.
 
 use std::collections::VecDeque;
 
 use super::content::OwnerId;
 
-/// Lines of owners, each in the order of asking.
+/// Lines of streams, each in the order of arrival.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
-    /// Never empty ones; the front one is next.
+    /// Lines are never empty. The front one is next.
     lines: VecDeque<(OwnerId, VecDeque<T>)>,
     len: usize,
     len_max: usize,
 }
 
 impl<T> Queue<T> {
-    /// A queue of at most `len_max` items.
+    /// Creates a queue of at most `len_max` items.
     pub(super) const fn new(len_max: usize) -> Self {
         Self { lines: VecDeque::new(), len: 0, len_max }
     }
@@ -26,12 +26,12 @@ impl<T> Queue<T> {
         self.len
     }
 
-    /// Those who wait.
+    /// Returns the streams with queued items.
     pub(super) fn owners(&self) -> impl Iterator<Item = OwnerId> {
         self.lines.iter().map(|(owner, _)| *owner)
     }
 
-    /// Takes an item in, behind the owner's others. Says whether there was room.
+    /// Appends an item to the line of its stream. Returns `false` if the queue is full.
     pub(super) fn push(&mut self, owner: OwnerId, item: T) -> bool {
         if self.len == self.len_max {
             return false;
@@ -44,13 +44,13 @@ impl<T> Queue<T> {
         true
     }
 
-    /// What is next.
+    /// Returns the next item.
     pub(super) fn peek(&self) -> Option<(OwnerId, &T)> {
         let (owner, line) = self.lines.front()?;
         Some((*owner, line.front()?))
     }
 
-    /// Takes out what is next; its owner's line goes to the end.
+    /// Removes the next item and moves its line to the back.
     pub(super) fn pop(&mut self) -> Option<(OwnerId, T)> {
         let (owner, mut line) = self.lines.pop_front()?;
         let item = line.pop_front()?;
@@ -61,13 +61,13 @@ impl<T> Queue<T> {
         Some((owner, item))
     }
 
-    /// Drops what owners wait for.
+    /// Drops the items of the streams for which `gives_up` is true.
     pub(super) fn cancel(&mut self, gives_up: impl Fn(OwnerId) -> bool) {
         self.lines.retain(|(owner, _)| !gives_up(*owner));
         self.count();
     }
 
-    /// Shows every item to `keep`, which may change it, and drops those that it does not keep.
+    /// Calls `keep` on every item, which may change it, and drops the items for which it returns `false`.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
         self.lines.iter_mut().for_each(|(_, line)| line.retain_mut(&mut keep));
         self.lines.retain(|(_, line)| !line.is_empty());
@@ -106,7 +106,7 @@ mod tests {
         DropEvery(u32),
     }
 
-    /// The slow twin: all items in one list, and when each owner was last served.
+    /// Naive model: all items in one list, and the last turn of each stream.
     #[derive(Default)]
     struct Twin {
         items: Vec<(u64, u32)>,

@@ -1,4 +1,4 @@
-//! Those who wait for content: reads, whole or in pieces, and how they leave.
+//! Reads of whole chunks or pieces, and their cancellation.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,9 +18,11 @@ use crate::prefetch::Demand;
 use crate::proto::ReadRequest;
 
 impl Fetcher {
-    /// The bytes of `range`, cut at the end of the file, if all of them are in memory. Neither waits nor blocks.
+    /// Returns the bytes of `range`, cut at the end of the file, if all of them are in memory. Neither
+    /// waits nor blocks.
     ///
-    /// Inside one chunk, and across chunks that lie side by side, this shares their buffer; else it copies once.
+    /// Within one chunk, and across chunks that share a buffer, the result shares the buffer; otherwise it
+    /// copies once.
     pub fn read_memory(&self, content: &FileContent, range: ByteRange) -> Option<Bytes> {
         let range = range.clamp_to(content.version.size);
         let chunks = range.chunks();
@@ -34,9 +36,9 @@ impl Fetcher {
         Some(join(&found, chunks, range))
     }
 
-    /// The bytes of `range`, cut at the end of the file, from wherever they are. `demand` says whether exactly a piece
-    /// or whole chunks should be fetched for it; it must cover the range. Dropping the call ends requests that nobody
-    /// else wants.
+    /// Returns the bytes of `range`, cut at the end of the file, from any source. `demand` selects an exact
+    /// piece or whole chunks, and must cover the range. Dropping the call ends requests without another
+    /// waiter.
     pub async fn read(
         &self,
         content: &FileContent,
@@ -70,7 +72,8 @@ impl Fetcher {
         let chunks = range.chunks();
         let began = Instant::now();
         let parts = match self.wait_for_chunks(content, chunks).await {
-            // What failed was not asked for by a reader: perhaps long ago, perhaps on a link that was bad then.
+            // The failed request was a read-ahead, perhaps an old one, perhaps from a time when the link
+            // was bad.
             Err(Failed { was_ahead: true, error: FetchError::Call(error) })
                 if may_ask_anew(&error, began.elapsed()) =>
             {
@@ -99,7 +102,7 @@ impl Fetcher {
             found.push(match part {
                 Part::Here(chunk) => chunk.clone(),
                 Part::Waits(..) => {
-                    let receiver = receivers.pop_front().expect("every waiting part has its receiver");
+                    let receiver = receivers.pop_front().expect("every waiting part has a receiver");
                     receiver.await.unwrap_or_else(|_| Err(Failed::closed()))?
                 }
             });
@@ -108,7 +111,8 @@ impl Fetcher {
         Ok(found)
     }
 
-    /// Whether all chunks of the range are at hand or under way, or probably on disk, so that a piece need not be asked of the host.
+    /// Returns `true` if all chunks of the range are in memory, in flight or probably on disk, so that no
+    /// piece is needed.
     pub(super) async fn has_chunks(&self, content: &FileContent, range: ByteRange) -> bool {
         let content = *content;
         let missing: Vec<ChunkIndex> = self.with_state(|state| {
@@ -153,14 +157,14 @@ impl Fetcher {
                     found = Some(bytes);
                 }
                 ContentPart::End { .. } => {
-                    let bytes = found.ok_or_else(|| bad_answer("no piece where one was asked for"))?;
+                    let bytes = found.ok_or_else(|| bad_answer("an answer without the requested piece"))?;
                     self.with_state(|state| {
                         state.counters.host_pieces += 1;
                         state.counters.host_bytes += bytes.len() as u64;
                     });
                     return Ok(bytes);
                 }
-                _ => return Err(bad_answer("something else than the piece that was asked for")),
+                _ => return Err(bad_answer("an unexpected answer to a request for a piece")),
             }
         }
         Err(CallError::Closed.into())
@@ -177,8 +181,8 @@ impl Fetcher {
     }
 }
 
-/// Whether a reader who has waited so long for a request that somebody else had made may wait for one of its own. Not if
-/// that would take it far beyond the deadline.
+/// Returns `true` if a reader that joined a failed request may make one of its own after this wait. It may
+/// not if that would go far beyond the deadline.
 fn may_ask_anew(error: &CallError, waited: Duration) -> bool {
     const OF_DEADLINE: u32 = 10;
     match error {
@@ -198,7 +202,7 @@ pub(super) fn bad_answer(what: &str) -> FetchError {
     FetchError::Call(CallError::BadAnswer(what.to_owned()))
 }
 
-/// A reader that goes away before it is served stands in no line.
+/// Removes the waiters of a reader that goes away before it is served.
 struct LeaveOnDrop<'a> {
     fetcher: &'a Fetcher,
     waits: &'a [Part],
@@ -216,7 +220,7 @@ impl Drop for LeaveOnDrop<'_> {
     }
 }
 
-/// The bytes of `range` out of the chunks that hold them.
+/// Joins the bytes of `range` from the chunks that hold them.
 fn join(parts: &[Laid], chunks: ChunkRange, range: ByteRange) -> Bytes {
     Laid::join(parts, (range.offset - chunks.first.offset()) as usize, range.len as usize)
 }

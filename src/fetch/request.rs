@@ -1,7 +1,8 @@
-//! The task that brings a run of chunks: from the disk cache what is there, the rest from the host in one request.
+//! Task that fetches a run of chunks: from the disk cache as far as possible, the rest from the host in one
+//! request.
 //!
-//! Where the cache has what an earlier version of the file had at these places, the host is told its hashes: a file that
-//! was touched, or edited here and there, costs the wire what is new. It waits a moment for hashes that are under way
+//! If the cache has chunks of an earlier version at these places, the request names their hashes. A touched
+//! or partly edited file then costs only the changed chunks. The task waits a moment for hashes in flight
 //! (`hashes`).
 
 use std::collections::BTreeMap;
@@ -19,17 +20,17 @@ use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 use crate::client::{CallError, ContentPart, Lane};
 use crate::proto::{DELTA_BYTES_MAX, ReadRequest};
 
-/// Brings the chunks of a request, until all are there, it fails, or nobody wants it any more.
+/// Fetches the chunks of a request until all are there, it fails, or it is cancelled.
 pub(super) async fn run(mut ending: Ending, start: Start, cancelled: oneshot::Receiver<()>) {
     ending.is_running = true;
     tokio::select! {
-        // Nobody wants it: leaving the other branch drops its stream, which resets it.
+        // Cancelled: dropping the other branch drops its stream, which resets it.
         _ = cancelled => {}
         result = bring(&ending.fetcher, &start) => ending.error = result.err(),
     }
 }
 
-/// Whatever becomes of a request's task, those who wait are told.
+/// Ends a request when dropped, so that its waiters are notified in any case.
 pub(super) struct Ending {
     fetcher: Arc<Fetcher>,
     request: RequestId,
@@ -38,7 +39,7 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// To be given to the task. If that is dropped before it runs, the runtime is shutting down.
+    /// Creates the guard for the task. If it is dropped before the task runs, the runtime is shutting down.
     pub(super) fn new(fetcher: Arc<Fetcher>, request: RequestId) -> Self {
         Self { fetcher, request, error: Some(CallError::Closed.into()), is_running: false }
     }
@@ -50,7 +51,7 @@ impl Drop for Ending {
     }
 }
 
-/// Where a chunk came from.
+/// Source of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Disk,
@@ -78,7 +79,7 @@ async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> 
     }
 }
 
-/// Delivers chunks that were put together, and keeps them.
+/// Delivers rebuilt chunks and inserts them into the cache.
 async fn keep_moved(
     fetcher: &Arc<Fetcher>,
     start: &Start,
@@ -99,18 +100,18 @@ impl Start {
     }
 }
 
-/// What the disk cache has of a request.
+/// Chunks of a request that the disk cache has.
 #[derive(Default)]
 struct Held {
-    /// Chunks of this version, which have been delivered.
+    /// Chunks of this version, already delivered.
     delivered: BTreeMap<ChunkIndex, ChunkHash>,
-    /// Chunks that the file probably has in their places: it had them in this version before that was settled, or in an earlier
-    /// one. Whether it has them the host must say.
+    /// Chunks that the file probably has at these places, from an earlier version or from this one before
+    /// it settled. The host must confirm them.
     earlier: BTreeMap<ChunkIndex, VerifiedChunk>,
 }
 
 impl Held {
-    /// By position in `range`; empty where nothing is held.
+    /// Returns the hashes by position in `range`; empty if there are none.
     fn known(&self, range: ChunkRange) -> Vec<Option<ChunkHash>> {
         if self.delivered.is_empty() && self.earlier.is_empty() {
             return Vec::new();
@@ -122,16 +123,17 @@ impl Held {
     }
 }
 
-/// Delivers what the disk cache has of this version, and loads what it has of the one before, to ask about it.
+/// Delivers the cached chunks of this version, and loads those of the earlier one to ask about them.
 async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -> Held {
     if holds_nothing(&*fetcher.cache, start, asks_about_earlier) {
-        // Another thread and back would take longer than what is asked ahead can wait on a fast link.
+        // The switch to another thread would take longer than read-ahead can wait on a fast link.
         return Held::default();
     }
     let this = Arc::clone(fetcher);
     let (content, chunks) = (start.content, start.chunks);
     let load = move || {
-        // What is noted under a version that is not settled is of another content perhaps, and asked about.
+        // Chunks recorded for an unsettled version may be of another content, so the host must confirm
+        // them.
         let now = content.settled.then(|| load_known(&*this.cache, &content.key, chunks.iter()));
         let current = now.unwrap_or_default();
         let missing = chunks.iter().filter(|index| !current.contains_key(index));
@@ -147,11 +149,11 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
         }
         (current, guessed)
     };
-    // A task that cannot be joined means that the runtime is shutting down.
+    // A join error means that the runtime is shutting down.
     let (current, earlier) = fetcher.runtime.spawn_blocking(load).await.unwrap_or_default();
     let mut held = Held { delivered: BTreeMap::new(), earlier };
     for (index, chunk) in current {
-        // A chunk of another length was recorded for another version: not what is wanted.
+        // A chunk of another length was recorded for another version and is skipped.
         if fetcher.deliver(start, index, &chunk, Source::Disk).is_ok() {
             held.delivered.insert(index, chunk.hash());
         }
@@ -159,7 +161,7 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
     held
 }
 
-/// Whether the disk cache has nothing of a request, as is known without asking the disk.
+/// Returns `true` if the disk cache certainly has no chunk of a request. Does no I/O.
 fn holds_nothing(cache: &dyn ChunkCache, start: &Start, asks_about_earlier: bool) -> bool {
     let Start { content, chunks, .. } = start;
     (!content.settled || cache.knows_none(&content.key, *chunks))
@@ -167,7 +169,7 @@ fn holds_nothing(cache: &dyn ChunkCache, start: &Start, asks_about_earlier: bool
         && (!asks_about_earlier || cache.knows_none(&content.history, *chunks))
 }
 
-/// The chunks at these places of a file, as far as the cache knows and has them. Blocks on the disk.
+/// Loads the chunks at these places of a file that the cache knows and has. Blocks on the disk.
 fn load_known(
     cache: &dyn ChunkCache,
     file: &FileKey,
@@ -182,7 +184,7 @@ fn load_known(
     indices.into_iter().zip(loaded).filter_map(|(index, chunk)| Some((index, chunk?))).collect()
 }
 
-/// Asks the host for a range of chunks; those that are held already need not be sent again.
+/// Requests a range of chunks from the host. Chunks that are held need not be sent again.
 async fn ask_host(
     fetcher: &Arc<Fetcher>,
     start: &Start,
@@ -215,7 +217,7 @@ async fn ask_host(
             ContentPart::Same { index } if held.delivered.contains_key(&index) => {}
             ContentPart::Same { index } => {
                 let same = held.earlier.remove(&index);
-                let chunk = same.ok_or_else(|| bad_answer("content that is not held called known"))?;
+                let chunk = same.ok_or_else(|| bad_answer("the host confirmed a chunk that the client does not hold"))?;
                 fetcher.deliver(start, index, &chunk, Source::Disk)?;
                 fetcher.record(content, index, chunk.hash());
                 compared(true);
@@ -224,20 +226,20 @@ async fn ask_host(
                 keeping.finish().await;
                 return Ok(());
             }
-            _ => return Err(bad_answer("content that was not asked for")),
+            _ => return Err(bad_answer("content that was not requested")),
         }
     }
     Err(CallError::Closed.into())
 }
 
 impl Fetcher {
-    /// Takes note of what the file has at a place, in this version and, for the next one, at all.
+    /// Records the hash of a chunk, for this version and for the history of the file.
     pub(super) fn record(&self, content: &FileContent, index: ChunkIndex, hash: ChunkHash) {
         self.cache.record_hash(&content.disk_key(), index, hash);
         self.cache.record_hash(&content.history, index, hash);
     }
 
-    /// Hands a chunk to memory and to those who wait.
+    /// Adds a chunk to memory and notifies its waiters.
     fn deliver(
         &self,
         start: &Start,
@@ -247,7 +249,7 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let content = &start.content;
         if chunk.bytes().len() as u64 != content.chunk_bytes(index) {
-            return Err(bad_answer("a chunk of another length than the file has there"));
+            return Err(bad_answer("a chunk of the wrong length"));
         }
         let (delivery, launches) = self.with_state(|state| {
             match source {
@@ -262,13 +264,14 @@ impl Fetcher {
         });
         self.launch(launches);
         for waiter in delivery.into_iter().flat_map(|delivery| delivery.waiters) {
-            // Whoever has gone meanwhile does not mind.
+            // A waiter that is gone needs no notification.
             let _ = waiter.send(Ok(chunk.laid().clone()));
         }
         Ok(())
     }
 
-    /// Ends a request: those who still wait are told why in vain, and others may start where tasks still run.
+    /// Ends a request: notifies its remaining waiters of the failure, and admits other requests if tasks
+    /// still run.
     fn end(&self, request: RequestId, error: Option<FetchError>, may_start: bool) {
         let (failure, launches) = self.with_state(|state| {
             state.running.remove(&request);
@@ -277,7 +280,7 @@ impl Fetcher {
             (failure, if may_start { state.admit() } else { Vec::new() })
         });
         if let Some(failure) = failure {
-            let error = error.unwrap_or_else(|| bad_answer("fewer chunks than were asked for"));
+            let error = error.unwrap_or_else(|| bad_answer("fewer chunks than requested"));
             for waiter in failure.waiters {
                 let _ = waiter.send(Err(Failed { error: error.clone(), was_ahead: failure.was_ahead }));
             }

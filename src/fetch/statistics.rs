@@ -1,25 +1,25 @@
-//! What the fetcher holds and has done, for people who look.
+//! Statistics of the fetcher.
 
 use serde::Serialize;
 
-/// What is held now and what was done since the start.
+/// Current usage, and counters since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct FetchStatistics {
-    /// Chunks in memory, in bytes.
+    /// Bytes of chunks in memory.
     pub memory_bytes: u64,
     /// Chunks in memory.
     pub memory_chunks: u64,
-    /// Chunks in memory that were read ahead and not read yet, in bytes.
+    /// Bytes of chunks in memory that were read ahead and not read yet.
     pub unread_bytes: u64,
-    /// Chunks under way, from disk or host.
+    /// Chunks in flight, from disk or host.
     pub inflight_chunks: u64,
-    /// The same in bytes.
+    /// Bytes of chunks in flight.
     pub inflight_bytes: u64,
-    /// Requests under way ahead of their readers.
+    /// Read-ahead requests in flight.
     pub ahead_requests: u64,
-    /// Runs that wait to be read ahead.
+    /// Queued runs of read-ahead.
     pub ahead_queued: u64,
-    /// Chunks read ahead that left memory or were given up before anybody read them.
+    /// Chunks read ahead that were evicted or cancelled unread.
     pub ahead_wasted_chunks: u64,
     /// Reads answered from memory alone.
     pub hits_memory: u64,
@@ -31,19 +31,19 @@ pub struct FetchStatistics {
     pub host_pieces: u64,
     /// Bytes of chunks and pieces that came from the host.
     pub host_bytes: u64,
-    /// Bytes that were put together from an earlier version of their file, where they lay elsewhere.
+    /// Bytes rebuilt from other places of an earlier version of their file.
     pub moved_bytes: u64,
-    /// Requests for content made to the host.
+    /// Content requests to the host.
     pub host_requests: u64,
-    /// Requests that ended without all they were to bring, cancelled ones not counted.
+    /// Failed requests, without cancelled ones.
     pub failed_requests: u64,
-    /// Chunks whose hashes the host told ahead.
+    /// Chunks whose hashes the host sent ahead.
     pub manifest_chunks: u64,
     /// Those of them that the disk cache held under another name.
     pub manifest_chunks_held: u64,
 }
 
-/// The part that only grows.
+/// Counters of [`FetchStatistics`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counters {
     pub(super) hits_memory: u64,

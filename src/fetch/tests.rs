@@ -1,4 +1,4 @@
-//! The fetcher over a host in memory: right bytes, one request a chunk, bounds, and ends of all kinds.
+//! The fetcher over a host in memory: right bytes, one request a chunk, bounds, failures and cancellation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn fetcher(host: &MemoryHost) -> Arc<Fetcher> {
     Fetcher::new(host.client(), Arc::new(NoCache), FetchConfig::default())
 }
 
-/// The content of a file in the root as its attributes are now; the host knows its node from then on.
+/// Returns the current content of a file in the root. The host knows its node from then on.
 pub(super) async fn content(host: &MemoryHost, name: &str) -> FileContent {
     let attributes = host.client().lookup(host.root_node(), name.as_bytes()).await.unwrap();
     let mut hasher = blake3::Hasher::new();
@@ -57,7 +57,7 @@ fn is_read(request: &Request) -> bool {
     matches!(request, Request::Read(..))
 }
 
-/// Lets everything run that can.
+/// Lets all runnable tasks run.
 pub(super) async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
@@ -184,7 +184,7 @@ async fn what_is_cancelled_is_not_sent() {
     fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 16), owner(1));
     fetcher.ahead(&content, ChunkRange::new(ChunkIndex(8), 16), owner(2));
     host.until(|host| host.held().len() == 6).await;
-    // A reader waits in the first run of what is cancelled.
+    // A reader waits in the first run of the cancelled read-ahead.
     let reader = {
         let fetcher = Arc::clone(&fetcher);
         tokio::spawn(async move { read(&fetcher, &content, range(0, 10)).await })
@@ -224,7 +224,7 @@ async fn a_reader_that_gives_up_leaves_nothing_behind() {
     host.until(|host| host.counters().cancelled == 2).await;
     assert_eq!(fetcher.statistics().inflight_chunks, 0);
     host.release_all();
-    // The chunk is asked for anew.
+    // The chunk is requested again.
     assert_eq!(read(&fetcher, &content, range(0, 10)).await.unwrap(), host.content_at("file", 0, 10));
 }
 
@@ -256,7 +256,7 @@ async fn who_joined_a_failed_read_ahead_asks_anew() {
         tokio::spawn(async move { read(&fetcher, &content, range(0, 10)).await })
     };
     settle().await;
-    // The first request fails, those after it do not.
+    // The first request fails, later ones succeed.
     let failed = std::sync::atomic::AtomicBool::new(false);
     host.set_errors(move |_| {
         let first = !failed.swap(true, std::sync::atomic::Ordering::Relaxed);
@@ -376,7 +376,7 @@ async fn of_a_changed_file_only_what_changed_is_sent() {
     before.remember(&old);
     assert!(cache.flush());
 
-    // Three edits in one hour: in place, at the end, and one that leaves all as it was.
+    // Three edits in one hour: in place, at the end, and one that changes nothing.
     let edits: [(u64, &[u8], u64); 3] =
         [(2 * MIB + 7, b"in place", 1), (4 * MIB + 5, b"more", 1), (0, b"", 0)];
     for (offset, bytes, chunks_sent) in edits {
@@ -385,7 +385,7 @@ async fn of_a_changed_file_only_what_changed_is_sent() {
         let new = content(&host, "file").await;
         assert!(new.settled && new.key != old.key && new.history == old.history);
         host.reset_counters();
-        // Another run of the mount each time.
+        // Each edit gets a fresh run of the mount.
         let fetcher = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
         assert_eq!(read(&fetcher, &new, range(0, 5 * MIB)).await.unwrap(), host.content("file"));
         let counters = host.counters();
@@ -454,7 +454,7 @@ async fn sixteen_readers_share_one_budget() {
         let name = format!("file{i}");
         host.create_generated(&name, size, i);
         let content = content(&host, &name).await;
-        // Demands are at most one chunk a reader; they may go over while memory is empty.
+        // Demands are at most one chunk a reader. They may exceed the budget while memory is empty.
         readers.push(tokio::spawn(stream(Arc::clone(&fetcher), content, i, 16 * MIB + 4 * MIB)));
     }
     for (i, reader) in readers.into_iter().enumerate() {
@@ -464,7 +464,7 @@ async fn sixteen_readers_share_one_budget() {
     let statistics = fetcher.statistics();
     assert_eq!((statistics.inflight_bytes, statistics.ahead_queued, statistics.unread_bytes), (0, 0, 0));
     assert!(statistics.memory_bytes <= 16 * MIB);
-    // Little is fetched twice.
+    // Few chunks are fetched twice.
     assert!(host.counters().chunks <= 16 * size.div_ceil(CHUNK_BYTES) * 11 / 10, "{:?}", host.counters());
 }
 
@@ -489,7 +489,7 @@ proptest! {
             let host = MemoryHost::new();
             host.create_generated("file", size, 3);
             let right = host.content("file");
-            // Room for five chunks: much is evicted.
+            // Room for five chunks, so that many are evicted.
             let config = FetchConfig { memory_bytes: 5 * CHUNK_BYTES, ..FetchConfig::default() };
             let fetcher = Fetcher::new(host.client(), Arc::new(NoCache), config);
             let content = content(&host, "file").await;

@@ -1,9 +1,9 @@
-//! Bringing content into the disk cache for later, on nobody's behalf now: past memory, and behind everything that
-//! somebody waits for.
+//! Warm-up: fetches content into the disk cache for later use, past memory, with the lowest priority.
 //!
-//! A run of chunks goes from the host to the cache and is forgotten. Its stream has the lowest priority, so it takes what
-//! the link has left, and what is under way at a time is little more than the link holds. While people read, hardly anything
-//! new is asked for: what is on its way already cannot be overtaken. It waits for the disk however slow that is, because a warm-up that drops chunks is none.
+//! A run of chunks goes from the host to the cache and is not kept in memory. Its stream has the lowest
+//! priority and takes the spare capacity of the link. The bytes in flight are little more than the link
+//! holds. While programs read, hardly any new run starts, because bytes in flight cannot be overtaken.
+//! Warm-up waits for the disk however slow it is, because it must not drop chunks.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,35 +15,35 @@ use crate::chunk::{CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk
 use crate::client::{CallError, ContentPart, Lane};
 use crate::proto::ReadRequest;
 
-/// Most chunks of one run: 1 MiB. More runs are asked for at once where there is more.
+/// Most chunks of one run: 1 MiB. Several runs are requested in parallel.
 pub const WARM_RUN_CHUNKS: u64 = 4;
 
-/// Most runs under way: 16 MiB, which fill 1 Gbit/s over 100 ms.
+/// Most runs in flight: 16 MiB, which fill 1 Gbit/s over 100 ms.
 const RUNS_MAX: u64 = 16;
 
-/// So many are under way where nothing is known of the link yet.
+/// Runs in flight while the rate of the link is unknown.
 const RUNS_AT_FIRST: u64 = 4;
 
-/// People are at rest when nobody has asked for content for so long. Somebody who watches or copies asks more often.
+/// Time without demands after which programs count as idle. A player or a copy requests content more often.
 const REST: Duration = Duration::from_millis(300);
 
-/// What waits for people to rest goes on after so long all the same: a film of two hours shall not end a warm-up.
+/// Longest wait for idle programs. A film of two hours must not stop a warm-up.
 const REST_WAIT: Duration = Duration::from_secs(5);
 
-/// How long one chunk may wait for the disk: one that takes nothing for so long is broken.
+/// Longest wait of one chunk for the disk. A disk that accepts nothing for so long is broken.
 const ROOM_WAIT: Duration = Duration::from_secs(60);
 
-/// How often to look whether there is room.
+/// Time between two checks for room.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// When people last wanted content that was not at hand.
+/// Time of the last demand of a program that memory did not serve.
 #[derive(Default)]
 pub(super) struct People {
     last: Mutex<Option<Instant>>,
 }
 
 impl People {
-    /// Somebody wants something now.
+    /// Records a demand.
     pub(super) fn want(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -54,30 +54,31 @@ impl People {
     }
 }
 
-/// Where the bytes of a run were.
+/// Sources of the bytes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Warmed {
-    /// In the cache before.
+    /// Cached before.
     pub cached_bytes: u64,
-    /// Taken from the host's word that they are what the cache has under another version.
+    /// Cached under another version, and confirmed by the host.
     pub same_bytes: u64,
     /// Sent by the host.
     pub host_bytes: u64,
 }
 
-/// What is known of the chunks of a run before the host is asked.
+/// Known hashes of a run before the host is asked.
 struct Known {
-    /// By position: the hash, and whether it is of this version.
+    /// Hash by position, with `true` if it is of this version.
     hashes: Vec<Option<(ChunkHash, bool)>>,
 }
 
 impl Fetcher {
-    /// The disk cache.
+    /// Returns the disk cache.
     pub fn cache(&self) -> &Arc<dyn ChunkCache> {
         &self.cache
     }
 
-    /// How many runs may be under way: twice what the link holds, so that it is never idle and others never wait long.
+    /// Returns the most runs that may be in flight: twice what the link holds, so that it is never idle and
+    /// programs never wait long.
     pub fn warm_runs_max(&self) -> usize {
         let link = self.client.link();
         let held_bytes = link.bytes_per_second as f64 * link.rtt.as_secs_f64();
@@ -85,7 +86,7 @@ impl Fetcher {
         if link.bytes_per_second == 0 { RUNS_AT_FIRST as usize } else { runs.min(RUNS_MAX) as usize }
     }
 
-    /// Waits until people rest, some seconds at most.
+    /// Waits until programs are idle, some seconds at most.
     pub async fn rest(&self) {
         let deadline = Instant::now() + REST_WAIT;
         let is_busy = || !self.people.rest() || self.with_state(|state| state.ledger.inflight().chunks() > 0);
@@ -94,7 +95,7 @@ impl Fetcher {
         }
     }
 
-    /// Has the disk cache hold a run of chunks of a content. Dropping the call ends the request.
+    /// Brings a run of chunks of a content into the disk cache. Dropping the call ends the request.
     pub async fn warm(&self, content: &FileContent, run: ChunkRange) -> Result<Warmed, FetchError> {
         let mut known = self.known_of(content, run, true).await;
         if known.hashes.iter().any(|known| !matches!(known, Some((_, true)))) {
@@ -107,13 +108,13 @@ impl Fetcher {
             if is_whole {
                 return Ok(warmed);
             }
-            // What the cache had of an earlier version was evicted between the question and the answer.
+            // A chunk of an earlier version was evicted between question and answer.
             known = self.known_of(content, run, !may_offer).await;
         }
-        Err(bad_answer("content that is not held called known"))
+        Err(bad_answer("the host confirmed a chunk that the client does not hold"))
     }
 
-    /// What is known of a run, with what an earlier version had if `with_earlier`.
+    /// Returns the known hashes of a run; those of an earlier version only `with_earlier`.
     async fn known_of(&self, content: &FileContent, run: ChunkRange, with_earlier: bool) -> Known {
         let (cache, content) = (Arc::clone(&self.cache), *content);
         let look = move || {
@@ -128,11 +129,12 @@ impl Fetcher {
             Known { hashes: run.iter().map(known).collect() }
         };
         let nothing = || Known { hashes: vec![None; run.count as usize] };
-        // A task that cannot be joined means that the runtime is shutting down.
+        // A join error means that the runtime is shutting down.
         self.runtime.spawn_blocking(look).await.unwrap_or_else(|_| nothing())
     }
 
-    /// Asks the host for what the cache lacks of this version. Says whether the cache has been given all of it.
+    /// Requests the chunks of this version that the cache lacks. Returns `true` if the cache was given all
+    /// of them.
     async fn warm_once(
         &self,
         content: &FileContent,
@@ -166,7 +168,7 @@ impl Fetcher {
             match part? {
                 ContentPart::Chunk { index, chunk } if missing.contains(index) => {
                     if chunk.bytes().len() as u64 != bytes(index) {
-                        return Err(bad_answer("a chunk of another length than the file has there"));
+                        return Err(bad_answer("a chunk of the wrong length"));
                     }
                     warmed.host_bytes += bytes(index);
                     self.keep_patiently(content, index, chunk).await?;
@@ -178,10 +180,10 @@ impl Fetcher {
                         self.record(content, index, hash);
                     }
                     Some(_) => is_whole = false,
-                    None => return Err(bad_answer("content that is not held called known")),
+                    None => return Err(bad_answer("the host confirmed a chunk that the client does not hold")),
                 },
                 ContentPart::End { .. } => return Ok((warmed, is_whole)),
-                _ => return Err(bad_answer("content that was not asked for")),
+                _ => return Err(bad_answer("content that was not requested")),
             }
         }
         Err(CallError::Closed.into())
@@ -210,7 +212,8 @@ impl Fetcher {
         Ok(())
     }
 
-    /// How many bytes of a content the disk cache has; `None` where counting took longer than `within`. Blocks on the disk.
+    /// Returns the cached bytes of a content; `None` if counting took longer than `within`. Blocks on the
+    /// disk.
     pub fn cached_bytes(&self, content: &FileContent, within: Duration) -> Option<u64> {
         let deadline = Instant::now() + within;
         let all = ChunkRange::new(ChunkIndex(0), u64::MAX / CHUNK_BYTES);

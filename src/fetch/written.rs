@@ -1,7 +1,7 @@
-//! What programs write here is kept for whoever reads it here again.
+//! Keeps written content in the disk cache for later reads on this client.
 //!
-//! It is noted under the file, not under a version of it: whether the file still has it the host says when it is read (`request`), so
-//! nothing depends on who else writes.
+//! It is recorded for the file regardless of its version. The host confirms on a read that the file still
+//! has it (`request`), so other writers do no harm.
 
 use bytes::Bytes;
 
@@ -10,13 +10,14 @@ use crate::cache::FileKey;
 use crate::chunk::{ChunkIndex, VerifiedChunk};
 
 impl Fetcher {
-    /// Whether what is written is kept: where there is a cache, and the processor is not missed sooner than the link.
+    /// Returns `true` if written content is kept: there is a cache, and the link is slower than the
+    /// processor.
     pub fn keeps_written(&self) -> bool {
         self.cache.is_writable() && !self.client.link().sends_fast()
     }
 
-    /// Keeps what was written as chunk `index` of the file that is called `history` in the cache, if there is room for it now. Hashes, and
-    /// does no I/O.
+    /// Keeps chunk `index` of the written file `history`, if the cache has room for it now. Hashes the
+    /// chunk and does no I/O.
     pub fn keep_written(&self, history: &FileKey, index: ChunkIndex, content: Bytes) {
         if self.cache.is_behind() {
             return;

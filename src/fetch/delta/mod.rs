@@ -1,9 +1,9 @@
-//! What moved within a file is not transferred again: the host tells the content-defined blocks of a range, and those that the
-//! earlier version had, wherever it had them, are taken from the disk cache.
+//! Finds moved content, so that it is not transferred again. The host sends the content-defined blocks of a
+//! range, and blocks of the earlier version come from the disk cache, wherever they were.
 //!
-//! Chunks are compared in their places first (`request`). Where several in a row differ something was put in or taken
-//! out, and everything behind it has moved; only then are blocks asked for. What is put together so is proved twice: each
-//! block against the hash that the host sent, and what a program reads is what these blocks are.
+//! Chunks are first compared at their old places (`request`). Several changed chunks in a row mean that
+//! bytes were inserted or removed, so everything behind them has moved. Only then are blocks requested. A
+//! rebuilt range is verified: each block against the hash that the host sent.
 
 mod window;
 
@@ -25,16 +25,16 @@ use crate::chunk::{
 use crate::client::{CallError, FAST_BYTES_PER_SECOND, Lane};
 use crate::proto::{DELTA_BYTES_MAX, Reply, Request};
 
-/// Files of which it is known how they differ from what they were.
+/// Most files whose differences from the earlier version are tracked.
 const FILES_MAX: NonZero<usize> = NonZero::new(64).expect("not 0");
 
-/// Windows of one file whose blocks are known: 256 MiB of it, for 100 kB each.
+/// Most windows of one file with known blocks: 256 MiB of the file, 100 kB of memory each.
 const WINDOWS_MAX: NonZero<usize> = NonZero::new(16).expect("not 0");
 
-/// Parts of one request that are asked of the host at a time.
+/// Most parts of one request that are fetched in parallel.
 const PARTS_INFLIGHT_MAX: usize = 8;
 
-/// Which files are looked through, and what is known of their earlier versions.
+/// Files that are searched for moved content, with the state of their earlier versions.
 #[derive(Debug)]
 pub(super) struct Deltas {
     files: Mutex<LruCache<FileKey, Arc<FileDelta>>>,
@@ -46,11 +46,11 @@ impl Default for Deltas {
     }
 }
 
-/// One content beside the version before it.
+/// Differences of one content from the version before it.
 #[derive(Debug)]
 pub(super) struct FileDelta {
     trial: Mutex<Trial>,
-    /// The chunks of the earlier version, taken down before the new version's took their places.
+    /// Chunk hashes of the earlier version, copied before those of the new version replace them.
     earlier: OnceLock<Vec<Option<ChunkHash>>>,
     windows: Mutex<LruCache<u64, Arc<OnceLock<Window>>>>,
 }
@@ -61,16 +61,16 @@ impl FileDelta {
         Self { trial: Mutex::default(), earlier: OnceLock::new(), windows }
     }
 
-    /// Takes down what the cache knows of the earlier version, once. Blocks on the disk.
+    /// Copies the cached hashes of the earlier version, once. Blocks on the disk.
     pub(super) fn remember(&self, cache: &dyn ChunkCache, content: &FileContent) {
         self.earlier.get_or_init(|| {
-            // What was taken out may have been longer than what is left.
+            // The earlier version may have been longer.
             let chunks = ByteRange::new(0, content.version.size.saturating_add(MOVED_BYTES_MAX)).chunks();
             chunks.iter().map(|index| cache.known_hash(&content.history, index)).collect()
         });
     }
 
-    /// One more chunk was compared with what the file had in its place.
+    /// Records the comparison of a chunk with the earlier one at its place.
     pub(super) fn compared(&self, is_same: bool) {
         self.trial(|trial| trial.compared(is_same));
     }
@@ -83,7 +83,7 @@ impl FileDelta {
         self.earlier.get()?.get(usize::try_from(index.0).ok()?).copied().flatten()
     }
 
-    /// The blocks of one window of the earlier version. Blocks on the disk.
+    /// Returns the blocks of one window of the earlier version. Blocks on the disk.
     fn window(&self, cache: &dyn ChunkCache, number: u64) -> Arc<OnceLock<Window>> {
         let window = {
             let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,7 +99,7 @@ impl FileDelta {
         let mut blocks = Vec::new();
         for run in known.chunk_by(|one, next| one.0.0 + 1 == next.0.0) {
             let hashes: Vec<ChunkHash> = run.iter().map(|(_, hash)| *hash).collect();
-            // What is gone meanwhile ends a run: what lies behind it is cut by itself.
+            // A chunk that left the cache ends a run. The chunks behind it are cut on their own.
             let (mut start, mut bytes) = (run[0].0.offset(), Vec::new());
             for ((index, _), chunk) in run.iter().zip(cache.load_run(&hashes)) {
                 if let Some(chunk) = chunk {
@@ -114,7 +114,7 @@ impl FileDelta {
         blocks
     }
 
-    /// The bytes of a place in the earlier version, out of its chunks.
+    /// Returns the bytes of a range of the earlier version from its loaded chunks.
     fn bytes_at(&self, place: ByteRange, loaded: &BTreeMap<ChunkHash, VerifiedChunk>) -> Option<Vec<u8>> {
         let mut bytes = Vec::with_capacity(place.len as usize);
         for index in place.chunks().iter() {
@@ -126,7 +126,7 @@ impl FileDelta {
         (bytes.len() as u64 == place.len).then_some(bytes)
     }
 
-    /// Puts together what the earlier version had of `wanted`. Blocks on the disk.
+    /// Builds the part of `wanted` that the earlier version has. Blocks on the disk.
     fn build(&self, cache: &dyn ChunkCache, wanted: ByteRange, blocks: &[Block]) -> Built {
         let windows: Vec<_> = windows_near(wanted).map(|number| self.window(cache, number)).collect();
         let find = |block: &Block| windows.iter().find_map(|window| window.get()?.find(block));
@@ -150,14 +150,14 @@ impl FileDelta {
                 proved.insert(block.range.offset, *place);
             }
         }
-        // What could not be loaded is missing after all.
+        // Blocks that could not be loaded are missing after all.
         let plan = Plan::new(wanted, blocks, |block| proved.get(&block.range.offset).copied());
         built.missing = plan.missing;
         built
     }
 }
 
-/// A range of the new version under construction, chunk by chunk.
+/// Range of the new version under construction, chunk by chunk.
 #[derive(Debug)]
 struct Built {
     wanted: ByteRange,
@@ -174,7 +174,7 @@ impl Built {
         Self { wanted, chunks: wanted.chunks().iter().map(chunk).collect(), missing: Vec::new() }
     }
 
-    /// Puts bytes where they belong; what lies outside of the range falls away.
+    /// Copies bytes to their place; bytes outside the range are dropped.
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         let Some(part) = self.wanted.intersect(ByteRange::new(offset, bytes.len() as u64)) else { return };
         for index in part.chunks().iter() {
@@ -188,13 +188,13 @@ impl Built {
 }
 
 impl Deltas {
-    /// What is known of a content's difference from the version before it.
+    /// Returns the differences of a content from the version before it.
     pub(super) fn of(&self, content: &FileContent) -> Arc<FileDelta> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(files.get_or_insert(content.key, || Arc::new(FileDelta::new())))
     }
 
-    /// The same, where it pays to look for what moved over a link of that rate.
+    /// Returns the same if searching for moved content pays over a link of this rate.
     pub(super) fn searched(&self, content: &FileContent, bytes_per_second: u64) -> Option<Arc<FileDelta>> {
         if bytes_per_second > FAST_BYTES_PER_SECOND {
             return None;
@@ -206,7 +206,8 @@ impl Deltas {
 }
 
 impl Fetcher {
-    /// The chunks of a range, put together from what the earlier version had and what only the host has.
+    /// Returns the chunks of a range, built from the earlier version and from the missing parts, which the
+    /// host sends.
     pub(super) async fn bring_moved(
         &self,
         delta: &Arc<FileDelta>,
@@ -228,12 +229,12 @@ impl Fetcher {
         Ok(chunks.iter().zip(verified).collect())
     }
 
-    /// The blocks of a range and what sticks out of it, as the host has them.
+    /// Returns the blocks that cover a range, as the host has them.
     async fn blocks_of(&self, content: &FileContent, wanted: ByteRange) -> Result<Vec<Block>, FetchError> {
         let request = Request::Blocks { node: content.node, version: content.version, range: wanted };
         self.with_state(|state| state.counters.host_requests += 1);
         let Reply::Blocks { offset, blocks } = self.client.call(request, Lane::Metadata).await? else {
-            return Err(bad_answer("something else than the blocks that were asked for"));
+            return Err(bad_answer("an unexpected answer to a request for blocks"));
         };
         let mut at = offset;
         let placed = blocks.into_iter().map(|(len, hash)| {
@@ -243,7 +244,7 @@ impl Fetcher {
         });
         let placed: Vec<Block> = placed.collect();
         let covers = offset <= wanted.offset && at >= wanted.end() && wanted.len <= DELTA_BYTES_MAX;
-        if covers { Ok(placed) } else { Err(bad_answer("blocks that leave something out")) }
+        if covers { Ok(placed) } else { Err(bad_answer("blocks that do not cover the range")) }
     }
 
     async fn bring_parts(

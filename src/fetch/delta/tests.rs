@@ -1,4 +1,4 @@
-//! What moved comes from the cache, over a host in memory and a cache on disk.
+//! Moved content comes from the cache: tests over a host in memory and a cache on disk.
 
 use super::*;
 use crate::cache::{CacheConfig, DiskCache};
@@ -29,7 +29,7 @@ impl World {
         Self { host, fetcher, _folder: folder }
     }
 
-    /// Reads all of a file whose content is `bytes`, the `number`th version of it.
+    /// Reads a whole file whose content is `bytes`, its version `number`.
     async fn read(&self, number: u8, bytes: &[u8]) {
         let client = self.host.client();
         let attributes = client.lookup(self.host.root_node(), b"file").await.unwrap();
@@ -66,7 +66,7 @@ async fn bytes_put_in_and_taken_out_cost_little_and_nothing_is_mixed_up() {
     assert!(transferred < 2 * MIB, "{transferred} bytes for one byte in front");
     assert!(world.fetcher.statistics().moved_bytes > 10 * MIB);
 
-    // Something else in the middle of it, and a part gone.
+    // An edit in the middle, and a removed part.
     let third = [&second[..3_000_000], &noise(2, 100_000), &second[3_300_000..]].concat();
     world.host.write("file", 0, &third);
     let before = world.host.counters();

@@ -1,4 +1,4 @@
-//! (P) What an earlier version of a file consists of, some of it at a time, to find again what has moved.
+//! (P) Blocks of an earlier version of a file, one window at a time, to find moved content.
 
 use std::collections::HashMap;
 
@@ -7,28 +7,28 @@ use crate::chunk::{Block, ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRa
 /// Chunks of one window: 16 MiB.
 const WINDOW_CHUNKS: u64 = 64;
 
-/// How far what is found may have moved, in bytes.
+/// Most bytes by which found content may have moved.
 pub(super) const MOVED_BYTES_MAX: u64 = WINDOW_CHUNKS * CHUNK_BYTES;
 
-/// Which windows to search for what lies at an offset now: its own and one on either side, so what moved by up to
-/// 16 MiB is found.
+/// Returns the windows to search for a range: its own and one on either side, which finds content moved by
+/// up to 16 MiB.
 pub(super) fn windows_near(range: ByteRange) -> impl Iterator<Item = u64> {
     (range.offset / MOVED_BYTES_MAX).saturating_sub(1)..=range.end() / MOVED_BYTES_MAX + 1
 }
 
-/// The chunks of a window.
+/// Returns the chunks of a window.
 pub(super) const fn chunks_of(window: u64) -> ChunkRange {
     ChunkRange::new(ChunkIndex(window * WINDOW_CHUNKS), WINDOW_CHUNKS)
 }
 
-/// Blocks of some part of the earlier version, by hash.
+/// Blocks of a part of the earlier version, by hash.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     places: HashMap<ChunkHash, ByteRange>,
 }
 
 impl Window {
-    /// Of these blocks; of equal ones the first.
+    /// Indexes these blocks; of equal ones the first.
     pub(super) fn new(blocks: impl IntoIterator<Item = Block>) -> Self {
         let mut places = HashMap::new();
         for block in blocks {
@@ -37,23 +37,23 @@ impl Window {
         Self { places }
     }
 
-    /// Where the earlier version had a block.
+    /// Returns the range of a block in the earlier version.
     pub(super) fn find(&self, block: &Block) -> Option<ByteRange> {
         self.places.get(&block.hash).copied().filter(|place| place.len == block.range.len)
     }
 }
 
-/// What to take from where, to have a range of the new version.
+/// Sources of the parts of a range of the new version.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Blocks, each with its place in the earlier version.
+    /// Blocks with their ranges in the earlier version.
     pub(super) found: Vec<(Block, ByteRange)>,
-    /// What must come from the host: in order, neighbours joined, none longer than a chunk.
+    /// Ranges that must come from the host: ascending, neighbours joined, none longer than a chunk.
     pub(super) missing: Vec<ByteRange>,
 }
 
 impl Plan {
-    /// For `wanted`, of which `blocks` are all the blocks in order.
+    /// Plans the range `wanted`, which `blocks` cover in order.
     pub(super) fn new(
         wanted: ByteRange,
         blocks: &[Block],
@@ -70,7 +70,7 @@ impl Plan {
         plan
     }
 
-    /// Takes a part as missing; parts must come in order.
+    /// Adds a missing range. Ranges must come in order.
     fn miss(&mut self, part: ByteRange) {
         match self.missing.last_mut() {
             Some(last) if last.end() == part.offset && last.len + part.len <= CHUNK_BYTES => {
@@ -81,7 +81,7 @@ impl Plan {
     }
 }
 
-/// Whether to look for what moved in one file, learnt from how it went.
+/// Decision to search one file for moved content, learnt from the results so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Trial {
     changed_in_a_row: u32,
@@ -90,25 +90,25 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    /// So many chunks in a row that differ from what the file had in their places: an edit in place has come and gone.
+    /// Number of changed chunks in a row that starts a search. An edit in place changes fewer.
     const CHANGED_IN_A_ROW: u32 = 4;
-    /// After so much the finds are judged, in bytes.
+    /// Number of searched bytes after which the results are judged.
     const JUDGED_AFTER_BYTES: u64 = 8 << 20;
-    /// Less than one part in so many found is not worth the work.
+    /// The search stops if it finds less than one part in this many.
     const FOUND_PART: u64 = 10;
 
-    /// One more chunk was asked for by the hash of what the file had in its place.
+    /// Records the comparison of a chunk with the earlier one at its place.
     pub(super) fn compared(&mut self, is_same: bool) {
         self.changed_in_a_row = if is_same { 0 } else { self.changed_in_a_row.saturating_add(1) };
     }
 
-    /// So much was wanted, and so much of it found.
+    /// Records the result of a search.
     pub(super) fn searched(&mut self, wanted_bytes: u64, found_bytes: u64) {
         self.wanted_bytes += wanted_bytes;
         self.found_bytes += found_bytes;
     }
 
-    /// Whether to search.
+    /// Returns `true` if the file should be searched.
     pub(super) fn is_on(&self) -> bool {
         let pays = self.wanted_bytes < Self::JUDGED_AFTER_BYTES
             || self.found_bytes >= self.wanted_bytes / Self::FOUND_PART;
@@ -130,7 +130,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// An earlier version with bytes put in and taken out: what the plan says makes the new version, exactly.
+        /// An earlier version with inserted and removed bytes: the plan rebuilds the new version exactly.
         #[test]
         fn a_plan_followed_gives_the_new_version(
             seed: u64,

@@ -1,4 +1,4 @@
-//! A disk cache that holds a file, and a host that has it once more under another name.
+//! A disk cache that holds a file, and a host that has the same file under another name.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,12 +16,12 @@ use crate::fetch::tests::{MIB, content, disk_cache, range, read, settle, stream}
 use crate::fetch::{FetchConfig, Fetcher, FileContent};
 use crate::proto::{Attributes, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
 
-/// How long something may take that is to be done at once, on a machine that is busy.
+/// Deadline of operations that are immediate, on a busy machine.
 const GENEROUS: Duration = Duration::from_secs(60);
 
 const SIZE: u64 = 20 * MIB + 5;
 
-/// A host with two equal files and one of its own, and a cache that has the first.
+/// A host with two equal files and a different one, and a cache with the first.
 struct Copies {
     host: MemoryHost,
     cache: Arc<dyn ChunkCache>,
@@ -47,13 +47,12 @@ impl Copies {
         Fetcher::new(self.host.client(), Arc::clone(&self.cache), FetchConfig::default())
     }
 
-    /// Reads a file as a mount does that has just begun, once it knows so many hashes. Gives what the host was asked
-    /// and sent.
+    /// Reads a file as a fresh mount does, once it knows `hashes` hashes. Returns the counters of the host.
     async fn read(&self, name: &str, hashes: u64) -> Counters {
         let (fetcher, content) = (self.fetcher(), content(&self.host, name).await);
         self.host.reset_counters();
         fetcher.opening(&content);
-        // A host that is built for tests takes its time.
+        // A host in a debug build takes its time.
         until(|| fetcher.statistics().manifest_chunks >= hashes).await;
         let got = stream(Arc::clone(&fetcher), content, 1, u64::MAX).await;
         assert_eq!(got, blake3::hash(&self.host.content(name)), "{name}");
@@ -120,7 +119,7 @@ async fn an_empty_cache_asks_nothing() {
     assert_eq!(host.counters().manifests, 0);
 }
 
-/// Opens `g` while its hashes are held back, as on a host that is slow to compute them.
+/// Opens `g` while its hashes are held back, as on a host that computes them slowly.
 async fn opened_while_held_back() -> (Copies, Arc<Fetcher>, FileContent) {
     let copies = Copies::new().await;
     let (fetcher, content) = (copies.fetcher(), content(&copies.host, "g").await);
@@ -136,7 +135,7 @@ async fn a_program_waits_for_hashes_a_moment_at_most() {
     let bytes = read(&fetcher, &content, range(0, 1000)).await.unwrap();
     assert_eq!(bytes, copies.host.content_at("g", 0, 1000));
     assert_eq!((copies.host.counters().chunks, copies.host.held().len()), (1, 2));
-    // The hashes never come: who waited for them would wait for ever.
+    // The hashes never come, so waiting for them would never end.
     let bytes = timeout(GENEROUS, read(&fetcher, &content, range(MIB, MIB))).await.unwrap().unwrap();
     assert_eq!(bytes, copies.host.content_at("g", MIB, MIB));
     assert_eq!(copies.host.held().len(), 2);
@@ -187,7 +186,7 @@ async fn a_file_that_changes_under_the_question_is_read_as_it_is() {
     assert_eq!(got, blake3::hash(&copies.host.content("g")));
 }
 
-/// A host that says of every chunk that it is the one which the cache happens to hold.
+/// A host that claims for every chunk a hash that the cache happens to hold.
 struct Liar {
     host: MemoryHost,
     hash: ChunkHash,
@@ -228,7 +227,7 @@ impl Client for Liar {
 #[tokio::test]
 async fn a_host_that_lies_about_hashes_gets_no_other_lengths_and_no_more_than_was_asked_for_believed() {
     const LAST: u64 = SIZE / CHUNK_BYTES * CHUNK_BYTES;
-    // The end of a file for all chunks; more hashes than were asked for; fewer.
+    // The hash of the last chunk for all chunks; too many hashes; too few.
     for (from, count) in [(LAST, 0), (0, 17), (0, 1)] {
         let copies = Copies::new().await;
         let hash = ChunkHash::of(&copies.host.content_at("f", from, CHUNK_BYTES));
@@ -240,13 +239,13 @@ async fn a_host_that_lies_about_hashes_gets_no_other_lengths_and_no_more_than_wa
         fetcher.opening(&content);
         until(|| liar.heard.load(Ordering::SeqCst) >= 2).await;
         settle().await;
-        // All but the end, where the first lie is of the right length.
+        // All chunks but the last, for which the first lie has the right length.
         let right = copies.host.content_at("other", 0, LAST);
         assert_eq!(read(&fetcher, &content, range(0, LAST)).await.unwrap(), right);
     }
 }
 
-/// Waits for something that must come.
+/// Waits for an event that must come.
 async fn until(is_so: impl Fn() -> bool) {
     let patience = std::time::Instant::now() + Duration::from_secs(60);
     while !is_so() {
@@ -270,7 +269,7 @@ async fn chunks_that_left_the_cache_since_come_from_the_host() {
     assert_eq!(copies.host.counters().chunks, SIZE.div_ceil(CHUNK_BYTES));
 }
 
-/// A cache that says it holds what it cannot give any more.
+/// A cache that claims chunks that it cannot load any more.
 struct Forgetful {
     inner: Arc<dyn ChunkCache>,
     gone: Arc<AtomicBool>,

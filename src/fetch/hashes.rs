@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::ledger::Start;
-use super::manifests::{Answer, Moment};
+use super::hash_probe::{Answer, Moment};
+use super::scheduler::Start;
 use super::{FetchError, Fetcher, FileContent};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange};
 use crate::client::CallError;

@@ -6,27 +6,27 @@
 //! that also covers the chunks in flight, and on disk: under its version if that is settled, otherwise as a
 //! guess.
 //!
-//! Reading order, first the files without I/O: [`content`] (identities), [`memory`], [`inflight`],
-//! [`queue`] (tables), [`ledger`] (the tables under one budget), [`manifests`] (policy of hash requests).
+//! Reading order, first the files without I/O: [`content`] (identities), [`memory_cache`], [`inflight`],
+//! [`queue`] (tables), [`scheduler`] (the tables under one budget), [`hash_probe`] (policy of hash requests).
 //! [`request`] holds the task that fetches chunks, and [`hashes`] the task that requests hashes. [`delta`]
-//! reuses moved content of an earlier version. [`keeping`] inserts into the disk cache. [`read`] serves the
-//! readers, [`first`] the opens, [`warm`] the warm-up. [`written`] keeps written content.
+//! reuses moved content of an earlier version. [`cache_insert`] inserts into the disk cache. [`read`] serves the
+//! readers, [`open_prefetch`] the opens, [`warm`] the warm-up. [`written`] keeps written content.
 
+mod cache_insert;
 mod content;
 mod delta;
 mod error;
-mod first;
+mod hash_probe;
 mod hashes;
 #[cfg(test)]
 mod hostile;
 mod inflight;
-mod keeping;
-mod ledger;
-mod manifests;
-mod memory;
+mod memory_cache;
+mod open_prefetch;
 mod queue;
 mod read;
 mod request;
+mod scheduler;
 mod statistics;
 #[cfg(test)]
 mod tests;
@@ -47,12 +47,12 @@ use crate::proto::READ_CHUNKS_MAX;
 pub use content::{FileContent, OwnerId};
 use delta::Deltas;
 pub use error::FetchError;
-use first::FIRST_PIECES_MAX;
-pub use first::FirstPiece;
+use hash_probe::Manifests;
 use inflight::RequestId;
-use ledger::{Budget, Ledger, Start};
-use manifests::Manifests;
+use open_prefetch::FIRST_PIECES_MAX;
+pub use open_prefetch::FirstPiece;
 use request::Ending;
+use scheduler::{Budget, Ledger, Start};
 use statistics::Counters;
 pub use statistics::FetchStatistics;
 pub use warm::{WARM_RUN_CHUNKS, Warmed};
@@ -109,7 +109,7 @@ pub struct Fetcher {
     hashes_came: Notify,
     /// Activity of programs, to which warm-up gives way.
     people: warm::People,
-    waiting: keeping::Waiting,
+    waiting: cache_insert::Waiting,
 }
 
 /// Sender that notifies a waiter for a chunk.
@@ -178,7 +178,7 @@ impl Fetcher {
             deltas: Deltas::default(),
             hashes_came: Notify::new(),
             people: warm::People::default(),
-            waiting: keeping::Waiting::default(),
+            waiting: cache_insert::Waiting::default(),
         })
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::content::ChunkKey;
 use super::inflight::WaiterId;
-use super::ledger::Part;
+use super::scheduler::Part;
 use super::{Failed, FetchError, Fetcher, FileContent};
 use crate::cache::FileKey;
 use crate::chunk::{ByteRange, ChunkIndex, ChunkRange, Laid};

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::cache_insert::Keeping;
 use super::inflight::RequestId;
-use super::keeping::Keeping;
-use super::ledger::Start;
 use super::read::bad_answer;
+use super::scheduler::Start;
 use super::{Failed, FetchError, Fetcher, FileContent};
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
@@ -217,7 +217,8 @@ async fn ask_host(
             ContentPart::Same { index } if held.delivered.contains_key(&index) => {}
             ContentPart::Same { index } => {
                 let same = held.earlier.remove(&index);
-                let chunk = same.ok_or_else(|| bad_answer("the host confirmed a chunk that the client does not hold"))?;
+                let chunk = same
+                    .ok_or_else(|| bad_answer("the host confirmed a chunk that the client does not hold"))?;
                 fetcher.deliver(start, index, &chunk, Source::Disk)?;
                 fetcher.record(content, index, chunk.hash());
                 compared(true);

@@ -180,7 +180,9 @@ impl Fetcher {
                         self.record(content, index, hash);
                     }
                     Some(_) => is_whole = false,
-                    None => return Err(bad_answer("the host confirmed a chunk that the client does not hold")),
+                    None => {
+                        return Err(bad_answer("the host confirmed a chunk that the client does not hold"));
+                    }
                 },
                 ContentPart::End { .. } => return Ok((warmed, is_whole)),
                 _ => return Err(bad_answer("content that was not requested")),

@@ -6,7 +6,7 @@
 
 use super::content::{ChunkKey, FileContent, OwnerId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
-use super::memory::{ENTRY_BYTES, Memory};
+use super::memory_cache::{ENTRY_BYTES, Memory};
 use super::queue::Queue;
 use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange, Laid};
 

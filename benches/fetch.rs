@@ -16,7 +16,7 @@ use wormhole::cache::{CacheConfig, ChunkCache, DiskCache, FileKey, NoCache};
 use wormhole::chunk::{ByteRange, CHUNK_BYTES, VerifiedChunk};
 use wormhole::client::memory::MemoryHost;
 use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart};
-use wormhole::fetch::{FetchConfig, Fetcher, FileContent, OwnerId};
+use wormhole::fetch::{FetchConfig, Fetcher, FileContent, StreamId};
 use wormhole::prefetch::{Demand, Limits, Prefetcher, window_limit};
 use wormhole::proto::{Attributes, NodeId, ReadRequest, Reply, Request, Timestamp};
 
@@ -98,7 +98,7 @@ async fn stream(fetcher: &Fetcher, content: &FileContent, handle: u64) {
         let limits = Limits { window_bytes_max: window_limit(share, std::time::Duration::from_millis(1), 0) };
         let plan = prefetcher.on_read(Instant::now(), range, content.version.size, limits);
         if let Some(ahead) = plan.ahead {
-            fetcher.ahead(content, ahead.range, OwnerId { handle, cursor: ahead.cursor.0 });
+            fetcher.read_ahead(content, ahead.range, StreamId { handle, cursor: ahead.cursor.0 });
         }
         let bytes = fetcher.read(content, range, plan.demand).await.expect("the host in memory answers");
         assert_eq!(bytes.len() as u64, READ_BYTES);

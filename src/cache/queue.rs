@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_little_waits_for_more_unless_somebody_waits_for_it() {
+    fn a_small_batch_waits_for_more_unless_a_caller_drains() {
         let queue = Queue::default();
         let come = Instant::now();
         queue.push(chunk(1, 1000));

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_end_in_zeroes_whatever_was_staged_before() {
+    fn blocks_end_in_zeroes_after_any_piece() {
         let mut staging = Staging::new();
         staging.begin(&[1; 64]);
         assert!((0..100).all(|_| staging.push(&[2; 64], &Bytes::from_static(&[3; 100]))));

@@ -355,7 +355,7 @@ mod tests {
         });
         let is_there =
             || DiskCache::open(&config(folder.path())).is_ok_and(|other| other.contains(chunk(9999).hash()));
-        until("another process finds what is kept now", || keeps(&cache, &chunk(9999)) && is_there());
+        until("another process finds new content", || keeps(&cache, &chunk(9999)) && is_there());
         assert_eq!(cache.problem(), None);
     }
 }

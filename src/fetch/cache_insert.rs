@@ -2,9 +2,9 @@
 //!
 //! A disk may be slower than the link. The cache drops chunks that it has no room for, so read-ahead at the
 //! speed of the link would fill memory and lose most of its chunks. A request therefore ends, and frees its
-//! slot for the next one, only when the cache has taken its chunks or the wait is over: [`PATIENCE`], or
-//! [`PATIENCE_FAST`] if the disk is nearly as fast as the link. Readers get their bytes before that. The
-//! waiting bytes are bounded.
+//! slot for the next one, only when the cache has taken its chunks or the wait is over:
+//! [`INSERT_WAIT_MAX`], or [`INSERT_WAIT_FAST_MAX`] if the disk is nearly as fast as the link. Readers get
+//! their bytes before that. The waiting bytes are bounded.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,11 +18,11 @@ use crate::chunk::{ChunkIndex, VerifiedChunk};
 /// Longest wait of the chunks of one request for the disk. The cache drops the remaining ones, because a
 /// disk slower than the link must not slow down reading. A wait of 200 ms made one read of 512 MiB over 1
 /// Gbit/s and 50 ms as slow as the disk, 17 MB/s.
-const PATIENCE: Duration = Duration::from_millis(20);
+const INSERT_WAIT_MAX: Duration = Duration::from_millis(20);
 
 /// Longest wait for a disk of at least [`FAST_BYTES_PER_SECOND`]. In that time it takes 64 MiB, more than
 /// all requests may hold.
-const PATIENCE_FAST: Duration = Duration::from_millis(300);
+const INSERT_WAIT_FAST_MAX: Duration = Duration::from_millis(300);
 
 /// Write rate in bytes per second from which a disk may delay the link. Reads are then at least this fast,
 /// twice the rate of a link of 1 Gbit/s. On a faster link everything read is still cached.
@@ -31,25 +31,25 @@ const FAST_BYTES_PER_SECOND: u64 = 250_000_000;
 /// Most bytes of all requests that wait for the disk. From half of it on, new requests wait too
 /// ([`Fetcher::wait_for_disk`]). Otherwise a pause of the disk would make every reader accumulate bytes:
 /// sixteen readers 100 MiB in 200 ms.
-const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Time between two checks for room: 4 MiB at 2 GB/s.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Bytes of all requests that wait for the disk.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct PendingInserts {
     bytes: AtomicUsize,
 }
 
-impl Waiting {
+impl PendingInserts {
     /// Returns `true` if new requests might exceed the bound.
-    fn is_much(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+    fn is_half_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX / 2
     }
 
-    fn is_too_much(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX
+    fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX
     }
 }
 
@@ -58,7 +58,10 @@ impl Fetcher {
     /// its chunks.
     pub(super) async fn wait_for_disk(&self) {
         let start = Instant::now();
-        while self.waiting.is_much() && self.has_fast_disk() && start.elapsed() < PATIENCE_FAST {
+        while self.pending_inserts.is_half_full()
+            && self.has_fast_disk()
+            && start.elapsed() < INSERT_WAIT_FAST_MAX
+        {
             sleep(LOOK_INTERVAL).await;
         }
     }
@@ -68,45 +71,47 @@ impl Fetcher {
         self.cache.writes_bytes_per_second() >= FAST_BYTES_PER_SECOND
     }
 
-    fn patience_with_disk(&self) -> Duration {
-        if self.has_fast_disk() { PATIENCE_FAST } else { PATIENCE }
+    fn insert_wait_max(&self) -> Duration {
+        if self.has_fast_disk() { INSERT_WAIT_FAST_MAX } else { INSERT_WAIT_MAX }
     }
 }
 
 /// Chunks of one request. Dropping it offers the waiting ones to the cache at once.
-pub(super) struct Keeping<'a> {
+pub(super) struct CacheInserter<'a> {
     fetcher: &'a Fetcher,
     content: FileContent,
     waiting: VecDeque<(ChunkIndex, VerifiedChunk)>,
 }
 
-impl<'a> Keeping<'a> {
+impl<'a> CacheInserter<'a> {
     pub(super) const fn new(fetcher: &'a Fetcher, content: FileContent) -> Self {
         Self { fetcher, content, waiting: VecDeque::new() }
     }
 
     /// Adds a chunk to insert.
-    pub(super) fn keep(&mut self, index: ChunkIndex, chunk: VerifiedChunk) {
-        self.fetcher.waiting.bytes.fetch_add(chunk.bytes().len(), Ordering::Relaxed);
+    pub(super) fn insert(&mut self, index: ChunkIndex, chunk: VerifiedChunk) {
+        self.fetcher.pending_inserts.bytes.fetch_add(chunk.bytes().len(), Ordering::Relaxed);
         self.waiting.push_back((index, chunk));
-        while (!self.fetcher.cache.is_behind() || self.fetcher.waiting.is_too_much()) && self.put_next() {}
+        while (!self.fetcher.cache.is_behind() || self.fetcher.pending_inserts.is_full())
+            && self.insert_next()
+        {}
     }
 
     /// Waits until all chunks are inserted, or the wait is over and the rest is offered at once.
     pub(super) async fn finish(mut self) {
         let start = Instant::now();
-        while !self.waiting.is_empty() && start.elapsed() < self.fetcher.patience_with_disk() {
+        while !self.waiting.is_empty() && start.elapsed() < self.fetcher.insert_wait_max() {
             if self.fetcher.cache.is_behind() {
                 sleep(LOOK_INTERVAL).await;
             } else {
-                self.put_next();
+                self.insert_next();
             }
         }
     }
 
-    fn put_next(&mut self) -> bool {
+    fn insert_next(&mut self) -> bool {
         let Some((index, chunk)) = self.waiting.pop_front() else { return false };
-        self.fetcher.waiting.bytes.fetch_sub(chunk.bytes().len(), Ordering::Relaxed);
+        self.fetcher.pending_inserts.bytes.fetch_sub(chunk.bytes().len(), Ordering::Relaxed);
         let hash = chunk.hash();
         self.fetcher.cache.insert(chunk);
         self.fetcher.record(&self.content, index, hash);
@@ -114,9 +119,9 @@ impl<'a> Keeping<'a> {
     }
 }
 
-impl Drop for Keeping<'_> {
+impl Drop for CacheInserter<'_> {
     fn drop(&mut self) {
-        while self.put_next() {}
+        while self.insert_next() {}
     }
 }
 
@@ -195,27 +200,27 @@ mod tests {
         let start = Instant::now();
         let cache = Arc::new(Full { until: start + wait, bytes_per_second, forced: Mutex::new(0) });
         let fetcher = fetcher(&cache);
-        let mut keeping = Keeping::new(&fetcher, content(2));
+        let mut inserter = CacheInserter::new(&fetcher, content(2));
         for index in 0..2 {
-            keeping.keep(ChunkIndex(index), VerifiedChunk::compute(Bytes::from(vec![index as u8])));
+            inserter.insert(ChunkIndex(index), VerifiedChunk::compute(Bytes::from(vec![index as u8])));
         }
-        keeping.finish().await;
+        inserter.finish().await;
         (*cache.forced.lock().unwrap(), start.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_fast_disk_is_waited_for_and_a_slow_one_is_not() {
-        let wait = PATIENCE_FAST / 2;
+        let wait = INSERT_WAIT_FAST_MAX / 2;
         let (forced, took) = keep_two(FAST_BYTES_PER_SECOND, wait).await;
         assert!(forced == 0 && took >= wait, "{forced} {took:?}");
         let (forced, took) = keep_two(FAST_BYTES_PER_SECOND - 1, Duration::from_secs(3600)).await;
-        assert!(forced == 2 && took < PATIENCE_FAST, "{forced} {took:?}");
+        assert!(forced == 2 && took < INSERT_WAIT_FAST_MAX, "{forced} {took:?}");
         let (forced, took) = keep_two(FAST_BYTES_PER_SECOND, Duration::from_secs(3600)).await;
-        assert!(forced == 2 && took >= PATIENCE_FAST, "{forced} {took:?}");
+        assert!(forced == 2 && took >= INSERT_WAIT_FAST_MAX, "{forced} {took:?}");
     }
 
     #[tokio::test]
-    async fn what_waits_of_all_requests_together_is_bounded() {
+    async fn pending_inserts_are_bounded() {
         const CHUNKS: usize = 5;
         let cache = Arc::new(Full {
             until: Instant::now() + Duration::from_secs(3600),
@@ -225,23 +230,23 @@ mod tests {
         let (fetcher, chunk) = (fetcher(&cache), VerifiedChunk::compute(vec![1; 1 << 18].into()));
         let forced = || *cache.forced.lock().unwrap();
         let mut requests = Vec::new();
-        while requests.len() * CHUNKS * chunk.bytes().len() <= 2 * WAITING_BYTES_MAX {
-            let mut keeping = Keeping::new(&fetcher, content(CHUNKS as u64 * CHUNK_BYTES));
-            (0..CHUNKS as u64).for_each(|index| keeping.keep(ChunkIndex(index), chunk.clone()));
-            requests.push(keeping);
+        while requests.len() * CHUNKS * chunk.bytes().len() <= 2 * PENDING_BYTES_MAX {
+            let mut inserter = CacheInserter::new(&fetcher, content(CHUNKS as u64 * CHUNK_BYTES));
+            (0..CHUNKS as u64).for_each(|index| inserter.insert(ChunkIndex(index), chunk.clone()));
+            requests.push(inserter);
         }
         let waiting = requests.len() * CHUNKS - forced();
-        assert_eq!(waiting, WAITING_BYTES_MAX / chunk.bytes().len());
+        assert_eq!(waiting, PENDING_BYTES_MAX / chunk.bytes().len());
         drop(requests);
-        assert_eq!(fetcher.waiting.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(fetcher.pending_inserts.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_reader_waits_with_a_fast_disk_and_not_with_a_slow_one() {
         const LONG: Duration = Duration::from_secs(3600);
         for (bytes_per_second, least, most) in [
-            (FAST_BYTES_PER_SECOND, PATIENCE_FAST, LONG),
-            (FAST_BYTES_PER_SECOND - 1, Duration::ZERO, PATIENCE_FAST),
+            (FAST_BYTES_PER_SECOND, INSERT_WAIT_FAST_MAX, LONG),
+            (FAST_BYTES_PER_SECOND - 1, Duration::ZERO, INSERT_WAIT_FAST_MAX),
         ] {
             let cache =
                 Arc::new(Full { until: Instant::now() + LONG, bytes_per_second, forced: Mutex::new(0) });
@@ -250,13 +255,13 @@ mod tests {
             let fetcher = Fetcher::new(host.client(), Arc::clone(&cache) as Arc<_>, FetchConfig::default());
             let file = crate::fetch::tests::content(&host, "file").await;
             for (index, waiting, least, most) in
-                [(0, WAITING_BYTES_MAX / 2 + 1, least, most), (1, 0, Duration::ZERO, PATIENCE_FAST)]
+                [(0, PENDING_BYTES_MAX / 2 + 1, least, most), (1, 0, Duration::ZERO, INSERT_WAIT_FAST_MAX)]
             {
-                fetcher.waiting.bytes.fetch_add(waiting, Ordering::Relaxed);
+                fetcher.pending_inserts.bytes.fetch_add(waiting, Ordering::Relaxed);
                 let start = Instant::now();
                 fetcher.read_chunks(&file, ChunkIndex(index).bytes_in(file.version.size)).await.unwrap();
                 let took = start.elapsed();
-                fetcher.waiting.bytes.fetch_sub(waiting, Ordering::Relaxed);
+                fetcher.pending_inserts.bytes.fetch_sub(waiting, Ordering::Relaxed);
                 assert!(took >= least && took < most, "{took:?} with {waiting} bytes at {bytes_per_second}");
             }
         }

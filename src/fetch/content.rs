@@ -76,7 +76,7 @@ pub(super) struct ChunkKey {
 
 /// Identity of a stream: one sequential run of reads through an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OwnerId {
+pub struct StreamId {
     /// Number of the open file, unique within this [`super::Fetcher`].
     pub handle: u64,
     /// Number of the run through it.

@@ -43,10 +43,10 @@ const STEP_CHUNKS_MAX: u64 = 128;
 const LEAD_CHUNKS: u64 = 512;
 
 /// Most requests in flight for one file.
-const FILE_QUESTIONS_MAX: usize = 3;
+const FILE_REQUESTS_MAX: usize = 3;
 
 /// Most requests in flight for all files.
-const QUESTIONS_MAX: usize = 16;
+const REQUESTS_MAX: usize = 16;
 
 /// Distance from one fruitless probe to the next, in chunks. It is 16 MiB at first, and doubles up to 256
 /// MiB each time the host had to compute hashes.
@@ -56,9 +56,9 @@ const GAP_CHUNKS_MAX: u64 = 1024;
 /// A file is useful if the cache holds one chunk in this many.
 const USEFUL_ONE_IN: u64 = 8;
 
-/// Files in a row without a hit, after which only one in [`UNLUCKY_ONE_IN`] is probed at its open.
-const UNLUCKY_FILES: u32 = 4;
-const UNLUCKY_ONE_IN: u32 = 8;
+/// Files in a row without a hit, after which only one in [`PROBE_BACKOFF_FILES`] is probed at its open.
+const PROBE_MISSES_MAX: u32 = 4;
+const PROBE_BACKOFF_FILES: u32 = 8;
 
 /// Most files with state.
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -69,17 +69,17 @@ const ASKED_RANGES_MAX: usize = 64;
 /// Time that a read-ahead waits beyond the round trip. For a probe it is the time of a hard disk, which
 /// then need not read the content again. For a useful file it is the time of a hard disk for a full
 /// request.
-const PROBE_PATIENCE: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_millis(200);
+const PROBE_WAIT: Duration = Duration::from_millis(50);
+const FOLLOW_WAIT: Duration = Duration::from_millis(200);
 
 /// Time that a program reading several chunks waits beyond the round trip: the hashing time of a busy host.
-const DEMAND_PATIENCE: Duration = Duration::from_millis(10);
+const DEMAND_WAIT: Duration = Duration::from_millis(10);
 
 const _: () = assert!(STEP_CHUNKS_MAX <= MANIFEST_CHUNKS_MAX);
 
 /// Current time and the round-trip time to the host.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
+pub(super) struct Now {
     pub(super) now: Instant,
     pub(super) rtt: Duration,
 }
@@ -99,7 +99,7 @@ pub(super) enum Answer {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
+enum ProbeState {
     /// No hits yet: probe when the window reaches chunk `next`, then `gap` further on.
     Probing { next: u64, gap: u64 },
     /// Useful: request `step` chunks at a time.
@@ -108,22 +108,22 @@ enum Mood {
 
 /// Hash request in flight.
 #[derive(Debug)]
-struct Question {
+struct PendingRequest {
     chunks: Range<u64>,
     is_probe: bool,
     /// Deadlines for a waiting read-ahead and for a waiting program; `None` if neither waits.
-    patience: Option<(Instant, Instant)>,
+    deadlines: Option<(Instant, Instant)>,
 }
 
 /// State of one file version.
 #[derive(Debug)]
-struct Asking {
-    mood: Mood,
+struct FileProbe {
+    state: ProbeState,
     /// End of the last known window of a reader, in chunks.
     window_end: u64,
     /// Requested ranges: sorted and disjoint.
     asked: Vec<Range<u64>>,
-    questions: Vec<Question>,
+    requests: Vec<PendingRequest>,
     /// True if the last answer came after the deadline.
     is_late: bool,
     has_answer: bool,
@@ -131,75 +131,75 @@ struct Asking {
 
 /// States of all files of a mount.
 #[derive(Debug)]
-pub(super) struct Manifests {
-    files: LruCache<FileKey, Asking>,
-    under_way: usize,
-    fruitless_files: u32,
-    is_off: bool,
+pub(super) struct HashProbe {
+    files: LruCache<FileKey, FileProbe>,
+    in_flight: usize,
+    missed_files: u32,
+    is_disabled: bool,
 }
 
-impl Manifests {
+impl HashProbe {
     pub(super) fn new() -> Self {
-        Self { files: LruCache::new(FILES_MAX), under_way: 0, fruitless_files: 0, is_off: false }
+        Self { files: LruCache::new(FILES_MAX), in_flight: 0, missed_files: 0, is_disabled: false }
     }
 
     /// Disables hash requests, because the host does not support them.
-    pub(super) fn turn_off(&mut self) {
-        self.is_off = true;
+    pub(super) fn disable(&mut self) {
+        self.is_disabled = true;
     }
 
     /// Starts probing a file that is being opened. Returns the requests to send; each must be followed by
     /// [`Self::answered`].
-    pub(super) fn opened(&mut self, content: &FileContent, at: Moment) -> Vec<ChunkRange> {
-        let is_asked = self.files.get(&content.key).is_some_and(|asking| !asking.questions.is_empty());
-        if is_asked || !self.may_ask_about(content) {
+    pub(super) fn opened(&mut self, content: &FileContent, at: Now) -> Vec<ChunkRange> {
+        let is_asked = self.files.get(&content.key).is_some_and(|probe| !probe.requests.is_empty());
+        if is_asked || !self.may_probe(content) {
             return Vec::new();
         }
         // The content of the cache may have changed since the file was last open.
-        let is_unlucky = self.fruitless_files >= UNLUCKY_FILES
-            && !(self.fruitless_files - UNLUCKY_FILES + 1).is_multiple_of(UNLUCKY_ONE_IN);
-        self.fruitless_files = self.fruitless_files.saturating_add(u32::from(is_unlucky));
-        let next = if is_unlucky { GAP_CHUNKS } else { 0 };
-        let asking = Asking::new(next);
-        self.files.put(content.key, asking);
-        if is_unlucky {
+        let is_backed_off = self.missed_files >= PROBE_MISSES_MAX
+            && !(self.missed_files - PROBE_MISSES_MAX + 1).is_multiple_of(PROBE_BACKOFF_FILES);
+        self.missed_files = self.missed_files.saturating_add(u32::from(is_backed_off));
+        let next = if is_backed_off { GAP_CHUNKS } else { 0 };
+        let probe = FileProbe::new(next);
+        self.files.put(content.key, probe);
+        if is_backed_off {
             return Vec::new();
         }
         let end = PROBE_CHUNKS.min(chunks_of(content));
-        let questions = [0..FIRST_CHUNKS.min(end), FIRST_CHUNKS.min(end)..end];
-        let questions = questions.into_iter().filter(|chunks| !chunks.is_empty());
-        questions.filter_map(|chunks| self.ask(content.key, chunks, at, Some(PROBE_PATIENCE))).collect()
+        let requests = [0..FIRST_CHUNKS.min(end), FIRST_CHUNKS.min(end)..end];
+        let requests = requests.into_iter().filter(|chunks| !chunks.is_empty());
+        requests.filter_map(|chunks| self.ask(content.key, chunks, at, Some(PROBE_WAIT))).collect()
     }
 
     /// Records that a reader's window ends at the end of `window`.
     pub(super) fn reached(&mut self, content: &FileContent, window: ChunkRange) {
-        if self.may_ask_about(content) {
-            let asking = self.files.get_or_insert_mut(content.key, || Asking::new(0));
-            asking.window_end = window.as_range().end;
+        if self.may_probe(content) {
+            let probe = self.files.get_or_insert_mut(content.key, || FileProbe::new(0));
+            probe.window_end = window.as_range().end;
         }
     }
 
     /// Returns the next request for a file, if one is due. Call it until it returns `None`.
-    pub(super) fn next(&mut self, content: &FileContent, at: Moment) -> Option<ChunkRange> {
-        if !self.may_ask_about(content) {
+    pub(super) fn next(&mut self, content: &FileContent, at: Now) -> Option<ChunkRange> {
+        if !self.may_probe(content) {
             return None;
         }
-        let asking = self.files.get(&content.key)?;
-        let chunks = asking.wanted(chunks_of(content))?;
-        let patience = matches!(asking.mood, Mood::Following { .. }).then_some(PATIENCE);
-        self.ask(content.key, chunks, at, patience)
+        let probe = self.files.get(&content.key)?;
+        let chunks = probe.wanted(chunks_of(content))?;
+        let wait = matches!(probe.state, ProbeState::Following { .. }).then_some(FOLLOW_WAIT);
+        self.ask(content.key, chunks, at, wait)
     }
 
     /// Records the answer to a request, or its failure.
     pub(super) fn answered(&mut self, key: &FileKey, range: ChunkRange, answer: Answer, now: Instant) {
-        self.under_way = self.under_way.saturating_sub(1);
-        let Some(asking) = self.files.get_mut(key) else { return };
-        let is_first = !asking.has_answer;
-        asking.take_answer(range.as_range(), answer, now);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let Some(probe) = self.files.get_mut(key) else { return };
+        let is_first = !probe.has_answer;
+        probe.take_answer(range.as_range(), answer, now);
         match answer {
-            Answer::Hashes { held, .. } if held > 0 => self.fruitless_files = 0,
+            Answer::Hashes { held, .. } if held > 0 => self.missed_files = 0,
             Answer::Hashes { .. } if is_first => {
-                self.fruitless_files = self.fruitless_files.saturating_add(1);
+                self.missed_files = self.missed_files.saturating_add(1);
             }
             _ => {}
         }
@@ -209,13 +209,13 @@ impl Manifests {
     pub(super) fn is_asked(&self, key: &FileKey, chunks: ChunkRange) -> bool {
         let chunks = chunks.as_range();
         let overlaps =
-            |question: &Question| question.chunks.start < chunks.end && chunks.start < question.chunks.end;
-        self.files.peek(key).is_some_and(|asking| asking.questions.iter().any(overlaps))
+            |request: &PendingRequest| request.chunks.start < chunks.end && chunks.start < request.chunks.end;
+        self.files.peek(key).is_some_and(|probe| probe.requests.iter().any(overlaps))
     }
 
     /// Returns the time until which to wait for hashes of `chunks` in flight; `None` if there is nothing to
     /// wait for.
-    pub(super) fn patience(
+    pub(super) fn wait_until(
         &self,
         key: &FileKey,
         chunks: ChunkRange,
@@ -225,47 +225,47 @@ impl Manifests {
         if !is_ahead && chunks.count < 2 {
             return None;
         }
-        let asking = self.files.peek(key).filter(|asking| !asking.is_late)?;
+        let probe = self.files.peek(key).filter(|probe| !probe.is_late)?;
         let chunks = chunks.as_range();
-        let overlapping = asking
-            .questions
+        let overlapping = probe
+            .requests
             .iter()
-            .filter(|question| question.chunks.start < chunks.end && chunks.start < question.chunks.end);
-        let until = overlapping.filter_map(|question| question.patience);
+            .filter(|request| request.chunks.start < chunks.end && chunks.start < request.chunks.end);
+        let until = overlapping.filter_map(|request| request.deadlines);
         until.map(|(ahead, demand)| if is_ahead { ahead } else { demand }).filter(|until| *until > now).max()
     }
 
-    fn may_ask_about(&self, content: &FileContent) -> bool {
-        !self.is_off && chunks_of(content) >= FILE_CHUNKS_MIN
+    fn may_probe(&self, content: &FileContent) -> bool {
+        !self.is_disabled && chunks_of(content) >= FILE_CHUNKS_MIN
     }
 
     fn ask(
         &mut self,
         key: FileKey,
         chunks: Range<u64>,
-        at: Moment,
-        patience: Option<Duration>,
+        at: Now,
+        wait: Option<Duration>,
     ) -> Option<ChunkRange> {
-        let asking = self.files.peek_mut(&key).filter(|_| self.under_way < QUESTIONS_MAX)?;
-        self.under_way += 1;
-        asking.note_asked(chunks.clone());
+        let probe = self.files.peek_mut(&key).filter(|_| self.in_flight < REQUESTS_MAX)?;
+        self.in_flight += 1;
+        probe.note_requested(chunks.clone());
         // A quarter of a round trip is added, because its length varies.
         let back = at.now + at.rtt + at.rtt / 4;
-        let patience = patience.map(|patience| (back + patience, back + DEMAND_PATIENCE));
+        let deadlines = wait.map(|wait| (back + wait, back + DEMAND_WAIT));
         let range = ChunkRange::new(ChunkIndex(chunks.start), chunks.end - chunks.start);
-        let is_probe = matches!(asking.mood, Mood::Probing { .. });
-        asking.questions.push(Question { chunks, is_probe, patience });
+        let is_probe = matches!(probe.state, ProbeState::Probing { .. });
+        probe.requests.push(PendingRequest { chunks, is_probe, deadlines });
         Some(range)
     }
 }
 
-impl Asking {
+impl FileProbe {
     const fn new(next: u64) -> Self {
         Self {
-            mood: Mood::Probing { next, gap: GAP_CHUNKS },
+            state: ProbeState::Probing { next, gap: GAP_CHUNKS },
             window_end: 0,
             asked: Vec::new(),
-            questions: Vec::new(),
+            requests: Vec::new(),
             is_late: false,
             has_answer: false,
         }
@@ -273,17 +273,17 @@ impl Asking {
 
     /// Returns the next range to request in a file of `chunks_max` chunks.
     fn wanted(&self, chunks_max: u64) -> Option<Range<u64>> {
-        let (from, len) = match self.mood {
-            Mood::Probing { next, .. } => {
-                if !self.questions.is_empty() || self.window_end < next {
+        let (from, len) = match self.state {
+            ProbeState::Probing { next, .. } => {
+                if !self.requests.is_empty() || self.window_end < next {
                     return None;
                 }
                 // The chunks in the window are already being fetched.
-                (self.first_unasked(self.window_end), PROBE_CHUNKS)
+                (self.first_unrequested(self.window_end), PROBE_CHUNKS)
             }
-            Mood::Following { step } => {
-                let from = self.first_unasked(self.window_end);
-                if self.questions.len() >= FILE_QUESTIONS_MAX || from >= self.window_end + LEAD_CHUNKS {
+            ProbeState::Following { step } => {
+                let from = self.first_unrequested(self.window_end);
+                if self.requests.len() >= FILE_REQUESTS_MAX || from >= self.window_end + LEAD_CHUNKS {
                     return None;
                 }
                 (from, step)
@@ -294,12 +294,12 @@ impl Asking {
         (from < end).then_some(from..end)
     }
 
-    fn first_unasked(&self, from: u64) -> u64 {
+    fn first_unrequested(&self, from: u64) -> u64 {
         self.asked.iter().find(|range| range.contains(&from)).map_or(from, |range| range.end)
     }
 
-    fn note_asked(&mut self, chunks: Range<u64>) {
-        if let Mood::Following { step } = &mut self.mood {
+    fn note_requested(&mut self, chunks: Range<u64>) {
+        if let ProbeState::Following { step } = &mut self.state {
             *step = (*step * 2).min(STEP_CHUNKS_MAX);
         }
         let at = self.asked.partition_point(|range| range.start < chunks.start);
@@ -318,29 +318,29 @@ impl Asking {
 
     fn take_answer(&mut self, chunks: Range<u64>, answer: Answer, now: Instant) {
         self.has_answer = true;
-        if let Some(at) = self.questions.iter().position(|question| question.chunks == chunks) {
-            let question = self.questions.swap_remove(at);
-            let is_late = question.patience.is_some_and(|(ahead, _)| ahead < now);
+        if let Some(at) = self.requests.iter().position(|request| request.chunks == chunks) {
+            let request = self.requests.swap_remove(at);
+            let is_late = request.deadlines.is_some_and(|(ahead, _)| ahead < now);
             // A late probe counts as on time, because readers wait for it only briefly.
-            self.is_late = is_late && !question.is_probe;
+            self.is_late = is_late && !request.is_probe;
         }
-        let has_more = !self.questions.is_empty();
-        self.mood = match (answer, self.mood) {
-            (Answer::None, _) => Mood::Probing { next: u64::MAX, gap: GAP_CHUNKS_MAX },
-            (Answer::Hashes { held, .. }, mood) if held * USEFUL_ONE_IN >= chunks.end - chunks.start => {
-                match mood {
-                    Mood::Following { .. } => mood,
-                    Mood::Probing { .. } => Mood::Following { step: 2 * PROBE_CHUNKS },
+        let has_more = !self.requests.is_empty();
+        self.state = match (answer, self.state) {
+            (Answer::None, _) => ProbeState::Probing { next: u64::MAX, gap: GAP_CHUNKS_MAX },
+            (Answer::Hashes { held, .. }, state) if held * USEFUL_ONE_IN >= chunks.end - chunks.start => {
+                match state {
+                    ProbeState::Following { .. } => state,
+                    ProbeState::Probing { .. } => ProbeState::Following { step: 2 * PROBE_CHUNKS },
                 }
             }
-            (Answer::Hashes { .. }, Mood::Following { .. }) => {
-                Mood::Probing { next: chunks.end + GAP_CHUNKS, gap: GAP_CHUNKS }
+            (Answer::Hashes { .. }, ProbeState::Following { .. }) => {
+                ProbeState::Probing { next: chunks.end + GAP_CHUNKS, gap: GAP_CHUNKS }
             }
             // The other half of the first probe is still in flight.
-            (Answer::Hashes { .. }, mood @ Mood::Probing { .. }) if has_more => mood,
-            (Answer::Hashes { computed, .. }, Mood::Probing { gap, .. }) => {
+            (Answer::Hashes { .. }, state @ ProbeState::Probing { .. }) if has_more => state,
+            (Answer::Hashes { computed, .. }, ProbeState::Probing { gap, .. }) => {
                 let longer = if computed > 0 { (gap * 2).min(GAP_CHUNKS_MAX) } else { gap };
-                Mood::Probing { next: chunks.end.saturating_add(gap), gap: longer }
+                ProbeState::Probing { next: chunks.end.saturating_add(gap), gap: longer }
             }
         };
     }
@@ -360,8 +360,8 @@ mod tests {
 
     const RTT: Duration = Duration::from_millis(40);
 
-    fn at(start: Instant) -> Moment {
-        Moment { now: start, rtt: RTT }
+    fn at(start: Instant) -> Now {
+        Now { now: start, rtt: RTT }
     }
 
     fn range(first: u64, count: u64) -> ChunkRange {
@@ -378,17 +378,17 @@ mod tests {
 
     /// Reads a file from start to end. The answer to each request comes when the window moves on.
     fn read_through(chunks: u64, is_held: impl Fn(u64) -> bool) -> BTreeSet<u64> {
-        let (mut manifests, content, start) =
-            (Manifests::new(), FileContent::sample(1, chunks), Instant::now());
-        let mut questions: Vec<ChunkRange> = manifests.opened(&content, at(start));
+        let (mut hash_probe, content, start) =
+            (HashProbe::new(), FileContent::sample(1, chunks), Instant::now());
+        let mut requests: Vec<ChunkRange> = hash_probe.opened(&content, at(start));
         let mut asked = BTreeSet::new();
         for window in (0..chunks).step_by(4) {
-            manifests.reached(&content, range(window, 4));
-            questions.extend(std::iter::from_fn(|| manifests.next(&content, at(start))));
-            for question in std::mem::take(&mut questions) {
-                let count = question.iter().filter(|index| is_held(index.0)).count() as u64;
-                manifests.answered(&content.key, question, held(count), start);
-                for index in question.as_range() {
+            hash_probe.reached(&content, range(window, 4));
+            requests.extend(std::iter::from_fn(|| hash_probe.next(&content, at(start))));
+            for request in std::mem::take(&mut requests) {
+                let count = request.iter().filter(|index| is_held(index.0)).count() as u64;
+                hash_probe.answered(&content.key, request, held(count), start);
+                for index in request.as_range() {
                     assert!(index < chunks && asked.insert(index), "{index} was asked about twice");
                 }
             }
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_copy_everything_is_asked_and_of_the_rest_two_chunks_in_a_hundred() {
+    fn a_copy_is_probed_as_a_whole_and_the_rest_at_two_percent() {
         assert_eq!(read_through(4096, |_| true).len(), 4096);
         assert_eq!(read_through(5, |_| true).len(), 5);
         let asked = read_through(40_960, |_| false).len();
@@ -413,119 +413,119 @@ mod tests {
         assert!(asked.range(1000..).count() < 1200, "{}", asked.len());
     }
 
-    fn answer_opening(manifests: &mut Manifests, content: &FileContent, answer: Answer, now: Instant) {
-        manifests.answered(&content.key, range(0, 4), answer, now);
-        manifests.answered(&content.key, range(4, 12), answer, now);
+    fn answer_opening(hash_probe: &mut HashProbe, content: &FileContent, answer: Answer, now: Instant) {
+        hash_probe.answered(&content.key, range(0, 4), answer, now);
+        hash_probe.answered(&content.key, range(4, 12), answer, now);
     }
 
     #[test]
     fn the_opening_asks_for_the_beginning_and_a_useful_answer_for_more() {
-        let (mut manifests, content, start) =
-            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
-        let first: Vec<_> = manifests.opened(&content, at(start)).into_iter().map(pair).collect();
+        let (mut hash_probe, content, start) =
+            (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
+        let first: Vec<_> = hash_probe.opened(&content, at(start)).into_iter().map(pair).collect();
         assert_eq!(first, [(0, 4), (4, 16)]);
-        assert_eq!(manifests.opened(&content, at(start)), [], "it is under way");
-        assert_eq!(manifests.next(&content, at(start)), None);
-        answer_opening(&mut manifests, &content, held(12), start);
-        let next: Vec<_> = std::iter::from_fn(|| manifests.next(&content, at(start))).map(pair).collect();
+        assert_eq!(hash_probe.opened(&content, at(start)), [], "it is in flight");
+        assert_eq!(hash_probe.next(&content, at(start)), None);
+        answer_opening(&mut hash_probe, &content, held(12), start);
+        let next: Vec<_> = std::iter::from_fn(|| hash_probe.next(&content, at(start))).map(pair).collect();
         assert_eq!(next, [(16, 48), (48, 112), (112, 240)]);
-        manifests.answered(&content.key, range(16, 32), held(32), start);
-        manifests.answered(&content.key, range(48, 64), held(64), start);
-        manifests.answered(&content.key, range(112, 128), held(128), start);
-        let next: Vec<_> = std::iter::from_fn(|| manifests.next(&content, at(start))).map(pair).collect();
+        hash_probe.answered(&content.key, range(16, 32), held(32), start);
+        hash_probe.answered(&content.key, range(48, 64), held(64), start);
+        hash_probe.answered(&content.key, range(112, 128), held(128), start);
+        let next: Vec<_> = std::iter::from_fn(|| hash_probe.next(&content, at(start))).map(pair).collect();
         assert_eq!(next, [(240, 368), (368, 496), (496, 624)]);
         for (first, count) in [(240, 128), (368, 128), (496, 128)] {
-            manifests.answered(&content.key, range(first, count), held(count), start);
+            hash_probe.answered(&content.key, range(first, count), held(count), start);
         }
-        assert_eq!(manifests.next(&content, at(start)), None, "far enough in front of the window");
+        assert_eq!(hash_probe.next(&content, at(start)), None, "far enough in front of the window");
     }
 
     #[test]
-    fn reads_ahead_wait_for_what_is_under_way_and_not_for_long() {
-        let (mut manifests, content, start) =
-            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
-        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
-        let until = manifests.patience(&content.key, range(15, 4), true, start).unwrap();
-        assert!(until - start <= RTT * 5 / 4 + PROBE_PATIENCE);
-        let program = |count| manifests.patience(&content.key, range(3, count), false, start);
-        assert!(program(4).unwrap() - start <= RTT * 5 / 4 + DEMAND_PATIENCE);
-        assert_eq!(program(1), None, "who wants one chunk never waits");
+    fn read_ahead_waits_briefly_for_requests_in_flight() {
+        let (mut hash_probe, content, start) =
+            (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
+        assert_eq!(hash_probe.opened(&content, at(start)).len(), 2);
+        let until = hash_probe.wait_until(&content.key, range(15, 4), true, start).unwrap();
+        assert!(until - start <= RTT * 5 / 4 + PROBE_WAIT);
+        let program = |count| hash_probe.wait_until(&content.key, range(3, count), false, start);
+        assert!(program(4).unwrap() - start <= RTT * 5 / 4 + DEMAND_WAIT);
+        assert_eq!(program(1), None, "a read of one chunk never waits");
         assert_eq!(
-            manifests.patience(&content.key, range(16, 4), true, start),
+            hash_probe.wait_until(&content.key, range(16, 4), true, start),
             None,
             "nothing is under way there"
         );
-        assert_eq!(manifests.patience(&content.key, range(15, 4), true, until), None, "it has waited");
-        answer_opening(&mut manifests, &content, held(12), start);
-        assert_eq!(manifests.patience(&content.key, range(0, 4), true, start), None);
-        manifests.next(&content, at(start)).unwrap();
-        assert!(manifests.patience(&content.key, range(16, 4), true, start).is_some());
+        assert_eq!(hash_probe.wait_until(&content.key, range(15, 4), true, until), None, "it has waited");
+        answer_opening(&mut hash_probe, &content, held(12), start);
+        assert_eq!(hash_probe.wait_until(&content.key, range(0, 4), true, start), None);
+        hash_probe.next(&content, at(start)).unwrap();
+        assert!(hash_probe.wait_until(&content.key, range(16, 4), true, start).is_some());
     }
 
     #[test]
-    fn after_an_answer_that_came_late_nobody_waits() {
-        let (mut manifests, content, start) =
-            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
-        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
+    fn a_late_answer_ends_waiting() {
+        let (mut hash_probe, content, start) =
+            (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
+        assert_eq!(hash_probe.opened(&content, at(start)).len(), 2);
         let late = start + Duration::from_secs(1);
-        answer_opening(&mut manifests, &content, held(12), late);
-        manifests.next(&content, at(start)).unwrap();
-        assert!(manifests.patience(&content.key, range(16, 4), true, start).is_some(), "it was a probe");
-        manifests.next(&content, at(start)).unwrap();
-        manifests.answered(&content.key, range(16, 32), held(32), late);
-        assert_eq!(manifests.patience(&content.key, range(48, 4), true, start), None);
-        manifests.answered(&content.key, range(48, 64), held(64), start);
-        manifests.next(&content, at(start)).unwrap();
+        answer_opening(&mut hash_probe, &content, held(12), late);
+        hash_probe.next(&content, at(start)).unwrap();
+        assert!(hash_probe.wait_until(&content.key, range(16, 4), true, start).is_some(), "it was a probe");
+        hash_probe.next(&content, at(start)).unwrap();
+        hash_probe.answered(&content.key, range(16, 32), held(32), late);
+        assert_eq!(hash_probe.wait_until(&content.key, range(48, 4), true, start), None);
+        hash_probe.answered(&content.key, range(48, 64), held(64), start);
+        hash_probe.next(&content, at(start)).unwrap();
         assert!(
-            manifests.patience(&content.key, range(112, 4), true, start).is_some(),
+            hash_probe.wait_until(&content.key, range(112, 4), true, start).is_some(),
             "it came in time again"
         );
     }
 
     #[test]
-    fn a_probe_further_on_keeps_nobody_waiting() {
-        let (mut manifests, content, start) =
-            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
-        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
-        answer_opening(&mut manifests, &content, held(0), start);
-        manifests.reached(&content, range(70, 9));
-        assert_eq!(manifests.next(&content, at(start)), None);
-        manifests.reached(&content, range(80, 10));
-        assert_eq!(manifests.next(&content, at(start)).map(pair), Some((90, 106)));
-        assert_eq!(manifests.patience(&content.key, range(90, 4), true, start), None);
+    fn no_read_waits_for_a_later_probe() {
+        let (mut hash_probe, content, start) =
+            (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
+        assert_eq!(hash_probe.opened(&content, at(start)).len(), 2);
+        answer_opening(&mut hash_probe, &content, held(0), start);
+        hash_probe.reached(&content, range(70, 9));
+        assert_eq!(hash_probe.next(&content, at(start)), None);
+        hash_probe.reached(&content, range(80, 10));
+        assert_eq!(hash_probe.next(&content, at(start)).map(pair), Some((90, 106)));
+        assert_eq!(hash_probe.wait_until(&content.key, range(90, 4), true, start), None);
     }
 
     #[test]
     fn small_and_refused_files_are_not_asked_about() {
-        let (mut manifests, start) = (Manifests::new(), Instant::now());
+        let (mut hash_probe, start) = (HashProbe::new(), Instant::now());
         let small = FileContent::sample(1, FILE_CHUNKS_MIN - 1);
-        manifests.reached(&small, range(0, 3));
-        let asked = (manifests.opened(&small, at(start)), manifests.next(&small, at(start)));
+        hash_probe.reached(&small, range(0, 3));
+        let asked = (hash_probe.opened(&small, at(start)), hash_probe.next(&small, at(start)));
         assert_eq!(asked, (Vec::new(), None));
-        manifests.turn_off();
-        assert_eq!(manifests.opened(&FileContent::sample(3, 100), at(start)), []);
+        hash_probe.disable();
+        assert_eq!(hash_probe.opened(&FileContent::sample(3, 100), at(start)), []);
     }
 
     #[test]
     fn a_file_whose_hashes_do_not_come_is_left_alone() {
-        let (mut manifests, content, start) =
-            (Manifests::new(), FileContent::sample(1, 4096), Instant::now());
-        assert_eq!(manifests.opened(&content, at(start)).len(), 2);
-        answer_opening(&mut manifests, &content, Answer::None, start);
-        manifests.reached(&content, range(2000, 10));
-        assert_eq!(manifests.next(&content, at(start)), None);
+        let (mut hash_probe, content, start) =
+            (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
+        assert_eq!(hash_probe.opened(&content, at(start)).len(), 2);
+        answer_opening(&mut hash_probe, &content, Answer::None, start);
+        hash_probe.reached(&content, range(2000, 10));
+        assert_eq!(hash_probe.next(&content, at(start)), None);
     }
 
     #[test]
-    fn where_nothing_is_ever_held_few_openings_ask() {
-        let (mut manifests, start) = (Manifests::new(), Instant::now());
+    fn few_opens_probe_without_hits() {
+        let (mut hash_probe, start) = (HashProbe::new(), Instant::now());
         let mut open = |file, found| {
             let content = FileContent::sample(file, 100);
-            let questions = manifests.opened(&content, at(start));
-            for question in &questions {
-                manifests.answered(&content.key, *question, held(found), start);
+            let requests = hash_probe.opened(&content, at(start));
+            for request in &requests {
+                hash_probe.answered(&content.key, *request, held(found), start);
             }
-            !questions.is_empty()
+            !requests.is_empty()
         };
         let asked = (0..100).filter(|file| open(*file, 0)).count();
         assert!((8..=20).contains(&asked), "{asked} of 100");
@@ -554,38 +554,38 @@ mod tests {
     proptest! {
         #[test]
         fn bounds_hold_and_nothing_is_asked_twice_at_a_time(steps in prop::collection::vec(step(), 0..200)) {
-            let (mut manifests, start) = (Manifests::new(), Instant::now());
+            let (mut hash_probe, start) = (HashProbe::new(), Instant::now());
             let mut running: Vec<(u8, ChunkRange)> = Vec::new();
             for step in steps {
                 match step {
                     Step::Open(file) => {
-                        let questions = manifests.opened(&FileContent::sample(file, 2000), at(start));
-                        running.extend(questions.into_iter().map(|range| (file, range)));
+                        let requests = hash_probe.opened(&FileContent::sample(file, 2000), at(start));
+                        running.extend(requests.into_iter().map(|range| (file, range)));
                     }
                     Step::Reach(file, end) => {
                         let content = FileContent::sample(file, 2000);
-                        manifests.reached(&content, range(end.saturating_sub(8), 8.min(end)));
-                        let more = std::iter::from_fn(|| manifests.next(&content, at(start)));
+                        hash_probe.reached(&content, range(end.saturating_sub(8), 8.min(end)));
+                        let more = std::iter::from_fn(|| hash_probe.next(&content, at(start)));
                         running.extend(more.map(|range| (file, range)));
                     }
                     Step::Answer(pick, found) if !running.is_empty() => {
                         let (file, range) = running.swap_remove(pick % running.len());
-                        manifests.answered(&FileContent::sample(file, 2000).key, range, held(found.min(range.count)), start);
+                        hash_probe.answered(&FileContent::sample(file, 2000).key, range, held(found.min(range.count)), start);
                     }
                     Step::Fail(pick) if !running.is_empty() => {
                         let (file, range) = running.swap_remove(pick % running.len());
-                        manifests.answered(&FileContent::sample(file, 2000).key, range, Answer::None, start);
+                        hash_probe.answered(&FileContent::sample(file, 2000).key, range, Answer::None, start);
                     }
                     _ => {}
                 }
-                prop_assert!(running.len() <= QUESTIONS_MAX);
-                prop_assert_eq!(manifests.under_way, running.len());
+                prop_assert!(running.len() <= REQUESTS_MAX);
+                prop_assert_eq!(hash_probe.in_flight, running.len());
                 for file in 0..8 {
                     let own: Vec<_> = running.iter().filter(|(of, _)| *of == file).collect();
-                    prop_assert!(own.len() <= FILE_QUESTIONS_MAX);
+                    prop_assert!(own.len() <= FILE_REQUESTS_MAX);
                     let chunks: BTreeSet<_> = own.iter().flat_map(|(_, range)| range.as_range()).collect();
                     let sum: u64 = own.iter().map(|(_, range)| range.count).sum();
-                    prop_assert_eq!(chunks.len() as u64, sum, "two questions about one chunk at a time");
+                    prop_assert_eq!(chunks.len() as u64, sum, "two requests about one chunk at a time");
                     prop_assert!(chunks.iter().all(|chunk| *chunk < 2000));
                     prop_assert!(own.iter().all(|(_, range)| range.count <= STEP_CHUNKS_MAX));
                 }

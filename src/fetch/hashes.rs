@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::hash_probe::{Answer, Moment};
+use super::hash_probe::{Answer, Now};
 use super::scheduler::Start;
 use super::{FetchError, Fetcher, FileContent};
 use crate::chunk::{ChunkHash, ChunkIndex, ChunkRange};
@@ -21,20 +21,20 @@ use crate::client::CallError;
 use crate::proto::{ErrorCode, ManifestRequest};
 
 /// Time that a warm-up waits for the hashes of a run. A busy hard disk needs it to read 32 MiB.
-const WARM_PATIENCE: Duration = Duration::from_secs(5);
+const WARM_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Fetcher {
     /// Requests the first hashes of a file that is being opened, if the cache may hold its content. Returns
     /// at once.
-    pub fn opening(&self, content: &FileContent) {
-        self.ask_hashes(content, |state, at| state.manifests.opened(content, at));
+    pub fn probe_open(&self, content: &FileContent) {
+        self.request_hashes(content, |state, at| state.hash_probe.opened(content, at));
     }
 
     /// Notes that the window of a reader now ends at the end of `window`.
-    pub(super) fn ask_hashes_beyond(&self, content: &FileContent, window: ChunkRange) {
-        self.ask_hashes(content, |state, at| {
-            state.manifests.reached(content, window);
-            state.manifests.next(content, at).into_iter().collect()
+    pub(super) fn request_hashes_beyond(&self, content: &FileContent, window: ChunkRange) {
+        self.request_hashes(content, |state, at| {
+            state.hash_probe.reached(content, window);
+            state.hash_probe.next(content, at).into_iter().collect()
         });
     }
 
@@ -42,55 +42,56 @@ impl Fetcher {
     /// warm-up has no waiting reader, so it can wait.
     pub(super) async fn learn_hashes(&self, content: &FileContent, run: ChunkRange) {
         if run.first == ChunkIndex(0) {
-            self.opening(content);
+            self.probe_open(content);
         }
-        self.ask_hashes_beyond(content, run);
-        let deadline = Instant::now() + WARM_PATIENCE;
+        self.request_hashes_beyond(content, run);
+        let deadline = Instant::now() + WARM_WAIT_MAX;
         loop {
-            let answered = self.hashes_came.notified();
+            let answered = self.hash_request_ended.notified();
             tokio::pin!(answered);
             answered.as_mut().enable();
-            let is_asked = self.with_state(|state| state.manifests.is_asked(&content.key, run));
+            let is_asked = self.with_state(|state| state.hash_probe.is_asked(&content.key, run));
             if !is_asked || timeout_at(deadline, answered).await.is_err() {
                 return;
             }
         }
     }
 
-    fn ask_hashes(
+    fn request_hashes(
         &self,
         content: &FileContent,
-        first: impl FnOnce(&mut super::State, Moment) -> Vec<ChunkRange>,
+        first: impl FnOnce(&mut super::State, Now) -> Vec<ChunkRange>,
     ) {
         // An empty cache holds nothing under another name either.
         if self.cache.stats().entries == 0 {
             return;
         }
         let link = self.client.link();
-        let at = Moment { now: Instant::now().into_std(), rtt: link.rtt };
-        let questions: Vec<ChunkRange> = self.with_state(|state| {
-            let mut questions = first(state, at);
-            questions.extend(std::iter::from_fn(|| state.manifests.next(content, at)));
-            questions
+        let at = Now { now: Instant::now().into_std(), rtt: link.rtt };
+        let requests: Vec<ChunkRange> = self.with_state(|state| {
+            let mut requests = first(state, at);
+            requests.extend(std::iter::from_fn(|| state.hash_probe.next(content, at)));
+            requests
         });
-        let Some(this) = self.this.upgrade().filter(|_| !questions.is_empty()) else { return };
-        for range in questions {
-            let asked = Asked { fetcher: Arc::clone(&this), content: *content, range, answer: Answer::None };
-            self.runtime.spawn(asked.bring());
+        let Some(this) = self.this.upgrade().filter(|_| !requests.is_empty()) else { return };
+        for range in requests {
+            let asked =
+                HashRequest { fetcher: Arc::clone(&this), content: *content, range, answer: Answer::None };
+            self.runtime.spawn(asked.fetch());
         }
     }
 
     /// Waits for the hashes of chunks that are to be read, as long as that pays.
     pub(super) async fn wait_for_hashes(&self, start: &Start) {
         loop {
-            let answered = self.hashes_came.notified();
+            let answered = self.hash_request_ended.notified();
             tokio::pin!(answered);
             answered.as_mut().enable();
             let now = Instant::now().into_std();
-            let patience = self.with_state(|state| {
-                state.manifests.patience(&start.content.key, start.chunks, start.is_ahead, now)
+            let deadline = self.with_state(|state| {
+                state.hash_probe.wait_until(&start.content.key, start.chunks, start.is_ahead, now)
             });
-            let Some(until) = patience else { return };
+            let Some(until) = deadline else { return };
             // The loop checks the state again in either case.
             let _ = timeout_at(until.into(), answered).await;
         }
@@ -98,39 +99,39 @@ impl Fetcher {
 }
 
 /// Hash request in flight. Its waiters are notified in any case.
-struct Asked {
+struct HashRequest {
     fetcher: Arc<Fetcher>,
     content: FileContent,
     range: ChunkRange,
     answer: Answer,
 }
 
-impl Drop for Asked {
+impl Drop for HashRequest {
     fn drop(&mut self) {
         let now = Instant::now().into_std();
         self.fetcher.with_state(|state| {
-            state.manifests.answered(&self.content.key, self.range, self.answer, now);
+            state.hash_probe.answered(&self.content.key, self.range, self.answer, now);
         });
-        self.fetcher.hashes_came.notify_waiters();
+        self.fetcher.hash_request_ended.notify_waiters();
     }
 }
 
-impl Asked {
-    async fn bring(mut self) {
+impl HashRequest {
+    async fn fetch(mut self) {
         match self.ask().await {
             Ok(answer) => self.answer = answer,
             Err(FetchError::Call(CallError::Host(error)))
                 if matches!(error.code, ErrorCode::Malformed | ErrorCode::Unsupported) =>
             {
                 tracing::info!("the host does not support hash requests: {error}");
-                self.fetcher.with_state(|state| state.manifests.turn_off());
+                self.fetcher.with_state(|state| state.hash_probe.disable());
             }
             Err(error) => tracing::debug!(%error, "a hash request failed"),
         }
         let (fetcher, content) = (Arc::clone(&self.fetcher), self.content);
         drop(self);
         // The next requests depend on this answer.
-        fetcher.ask_hashes(&content, |_, _| Vec::new());
+        fetcher.request_hashes(&content, |_, _| Vec::new());
     }
 
     async fn ask(&self) -> Result<Answer, FetchError> {
@@ -143,7 +144,7 @@ impl Asked {
         let request = ManifestRequest { node, version, chunks };
         let (hashes, computed) = self.fetcher.client.manifest(request).await?;
         let asked = hashes.len() as u64;
-        let found = self.take_note(chunks, &hashes, &unknown);
+        let found = self.record_held(chunks, &hashes, &unknown);
         self.fetcher.with_state(|state| {
             state.counters.manifest_chunks += asked;
             state.counters.manifest_chunks_held += found;
@@ -169,7 +170,7 @@ impl Asked {
     }
 
     /// Records the hashes of chunks that the cache holds; the others gain nothing. Returns their number.
-    fn take_note(&self, chunks: ChunkRange, hashes: &[ChunkHash], unknown: &[ChunkIndex]) -> u64 {
+    fn record_held(&self, chunks: ChunkRange, hashes: &[ChunkHash], unknown: &[ChunkIndex]) -> u64 {
         let mut found = 0;
         for (index, hash) in chunks.iter().zip(hashes) {
             if unknown.binary_search(&index).is_ok() && self.fetcher.cache.contains(*hash) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{FetchConfig, FetchError, Fetcher, FileContent, OwnerId};
+use super::{FetchConfig, FetchError, Fetcher, FileContent, StreamId};
 use crate::cache::{FileKey, NoCache};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex, ChunkRange, VerifiedChunk};
 use crate::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart};
@@ -39,7 +39,7 @@ impl Client for Scripted {
     }
 
     fn root(&self) -> Attributes {
-        unreachable!("nobody asks for the root")
+        unreachable!("the root is not requested")
     }
 
     fn link(&self) -> LinkState {
@@ -126,11 +126,11 @@ async fn wrong_pieces_are_errors() {
 }
 
 #[test]
-fn a_runtime_that_is_gone_leaves_nobody_waiting() {
+fn a_stopped_runtime_fails_all_reads() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let fetcher = runtime.block_on(async { fetcher(Vec::new()) });
     drop(runtime);
-    fetcher.ahead(&CONTENT, ChunkRange::new(ChunkIndex(0), 2), OwnerId { handle: 1, cursor: 0 });
+    fetcher.read_ahead(&CONTENT, ChunkRange::new(ChunkIndex(0), 2), StreamId { handle: 1, cursor: 0 });
     let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let asked = ByteRange::new(0, 10);
     let result = other.block_on(fetcher.read(&CONTENT, asked, Demand::Chunks(asked.chunks())));

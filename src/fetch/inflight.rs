@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::content::{ChunkKey, OwnerId};
+use super::content::{ChunkKey, StreamId};
 
 /// Number of a request, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +22,7 @@ pub(super) struct Delivery<W> {
     /// Waiters to notify.
     pub(super) waiters: Vec<W>,
     /// Stream for which the chunk was read ahead; `None` for a demand.
-    pub(super) owner: Option<OwnerId>,
+    pub(super) stream: Option<StreamId>,
 }
 
 /// Waiters to notify of a failed request.
@@ -57,14 +57,14 @@ struct Request {
     /// Chunks not delivered yet.
     left: Vec<ChunkKey>,
     /// Streams that want this read-ahead; its bytes count for the first. Empty for a demand.
-    owners: Vec<OwnerId>,
+    streams: Vec<StreamId>,
     was_ahead: bool,
     waiters: usize,
 }
 
 impl Request {
     const fn is_wanted(&self) -> bool {
-        self.waiters > 0 || !self.owners.is_empty()
+        self.waiters > 0 || !self.streams.is_empty()
     }
 }
 
@@ -101,14 +101,14 @@ impl<W> Inflight<W> {
     }
 
     /// Returns the bytes of read-ahead in flight for one stream.
-    pub(super) fn ahead_bytes_of(&self, owner: OwnerId) -> u64 {
-        let of_owner = self.requests.values().filter(|request| request.owners.first() == Some(&owner));
+    pub(super) fn ahead_bytes_of(&self, stream: StreamId) -> u64 {
+        let of_owner = self.requests.values().filter(|request| request.streams.first() == Some(&stream));
         of_owner.flat_map(|request| &request.left).map(|key| self.chunks[key].bytes).sum()
     }
 
     /// Returns the streams of the requests in flight.
-    pub(super) fn owners(&self) -> impl Iterator<Item = OwnerId> {
-        self.requests.values().flat_map(|request| request.owners.iter().copied())
+    pub(super) fn streams(&self) -> impl Iterator<Item = StreamId> {
+        self.requests.values().flat_map(|request| request.streams.iter().copied())
     }
 
     pub(super) fn contains(&self, key: &ChunkKey) -> bool {
@@ -116,20 +116,20 @@ impl<W> Inflight<W> {
     }
 
     /// Starts a request for chunks, each with its length in bytes. None of them may be in flight. Without
-    /// `owner` it is a demand, which must be joined before anything is cancelled.
-    pub(super) fn begin(&mut self, owner: Option<OwnerId>, chunks: &[(ChunkKey, u64)]) -> RequestId {
+    /// `stream` it is a demand, which must be joined before anything is cancelled.
+    pub(super) fn begin(&mut self, stream: Option<StreamId>, chunks: &[(ChunkKey, u64)]) -> RequestId {
         let id = RequestId(self.next_id());
         for (key, bytes) in chunks {
             let chunk = Chunk { request: id, bytes: *bytes, waiters: Vec::new() };
             let before = self.chunks.insert(*key, chunk);
             assert!(before.is_none(), "a chunk must not be asked for twice");
             self.bytes += bytes;
-            self.ahead_bytes += if owner.is_some() { *bytes } else { 0 };
+            self.ahead_bytes += if stream.is_some() { *bytes } else { 0 };
         }
-        self.ahead_requests += usize::from(owner.is_some());
+        self.ahead_requests += usize::from(stream.is_some());
         let left = chunks.iter().map(|(key, _)| *key).collect();
-        let owners = owner.into_iter().collect();
-        self.requests.insert(id, Request { left, owners, was_ahead: owner.is_some(), waiters: 0 });
+        let streams = stream.into_iter().collect();
+        self.requests.insert(id, Request { left, streams, was_ahead: stream.is_some(), waiters: 0 });
         id
     }
 
@@ -143,11 +143,11 @@ impl<W> Inflight<W> {
     }
 
     /// Adds a stream to the read-ahead of a chunk that is in flight.
-    pub(super) fn adopt(&mut self, key: &ChunkKey, owner: OwnerId) {
+    pub(super) fn adopt(&mut self, key: &ChunkKey, stream: StreamId) {
         let Some(chunk) = self.chunks.get(key) else { return };
         let request = self.requests.get_mut(&chunk.request).expect("every chunk has a request");
-        if request.was_ahead && !request.owners.contains(&owner) {
-            request.owners.push(owner);
+        if request.was_ahead && !request.streams.contains(&stream) {
+            request.streams.push(stream);
         }
     }
 
@@ -160,8 +160,8 @@ impl<W> Inflight<W> {
         let request = self.requests.get_mut(&id).expect("every chunk has a request");
         request.left.retain(|left| left != key);
         request.waiters -= chunk.waiters.len();
-        let owner = request.owners.first().copied();
-        Some(Delivery { waiters: chunk.waiters.into_iter().map(|(_, waiter)| waiter).collect(), owner })
+        let stream = request.streams.first().copied();
+        Some(Delivery { waiters: chunk.waiters.into_iter().map(|(_, waiter)| waiter).collect(), stream })
     }
 
     /// Ends a request. Returns the waiters of its missing chunks; `None` if there are none or the request
@@ -189,12 +189,12 @@ impl<W> Inflight<W> {
 
     /// Cancels the read-ahead of streams. Returns the requests that are unwanted now; they are removed from
     /// the table.
-    pub(super) fn cancel(&mut self, gives_up: impl Fn(OwnerId) -> bool) -> Vec<RequestId> {
+    pub(super) fn cancel(&mut self, gives_up: impl Fn(StreamId) -> bool) -> Vec<RequestId> {
         let mut unwanted = Vec::new();
         for (id, request) in &mut self.requests {
-            let before = request.owners.len();
-            request.owners.retain(|owner| !gives_up(*owner));
-            if request.owners.len() < before && !request.is_wanted() {
+            let before = request.streams.len();
+            request.streams.retain(|stream| !gives_up(*stream));
+            if request.streams.len() < before && !request.is_wanted() {
                 unwanted.push(*id);
             }
         }
@@ -248,8 +248,8 @@ mod tests {
         ChunkKey { file: FileKey::from_bytes([0; 32]), settled: true, epoch: 0, index: ChunkIndex(index) }
     }
 
-    const fn owner(handle: u64) -> OwnerId {
-        OwnerId { handle, cursor: 0 }
+    const fn stream(handle: u64) -> StreamId {
+        StreamId { handle, cursor: 0 }
     }
 
     #[derive(Debug, Clone)]
@@ -258,12 +258,12 @@ mod tests {
         Begin {
             first: u64,
             count: u64,
-            owner: Option<u64>,
+            stream: Option<u64>,
         },
         Join(u64),
         Adopt {
             index: u64,
-            owner: u64,
+            stream: u64,
         },
         Deliver(u64),
         End(usize),
@@ -275,9 +275,9 @@ mod tests {
         let index = 0..24u64;
         prop_oneof![
             4 => (index.clone(), 1..4u64, prop::option::of(0..3u64))
-                .prop_map(|(first, count, owner)| Op::Begin { first, count, owner }),
+                .prop_map(|(first, count, stream)| Op::Begin { first, count, stream }),
             3 => index.clone().prop_map(Op::Join),
-            1 => (index.clone(), 0..3u64).prop_map(|(index, owner)| Op::Adopt { index, owner }),
+            1 => (index.clone(), 0..3u64).prop_map(|(index, stream)| Op::Adopt { index, stream }),
             4 => index.prop_map(Op::Deliver),
             2 => any::<usize>().prop_map(Op::End),
             2 => any::<usize>().prop_map(Op::Leave),
@@ -287,27 +287,27 @@ mod tests {
 
     /// Naive model: a flat list of requests with their chunks, streams and waiters.
     #[derive(Debug)]
-    struct Twin {
+    struct Model {
         id: RequestId,
         ahead: bool,
-        owners: Vec<u64>,
+        streams: Vec<u64>,
         /// Chunk and the numbers of its waiters.
         left: Vec<(u64, Vec<u32>)>,
     }
 
-    impl Twin {
+    impl Model {
         fn is_wanted(&self) -> bool {
-            !self.owners.is_empty() || self.left.iter().any(|(_, waiters)| !waiters.is_empty())
+            !self.streams.is_empty() || self.left.iter().any(|(_, waiters)| !waiters.is_empty())
         }
     }
 
-    fn holder(twins: &mut [Twin], index: u64) -> Option<&mut Twin> {
-        twins.iter_mut().find(|twin| twin.left.iter().any(|(other, _)| *other == index))
+    fn holder(models: &mut [Model], index: u64) -> Option<&mut Model> {
+        models.iter_mut().find(|model| model.left.iter().any(|(other, _)| *other == index))
     }
 
     #[derive(Default)]
     struct Run {
-        twins: Vec<Twin>,
+        models: Vec<Model>,
         /// Number of a waiter, its id and its chunk.
         waiters: Vec<(u32, WaiterId, u64)>,
         next: u32,
@@ -318,10 +318,10 @@ mod tests {
             self.next += 1;
             let number = self.next;
             let id = table.join(&key(index), || number);
-            let twin = holder(&mut self.twins, index);
-            prop_assert_eq!(id.is_some(), twin.is_some());
-            if let (Some(id), Some(twin)) = (id, twin) {
-                let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
+            let model = holder(&mut self.models, index);
+            prop_assert_eq!(id.is_some(), model.is_some());
+            if let (Some(id), Some(model)) = (id, model) {
+                let (_, waiters) = model.left.iter_mut().find(|(other, _)| *other == index).unwrap();
                 waiters.push(number);
                 self.waiters.push((number, id, index));
             }
@@ -330,41 +330,41 @@ mod tests {
 
         fn apply(&mut self, table: &mut Inflight<u32>, op: &Op) -> Result<(), TestCaseError> {
             match *op {
-                Op::Begin { first, count, owner: handle } => {
-                    let free = |index: &u64| holder(&mut self.twins, *index).is_none();
+                Op::Begin { first, count, stream: handle } => {
+                    let free = |index: &u64| holder(&mut self.models, *index).is_none();
                     let indices: Vec<u64> = (first..first + count).filter(free).collect();
                     if indices.is_empty() {
                         return Ok(());
                     }
                     let chunks: Vec<_> = indices.iter().map(|index| (key(*index), 100 + index)).collect();
-                    let id = table.begin(handle.map(owner), &chunks);
+                    let id = table.begin(handle.map(stream), &chunks);
                     let left = indices.iter().map(|index| (*index, Vec::new())).collect();
-                    let owners = handle.into_iter().collect();
-                    self.twins.push(Twin { id, ahead: handle.is_some(), owners, left });
+                    let streams = handle.into_iter().collect();
+                    self.models.push(Model { id, ahead: handle.is_some(), streams, left });
                     if handle.is_none() {
                         self.join(table, indices[0])?;
                     }
                 }
                 Op::Join(index) => self.join(table, index)?,
-                Op::Adopt { index, owner: handle } => {
-                    table.adopt(&key(index), owner(handle));
-                    if let Some(twin) = holder(&mut self.twins, index)
-                        && twin.ahead
-                        && !twin.owners.contains(&handle)
+                Op::Adopt { index, stream: handle } => {
+                    table.adopt(&key(index), stream(handle));
+                    if let Some(model) = holder(&mut self.models, index)
+                        && model.ahead
+                        && !model.streams.contains(&handle)
                     {
-                        twin.owners.push(handle);
+                        model.streams.push(handle);
                     }
                 }
                 Op::Deliver(index) => {
-                    let Some(twin) = holder(&mut self.twins, index) else {
+                    let Some(model) = holder(&mut self.models, index) else {
                         prop_assert_eq!(table.deliver(RequestId(0), &key(index)), None);
                         return Ok(());
                     };
-                    let at = twin.left.iter().position(|(other, _)| *other == index).unwrap();
-                    let (_, waiters) = twin.left.remove(at);
-                    let owner = twin.owners.first().map(|handle| owner(*handle));
-                    let expected = Some(Delivery { waiters, owner });
-                    prop_assert_eq!(table.deliver(twin.id, &key(index)), expected);
+                    let at = model.left.iter().position(|(other, _)| *other == index).unwrap();
+                    let (_, waiters) = model.left.remove(at);
+                    let stream = model.streams.first().map(|handle| stream(*handle));
+                    let expected = Some(Delivery { waiters, stream });
+                    prop_assert_eq!(table.deliver(model.id, &key(index)), expected);
                 }
                 Op::End(pick) => self.end(table, pick)?,
                 Op::Leave(pick) => self.leave(table, pick)?,
@@ -374,19 +374,19 @@ mod tests {
         }
 
         fn end(&mut self, table: &mut Inflight<u32>, pick: usize) -> Result<(), TestCaseError> {
-            if self.twins.is_empty() {
+            if self.models.is_empty() {
                 return Ok(());
             }
-            let twin = self.twins.remove(pick % self.twins.len());
-            let failure = table.end(twin.id);
-            prop_assert_eq!(failure.is_none(), twin.left.is_empty());
+            let model = self.models.remove(pick % self.models.len());
+            let failure = table.end(model.id);
+            prop_assert_eq!(failure.is_none(), model.left.is_empty());
             if let Some(failure) = failure {
                 let expected: BTreeSet<u32> =
-                    twin.left.into_iter().flat_map(|(_, waiters)| waiters).collect();
+                    model.left.into_iter().flat_map(|(_, waiters)| waiters).collect();
                 prop_assert_eq!(failure.waiters.into_iter().collect::<BTreeSet<_>>(), expected);
-                prop_assert_eq!(failure.was_ahead, twin.ahead);
+                prop_assert_eq!(failure.was_ahead, model.ahead);
             }
-            prop_assert_eq!(table.end(twin.id), None);
+            prop_assert_eq!(table.end(model.id), None);
             Ok(())
         }
 
@@ -397,56 +397,56 @@ mod tests {
                 return Ok(());
             };
             let mut unwanted = None;
-            if let Some(twin) = holder(&mut self.twins, index) {
-                let (_, waiters) = twin.left.iter_mut().find(|(other, _)| *other == index).unwrap();
+            if let Some(model) = holder(&mut self.models, index) {
+                let (_, waiters) = model.left.iter_mut().find(|(other, _)| *other == index).unwrap();
                 let before = waiters.len();
                 waiters.retain(|other| *other != number);
-                if waiters.len() < before && !twin.is_wanted() {
-                    unwanted = Some(twin.id);
+                if waiters.len() < before && !model.is_wanted() {
+                    unwanted = Some(model.id);
                 }
             }
-            self.twins.retain(|twin| Some(twin.id) != unwanted);
+            self.models.retain(|model| Some(model.id) != unwanted);
             prop_assert_eq!(table.leave(&key(index), id), unwanted);
             Ok(())
         }
 
         fn cancel(&mut self, table: &mut Inflight<u32>, handle: u64) -> Result<(), TestCaseError> {
             let mut expected = BTreeSet::new();
-            for twin in &mut self.twins {
-                let before = twin.owners.len();
-                twin.owners.retain(|other| *other != handle);
-                if twin.owners.len() < before && !twin.is_wanted() {
-                    expected.insert(twin.id);
+            for model in &mut self.models {
+                let before = model.streams.len();
+                model.streams.retain(|other| *other != handle);
+                if model.streams.len() < before && !model.is_wanted() {
+                    expected.insert(model.id);
                 }
             }
-            self.twins.retain(|twin| !expected.contains(&twin.id));
-            let unwanted = table.cancel(|other| other == owner(handle));
+            self.models.retain(|model| !expected.contains(&model.id));
+            let unwanted = table.cancel(|other| other == stream(handle));
             prop_assert_eq!(unwanted.into_iter().collect::<BTreeSet<_>>(), expected);
             Ok(())
         }
 
-        fn bytes(&self, counts: impl Fn(&Twin) -> bool) -> u64 {
-            let counted = self.twins.iter().filter(|twin| counts(twin));
-            counted.flat_map(|twin| &twin.left).map(|(index, _)| 100 + index).sum()
+        fn bytes(&self, counts: impl Fn(&Model) -> bool) -> u64 {
+            let counted = self.models.iter().filter(|model| counts(model));
+            counted.flat_map(|model| &model.left).map(|(index, _)| 100 + index).sum()
         }
     }
 
     proptest! {
         #[test]
-        fn it_knows_what_its_slow_twin_knows(ops in prop::collection::vec(op(), 0..200)) {
+        fn the_table_agrees_with_the_model(ops in prop::collection::vec(op(), 0..200)) {
             let (mut table, mut run) = (Inflight::new(), Run::default());
             for op in ops {
                 run.apply(&mut table, &op)?;
                 prop_assert_eq!(table.bytes(), run.bytes(|_| true));
-                prop_assert_eq!(table.ahead_bytes(), run.bytes(|twin| twin.ahead));
-                prop_assert_eq!(table.ahead_requests(), run.twins.iter().filter(|twin| twin.ahead).count());
-                prop_assert_eq!(table.requests.len(), run.twins.len());
+                prop_assert_eq!(table.ahead_bytes(), run.bytes(|model| model.ahead));
+                prop_assert_eq!(table.ahead_requests(), run.models.iter().filter(|model| model.ahead).count());
+                prop_assert_eq!(table.requests.len(), run.models.len());
                 for handle in 0..3 {
-                    let first = |twin: &Twin| twin.owners.first() == Some(&handle);
-                    prop_assert_eq!(table.ahead_bytes_of(owner(handle)), run.bytes(first));
+                    let first = |model: &Model| model.streams.first() == Some(&handle);
+                    prop_assert_eq!(table.ahead_bytes_of(stream(handle)), run.bytes(first));
                 }
                 for index in 0..27 {
-                    prop_assert_eq!(table.contains(&key(index)), holder(&mut run.twins, index).is_some());
+                    prop_assert_eq!(table.contains(&key(index)), holder(&mut run.models, index).is_some());
                 }
             }
         }

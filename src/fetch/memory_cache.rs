@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use lru::LruCache;
 
-use super::content::{ChunkKey, OwnerId};
+use super::content::{ChunkKey, StreamId};
 use crate::chunk::Laid;
 
 /// Overhead of a chunk in bytes: key, links, and the header of its buffer.
@@ -22,13 +22,13 @@ pub(super) const ENTRY_BYTES: u64 = 256;
 
 /// The cache.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct MemoryCache {
     read: LruCache<ChunkKey, Laid>,
-    unread: LruCache<ChunkKey, (Laid, OwnerId)>,
-    passed: LruCache<ChunkKey, Laid>,
-    passed_bytes: u64,
+    unread: LruCache<ChunkKey, (Laid, StreamId)>,
+    consumed: LruCache<ChunkKey, Laid>,
+    consumed_bytes: u64,
     bytes: u64,
-    unread_bytes: HashMap<OwnerId, u64>,
+    unread_bytes: HashMap<StreamId, u64>,
     unread_bytes_total: u64,
     wasted_chunks: u64,
 }
@@ -38,13 +38,13 @@ const fn cost(chunk: &Laid) -> u64 {
     chunk.bytes().len() as u64 + ENTRY_BYTES
 }
 
-impl Memory {
+impl MemoryCache {
     pub(super) fn new() -> Self {
         Self {
             read: LruCache::unbounded(),
             unread: LruCache::unbounded(),
-            passed: LruCache::unbounded(),
-            passed_bytes: 0,
+            consumed: LruCache::unbounded(),
+            consumed_bytes: 0,
             bytes: 0,
             unread_bytes: HashMap::new(),
             unread_bytes_total: 0,
@@ -58,7 +58,7 @@ impl Memory {
     }
 
     pub(super) fn chunks(&self) -> usize {
-        self.read.len() + self.unread.len() + self.passed.len()
+        self.read.len() + self.unread.len() + self.consumed.len()
     }
 
     /// Returns the bytes of unread chunks.
@@ -67,12 +67,12 @@ impl Memory {
     }
 
     /// Returns the bytes of unread chunks of one stream.
-    pub(super) fn unread_bytes_of(&self, owner: OwnerId) -> u64 {
-        self.unread_bytes.get(&owner).copied().unwrap_or(0)
+    pub(super) fn unread_bytes_of(&self, stream: StreamId) -> u64 {
+        self.unread_bytes.get(&stream).copied().unwrap_or(0)
     }
 
     /// Returns the streams with unread chunks.
-    pub(super) fn owners(&self) -> impl Iterator<Item = OwnerId> {
+    pub(super) fn streams(&self) -> impl Iterator<Item = StreamId> {
         self.unread_bytes.keys().copied()
     }
 
@@ -82,7 +82,7 @@ impl Memory {
     }
 
     pub(super) fn contains(&self, key: &ChunkKey) -> bool {
-        self.read.contains(key) || self.unread.contains(key) || self.passed.contains(key)
+        self.read.contains(key) || self.unread.contains(key) || self.consumed.contains(key)
     }
 
     /// Returns a chunk for a reader and marks it as read.
@@ -90,23 +90,23 @@ impl Memory {
         if let Some(chunk) = self.read.get(key) {
             return Some(chunk.clone());
         }
-        let chunk = self.take_unread(key).or_else(|| self.take_passed(key))?;
+        let chunk = self.take_unread(key).or_else(|| self.take_consumed(key))?;
         self.read.put(*key, chunk.clone());
         Some(chunk)
     }
 
     /// Moves a read chunk to the front of the eviction order, because its reader has consumed it.
-    pub(super) fn pass(&mut self, key: &ChunkKey) {
+    pub(super) fn mark_consumed(&mut self, key: &ChunkKey) {
         if let Some(chunk) = self.read.pop(key) {
-            self.passed_bytes += cost(&chunk);
-            self.passed.put(*key, chunk);
+            self.consumed_bytes += cost(&chunk);
+            self.consumed.put(*key, chunk);
         }
     }
 
     /// Evicts consumed chunks down to `bytes` and appends them to `evicted`.
-    pub(super) fn evict_passed_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
-        while self.passed_bytes > bytes
-            && let Some(gone) = self.pop_passed()
+    pub(super) fn evict_consumed_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
+        while self.consumed_bytes > bytes
+            && let Some(gone) = self.pop_consumed()
         {
             self.bytes -= cost(&gone);
             evicted.push(gone);
@@ -114,21 +114,21 @@ impl Memory {
     }
 
     /// Adds a chunk: read, or unread for the stream that requested it ahead.
-    pub(super) fn insert(&mut self, key: ChunkKey, chunk: Laid, unread_for: Option<OwnerId>) {
+    pub(super) fn insert(&mut self, key: ChunkKey, chunk: Laid, unread_for: Option<StreamId>) {
         self.remove(&key);
         self.bytes += cost(&chunk);
         match unread_for {
-            Some(owner) => {
-                *self.unread_bytes.entry(owner).or_default() += cost(&chunk);
+            Some(stream) => {
+                *self.unread_bytes.entry(stream).or_default() += cost(&chunk);
                 self.unread_bytes_total += cost(&chunk);
-                self.unread.put(key, (chunk, owner));
+                self.unread.put(key, (chunk, stream));
             }
             None => drop(self.read.put(key, chunk)),
         }
     }
 
     /// Moves the unread chunks of cancelled streams to the front of the eviction order.
-    pub(super) fn give_up(&mut self, wanted: impl Fn(OwnerId) -> bool) {
+    pub(super) fn demote(&mut self, wanted: impl Fn(StreamId) -> bool) {
         let keys: Vec<ChunkKey> =
             self.unread.iter().filter(|(_, (_, o))| wanted(*o)).map(|(k, _)| *k).collect();
         for key in keys {
@@ -143,7 +143,7 @@ impl Memory {
     /// Evicts chunks down to `bytes` and appends them to `evicted`.
     pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
         while self.bytes > bytes {
-            let read = self.pop_passed().or_else(|| self.read.pop_lru().map(|(_, gone)| gone));
+            let read = self.pop_consumed().or_else(|| self.read.pop_lru().map(|(_, gone)| gone));
             let gone = match read {
                 Some(gone) => gone,
                 None => match self.unread.peek_lru().map(|(key, _)| *key) {
@@ -160,31 +160,31 @@ impl Memory {
     }
 
     fn remove(&mut self, key: &ChunkKey) {
-        let read = self.read.pop(key).or_else(|| self.take_passed(key));
+        let read = self.read.pop(key).or_else(|| self.take_consumed(key));
         if let Some(chunk) = read.or_else(|| self.take_unread(key)) {
             self.bytes -= cost(&chunk);
         }
     }
 
-    fn take_passed(&mut self, key: &ChunkKey) -> Option<Laid> {
-        let chunk = self.passed.pop(key)?;
-        self.passed_bytes -= cost(&chunk);
+    fn take_consumed(&mut self, key: &ChunkKey) -> Option<Laid> {
+        let chunk = self.consumed.pop(key)?;
+        self.consumed_bytes -= cost(&chunk);
         Some(chunk)
     }
 
-    fn pop_passed(&mut self) -> Option<Laid> {
-        let (_, chunk) = self.passed.pop_lru()?;
-        self.passed_bytes -= cost(&chunk);
+    fn pop_consumed(&mut self) -> Option<Laid> {
+        let (_, chunk) = self.consumed.pop_lru()?;
+        self.consumed_bytes -= cost(&chunk);
         Some(chunk)
     }
 
     fn take_unread(&mut self, key: &ChunkKey) -> Option<Laid> {
-        let (chunk, owner) = self.unread.pop(key)?;
+        let (chunk, stream) = self.unread.pop(key)?;
         self.unread_bytes_total -= cost(&chunk);
-        let left = self.unread_bytes.get_mut(&owner).expect("every unread chunk is counted for its stream");
+        let left = self.unread_bytes.get_mut(&stream).expect("every unread chunk is counted for its stream");
         *left -= cost(&chunk);
         if *left == 0 {
-            self.unread_bytes.remove(&owner);
+            self.unread_bytes.remove(&stream);
         }
         Some(chunk)
     }
@@ -203,8 +203,8 @@ mod tests {
         ChunkKey { file: FileKey::from_bytes([0; 32]), settled: true, epoch: 0, index: ChunkIndex(index) }
     }
 
-    const fn owner(handle: u64) -> OwnerId {
-        OwnerId { handle, cursor: 0 }
+    const fn stream(handle: u64) -> StreamId {
+        StreamId { handle, cursor: 0 }
     }
 
     #[derive(Debug, Clone)]
@@ -231,31 +231,31 @@ mod tests {
 
     /// Naive model: entries in the order of eviction, consumed ones first, unread ones last.
     #[derive(Default)]
-    struct Twin {
-        passed: Vec<(u64, u64)>,
+    struct Model {
+        consumed: Vec<(u64, u64)>,
         read: Vec<(u64, u64)>,
         unread: Vec<(u64, u64, u64)>,
     }
 
-    impl Twin {
+    impl Model {
         fn remove(&mut self, index: u64) -> Option<u64> {
             if let Some(at) = self.read.iter().position(|(other, _)| *other == index) {
                 return Some(self.read.remove(at).1);
             }
-            if let Some(at) = self.passed.iter().position(|(other, _)| *other == index) {
-                return Some(self.passed.remove(at).1);
+            if let Some(at) = self.consumed.iter().position(|(other, _)| *other == index) {
+                return Some(self.consumed.remove(at).1);
             }
             let at = self.unread.iter().position(|(other, ..)| *other == index)?;
             Some(self.unread.remove(at).1)
         }
 
         fn bytes(&self) -> u64 {
-            let read = self.read.iter().chain(&self.passed).map(|(_, cost)| cost).sum::<u64>();
+            let read = self.read.iter().chain(&self.consumed).map(|(_, cost)| cost).sum::<u64>();
             read + self.unread_bytes(|_| true)
         }
 
         fn unread_bytes(&self, of: impl Fn(u64) -> bool) -> u64 {
-            self.unread.iter().filter(|(.., owner)| of(*owner)).map(|(_, cost, _)| cost).sum()
+            self.unread.iter().filter(|(.., stream)| of(*stream)).map(|(_, cost, _)| cost).sum()
         }
 
         fn apply(&mut self, op: &Op) {
@@ -264,7 +264,7 @@ mod tests {
                     self.remove(index);
                     let cost = len as u64 + ENTRY_BYTES;
                     match unread_for {
-                        Some(owner) => self.unread.push((index, cost, owner)),
+                        Some(stream) => self.unread.push((index, cost, stream)),
                         None => self.read.push((index, cost)),
                     }
                 }
@@ -273,27 +273,27 @@ mod tests {
                         self.read.push((index, cost));
                     }
                 }
-                Op::GiveUp(owner) => {
+                Op::GiveUp(stream) => {
                     let (gone, kept): (Vec<_>, Vec<_>) =
-                        self.unread.drain(..).partition(|(.., other)| *other == owner);
+                        self.unread.drain(..).partition(|(.., other)| *other == stream);
                     self.unread = kept;
                     let gone = gone.into_iter().map(|(index, cost, _)| (index, cost));
                     self.read.splice(0..0, gone);
                 }
                 Op::Pass(index) => {
                     if let Some(at) = self.read.iter().position(|(other, _)| *other == index) {
-                        self.passed.push(self.read.remove(at));
+                        self.consumed.push(self.read.remove(at));
                     }
                 }
                 Op::EvictPassedTo(bytes) => {
-                    while self.passed.iter().map(|(_, cost)| cost).sum::<u64>() > bytes {
-                        self.passed.remove(0);
+                    while self.consumed.iter().map(|(_, cost)| cost).sum::<u64>() > bytes {
+                        self.consumed.remove(0);
                     }
                 }
                 Op::EvictTo(bytes) => {
                     while self.bytes() > bytes {
-                        if !self.passed.is_empty() {
-                            self.passed.remove(0);
+                        if !self.consumed.is_empty() {
+                            self.consumed.remove(0);
                         } else if self.read.is_empty() {
                             self.unread.remove(0);
                         } else {
@@ -307,20 +307,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_keeps_what_its_slow_twin_keeps(ops in prop::collection::vec(op(), 0..200)) {
-            let (mut memory, mut twin) = (Memory::new(), Twin::default());
+        fn the_cache_agrees_with_the_model(ops in prop::collection::vec(op(), 0..200)) {
+            let (mut memory, mut model) = (MemoryCache::new(), Model::default());
             for op in ops {
                 match &op {
                     Op::Insert { index, len, unread_for } => {
-                        memory.insert(key(*index), Bytes::from(vec![0; *len]).into(), unread_for.map(owner));
+                        memory.insert(key(*index), Bytes::from(vec![0; *len]).into(), unread_for.map(stream));
                     }
                     Op::Get(index) => {
                         let there = memory.contains(&key(*index));
                         prop_assert_eq!(memory.get(&key(*index)).is_some(), there);
                     }
-                    Op::GiveUp(handle) => memory.give_up(|other| other == owner(*handle)),
-                    Op::Pass(index) => memory.pass(&key(*index)),
-                    Op::EvictPassedTo(bytes) => memory.evict_passed_to(*bytes, &mut Vec::new()),
+                    Op::GiveUp(handle) => memory.demote(|other| other == stream(*handle)),
+                    Op::Pass(index) => memory.mark_consumed(&key(*index)),
+                    Op::EvictPassedTo(bytes) => memory.evict_consumed_to(*bytes, &mut Vec::new()),
                     Op::EvictTo(bytes) => {
                         let (before, mut evicted) = (memory.chunks(), Vec::new());
                         memory.evict_to(*bytes, &mut evicted);
@@ -328,17 +328,17 @@ mod tests {
                         prop_assert_eq!(before - memory.chunks(), evicted.len());
                     }
                 }
-                twin.apply(&op);
-                prop_assert_eq!(memory.bytes(), twin.bytes());
-                prop_assert_eq!(memory.unread_bytes(), twin.unread_bytes(|_| true));
+                model.apply(&op);
+                prop_assert_eq!(memory.bytes(), model.bytes());
+                prop_assert_eq!(memory.unread_bytes(), model.unread_bytes(|_| true));
                 for handle in 0..3 {
-                    let of_owner = twin.unread_bytes(|other| other == handle);
-                    prop_assert_eq!(memory.unread_bytes_of(owner(handle)), of_owner);
-                    prop_assert_eq!(memory.owners().any(|other| other == owner(handle)), of_owner > 0);
+                    let of_owner = model.unread_bytes(|other| other == handle);
+                    prop_assert_eq!(memory.unread_bytes_of(stream(handle)), of_owner);
+                    prop_assert_eq!(memory.streams().any(|other| other == stream(handle)), of_owner > 0);
                 }
                 for index in 0..30 {
-                    let there = twin.read.iter().chain(&twin.passed).any(|(other, _)| *other == index)
-                        || twin.unread.iter().any(|(other, ..)| *other == index);
+                    let there = model.read.iter().chain(&model.consumed).any(|(other, _)| *other == index)
+                        || model.unread.iter().any(|(other, ..)| *other == index);
                     prop_assert_eq!(memory.contains(&key(index)), there, "chunk {}", index);
                 }
             }
@@ -346,10 +346,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_goes_before_what_was_not() {
-        let mut memory = Memory::new();
+    fn read_chunks_are_evicted_before_unread_ones() {
+        let mut memory = MemoryCache::new();
         let chunk = Laid::from(Bytes::from(vec![0; 1000]));
-        memory.insert(key(0), chunk.clone(), Some(owner(0)));
+        memory.insert(key(0), chunk.clone(), Some(stream(0)));
         memory.insert(key(1), chunk.clone(), None);
         let mut evicted = Vec::new();
         memory.evict_to(1000 + ENTRY_BYTES, &mut evicted);

@@ -7,10 +7,11 @@
 //! guess.
 //!
 //! Reading order, first the files without I/O: [`content`] (identities), [`memory_cache`], [`inflight`],
-//! [`queue`] (tables), [`scheduler`] (the tables under one budget), [`hash_probe`] (policy of hash requests).
-//! [`request`] holds the task that fetches chunks, and [`hashes`] the task that requests hashes. [`delta`]
-//! reuses moved content of an earlier version. [`cache_insert`] inserts into the disk cache. [`read`] serves the
-//! readers, [`open_prefetch`] the opens, [`warm`] the warm-up. [`written`] keeps written content.
+//! [`queue`] (tables), [`scheduler`] (the tables under one budget), [`hash_probe`] (policy of hash
+//! requests). [`request`] holds the task that fetches chunks, and [`hashes`] the task that requests hashes.
+//! [`delta`] reuses moved content of an earlier version. [`cache_insert`] inserts into the disk cache.
+//! [`read`] serves the readers, [`open_prefetch`] the opens, [`warm`] the warm-up. [`written`] keeps
+//! written content.
 
 mod cache_insert;
 mod content;
@@ -44,15 +45,15 @@ use crate::chunk::{ChunkRange, Laid};
 use crate::client::Client;
 use crate::prefetch::in_flight_limit;
 use crate::proto::READ_CHUNKS_MAX;
-pub use content::{FileContent, OwnerId};
+pub use content::{FileContent, StreamId};
 use delta::Deltas;
 pub use error::FetchError;
-use hash_probe::Manifests;
+use hash_probe::HashProbe;
 use inflight::RequestId;
-use open_prefetch::FIRST_PIECES_MAX;
-pub use open_prefetch::FirstPiece;
+use open_prefetch::OPEN_PREFETCHES_MAX;
+pub use open_prefetch::OpenPrefetch;
 use request::Ending;
-use scheduler::{Budget, Ledger, Start};
+use scheduler::{Budget, FetchScheduler, Start};
 use statistics::Counters;
 pub use statistics::FetchStatistics;
 pub use warm::{WARM_RUN_CHUNKS, Warmed};
@@ -88,7 +89,7 @@ impl FetchConfig {
             ahead_bytes_max: self.memory_bytes / 4 * 3,
             // Memory that is reused soon is still in the processor's cache, and fresh memory is slow to
             // get.
-            passed_bytes_max: self.memory_bytes / 8,
+            consumed_bytes_max: self.memory_bytes / 8,
             ahead_requests_max: self.ahead_requests_max,
             request_chunks: self.request_chunks.clamp(1, READ_CHUNKS_MAX),
         }
@@ -103,13 +104,13 @@ pub struct Fetcher {
     this: Weak<Self>,
     state: Mutex<State>,
     /// Slots for prefetches of files that are being opened.
-    first_places: Arc<Semaphore>,
+    open_prefetch_slots: Arc<Semaphore>,
     deltas: Deltas,
     /// Notified at the end of every hash request.
-    hashes_came: Notify,
+    hash_request_ended: Notify,
     /// Activity of programs, to which warm-up gives way.
-    people: warm::People,
-    waiting: cache_insert::Waiting,
+    foreground: warm::ForegroundActivity,
+    pending_inserts: cache_insert::PendingInserts,
 }
 
 /// Sender that notifies a waiter for a chunk.
@@ -124,10 +125,10 @@ struct Failed {
 }
 
 struct State {
-    ledger: Ledger<Waiter>,
+    scheduler: FetchScheduler<Waiter>,
     /// Dropping the sender ends the task of the request, and with it its stream.
     running: HashMap<RequestId, oneshot::Sender<()>>,
-    manifests: Manifests,
+    hash_probe: HashProbe,
     counters: Counters,
 }
 
@@ -144,10 +145,10 @@ impl State {
 
     /// Returns the read-ahead that may start now.
     fn admit(&mut self) -> Vec<Launch> {
-        if self.ledger.queued_runs() == 0 {
+        if self.scheduler.queued_runs() == 0 {
             return Vec::new();
         }
-        let starts = self.ledger.admit();
+        let starts = self.scheduler.admit();
         self.register(starts)
     }
 }
@@ -162,9 +163,9 @@ impl Fetcher {
     /// Creates a fetcher over a client and a cache. Call it in a tokio runtime, on which its requests run.
     pub fn new(client: Arc<dyn Client>, cache: Arc<dyn ChunkCache>, config: FetchConfig) -> Arc<Self> {
         let state = State {
-            ledger: Ledger::new(config.budget()),
+            scheduler: FetchScheduler::new(config.budget()),
             running: HashMap::new(),
-            manifests: Manifests::new(),
+            hash_probe: HashProbe::new(),
             counters: Counters::default(),
         };
         let runtime = Handle::current();
@@ -174,66 +175,66 @@ impl Fetcher {
             runtime,
             this: this.clone(),
             state: Mutex::new(state),
-            first_places: Arc::new(Semaphore::new(FIRST_PIECES_MAX)),
+            open_prefetch_slots: Arc::new(Semaphore::new(OPEN_PREFETCHES_MAX)),
             deltas: Deltas::default(),
-            hashes_came: Notify::new(),
-            people: warm::People::default(),
-            waiting: cache_insert::Waiting::default(),
+            hash_request_ended: Notify::new(),
+            foreground: warm::ForegroundActivity::default(),
+            pending_inserts: cache_insert::PendingInserts::default(),
         })
     }
 
-    /// Queues chunks that `owner` will probably read next. The queue is bounded. Returns at once.
-    pub fn ahead(&self, content: &FileContent, range: ChunkRange, owner: OwnerId) {
-        self.people.want();
-        self.ask_hashes_beyond(content, range);
+    /// Queues chunks that `stream` will probably read next. The queue is bounded. Returns at once.
+    pub fn read_ahead(&self, content: &FileContent, range: ChunkRange, stream: StreamId) {
+        self.foreground.note();
+        self.request_hashes_beyond(content, range);
         let link = self.client.link();
         let launches = self.with_state(|state| {
-            state.ledger.limit_in_flight(in_flight_limit(link.rtt, link.bytes_per_second));
-            state.ledger.ahead(content, range, owner);
+            state.scheduler.limit_in_flight(in_flight_limit(link.rtt, link.bytes_per_second));
+            state.scheduler.read_ahead(content, range, stream);
             state.admit()
         });
         self.launch(launches);
     }
 
     /// Marks chunks that a sequential reader has consumed and will hardly read again.
-    pub fn pass(&self, content: &FileContent, chunks: ChunkRange) {
-        self.with_state(|state| state.ledger.pass(content, chunks));
+    pub fn mark_consumed(&self, content: &FileContent, chunks: ChunkRange) {
+        self.with_state(|state| state.scheduler.mark_consumed(content, chunks));
     }
 
     /// Cancels the read-ahead of a stream: drops its queue, and ends requests without another waiter.
-    pub fn cancel(&self, owner: OwnerId) {
-        self.cancel_if(|other| other == owner);
+    pub fn cancel(&self, stream: StreamId) {
+        self.cancel_if(|other| other == stream);
     }
 
     /// Cancels all streams of an open file, because it is closed.
     pub fn cancel_handle(&self, handle: u64) {
-        self.cancel_if(|owner| owner.handle == handle);
+        self.cancel_if(|stream| stream.handle == handle);
     }
 
     /// Lets the disk cache write the hashes of this content, because it was closed. Returns at once.
-    pub fn remember(&self, content: &FileContent) {
+    pub fn flush_hashes(&self, content: &FileContent) {
         self.cache.flush_file(&content.disk_key());
         self.cache.flush_file(&content.history);
     }
 
     /// Returns the bytes that each active stream may read ahead: its share of the budget.
     pub fn share_bytes(&self) -> u64 {
-        self.with_state(|state| state.ledger.share_bytes())
+        self.with_state(|state| state.scheduler.share_bytes())
     }
 
     /// Returns the counters and the current usage.
     pub fn statistics(&self) -> FetchStatistics {
         self.with_state(|state| {
-            let (ledger, counters) = (&state.ledger, &state.counters);
+            let (scheduler, counters) = (&state.scheduler, &state.counters);
             FetchStatistics {
-                memory_bytes: ledger.memory().bytes(),
-                memory_chunks: ledger.memory().chunks() as u64,
-                unread_bytes: ledger.memory().unread_bytes(),
-                inflight_chunks: ledger.inflight().chunks() as u64,
-                inflight_bytes: ledger.inflight().bytes(),
-                ahead_requests: ledger.inflight().ahead_requests() as u64,
-                ahead_queued: ledger.queued_runs() as u64,
-                ahead_wasted_chunks: ledger.memory().wasted_chunks(),
+                memory_bytes: scheduler.memory().bytes(),
+                memory_chunks: scheduler.memory().chunks() as u64,
+                unread_bytes: scheduler.memory().unread_bytes(),
+                inflight_chunks: scheduler.inflight().chunks() as u64,
+                inflight_bytes: scheduler.inflight().bytes(),
+                ahead_requests: scheduler.inflight().ahead_requests() as u64,
+                ahead_queued: scheduler.queued_runs() as u64,
+                ahead_wasted_chunks: scheduler.memory().wasted_chunks(),
                 hits_memory: counters.hits_memory,
                 hits_disk: counters.hits_disk,
                 host_chunks: counters.host_chunks,
@@ -248,9 +249,9 @@ impl Fetcher {
         })
     }
 
-    fn cancel_if(&self, gives_up: impl Fn(OwnerId) -> bool) {
+    fn cancel_if(&self, gives_up: impl Fn(StreamId) -> bool) {
         let (ended, launches) = self.with_state(|state| {
-            let unwanted = state.ledger.cancel(gives_up);
+            let unwanted = state.scheduler.cancel(gives_up);
             let ended: Vec<_> = unwanted.iter().filter_map(|id| state.running.remove(id)).collect();
             (ended, state.admit())
         });
@@ -263,7 +264,7 @@ impl Fetcher {
         let (result, evicted) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let result = work(&mut state);
-            (result, state.ledger.take_evicted())
+            (result, state.scheduler.take_evicted())
         };
         drop(evicted);
         result

@@ -11,27 +11,27 @@ use crate::chunk::ByteRange;
 use crate::client::Lane;
 
 /// Bytes prefetched during an open: the longest answer to a first small read.
-const FIRST_BYTES: u64 = 64 * 1024;
+const OPEN_PREFETCH_BYTES: u64 = 64 * 1024;
 
 /// Most prefetches held at a time: 2 MiB, however many files are opened and never read.
-pub(super) const FIRST_PIECES_MAX: usize = 32;
+pub(super) const OPEN_PREFETCHES_MAX: usize = 32;
 
 /// Beginning of a file, in flight or complete. Dropping it cancels the request.
 #[derive(Debug)]
-pub struct FirstPiece {
+pub struct OpenPrefetch {
     content: FileContent,
     piece: ByteRange,
     task: JoinHandle<Result<Bytes, FetchError>>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Drop for FirstPiece {
+impl Drop for OpenPrefetch {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl FirstPiece {
+impl OpenPrefetch {
     /// Returns the bytes of `range` if they are part of the prefetch. An error that arrives during this
     /// call is returned. An older error is ignored, because it tells nothing about the link now.
     pub async fn read(
@@ -58,16 +58,17 @@ impl FirstPiece {
 impl Fetcher {
     /// Requests the beginning of a file that is being opened, unless its chunks are cached. Returns `None`
     /// if too many prefetches are held.
-    pub fn first_piece(&self, content: &FileContent) -> Option<FirstPiece> {
-        let place = Arc::clone(&self.first_places).try_acquire_owned().ok()?;
+    pub fn open_prefetch(&self, content: &FileContent) -> Option<OpenPrefetch> {
+        let place = Arc::clone(&self.open_prefetch_slots).try_acquire_owned().ok()?;
         let this = self.this.upgrade()?;
-        let (content, piece) = (*content, ByteRange::new(0, FIRST_BYTES).clamp_to(content.version.size));
+        let (content, piece) =
+            (*content, ByteRange::new(0, OPEN_PREFETCH_BYTES).clamp_to(content.version.size));
         let task = self.runtime.spawn(async move {
             if this.has_chunks(&content, piece).await {
                 return this.read_chunks(&content, piece).await;
             }
             this.read_piece(&content, piece, Lane::Demand).await
         });
-        Some(FirstPiece { content, piece, task, _place: place })
+        Some(OpenPrefetch { content, piece, task, _place: place })
     }
 }

@@ -28,7 +28,7 @@ impl Fetcher {
         let chunks = range.chunks();
         let (found, launches) = self.with_state(|state| {
             let keys = chunks.iter().map(|index| content.chunk(index));
-            let found: Vec<Laid> = keys.map(|key| state.ledger.get(&key)).collect::<Option<_>>()?;
+            let found: Vec<Laid> = keys.map(|key| state.scheduler.get(&key)).collect::<Option<_>>()?;
             state.counters.hits_memory += 1;
             Some((found, state.admit()))
         })?;
@@ -68,14 +68,14 @@ impl Fetcher {
         content: &FileContent,
         range: ByteRange,
     ) -> Result<Bytes, FetchError> {
-        self.people.want();
+        self.foreground.note();
         let chunks = range.chunks();
         let began = Instant::now();
         let parts = match self.wait_for_chunks(content, chunks).await {
             // The failed request was a read-ahead, perhaps an old one, perhaps from a time when the link
             // was bad.
             Err(Failed { was_ahead: true, error: FetchError::Call(error) })
-                if may_ask_anew(&error, began.elapsed()) =>
+                if may_retry(&error, began.elapsed()) =>
             {
                 self.wait_for_chunks(content, chunks).await
             }
@@ -88,7 +88,7 @@ impl Fetcher {
     async fn wait_for_chunks(&self, content: &FileContent, chunks: ChunkRange) -> Result<Vec<Laid>, Failed> {
         let mut receivers = VecDeque::new();
         let (parts, launches) = self.with_state(|state| {
-            let (parts, starts) = state.ledger.demand(content, chunks, || {
+            let (parts, starts) = state.scheduler.demand(content, chunks, || {
                 let (sender, receiver) = oneshot::channel();
                 receivers.push_back(receiver);
                 sender
@@ -116,7 +116,7 @@ impl Fetcher {
     pub(super) async fn has_chunks(&self, content: &FileContent, range: ByteRange) -> bool {
         let content = *content;
         let missing: Vec<ChunkIndex> = self.with_state(|state| {
-            range.chunks().iter().filter(|index| !state.ledger.has(&content.chunk(*index))).collect()
+            range.chunks().iter().filter(|index| !state.scheduler.has(&content.chunk(*index))).collect()
         });
         if missing.is_empty() {
             return true;
@@ -145,7 +145,7 @@ impl Fetcher {
             whole_chunks: false,
             known: Vec::new(),
         };
-        self.people.want();
+        self.foreground.note();
         self.with_state(|state| state.counters.host_requests += 1);
         let mut parts = self.client.read(request, lane);
         let mut found = None;
@@ -172,7 +172,7 @@ impl Fetcher {
 
     fn leave(&self, waits: impl Iterator<Item = (ChunkKey, WaiterId)>) {
         let (ended, launches) = self.with_state(|state| {
-            let unwanted: Vec<_> = waits.filter_map(|(key, id)| state.ledger.leave(&key, id)).collect();
+            let unwanted: Vec<_> = waits.filter_map(|(key, id)| state.scheduler.leave(&key, id)).collect();
             let ended: Vec<_> = unwanted.iter().filter_map(|id| state.running.remove(id)).collect();
             (ended, state.admit())
         });
@@ -183,7 +183,7 @@ impl Fetcher {
 
 /// Returns `true` if a reader that joined a failed request may make one of its own after this wait. It may
 /// not if that would go far beyond the deadline.
-fn may_ask_anew(error: &CallError, waited: Duration) -> bool {
+fn may_retry(error: &CallError, waited: Duration) -> bool {
     const OF_DEADLINE: u32 = 10;
     match error {
         CallError::TimedOut(deadline) => waited < *deadline / OF_DEADLINE,

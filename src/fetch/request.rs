@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::cache_insert::Keeping;
+use super::cache_insert::CacheInserter;
 use super::inflight::RequestId;
 use super::read::bad_answer;
 use super::scheduler::Start;
@@ -26,7 +26,7 @@ pub(super) async fn run(mut ending: Ending, start: Start, cancelled: oneshot::Re
     tokio::select! {
         // Cancelled: dropping the other branch drops its stream, which resets it.
         _ = cancelled => {}
-        result = bring(&ending.fetcher, &start) => ending.error = result.err(),
+        result = fetch(&ending.fetcher, &start) => ending.error = result.err(),
     }
 }
 
@@ -58,7 +58,7 @@ enum Source {
     Host,
 }
 
-async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
+async fn fetch(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> {
     fetcher.wait_for_hashes(start).await;
     let link = fetcher.client.link();
     let delta = fetcher.deltas.searched(&start.content, link.bytes_per_second);
@@ -72,25 +72,25 @@ async fn bring(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> 
             if held.earlier.is_empty()
                 && range.bytes_in(start.content.version.size).len <= DELTA_BYTES_MAX =>
         {
-            let brought = fetcher.bring_moved(&delta, &start.content, range, start.lane()).await?;
-            keep_moved(fetcher, start, brought).await
+            let brought = fetcher.fetch_moved(&delta, &start.content, range, start.lane()).await?;
+            insert_moved(fetcher, start, brought).await
         }
         _ => ask_host(fetcher, start, range, held).await,
     }
 }
 
 /// Delivers rebuilt chunks and inserts them into the cache.
-async fn keep_moved(
+async fn insert_moved(
     fetcher: &Arc<Fetcher>,
     start: &Start,
     chunks: Vec<(ChunkIndex, VerifiedChunk)>,
 ) -> Result<(), FetchError> {
-    let mut keeping = Keeping::new(fetcher, start.content);
+    let mut inserter = CacheInserter::new(fetcher, start.content);
     for (index, chunk) in chunks {
         fetcher.deliver(start, index, &chunk, Source::Host)?;
-        keeping.keep(index, chunk);
+        inserter.insert(index, chunk);
     }
-    keeping.finish().await;
+    inserter.finish().await;
     Ok(())
 }
 
@@ -124,8 +124,8 @@ impl Held {
 }
 
 /// Delivers the cached chunks of this version, and loads those of the earlier one to ask about them.
-async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -> Held {
-    if holds_nothing(&*fetcher.cache, start, asks_about_earlier) {
+async fn load(fetcher: &Arc<Fetcher>, start: &Start, with_earlier: bool) -> Held {
+    if certainly_holds_nothing(&*fetcher.cache, start, with_earlier) {
         // The switch to another thread would take longer than read-ahead can wait on a fast link.
         return Held::default();
     }
@@ -138,14 +138,14 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
         let current = now.unwrap_or_default();
         let missing = chunks.iter().filter(|index| !current.contains_key(index));
         let mut guessed = load_known(&*this.cache, &content.guess_key(), missing);
-        if asks_about_earlier {
+        if with_earlier {
             let is_missing =
                 |index: &ChunkIndex| !current.contains_key(index) && !guessed.contains_key(index);
             let missing: Vec<_> = chunks.iter().filter(is_missing).collect();
             guessed.extend(load_known(&*this.cache, &content.history, missing.into_iter()));
         }
         if !guessed.is_empty() {
-            this.deltas.of(&content).remember(&*this.cache, &content);
+            this.deltas.of(&content).load_earlier(&*this.cache, &content);
         }
         (current, guessed)
     };
@@ -162,11 +162,11 @@ async fn load(fetcher: &Arc<Fetcher>, start: &Start, asks_about_earlier: bool) -
 }
 
 /// Returns `true` if the disk cache certainly has no chunk of a request. Does no I/O.
-fn holds_nothing(cache: &dyn ChunkCache, start: &Start, asks_about_earlier: bool) -> bool {
+fn certainly_holds_nothing(cache: &dyn ChunkCache, start: &Start, with_earlier: bool) -> bool {
     let Start { content, chunks, .. } = start;
     (!content.settled || cache.knows_none(&content.key, *chunks))
         && cache.knows_none(&content.guess_key(), *chunks)
-        && (!asks_about_earlier || cache.knows_none(&content.history, *chunks))
+        && (!with_earlier || cache.knows_none(&content.history, *chunks))
 }
 
 /// Loads the chunks at these places of a file that the cache knows and has. Blocks on the disk.
@@ -203,7 +203,7 @@ async fn ask_host(
     fetcher.with_state(|state| state.counters.host_requests += 1);
     let delta = (!held.earlier.is_empty()).then(|| fetcher.deltas.of(content));
     let compared = |is_same| delta.iter().for_each(|delta| delta.compared(is_same));
-    let mut keeping = Keeping::new(fetcher, start.content);
+    let mut inserter = CacheInserter::new(fetcher, start.content);
     let mut parts = fetcher.client.read(request, start.lane());
     while let Some(part) = parts.recv().await {
         match part? {
@@ -212,7 +212,7 @@ async fn ask_host(
                     compared(false);
                 }
                 fetcher.deliver(start, index, &chunk, Source::Host)?;
-                keeping.keep(index, chunk);
+                inserter.insert(index, chunk);
             }
             ContentPart::Same { index } if held.delivered.contains_key(&index) => {}
             ContentPart::Same { index } => {
@@ -224,7 +224,7 @@ async fn ask_host(
                 compared(true);
             }
             ContentPart::End { .. } => {
-                keeping.finish().await;
+                inserter.finish().await;
                 return Ok(());
             }
             _ => return Err(bad_answer("content that was not requested")),
@@ -260,7 +260,7 @@ impl Fetcher {
                     state.counters.host_bytes += chunk.bytes().len() as u64;
                 }
             }
-            let delivery = state.ledger.deliver(start.request, content.chunk(index), chunk.laid());
+            let delivery = state.scheduler.deliver(start.request, content.chunk(index), chunk.laid());
             (delivery, state.admit())
         });
         self.launch(launches);
@@ -276,7 +276,7 @@ impl Fetcher {
     fn end(&self, request: RequestId, error: Option<FetchError>, may_start: bool) {
         let (failure, launches) = self.with_state(|state| {
             state.running.remove(&request);
-            let failure = state.ledger.end(request);
+            let failure = state.scheduler.end(request);
             state.counters.failed_requests += u64::from(failure.is_some());
             (failure, if may_start { state.admit() } else { Vec::new() })
         });

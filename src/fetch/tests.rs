@@ -18,8 +18,8 @@ use crate::proto::{ErrorCode, Request, WireError};
 const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 
-const fn owner(handle: u64) -> OwnerId {
-    OwnerId { handle, cursor: 0 }
+const fn stream(handle: u64) -> StreamId {
+    StreamId { handle, cursor: 0 }
 }
 
 fn fetcher(host: &MemoryHost) -> Arc<Fetcher> {
@@ -89,7 +89,7 @@ async fn a_short_link_has_few_requests_in_flight_and_a_long_one_many() {
         host.set_link(Duration::from_millis(rtt_ms), bytes_per_second);
         let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
         host.hold(|request, _| is_read(request));
-        fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 80), owner(1));
+        fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(0), 80), stream(1));
         settle().await;
         assert_eq!(fetcher.statistics().ahead_requests, expected, "{rtt_ms} ms");
     }
@@ -140,7 +140,7 @@ async fn reading_ahead_makes_reads_hits() {
     let host = MemoryHost::new();
     host.create_generated("file", 4 * MIB, 1);
     let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 100), owner(1));
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(0), 100), stream(1));
     host.until(|host| host.counters().chunks == 16).await;
     settle().await;
     let statistics = fetcher.statistics();
@@ -153,12 +153,12 @@ async fn reading_ahead_makes_reads_hits() {
 }
 
 #[tokio::test]
-async fn what_a_reader_waits_for_travels_before_what_is_read_ahead() {
+async fn demands_travel_before_read_ahead() {
     let host = MemoryHost::new();
     host.create_generated("file", 16 * MIB, 1);
     let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
     host.hold(|request, stage| is_read(request) && stage == Stage::Arrived);
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(8), 4), owner(1));
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(8), 4), stream(1));
     let asked = [
         (range(0, 10), Demand::Chunks(ChunkRange::new(ChunkIndex(0), 1))),
         (range(MIB, 10), Demand::Piece(range(MIB, 4096))),
@@ -176,13 +176,13 @@ async fn what_a_reader_waits_for_travels_before_what_is_read_ahead() {
 }
 
 #[tokio::test]
-async fn what_is_cancelled_is_not_sent() {
+async fn cancelled_read_ahead_is_not_sent() {
     let host = MemoryHost::new();
     host.create_generated("file", 64 * MIB, 1);
     let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
     host.hold(|request, stage| is_read(request) && stage == Stage::Arrived);
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 16), owner(1));
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(8), 16), owner(2));
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(0), 16), stream(1));
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(8), 16), stream(2));
     host.until(|host| host.held().len() == 6).await;
     // A reader waits in the first run of the cancelled read-ahead.
     let reader = {
@@ -190,7 +190,7 @@ async fn what_is_cancelled_is_not_sent() {
         tokio::spawn(async move { read(&fetcher, &content, range(0, 10)).await })
     };
     settle().await;
-    fetcher.cancel(owner(1));
+    fetcher.cancel(stream(1));
     host.until(|host| host.counters().cancelled == 1).await;
     let mut left: Vec<u64> = host
         .held()
@@ -201,7 +201,7 @@ async fn what_is_cancelled_is_not_sent() {
         })
         .collect();
     left.sort_unstable();
-    assert_eq!(left, [0, 2, 3, 4, 5], "runs that a reader or another owner wants go on");
+    assert_eq!(left, [0, 2, 3, 4, 5], "runs that a reader or another stream wants go on");
     host.release_all();
     assert_eq!(reader.await.unwrap().unwrap(), host.content_at("file", 0, 10));
     fetcher.cancel_handle(2);
@@ -229,7 +229,7 @@ async fn a_reader_that_gives_up_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn all_who_wait_get_the_error_and_may_try_again() {
+async fn all_waiters_get_the_error_and_may_retry() {
     let host = MemoryHost::new();
     host.create_generated("file", 4 * MIB, 1);
     let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
@@ -244,12 +244,12 @@ async fn all_who_wait_get_the_error_and_may_try_again() {
 }
 
 #[tokio::test]
-async fn who_joined_a_failed_read_ahead_asks_anew() {
+async fn a_reader_that_joined_a_failed_read_ahead_retries() {
     let host = MemoryHost::new();
     host.create_generated("file", 4 * MIB, 1);
     let (fetcher, content) = (fetcher(&host), content(&host, "file").await);
     host.hold(|request, stage| is_read(request) && stage == Stage::Arrived);
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 4), owner(1));
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(0), 4), stream(1));
     host.until(|host| host.held().len() == 1).await;
     let reader = {
         let fetcher = Arc::clone(&fetcher);
@@ -269,7 +269,7 @@ async fn who_joined_a_failed_read_ahead_asks_anew() {
 }
 
 #[tokio::test]
-async fn another_version_and_a_forgotten_node_are_told() {
+async fn a_changed_version_and_a_forgotten_node_are_reported() {
     let host = MemoryHost::new();
     host.create_generated("file", 4 * MIB, 1);
     let (fetcher, old) = (fetcher(&host), content(&host, "file").await);
@@ -286,7 +286,7 @@ async fn another_version_and_a_forgotten_node_are_told() {
 }
 
 #[tokio::test]
-async fn what_was_read_while_young_is_not_used_once_settled() {
+async fn content_read_before_settling_is_not_used_afterwards() {
     let host = MemoryHost::new();
     host.create_generated("file", MIB, 1);
     host.write("file", 0, b"young");
@@ -311,14 +311,14 @@ pub(super) fn disk_cache(directory: &std::path::Path) -> Arc<DiskCache> {
 }
 
 #[tokio::test]
-async fn who_joined_what_was_asked_ahead_waits_for_one_deadline_and_not_for_two() {
+async fn a_reader_that_joined_a_read_ahead_waits_for_one_deadline() {
     let host = MemoryHost::new();
     host.create_generated("file", 4 * MIB, 1);
     let content = content(&host, "file").await;
     let fetcher = fetcher(&host);
     host.set_deadline(Duration::from_millis(50));
     host.set_connected(false);
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 4), owner(1));
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(0), 4), stream(1));
     let error = read(&fetcher, &content, range(0, MIB)).await.unwrap_err();
     assert!(matches!(error, FetchError::Call(CallError::TimedOut(_))), "{error}");
     assert_eq!(host.counters().reads, 1);
@@ -338,7 +338,7 @@ async fn the_disk_spares_the_host() {
     host.reset_counters();
 
     let second = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
-    second.ahead(&content, ChunkRange::new(ChunkIndex(4), 8), owner(1));
+    second.read_ahead(&content, ChunkRange::new(ChunkIndex(4), 8), stream(1));
     assert_eq!(read(&second, &content, range(0, 5 * MIB)).await.unwrap(), right);
     let third = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
     let piece = Demand::Piece(range(MIB, 4096));
@@ -348,7 +348,7 @@ async fn the_disk_spares_the_host() {
 }
 
 #[tokio::test]
-async fn what_the_disk_has_is_not_sent_with_the_rest() {
+async fn cached_chunks_are_not_sent_with_the_rest() {
     let directory = tempfile::tempdir().unwrap();
     let cache = disk_cache(&directory.path().join("cache"));
     let host = MemoryHost::new();
@@ -365,7 +365,7 @@ async fn what_the_disk_has_is_not_sent_with_the_rest() {
 }
 
 #[tokio::test]
-async fn of_a_changed_file_only_what_changed_is_sent() {
+async fn only_changed_chunks_of_a_file_are_sent() {
     let directory = tempfile::tempdir().unwrap();
     let cache = disk_cache(&directory.path().join("cache"));
     let host = MemoryHost::new();
@@ -373,7 +373,7 @@ async fn of_a_changed_file_only_what_changed_is_sent() {
     let old = content(&host, "file").await;
     let before = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
     read(&before, &old, range(0, 5 * MIB)).await.unwrap();
-    before.remember(&old);
+    before.flush_hashes(&old);
     assert!(cache.flush());
 
     // Three edits in one hour: in place, at the end, and one that changes nothing.
@@ -390,7 +390,7 @@ async fn of_a_changed_file_only_what_changed_is_sent() {
         assert_eq!(read(&fetcher, &new, range(0, 5 * MIB)).await.unwrap(), host.content("file"));
         let counters = host.counters();
         assert_eq!((counters.chunks, counters.same), (chunks_sent, 17 - chunks_sent), "{offset}");
-        fetcher.remember(&new);
+        fetcher.flush_hashes(&new);
         assert!(cache.flush());
         host.reset_counters();
         let again = Fetcher::new(host.client(), Arc::clone(&cache) as _, FetchConfig::default());
@@ -400,7 +400,7 @@ async fn of_a_changed_file_only_what_changed_is_sent() {
 }
 
 #[tokio::test]
-async fn what_is_on_disk_of_a_young_file_is_asked_about() {
+async fn cached_content_of_an_unsettled_file_is_confirmed() {
     let directory = tempfile::tempdir().unwrap();
     let cache = disk_cache(&directory.path().join("cache"));
     let host = MemoryHost::new();
@@ -421,7 +421,7 @@ async fn what_is_on_disk_of_a_young_file_is_asked_about() {
 }
 
 /// Reads a file as `fs` does, in calls of 128 KiB.
-pub(super) async fn stream(
+pub(super) async fn read_in_calls(
     fetcher: Arc<Fetcher>,
     content: FileContent,
     handle: u64,
@@ -433,7 +433,7 @@ pub(super) async fn stream(
         let limits = Limits { window_bytes_max: fetcher.share_bytes() };
         let plan = prefetcher.on_read(std::time::Instant::now(), asked, content.version.size, limits);
         if let Some(ahead) = plan.ahead {
-            fetcher.ahead(&content, ahead.range, OwnerId { handle, cursor: ahead.cursor.0 });
+            fetcher.read_ahead(&content, ahead.range, StreamId { handle, cursor: ahead.cursor.0 });
         }
         hasher.update(&fetcher.read(&content, asked, plan.demand).await.unwrap());
         let statistics = fetcher.statistics();
@@ -455,7 +455,7 @@ async fn sixteen_readers_share_one_budget() {
         host.create_generated(&name, size, i);
         let content = content(&host, &name).await;
         // Demands are at most one chunk a reader. They may exceed the budget while memory is empty.
-        readers.push(tokio::spawn(stream(Arc::clone(&fetcher), content, i, 16 * MIB + 4 * MIB)));
+        readers.push(tokio::spawn(read_in_calls(Arc::clone(&fetcher), content, i, 16 * MIB + 4 * MIB)));
     }
     for (i, reader) in readers.into_iter().enumerate() {
         assert_eq!(reader.await.unwrap(), blake3::hash(&host.content(format!("file{i}"))));
@@ -494,7 +494,7 @@ proptest! {
             let fetcher = Fetcher::new(host.client(), Arc::new(NoCache), config);
             let content = content(&host, "file").await;
             for (offset, len, whole, ahead) in reads {
-                fetcher.ahead(&content, ChunkRange::new(ChunkIndex(ahead), 3), owner(ahead % 3));
+                fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(ahead), 3), stream(ahead % 3));
                 let (len, asked) = if whole { (len, range(offset, len)) } else { (len % 5000, range(offset, len % 5000)) };
                 let demand = if whole { Demand::Chunks(asked.chunks()) } else { Demand::Piece(asked) };
                 let bytes = fetcher.read(&content, asked, demand).await.unwrap();

@@ -22,35 +22,35 @@ pub const WARM_RUN_CHUNKS: u64 = 4;
 const RUNS_MAX: u64 = 16;
 
 /// Runs in flight while the rate of the link is unknown.
-const RUNS_AT_FIRST: u64 = 4;
+const RUNS_WITHOUT_RATE: u64 = 4;
 
 /// Time without demands after which programs count as idle. A player or a copy requests content more often.
-const REST: Duration = Duration::from_millis(300);
+const IDLE_AFTER: Duration = Duration::from_millis(300);
 
 /// Longest wait for idle programs. A film of two hours must not stop a warm-up.
-const REST_WAIT: Duration = Duration::from_secs(5);
+const IDLE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Longest wait of one chunk for the disk. A disk that accepts nothing for so long is broken.
-const ROOM_WAIT: Duration = Duration::from_secs(60);
+const DISK_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Time between two checks for room.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Time of the last demand of a program that memory did not serve.
 #[derive(Default)]
-pub(super) struct People {
+pub(super) struct ForegroundActivity {
     last: Mutex<Option<Instant>>,
 }
 
-impl People {
+impl ForegroundActivity {
     /// Records a demand.
-    pub(super) fn want(&self) {
+    pub(super) fn note(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn rest(&self) -> bool {
+    fn is_idle(&self) -> bool {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_none_or(|last| last.elapsed() >= REST)
+        last.is_none_or(|last| last.elapsed() >= IDLE_AFTER)
     }
 }
 
@@ -66,7 +66,7 @@ pub struct Warmed {
 }
 
 /// Known hashes of a run before the host is asked.
-struct Known {
+struct KnownHashes {
     /// Hash by position, with `true` if it is of this version.
     hashes: Vec<Option<(ChunkHash, bool)>>,
 }
@@ -83,13 +83,14 @@ impl Fetcher {
         let link = self.client.link();
         let held_bytes = link.bytes_per_second as f64 * link.rtt.as_secs_f64();
         let runs = (2.0 * held_bytes / (WARM_RUN_CHUNKS * CHUNK_BYTES) as f64).ceil() as u64 + 1;
-        if link.bytes_per_second == 0 { RUNS_AT_FIRST as usize } else { runs.min(RUNS_MAX) as usize }
+        if link.bytes_per_second == 0 { RUNS_WITHOUT_RATE as usize } else { runs.min(RUNS_MAX) as usize }
     }
 
     /// Waits until programs are idle, some seconds at most.
-    pub async fn rest(&self) {
-        let deadline = Instant::now() + REST_WAIT;
-        let is_busy = || !self.people.rest() || self.with_state(|state| state.ledger.inflight().chunks() > 0);
+    pub async fn wait_until_idle(&self) {
+        let deadline = Instant::now() + IDLE_WAIT_MAX;
+        let is_busy =
+            || !self.foreground.is_idle() || self.with_state(|state| state.scheduler.inflight().chunks() > 0);
         while is_busy() && Instant::now() < deadline {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -115,7 +116,7 @@ impl Fetcher {
     }
 
     /// Returns the known hashes of a run; those of an earlier version only `with_earlier`.
-    async fn known_of(&self, content: &FileContent, run: ChunkRange, with_earlier: bool) -> Known {
+    async fn known_of(&self, content: &FileContent, run: ChunkRange, with_earlier: bool) -> KnownHashes {
         let (cache, content) = (Arc::clone(&self.cache), *content);
         let look = move || {
             let held = |file, index| cache.known_hash(file, index).filter(|hash| cache.contains(*hash));
@@ -126,9 +127,9 @@ impl Fetcher {
                 let guessed = || guessed().filter(|_| with_earlier).map(|hash| (hash, false));
                 current.map(|hash| (hash, true)).or_else(guessed)
             };
-            Known { hashes: run.iter().map(known).collect() }
+            KnownHashes { hashes: run.iter().map(known).collect() }
         };
-        let nothing = || Known { hashes: vec![None; run.count as usize] };
+        let nothing = || KnownHashes { hashes: vec![None; run.count as usize] };
         // A join error means that the runtime is shutting down.
         self.runtime.spawn_blocking(look).await.unwrap_or_else(|_| nothing())
     }
@@ -139,7 +140,7 @@ impl Fetcher {
         &self,
         content: &FileContent,
         run: ChunkRange,
-        known: &Known,
+        known: &KnownHashes,
     ) -> Result<(Warmed, bool), FetchError> {
         let bytes = |index: ChunkIndex| content.chunk_bytes(index);
         let mut warmed = Warmed::default();
@@ -171,7 +172,7 @@ impl Fetcher {
                         return Err(bad_answer("a chunk of the wrong length"));
                     }
                     warmed.host_bytes += bytes(index);
-                    self.keep_patiently(content, index, chunk).await?;
+                    self.insert_waiting(content, index, chunk).await?;
                 }
                 ContentPart::Same { index } if missing.contains(index) => match hash_of(index) {
                     Some((_, true)) => {}
@@ -191,16 +192,16 @@ impl Fetcher {
         Err(CallError::Closed.into())
     }
 
-    async fn keep_patiently(
+    async fn insert_waiting(
         &self,
         content: &FileContent,
         index: ChunkIndex,
         chunk: VerifiedChunk,
     ) -> Result<(), FetchError> {
-        let deadline = Instant::now() + ROOM_WAIT;
+        let deadline = Instant::now() + DISK_WAIT_MAX;
         while self.cache.is_behind() {
             if Instant::now() >= deadline {
-                return Err(CallError::TimedOut(ROOM_WAIT).into());
+                return Err(CallError::TimedOut(DISK_WAIT_MAX).into());
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }

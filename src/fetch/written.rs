@@ -18,7 +18,7 @@ impl Fetcher {
 
     /// Keeps chunk `index` of the written file `history`, if the cache has room for it now. Hashes the
     /// chunk and does no I/O.
-    pub fn keep_written(&self, history: &FileKey, index: ChunkIndex, content: Bytes) {
+    pub fn insert_written(&self, history: &FileKey, index: ChunkIndex, content: Bytes) {
         if self.cache.is_behind() {
             return;
         }

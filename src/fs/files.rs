@@ -12,7 +12,7 @@ use super::open_mode::OpenMode;
 use super::read::ReadState;
 use super::unsynced::Heard;
 use super::{FileSystem, FsError, lock};
-use crate::fetch::FirstPiece;
+use crate::fetch::OpenPrefetch;
 use crate::proto::{Attributes, Errno, NodeId, OpenAccess, OpenId};
 
 /// How a program opens a file.
@@ -58,7 +58,7 @@ pub(super) struct OpenFile {
     pub inode: Inode,
     pub reads: Mutex<ReadState>,
     /// The beginning of the file, until the first read takes it.
-    pub first: Mutex<Option<FirstPiece>>,
+    pub first: Mutex<Option<OpenPrefetch>>,
     /// Which of the file's failures were told through this handle, or before it was opened.
     pub failures_heard: Mutex<Heard>,
     /// Whether locks were ever taken through it.
@@ -188,7 +188,7 @@ impl FileSystem {
         while self.sent(file.inode).await.is_err() {}
         self.let_go_of(file.inode, handle).await;
         if let Ok(Some((attributes, _))) = self.attributes_copy(file.inode, Age::Any) {
-            self.fetcher.remember(&self.content_kept(&attributes));
+            self.fetcher.flush_hashes(&self.content_kept(&attributes));
         }
         let surplus = lock(&self.inodes).closed(file.inode);
         match surplus {

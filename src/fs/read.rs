@@ -26,7 +26,7 @@ use super::recovering::Recovering;
 use super::{FileSystem, FsError, attributes, lock};
 use crate::cache::FileKey;
 use crate::chunk::{ByteRange, ChunkIndex, ChunkRange};
-use crate::fetch::{FetchError, FileContent, FirstPiece, OwnerId};
+use crate::fetch::{FetchError, FileContent, OpenPrefetch, StreamId};
 use crate::prefetch::{Demand, Limits, Plan, Prefetcher, window_limit};
 use crate::proto::{Attributes, CURRENT_BYTES_MAX, NodeId, SeekTarget, Trust, Version};
 
@@ -135,20 +135,20 @@ impl FileSystem {
     /// Asks for the beginning of a file while its open is still under way: who opens a file reads it, and one round
     /// trip is spared. If the file has changed since, the answer says so and is of no use. A large file that a program `copies` within
     /// the mount is read by the host alone.
-    pub(super) fn read_first_ahead(&self, inode: Inode, handle: u64, copies: bool) -> Option<FirstPiece> {
+    pub(super) fn read_first_ahead(&self, inode: Inode, handle: u64, copies: bool) -> Option<OpenPrefetch> {
         let (attributes, _) = self.attributes_copy(inode, Age::Any).ok()??;
         if attributes.size == 0 || !attributes::tell_changes_apart(&attributes) || !self.is_connected() {
             return None;
         }
         let content = self.content_of(inode, &attributes);
         if attributes.size < DIRECT_BYTES_MIN {
-            let owner = OwnerId { handle, cursor: u64::MAX };
-            self.fetcher.ahead(&content, ChunkRange::new(ChunkIndex(0), 1), owner);
+            let owner = StreamId { handle, cursor: u64::MAX };
+            self.fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(0), 1), owner);
             return None;
         }
-        self.fetcher.opening(&content);
+        self.fetcher.probe_open(&content);
         let is_worth_it = !copies && self.client.link().rtt >= LONG_ROUND_TRIP;
-        if is_worth_it { self.fetcher.first_piece(&content) } else { None }
+        if is_worth_it { self.fetcher.open_prefetch(&content) } else { None }
     }
 
     /// One attempt to read one version.
@@ -182,13 +182,13 @@ impl FileSystem {
         let limits = Limits { window_bytes_max };
         let plan = lock(&file.reads).prefetcher.on_read(Instant::now(), range, content.version.size, limits);
         for cursor in &plan.cancel {
-            self.fetcher.cancel(OwnerId { handle, cursor: cursor.0 });
+            self.fetcher.cancel(StreamId { handle, cursor: cursor.0 });
         }
         if let Some(ahead) = plan.ahead {
-            self.fetcher.ahead(content, ahead.range, OwnerId { handle, cursor: ahead.cursor.0 });
+            self.fetcher.read_ahead(content, ahead.range, StreamId { handle, cursor: ahead.cursor.0 });
         }
         if let Some(passed) = plan.passed {
-            self.fetcher.pass(content, passed);
+            self.fetcher.mark_consumed(content, passed);
         }
         plan
     }

@@ -392,7 +392,7 @@ impl FileSystem {
         let Some(attributes) = lock(&self.inodes).get(inode).map(|record| record.attributes) else { return };
         let history = self.content_kept(&attributes).history;
         for (index, content) in chunks {
-            self.fetcher.keep_written(&history, index, content);
+            self.fetcher.insert_written(&history, index, content);
         }
     }
 

@@ -333,7 +333,7 @@ impl Walk {
             while self.runs.len() >= self.runs_max.min(self.fs.fetcher.warm_runs_max()) {
                 self.settle_next().await?;
             }
-            self.fs.fetcher.rest().await;
+            self.fs.fetcher.wait_until_idle().await;
             self.start(&file, content, run, first == chunks);
             if first == chunks || lock(&file).has_failed {
                 return Ok(());
@@ -397,7 +397,7 @@ impl Walk {
             }
         }
         if run.is_last {
-            self.fs.fetcher.remember(&run.content);
+            self.fs.fetcher.flush_hashes(&run.content);
         }
         let mut progress = lock(&self.progress);
         progress.bytes += warmed.cached_bytes + warmed.same_bytes + warmed.host_bytes;

@@ -75,7 +75,7 @@ fn a_segment_cut_in_a_record_keeps_the_records_before() {
 }
 
 #[test]
-fn payloads_that_look_like_records_convince_nobody() {
+fn payloads_that_look_like_records_are_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), 1 << 20, 1 << 16);
     let forged_secret = Secret::new([0; 32]);

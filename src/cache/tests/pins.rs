@@ -77,7 +77,7 @@ fn pinned_content_survives_scans_by_every_process_and_a_restart() {
     scan(&other, 1000);
     scan(&cache, 2000);
     assert!((0..40).all(|number| has(&cache, number)));
-    assert!((40..80).all(|number| !has(&cache, number)), "what is not pinned gives way");
+    assert!((40..80).all(|number| !has(&cache, number)), "unpinned content is evicted");
     assert!(other.refresh() && (0..40).all(|number| has(&other, number)));
     assert!(disk_bytes(directory.path()) <= SIZE_BYTES);
     drop((cache, other));
@@ -123,7 +123,7 @@ fn four_fifths_can_be_pinned_and_no_more() {
         "{refused:?}"
     );
     assert!(refused.unwrap_err().to_string().contains("cache_size"));
-    assert!(with_suffix(directory.path(), "pin").is_empty(), "what was begun is let go of");
+    assert!(with_suffix(directory.path(), "pin").is_empty(), "the unfinished pin is released");
     assert_eq!(pins(&root(directory.path())).unwrap(), (Vec::new(), 0));
     let pinning = cache.begin_pin("large").unwrap();
     assert!(pinning.check_capacity(SIZE_BYTES / 2).is_ok());
@@ -169,7 +169,7 @@ fn unpinned_content_goes_when_its_turn_comes_unless_another_pin_has_it() {
     pin(&cache, "first", 0..30).unwrap();
     let before = with_suffix(directory.path(), "pin").len();
     pin(&cache, "second", 10..20).unwrap();
-    assert_eq!(with_suffix(directory.path(), "pin").len(), before, "what is pinned is not copied again");
+    assert_eq!(with_suffix(directory.path(), "pin").len(), before, "pinned content is not copied again");
     let root = root(directory.path());
     let missing = unpin(&root, "third").unwrap_err();
     assert!(missing.to_string().contains("third") && missing.to_string().contains("cache stat"));

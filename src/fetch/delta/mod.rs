@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use lru::LruCache;
 use tokio::task::JoinSet;
 
-use self::window::{MOVED_BYTES_MAX, Plan, Trial, Window, chunks_of, windows_near};
+use self::window::{MOVED_BYTES_MAX, Plan, SearchDecision, Window, chunks_of, windows_near};
 use super::read::bad_answer;
 use super::{FetchError, Fetcher, FileContent};
 use crate::cache::{ChunkCache, FileKey};
@@ -49,7 +49,7 @@ impl Default for Deltas {
 /// Differences of one content from the version before it.
 #[derive(Debug)]
 pub(super) struct FileDelta {
-    trial: Mutex<Trial>,
+    decision: Mutex<SearchDecision>,
     /// Chunk hashes of the earlier version, copied before those of the new version replace them.
     earlier: OnceLock<Vec<Option<ChunkHash>>>,
     windows: Mutex<LruCache<u64, Arc<OnceLock<Window>>>>,
@@ -58,11 +58,11 @@ pub(super) struct FileDelta {
 impl FileDelta {
     fn new() -> Self {
         let windows = Mutex::new(LruCache::new(WINDOWS_MAX));
-        Self { trial: Mutex::default(), earlier: OnceLock::new(), windows }
+        Self { decision: Mutex::default(), earlier: OnceLock::new(), windows }
     }
 
     /// Copies the cached hashes of the earlier version, once. Blocks on the disk.
-    pub(super) fn remember(&self, cache: &dyn ChunkCache, content: &FileContent) {
+    pub(super) fn load_earlier(&self, cache: &dyn ChunkCache, content: &FileContent) {
         self.earlier.get_or_init(|| {
             // The earlier version may have been longer.
             let chunks = ByteRange::new(0, content.version.size.saturating_add(MOVED_BYTES_MAX)).chunks();
@@ -72,11 +72,11 @@ impl FileDelta {
 
     /// Records the comparison of a chunk with the earlier one at its place.
     pub(super) fn compared(&self, is_same: bool) {
-        self.trial(|trial| trial.compared(is_same));
+        self.decision(|decision| decision.compared(is_same));
     }
 
-    fn trial<T>(&self, work: impl FnOnce(&mut Trial) -> T) -> T {
-        work(&mut self.trial.lock().unwrap_or_else(PoisonError::into_inner))
+    fn decision<T>(&self, work: impl FnOnce(&mut SearchDecision) -> T) -> T {
+        work(&mut self.decision.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn earlier_hash(&self, index: ChunkIndex) -> Option<ChunkHash> {
@@ -201,14 +201,14 @@ impl Deltas {
         }
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let delta = files.get(&content.key)?;
-        delta.trial(|trial| trial.is_on()).then(|| Arc::clone(delta))
+        delta.decision(|decision| decision.should_search()).then(|| Arc::clone(delta))
     }
 }
 
 impl Fetcher {
     /// Returns the chunks of a range, built from the earlier version and from the missing parts, which the
     /// host sends.
-    pub(super) async fn bring_moved(
+    pub(super) async fn fetch_moved(
         &self,
         delta: &Arc<FileDelta>,
         content: &FileContent,
@@ -222,9 +222,9 @@ impl Fetcher {
         let mut built = self.runtime.spawn_blocking(build).await.map_err(|_| closed())?;
         let missing = std::mem::take(&mut built.missing);
         let missing_bytes: u64 = missing.iter().map(|part| part.len).sum();
-        delta.trial(|trial| trial.searched(wanted.len, wanted.len - missing_bytes));
+        delta.decision(|decision| decision.searched(wanted.len, wanted.len - missing_bytes));
         self.with_state(|state| state.counters.moved_bytes += wanted.len - missing_bytes);
-        self.bring_parts(content, missing, lane, &mut built).await?;
+        self.fetch_parts(content, missing, lane, &mut built).await?;
         let verified = built.chunks.into_iter().map(|bytes| VerifiedChunk::compute(bytes.freeze()));
         Ok(chunks.iter().zip(verified).collect())
     }
@@ -247,7 +247,7 @@ impl Fetcher {
         if covers { Ok(placed) } else { Err(bad_answer("blocks that do not cover the range")) }
     }
 
-    async fn bring_parts(
+    async fn fetch_parts(
         &self,
         content: &FileContent,
         missing: Vec<ByteRange>,

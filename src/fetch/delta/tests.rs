@@ -51,7 +51,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_put_in_and_taken_out_cost_little_and_nothing_is_mixed_up() {
+async fn inserted_and_removed_bytes_cost_little_and_content_is_right() {
     let world = World::new();
     let first = noise(1, (12 * MIB + 777) as usize);
     world.host.create_file("file", &first);
@@ -76,7 +76,7 @@ async fn bytes_put_in_and_taken_out_cost_little_and_nothing_is_mixed_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_content_altogether_is_looked_through_for_a_while_only() {
+async fn a_replaced_content_is_searched_only_for_a_while() {
     let world = World::new();
     let first = noise(1, (16 * MIB) as usize);
     world.host.create_file("file", &first);

@@ -83,19 +83,19 @@ impl Plan {
 
 /// Decision to search one file for moved content, learnt from the results so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Trial {
+pub(super) struct SearchDecision {
     changed_in_a_row: u32,
     wanted_bytes: u64,
     found_bytes: u64,
 }
 
-impl Trial {
+impl SearchDecision {
     /// Number of changed chunks in a row that starts a search. An edit in place changes fewer.
     const CHANGED_IN_A_ROW: u32 = 4;
     /// Number of searched bytes after which the results are judged.
     const JUDGED_AFTER_BYTES: u64 = 8 << 20;
     /// The search stops if it finds less than one part in this many.
-    const FOUND_PART: u64 = 10;
+    const FOUND_ONE_IN: u64 = 10;
 
     /// Records the comparison of a chunk with the earlier one at its place.
     pub(super) fn compared(&mut self, is_same: bool) {
@@ -109,9 +109,9 @@ impl Trial {
     }
 
     /// Returns `true` if the file should be searched.
-    pub(super) fn is_on(&self) -> bool {
+    pub(super) fn should_search(&self) -> bool {
         let pays = self.wanted_bytes < Self::JUDGED_AFTER_BYTES
-            || self.found_bytes >= self.wanted_bytes / Self::FOUND_PART;
+            || self.found_bytes >= self.wanted_bytes / Self::FOUND_ONE_IN;
         self.changed_in_a_row >= Self::CHANGED_IN_A_ROW && pays
     }
 }
@@ -155,7 +155,7 @@ mod tests {
             for part in &plan.missing {
                 prop_assert!(wanted.contains(*part) && part.len <= CHUNK_BYTES);
                 for at in part.offset..part.end() {
-                    prop_assert_eq!(made[at as usize].replace(new[at as usize]), None, "asked for in vain");
+                    prop_assert_eq!(made[at as usize].replace(new[at as usize]), None, "taken from two sources");
                 }
             }
             for at in wanted.offset..wanted.end() {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moved_is_looked_for_where_it_may_have_been() {
+    fn the_search_covers_the_neighbouring_windows() {
         let near = |offset| windows_near(ByteRange::new(offset, 1 << 20)).collect::<Vec<_>>();
         assert_eq!(near(0), [0, 1]);
         assert_eq!(near(16 << 20), [0, 1, 2]);
@@ -187,19 +187,19 @@ mod tests {
     }
 
     #[test]
-    fn the_search_begins_after_a_few_changes_and_ends_where_it_finds_nothing() {
-        let mut trial = Trial::default();
+    fn the_search_starts_after_changes_and_stops_without_finds() {
+        let mut decision = SearchDecision::default();
         for is_same in [false, false, false, true, false, false, false] {
-            trial.compared(is_same);
-            assert!(!trial.is_on());
+            decision.compared(is_same);
+            assert!(!decision.should_search());
         }
-        trial.compared(false);
-        assert!(trial.is_on());
-        trial.searched(Trial::JUDGED_AFTER_BYTES - 1, 0);
-        assert!(trial.is_on());
-        trial.searched(1, 0);
-        assert!(!trial.is_on());
-        trial.searched(0, Trial::JUDGED_AFTER_BYTES / 10);
-        assert!(trial.is_on());
+        decision.compared(false);
+        assert!(decision.should_search());
+        decision.searched(SearchDecision::JUDGED_AFTER_BYTES - 1, 0);
+        assert!(decision.should_search());
+        decision.searched(1, 0);
+        assert!(!decision.should_search());
+        decision.searched(0, SearchDecision::JUDGED_AFTER_BYTES / 10);
+        assert!(decision.should_search());
     }
 }

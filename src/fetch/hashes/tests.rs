@@ -12,7 +12,7 @@ use crate::cache::{CacheStats, ChunkCache, FileKey};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex, ChunkRange, VerifiedChunk};
 use crate::client::memory::{Counters, MemoryHost, Stage};
 use crate::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart};
-use crate::fetch::tests::{MIB, content, disk_cache, range, read, settle, stream};
+use crate::fetch::tests::{MIB, content, disk_cache, range, read, read_in_calls, settle};
 use crate::fetch::{FetchConfig, Fetcher, FileContent};
 use crate::proto::{Attributes, ErrorCode, NodeId, ReadRequest, Reply, Request, WireError};
 
@@ -51,12 +51,12 @@ impl Copies {
     async fn read(&self, name: &str, hashes: u64) -> Counters {
         let (fetcher, content) = (self.fetcher(), content(&self.host, name).await);
         self.host.reset_counters();
-        fetcher.opening(&content);
+        fetcher.probe_open(&content);
         // A host in a debug build takes its time.
         until(|| fetcher.statistics().manifest_chunks >= hashes).await;
-        let got = stream(Arc::clone(&fetcher), content, 1, u64::MAX).await;
+        let got = read_in_calls(Arc::clone(&fetcher), content, 1, u64::MAX).await;
         assert_eq!(got, blake3::hash(&self.host.content(name)), "{name}");
-        fetcher.remember(&content);
+        fetcher.flush_hashes(&content);
         self.host.counters()
     }
 }
@@ -81,7 +81,7 @@ async fn a_copy_is_not_sent() {
 async fn a_copy_is_not_sent_to_warm_the_cache_with_it() {
     let copies = Copies::new().await;
     let chunks = SIZE.div_ceil(CHUNK_BYTES);
-    for (name, sent, questions) in [("g", 0, 2..=9), ("other", SIZE, 2..=4)] {
+    for (name, sent, requests) in [("g", 0, 2..=9), ("other", SIZE, 2..=4)] {
         let (fetcher, content) = (copies.fetcher(), content(&copies.host, name).await);
         copies.host.reset_counters();
         let (mut host_bytes, mut cached_bytes) = (0, 0);
@@ -92,16 +92,16 @@ async fn a_copy_is_not_sent_to_warm_the_cache_with_it() {
         }
         assert_eq!((host_bytes, cached_bytes), (sent, SIZE - sent), "{name}");
         let asked = copies.host.counters().manifests;
-        assert!(questions.contains(&asked), "{asked} questions about {name}");
+        assert!(requests.contains(&asked), "{asked} requests about {name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_saved_is_counted() {
+async fn saved_chunks_are_counted() {
     let copies = Copies::new().await;
     let (fetcher, content) = (copies.fetcher(), content(&copies.host, "g").await);
-    fetcher.opening(&content);
-    stream(Arc::clone(&fetcher), content, 1, u64::MAX).await;
+    fetcher.probe_open(&content);
+    read_in_calls(Arc::clone(&fetcher), content, 1, u64::MAX).await;
     let statistics = fetcher.statistics();
     assert!(statistics.manifest_chunks >= 60, "{statistics:?}");
     assert_eq!(statistics.manifest_chunks_held, statistics.manifest_chunks, "{statistics:?}");
@@ -114,7 +114,7 @@ async fn an_empty_cache_asks_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let fetcher =
         Fetcher::new(host.client(), disk_cache(&folder.path().join("cache")) as _, FetchConfig::default());
-    fetcher.opening(&content(&host, "f").await);
+    fetcher.probe_open(&content(&host, "f").await);
     settle().await;
     assert_eq!(host.counters().manifests, 0);
 }
@@ -124,7 +124,7 @@ async fn opened_while_held_back() -> (Copies, Arc<Fetcher>, FileContent) {
     let copies = Copies::new().await;
     let (fetcher, content) = (copies.fetcher(), content(&copies.host, "g").await);
     copies.host.hold(|request, stage| is_manifest(request) && stage == Stage::Arrived);
-    fetcher.opening(&content);
+    fetcher.probe_open(&content);
     copies.host.until(|host| host.held().len() == 2).await;
     (copies, fetcher, content)
 }
@@ -144,14 +144,14 @@ async fn a_program_waits_for_hashes_a_moment_at_most() {
 #[tokio::test]
 async fn a_read_ahead_waits_for_hashes_but_not_for_ever() {
     let (copies, fetcher, content) = opened_while_held_back().await;
-    let owner = crate::fetch::OwnerId { handle: 1, cursor: 0 };
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(4), 4), owner);
+    let stream = crate::fetch::StreamId { handle: 1, cursor: 0 };
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(4), 4), stream);
     settle().await;
     assert_eq!(copies.host.counters().reads, 0);
     timeout(GENEROUS, copies.host.until(|host| host.counters().chunks == 4)).await.unwrap();
 
     let (copies, fetcher, content) = opened_while_held_back().await;
-    fetcher.ahead(&content, ChunkRange::new(ChunkIndex(4), 4), owner);
+    fetcher.read_ahead(&content, ChunkRange::new(ChunkIndex(4), 4), stream);
     copies.host.release_all();
     let bytes = read(&fetcher, &content, range(MIB, MIB)).await.unwrap();
     assert_eq!(bytes, copies.host.content_at("g", MIB, MIB));
@@ -159,30 +159,30 @@ async fn a_read_ahead_waits_for_hashes_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_host_that_does_not_know_the_question_is_asked_once() {
+async fn a_host_without_hash_requests_is_asked_once() {
     let copies = Copies::new().await;
     copies.host.set_errors(|request| is_manifest(request).then(|| WireError::new(ErrorCode::Malformed, "")));
     let fetcher = copies.fetcher();
     for name in ["g", "other"] {
         let content = content(&copies.host, name).await;
-        fetcher.opening(&content);
+        fetcher.probe_open(&content);
         settle().await;
-        stream(Arc::clone(&fetcher), content, 1, u64::MAX).await;
+        read_in_calls(Arc::clone(&fetcher), content, 1, u64::MAX).await;
     }
     assert!(copies.host.counters().manifests <= 2, "both of the first opening");
 }
 
 #[tokio::test]
-async fn a_file_that_changes_under_the_question_is_read_as_it_is() {
+async fn a_file_that_changes_during_the_request_is_read_as_it_is() {
     let copies = Copies::new().await;
     let (fetcher, old) = (copies.fetcher(), content(&copies.host, "g").await);
     copies.host.write("g", 0, b"new");
     copies.host.advance(Duration::from_secs(10));
-    fetcher.opening(&old);
+    fetcher.probe_open(&old);
     settle().await;
     let new = content(&copies.host, "g").await;
-    fetcher.opening(&new);
-    let got = stream(Arc::clone(&fetcher), new, 1, u64::MAX).await;
+    fetcher.probe_open(&new);
+    let got = read_in_calls(Arc::clone(&fetcher), new, 1, u64::MAX).await;
     assert_eq!(got, blake3::hash(&copies.host.content("g")));
 }
 
@@ -225,7 +225,7 @@ impl Client for Liar {
 }
 
 #[tokio::test]
-async fn a_host_that_lies_about_hashes_gets_no_other_lengths_and_no_more_than_was_asked_for_believed() {
+async fn a_host_that_lies_about_hashes_is_not_believed() {
     const LAST: u64 = SIZE / CHUNK_BYTES * CHUNK_BYTES;
     // The hash of the last chunk for all chunks; too many hashes; too few.
     for (from, count) in [(LAST, 0), (0, 17), (0, 1)] {
@@ -236,7 +236,7 @@ async fn a_host_that_lies_about_hashes_gets_no_other_lengths_and_no_more_than_wa
         let liar = Arc::new(Liar { host: copies.host.clone(), hash, count, heard });
         let fetcher = Fetcher::new(Arc::clone(&liar) as _, Arc::clone(&copies.cache), FetchConfig::default());
         let content = content(&copies.host, "other").await;
-        fetcher.opening(&content);
+        fetcher.probe_open(&content);
         until(|| liar.heard.load(Ordering::SeqCst) >= 2).await;
         settle().await;
         // All chunks but the last, for which the first lie has the right length.
@@ -247,9 +247,9 @@ async fn a_host_that_lies_about_hashes_gets_no_other_lengths_and_no_more_than_wa
 
 /// Waits for an event that must come.
 async fn until(is_so: impl Fn() -> bool) {
-    let patience = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while !is_so() {
-        assert!(std::time::Instant::now() < patience, "waited a minute in vain");
+        assert!(std::time::Instant::now() < deadline, "timed out after a minute");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -261,10 +261,10 @@ async fn chunks_that_left_the_cache_since_come_from_the_host() {
     let gone = Arc::new(AtomicBool::new(false));
     let cache = Arc::new(Forgetful { inner: Arc::clone(&copies.cache), gone: Arc::clone(&gone) });
     let fetcher = Fetcher::new(copies.host.client(), cache, FetchConfig::default());
-    fetcher.opening(&content);
+    fetcher.probe_open(&content);
     copies.host.until(|host| host.counters().manifests > 2).await;
     gone.store(true, Ordering::SeqCst);
-    let got = stream(Arc::clone(&fetcher), content, 1, u64::MAX).await;
+    let got = read_in_calls(Arc::clone(&fetcher), content, 1, u64::MAX).await;
     assert_eq!(got, blake3::hash(&copies.host.content("g")));
     assert_eq!(copies.host.counters().chunks, SIZE.div_ceil(CHUNK_BYTES));
 }

@@ -51,12 +51,13 @@ pub enum Made {
 impl FileSystem {
     /// Makes a file and opens it.
     pub async fn create(
-        &self,
+        self: &Arc<Self>,
         parent: Inode,
         name: &[u8],
         request: CreateRequest,
     ) -> Result<(Entry, Opened), FsError> {
         let name = checked(name)?;
+        self.prime_room(parent);
         let handle = lock(&self.files).reserve();
         let CreateRequest { permissions, caller, exclusive, truncate, open } = request;
         let access = open.access();

@@ -38,7 +38,7 @@ impl FileSystem {
             let sent = match way {
                 Way::Hashes => self.send_as_hashes(inode, (offset, growth), bytes, &attempt).await,
                 Way::Bytes | Way::BytesAndQuestion => {
-                    let at = place(offset, growth, under);
+                    let at = at_offset(offset, growth, under);
                     self.send_bytes(inode, Some(id), at, bytes.clone(), &attempt).await
                 }
             };
@@ -122,7 +122,9 @@ impl FileSystem {
         attempt: &Mutex<Option<Attempt>>,
     ) -> Result<(), FsError> {
         let Some(chunks) = self.send_hashes(inode, (offset, growth), bytes).await? else {
-            return self.send_bytes(inode, None, place(offset, growth, None), bytes.clone(), attempt).await;
+            return self
+                .send_bytes(inode, None, at_offset(offset, growth, None), bytes.clone(), attempt)
+                .await;
         };
         let found = chunks.iter().filter(|chunk| **chunk != KnownChunk::Missing).count();
         lock(&self.sending.offers).taken(inode.0, found);
@@ -162,7 +164,7 @@ impl FileSystem {
                 return Ok(());
             }
         }
-        self.send_bytes(inode, None, place(offset, growth, None), content, &Mutex::default()).await
+        self.send_bytes(inode, None, at_offset(offset, growth, None), content, &Mutex::default()).await
     }
 
     /// What became of each chunk; `None` if the host does not know such requests.
@@ -213,7 +215,7 @@ impl FileSystem {
 }
 
 /// Where content goes that may make its file longer.
-fn place(offset: u64, growth: Growth, under: Option<SessionRun>) -> WriteAt {
+pub(super) fn at_offset(offset: u64, growth: Growth, under: Option<SessionRun>) -> WriteAt {
     match under {
         None if growth.from == 0 => WriteAt::Offset(offset),
         run => WriteAt::Behind { offset, growth, run },

@@ -93,9 +93,12 @@ impl FileSystem {
     /// Opens a regular file. The host is asked, so that what was closed elsewhere before is seen; only while it is out of
     /// reach what is known will do. A name that leads elsewhere by now is [`FsError::Stale`], which makes the kernel
     /// walk the path again.
-    pub async fn open(&self, inode: Inode, request: OpenRequest) -> Result<Opened, FsError> {
+    pub async fn open(self: &Arc<Self>, inode: Inode, request: OpenRequest) -> Result<Opened, FsError> {
         if request.writes && self.config.read_only {
             return Err(FsError::ReadOnly);
+        }
+        if request.writes {
+            self.prime_room(inode);
         }
         self.sent(inode).await?;
         let handle = lock(&self.files).reserve();

@@ -9,7 +9,7 @@
 //! - `lookups` (pure), `nodes`: names and attributes; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
-//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced` (pure), `sending`, `extent`, `write`: changes of content
+//! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced`, `room` (pure), `sending`, `extent`, `write`: changes of content
 //! - `own_locks` (pure), `locks`: file locks
 //! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
 //!
@@ -53,6 +53,7 @@ mod own_locks;
 mod read;
 mod recent;
 mod recovering;
+mod room;
 mod sending;
 mod snapshot;
 mod statistics;
@@ -102,6 +103,7 @@ use leases::LeaseTable;
 use locks::Locks;
 use lookups::Lookups;
 use recent::Recent;
+use room::Rooms;
 use sending::Sending;
 use statistics::Statistics;
 use strides::Strides;
@@ -128,6 +130,7 @@ pub struct FileSystem {
     telling: RwLock<()>,
     recoveries: Mutex<Recoveries>,
     statistics: Statistics,
+    rooms: Mutex<Rooms>,
     stale_answers: AtomicU64,
     walks: Mutex<Walks>,
     strides: Mutex<Strides>,
@@ -179,6 +182,7 @@ impl FileSystem {
             telling: RwLock::default(),
             recoveries: Mutex::default(),
             statistics: Statistics::default(),
+            rooms: Mutex::default(),
             stale_answers: AtomicU64::new(0),
             walks: Mutex::default(),
             strides: Mutex::default(),

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::behind::{Behind, Extent, ExtentId, Place};
 use super::config::DedupWish;
+use super::extent::at_offset;
 use super::inodes::Inode;
 use super::offers::{Offers, Way};
 use super::own_content::OwnContent;
@@ -24,7 +25,7 @@ use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
 use crate::chunk::ChunkIndex;
 use crate::client::CallError;
-use crate::proto::{Attributes, FileKind, SessionRun, WriteAt};
+use crate::proto::{Attributes, FileKind, Growth, SessionRun, WriteAt};
 
 /// Bytes that may be queued and under way, of all files together: 50 ms of 5 Gbit/s.
 const BUDGET_BYTES: usize = 32 * 1024 * 1024;
@@ -133,6 +134,29 @@ impl FileSystem {
         room.forget();
         self.queue(inode, under, place, Bytes::copy_from_slice(bytes));
         true
+    }
+
+    /// Writes when the host has everything before it, and waits for the host. A failure is this write's own, and nobody
+    /// else is told.
+    pub(super) async fn send_through(
+        self: &Arc<Self>,
+        inode: Inode,
+        under: Option<SessionRun>,
+        place: Place,
+        bytes: Bytes,
+    ) -> Result<(), FsError> {
+        self.sent(inode).await?;
+        let at = match place {
+            Place::Offset(offset) => {
+                self.keep_chunks(inode, offset, &bytes);
+                at_offset(offset, Growth::default(), under)
+            }
+            Place::End(_) => {
+                WriteAt::End { believed: self.with_record(inode, |record| record.attributes.size)? }
+            }
+        };
+        let written = self.send_bytes(inode, None, at, bytes, &Mutex::default()).await;
+        written.inspect_err(|error| self.note_full(inode, error))
     }
 
     fn queue(self: &Arc<Self>, inode: Inode, under: Option<SessionRun>, place: Place, bytes: Bytes) {
@@ -332,6 +356,7 @@ impl FileSystem {
         };
         if let Err(error) = sent {
             tracing::warn!(inode = inode.0, ?range, %error, "what was written could not be sent");
+            self.note_full(inode, &error);
             self.write_failed(inode, error);
             if appends {
                 self.drop_appends(inode);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::inodes::Inode;
 use super::{FileSystem, FsError, lock};
-use crate::proto::FsStatistics;
+use crate::proto::{Errno, FsStatistics};
 
 /// How long an answer is given again without asking. File managers ask every second or two.
 const HOLDS: Duration = Duration::from_secs(5);
@@ -68,6 +68,38 @@ impl FileSystem {
         });
     }
 
+    /// Whether a write of `len` bytes must wait for the host, because its disk may be too full. What is not known is asked
+    /// for; nobody waits for that.
+    pub(super) fn is_short_of_room(self: &Arc<Self>, inode: Inode, len: usize) -> bool {
+        let Some(device) = lock(&self.inodes).get(inode).map(|record| record.node().device) else {
+            return false;
+        };
+        let advice = lock(&self.rooms).write(device, len as u64, Instant::now());
+        if advice.asks {
+            let (fs, under_way) = (Arc::clone(self), self.unsent_bytes());
+            self.runtime.spawn(async move {
+                let answer =
+                    fs.ask(inode, |client, node| async move { client.fs_statistics(node).await }).await;
+                lock(&fs.rooms).answered(device, answer.ok().and_then(room_bytes), under_way);
+            });
+        }
+        advice.waits
+    }
+
+    /// Has the room looked up ahead of the first write.
+    pub(super) fn prime_room(self: &Arc<Self>, inode: Inode) {
+        self.is_short_of_room(inode, 0);
+    }
+
+    /// Takes note of a write that found no room.
+    pub(super) fn note_full(&self, inode: Inode, error: &FsError) {
+        if matches!(error.errno(), Errno::ENOSPC | Errno::EDQUOT)
+            && let Some(device) = lock(&self.inodes).get(inode).map(|record| record.node().device)
+        {
+            lock(&self.rooms).full(device, Instant::now());
+        }
+    }
+
     async fn ask_statistics(&self) -> Result<FsStatistics, FsError> {
         let asked = Instant::now();
         let statistics =
@@ -75,6 +107,12 @@ impl FileSystem {
         self.statistics.set(statistics, asked);
         Ok(statistics)
     }
+}
+
+/// Room for people other than root. Some file systems do not say how large they are.
+fn room_bytes(statistics: FsStatistics) -> Option<u64> {
+    let is_known = statistics.blocks > 0;
+    is_known.then(|| statistics.blocks_available.saturating_mul(statistics.block_bytes.into()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Writing: `write`, `fallocate`, `copy_file_range`, `flush`, `fsync`.
 //!
-//! A write is answered when it is queued (`sending`); one that is synchronous, when the host's disk has it. `close` returns when the host
+//! A write is answered when it is queued (`sending`); where the host's disk is nearly full (`room`), when the host has it;
+//! one that is synchronous, when the host's disk has it. `close` returns when the host
 //! has everything, `fsync` when its disk has.
 
 use std::sync::Arc;
@@ -48,7 +49,13 @@ impl FileSystem {
             self.drop_set_id(file.inode).await?;
         }
         let (under, place) = (self.locked_in(&file, handle), self.place_for(&file, offset, how)?);
-        self.send_behind(file.inode, under, place, bytes).await?;
+        if self.is_short_of_room(file.inode, bytes.len()) {
+            self.send_through(file.inode, under, place, bytes).await?;
+            // What was under way before it is over, too.
+            self.unheard_failure(&file, Teller::Write)?;
+        } else {
+            self.send_behind(file.inode, under, place, bytes).await?;
+        }
         if how.syncs {
             self.sync_file(&file, false, Teller::Write).await?;
         }
@@ -69,6 +76,7 @@ impl FileSystem {
         }
         let place = self.check_write(&file, bytes.len()).and_then(|()| self.place_for(&file, offset, how));
         match place {
+            Ok(_) if self.is_short_of_room(file.inode, bytes.len()) => None,
             Ok(place) => {
                 let under = self.locked_in(&file, handle);
                 self.send_now(file.inode, under, place, bytes).then_some(Ok(bytes.len() as u32))

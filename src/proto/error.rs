@@ -67,6 +67,8 @@ impl Errno {
     pub const ENETUNREACH: Self = Self(101);
     /// Not connected: the mount is going away.
     pub const ENOTCONN: Self = Self(107);
+    /// No room within a quota.
+    pub const EDQUOT: Self = Self(122);
     /// The host did not answer in time.
     pub const ETIMEDOUT: Self = Self(110);
     /// Stale file handle: the file is gone from the host.
@@ -121,10 +123,8 @@ impl WireError {
     pub const fn errno(&self) -> Errno {
         match self.code {
             ErrorCode::System(errno) => errno,
-            ErrorCode::VersionChanged | ErrorCode::Malformed | ErrorCode::LocksLost | ErrorCode::TooEarly => {
-                Errno::EIO
-            }
-            ErrorCode::UnknownNode => Errno::ESTALE,
+            ErrorCode::VersionChanged | ErrorCode::Malformed | ErrorCode::TooEarly => Errno::EIO,
+            ErrorCode::UnknownNode | ErrorCode::LocksLost => Errno::ESTALE,
             ErrorCode::Unsupported => Errno::EOPNOTSUPP,
             ErrorCode::Refused => Errno::EACCES,
             ErrorCode::Busy => Errno::ETIMEDOUT,

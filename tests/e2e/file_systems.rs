@@ -20,7 +20,7 @@ const COPIES_HOLD: Duration = Duration::from_millis(1100);
 /// How long a version settles, and a little.
 const SETTLES: Duration = Duration::from_millis(2100);
 
-fn may_mount() -> bool {
+pub(super) fn may_mount() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
@@ -34,11 +34,11 @@ fn kernel_knows(kind: &str) -> bool {
 }
 
 /// Something mounted by root; taken down when dropped.
-struct Mounted(PathBuf);
+pub(super) struct Mounted(PathBuf);
 
 impl Mounted {
     #[track_caller]
-    fn new(point: PathBuf, kind: &str, options: &str, source: &Path) -> Self {
+    pub(super) fn new(point: PathBuf, kind: &str, options: &str, source: &Path) -> Self {
         fs::create_dir_all(&point).unwrap();
         succeeds(Command::new("mount").args(["-t", kind, "-o", options]).arg(source).arg(&point));
         Self(point)
@@ -46,7 +46,7 @@ impl Mounted {
 
     /// Unmounts it as soon as the host has closed what it keeps open for a moment.
     #[track_caller]
-    fn umount(self) {
+    pub(super) fn umount(self) {
         let point = self.0.to_str().unwrap().to_owned();
         wait_until("nobody uses the file system", || run("umount", &[&point]).status.success());
     }

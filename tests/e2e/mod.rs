@@ -6,6 +6,7 @@ mod calls;
 mod copies;
 mod copying;
 mod crashing;
+mod databases;
 mod deduplicating;
 mod differential;
 mod ending;

@@ -312,7 +312,7 @@ fn a_host_that_restarts_has_lost_the_locks_and_who_held_them_hears_of_it() {
     assert_eq!(guest.answer(), "None", "a wait goes on");
     wait_until("the mount has noticed", || one.status()["locks_lost"] == 1);
     for call in ["os.pwrite(f, b'3', 0)", "os.pread(f, 1, 0)", "fl(f, EX|NB)", "range_(f, SH|NB, 9, 1)"] {
-        holder.is(call, "EIO");
+        holder.is(call, "ESTALE");
     }
     bystander.is("os.pread(f, 2, 0)", "b'12'");
     guest.is("range_(f, UN)", "None");

@@ -197,7 +197,7 @@ async fn locks_are_lost_with_the_life_of_the_session_and_their_handles_with_them
         for _ in 0..2 {
             assert_eq!(one.read(handle, 0, 1).await.unwrap_err(), FsError::LocksLost);
             assert_eq!(one.write(handle, 0, b"x").await.unwrap_err(), FsError::LocksLost);
-            assert_eq!(one.lock(handle, wish(1, 7, 7, SHARED)).await, Err(Errno::EIO));
+            assert_eq!(one.lock(handle, wish(1, 7, 7, SHARED)).await, Err(Errno::ESTALE));
         }
         assert_eq!(one.fs.lock_counts(), (0, 2));
         one.fs.unlock(handle, 1, LockRange::WHOLE).await.unwrap();
@@ -221,7 +221,7 @@ async fn what_was_written_under_a_lost_lock_is_not_sent() {
     host.expire_session();
     host.write("f", 0, "next");
     host.set_connected(true);
-    assert_eq!(world.fs.flush(handle).await.unwrap_err().errno(), Errno::EIO);
+    assert_eq!(world.fs.flush(handle).await.unwrap_err().errno(), Errno::ESTALE);
     assert_eq!(host.content("f"), b"next456789");
     // Without a lock what was written is sent, however late.
     let free = world.writer().await;

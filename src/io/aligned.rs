@@ -1,17 +1,19 @@
-//! Memory that files opened with `O_DIRECT` can be read into and written from.
+//! Memory that is aligned for direct I/O (`O_DIRECT`).
 
 use std::ops::{Deref, DerefMut};
 
 use super::sys::{LARGE_PAGE_BYTES, prefer_large_pages};
 
-/// What addresses, offsets and lengths are multiples of in direct I/O, in bytes: the block of nearly every file system,
-/// and never less than a disk asks for. Where more is asked for the kernel answers EINVAL.
+/// Alignment of addresses, offsets and lengths in direct I/O, in bytes. It is the block size of nearly
+/// every file system, and never less than a disk demands. If a device demands more, the kernel answers
+/// EINVAL.
 pub const DIRECT_ALIGN_BYTES: usize = 4096;
 
-/// A buffer whose address and length are multiples of [`DIRECT_ALIGN_BYTES`]; one that can hold a large page begins with one, if the
-/// system has them.
+/// Buffer whose address and length are multiples of [`DIRECT_ALIGN_BYTES`]. A buffer that can hold a large
+/// page starts at one, if the system has them.
 ///
-/// It costs a block, or a page, of addresses more than it holds: an allocator that aligns would take as much, and this needs no `unsafe`.
+/// It takes a block or a page more address space than it holds. An aligning allocator would take as much,
+/// and this needs no `unsafe`.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     memory: Vec<u8>,
@@ -20,12 +22,12 @@ pub struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// A buffer of zeroes, of at least `len` bytes.
+    /// Creates a buffer of at least `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         let len = len.next_multiple_of(DIRECT_ALIGN_BYTES);
         let align_bytes = if len >= LARGE_PAGE_BYTES { LARGE_PAGE_BYTES } else { DIRECT_ALIGN_BYTES };
         let mut memory = vec![0; len + align_bytes];
-        // The memory of a vector that never grows never moves.
+        // The memory of a vector does not move while it does not grow.
         let start = memory.as_ptr().align_offset(align_bytes);
         if align_bytes == LARGE_PAGE_BYTES {
             prefer_large_pages(&mut memory[start..start + len]);

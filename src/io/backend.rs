@@ -1,15 +1,15 @@
-//! What a disk backend must do.
+//! Interface of a disk backend.
 
 use super::operation::Operation;
 
-/// Runs operations. Dropping it lets those that are queued or running end, then stops its threads.
+/// Executor of operations. Dropping it completes the queued and running ones, then stops its threads.
 pub(super) trait Backend: Send + Sync {
-    /// How users know it.
+    /// Returns the name shown to users.
     fn name(&self) -> &'static str;
 
-    /// Queues `operation` and returns at once. The backend answers it through its reply channel; where it cannot any
-    /// more, it drops it.
+    /// Queues `operation` and returns at once. The backend answers through the reply channel of the
+    /// operation, or drops it if it cannot run it any more.
     ///
-    /// Callers hold a place for each operation, so the queue is bounded without a limit of its own.
+    /// Callers hold a queue slot for each operation, so the queue needs no bound of its own.
     fn push(&self, operation: Operation);
 }

@@ -1,4 +1,4 @@
-//! The backend for where `io_uring` may not be used: a few threads that block in `pread` and `pwrite`.
+//! Backend without `io_uring`: a few threads that block in `pread` and `pwrite`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use super::backend::Backend;
 use super::error::IoError;
 use super::operation::Operation;
 
-/// Threads around one queue.
+/// Threads that share one queue.
 pub(super) struct Blocking {
     queue: Arc<Queue>,
 }
@@ -31,7 +31,7 @@ struct State {
 impl Blocking {
     /// Starts `threads` threads.
     pub(super) fn start(threads: usize) -> Result<Self, IoError> {
-        // Dropped on an error, it stops those that did start.
+        // On an error, dropping it stops the threads that did start.
         let blocking = Self { queue: Arc::default() };
         for number in 0..threads {
             let queue = Arc::clone(&blocking.queue);
@@ -67,7 +67,7 @@ impl Drop for Blocking {
 }
 
 impl Queue {
-    /// The life of a thread.
+    /// Runs operations until the queue is closed and empty.
     fn work(&self) {
         while let Some(operation) = self.next() {
             if operation.is_abandoned() {
@@ -78,7 +78,7 @@ impl Queue {
         }
     }
 
-    /// Waits for the next operation; `None` when there will be none.
+    /// Waits for the next operation; `None` once the queue is closed and empty.
     fn next(&self) -> Option<Operation> {
         let waiting = |state: &mut State| state.operations.is_empty() && !state.closed;
         let mut state = self.filled.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +90,7 @@ impl Queue {
     }
 }
 
-/// Runs an operation to its answer.
+/// Runs an operation until it is answered.
 fn run(operation: Operation) {
     let mut rest = Some(operation);
     while let Some(mut operation) = rest {

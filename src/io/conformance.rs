@@ -1,4 +1,4 @@
-//! What every disk engine must do, run over each of them.
+//! Conformance suite of the disk engines, run over each backend.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -17,9 +17,9 @@ use super::denied::{Denial, start_denied};
 use super::{Engine, EngineConfig, EngineKind, IoError, SMALL_READ_BYTES};
 
 const BUFFER_BYTES: usize = 256 * 1024;
-/// Pool with four large buffers and four small ones.
+/// Size of a pool with four large buffers and four small ones.
 const TINY_POOL_BYTES: usize = 4 * BUFFER_BYTES + 4 * SMALL_READ_BYTES;
-/// Nothing here takes long; what does hangs.
+/// Deadline of a test. No test takes long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +28,12 @@ enum Flavour {
     UringTwoRings,
     UringUnregistered,
     Blocking,
-    /// As hosts use it: `io_uring` for what is not in the page cache.
+    /// The configuration of a host: the caller reads from the page cache, `io_uring` does the rest.
     Resident,
 }
 
 impl Flavour {
-    /// `None` where the environment excuses the lack of `io_uring`.
+    /// Returns `None` if the environment excuses the lack of `io_uring`.
     fn start(self, pool_bytes: usize) -> Option<Engine> {
         let kind = if matches!(self, Self::Blocking) { EngineKind::Blocking } else { EngineKind::Uring };
         let reads_resident = matches!(self, Self::Resident);
@@ -49,9 +49,11 @@ impl Flavour {
             {
                 None
             }
-            started => Some(started.expect(
-                "io_uring is one half of what is tested here: allow it, or set WORMHOLE_TEST_NO_URING=1 to test without",
-            )),
+            started => {
+                Some(started.expect(
+                    "these tests need io_uring: allow it, or set WORMHOLE_TEST_NO_URING=1 to skip them",
+                ))
+            }
         }
     }
 }
@@ -72,7 +74,7 @@ macro_rules! suite {
                 };
             }
 
-            // All answers of one round are held together, and would wait for each other in a smaller pool.
+            // All answers of one round are held at once. In a smaller pool they would wait for each other.
             check!(random_reads_give_the_bytes_of_the_file, 16 << 20);
             check!(the_end_of_a_file_cuts_reads, 4 << 20);
             check!(offsets_beyond_4_gib, 4 << 20);
@@ -100,7 +102,7 @@ fn run(test: impl Future<Output = ()>) {
     runtime.block_on(async { tokio::time::timeout(DEADLINE, test).await.expect("the engine hangs") });
 }
 
-/// Bytes that differ at every offset of interest.
+/// Returns bytes that differ at every offset of interest.
 fn pattern(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -191,7 +193,8 @@ async fn offsets_beyond_4_gib(engine: Engine) {
 }
 
 async fn files_that_give_a_little_at_a_time(engine: Engine) {
-    // The kernel's list of symbols comes in pieces of some 4 KiB, and from code that knows nothing of asynchrony.
+    // The kernel returns its symbol list in pieces of some 4 KiB, and this file does not support
+    // asynchronous reads.
     let path = "/proc/kallsyms";
     let content = fs::read(path).unwrap();
     let file = Arc::new(File::open(path).unwrap());
@@ -309,7 +312,7 @@ async fn writes_are_read_back(engine: Engine) {
     }
     tasks.join_all().await;
     assert!(fs::read(&path).unwrap() == content);
-    // All in one, and larger than a buffer of the pool.
+    // A single write, larger than a buffer of the pool.
     engine.write(Arc::clone(&file), 1, content.clone()).await.unwrap();
     assert!(fs::read(&path).unwrap()[1..] == content);
     assert_eq!(engine.stats().written_bytes, 2 * content.len() as u64);
@@ -326,7 +329,7 @@ async fn files_opened_for_direct_io(engine: Engine) {
     fs::write(&path, &content).unwrap();
     let opened = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path);
     if opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
-        return; // A file system that does not know it.
+        return; // The file system does not support it.
     }
     let file = Arc::new(opened.unwrap());
     for (offset, len) in [(0, BUFFER_BYTES), (4096, 8192), (BUFFER_BYTES as u64, BUFFER_BYTES)] {
@@ -356,7 +359,7 @@ async fn counters_count(engine: Engine) {
     let registered = engine.name() == "io_uring" && engine.fallback_reason().is_none();
     assert_eq!(stats.fixed_reads, if registered { 103 } else { 0 });
     if engine.name() == "io_uring" {
-        // To start, to sleep, and the read: a thread that polls would need many more.
+        // One each to start, to sleep and to read. A polling thread would need many more.
         assert!((102..=3 * 104).contains(&stats.submissions), "{stats:?}");
     } else {
         assert_eq!(stats.submissions, 0);
@@ -364,7 +367,7 @@ async fn counters_count(engine: Engine) {
 }
 
 #[test]
-fn what_lies_in_memory_takes_no_turn_and_the_rest_does() {
+fn resident_reads_skip_the_queue() {
     let Some(engine) = Flavour::Resident.start(TINY_POOL_BYTES) else { return };
     let content = pattern(8 << 20);
     let fill = |mut file: File| {
@@ -379,10 +382,10 @@ fn what_lies_in_memory_takes_no_turn_and_the_rest_does() {
     } else {
         eprintln!("LEFT OUT: a file in memory, which needs a tmpfs at /dev/shm");
     }
-    // Beside the test binary, as nothing leaves the cache of a tmpfs.
+    // The file lies beside the test binary, because a tmpfs never drops its pages.
     let file = fill(tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap());
     file.sync_all().unwrap();
-    // Far enough from its beginning that no large page reaches across.
+    // The middle is far enough from the start that no large page reaches across.
     let dropped = content.len() / 2;
     posix_fadvise(&file, dropped as i64, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
     run(async move {

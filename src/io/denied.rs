@@ -1,4 +1,4 @@
-//! What happens where parts of `io_uring` are forbidden, as in containers: seccomp filters for one thread of the tests.
+//! Tests with parts of `io_uring` forbidden, as in containers, by a seccomp filter for one thread.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,33 +11,33 @@ use nix::errno::Errno;
 
 use super::{Engine, EngineConfig, EngineKind, IoError};
 
-/// A system call that is to fail.
+/// System call that fails.
 #[derive(Clone, Copy)]
 pub(crate) struct Denial {
     syscall: libc::c_long,
-    /// Only with this second argument.
+    /// Value of the second argument for which it fails; `None` for all.
     argument: Option<u32>,
     errno: Errno,
 }
 
 impl Denial {
-    /// No rings at all.
+    /// No ring can be created.
     pub(crate) const SETUP: Self =
         Self { syscall: libc::SYS_io_uring_setup, argument: None, errno: Errno::EPERM };
-    /// Rings that cannot be used.
+    /// Rings can be created and not be used.
     pub(super) const ENTER: Self =
         Self { syscall: libc::SYS_io_uring_enter, argument: None, errno: Errno::EPERM };
-    /// No registered buffers (`IORING_REGISTER_BUFFERS`), as when memory may not be locked.
+    /// Buffers cannot be registered (`IORING_REGISTER_BUFFERS`), as if memory may not be locked.
     pub(crate) const BUFFERS: Self =
         Self { syscall: libc::SYS_io_uring_register, argument: Some(0), errno: Errno::ENOMEM };
 }
 
-/// Starts an engine on a thread where `denial` holds; the engine's own threads inherit it.
+/// Starts an engine on a thread with `denial`. The threads of the engine inherit it.
 pub(super) fn start_denied(denial: Denial, config: EngineConfig) -> Result<Engine, IoError> {
     with_denial(denial, move || Engine::start(&config))
 }
 
-/// Does `work` on a thread where `denial` holds.
+/// Runs `work` on a thread with `denial`.
 pub(crate) fn with_denial<T: Send + 'static>(denial: Denial, work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = thread::spawn(move || {
         install(denial).unwrap();
@@ -46,12 +46,12 @@ pub(crate) fn with_denial<T: Send + 'static>(denial: Denial, work: impl FnOnce()
     thread.join().unwrap()
 }
 
-/// Installs the filter for the calling thread and those it starts. There is no way back.
+/// Installs the filter for the calling thread and the threads it starts. It cannot be removed.
 fn install(denial: Denial) -> io::Result<()> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    // Offsets in `struct seccomp_data`: the number of the call, the lower half of its second argument.
+    // Offsets in `struct seccomp_data`: the call number, and the lower half of the second argument.
     const NUMBER: u32 = 0;
     const ARGUMENT: u32 = if cfg!(target_endian = "little") { 24 } else { 28 };
 
@@ -119,7 +119,7 @@ async fn buffers_that_cannot_be_registered_are_used_all_the_same() {
     assert_eq!(engine.stats().fixed_reads, 0);
 }
 
-/// Where the child of [`a_fallback_warns_once`] is to log to.
+/// Environment variable with the log path for the child of [`a_fallback_warns_once`].
 const CHILD_LOG: &str = "WORMHOLE_TEST_FALLBACK_LOG";
 
 #[test]
@@ -127,8 +127,8 @@ fn a_fallback_warns_once() {
     if let Some(path) = std::env::var_os(CHILD_LOG) {
         return fall_back_logging_to(Path::new(&path));
     }
-    // In a process of its own: whether a log line is wanted is cached for the whole process, so other tests would
-    // switch it off.
+    // The test runs in its own process: the interest in a log line is cached for the whole process, so
+    // other tests would disable it.
     let log = tempfile::NamedTempFile::new().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "io::denied::a_fallback_warns_once"])

@@ -1,28 +1,28 @@
-//! Why `io_uring` cannot be used here, in words that say what would help. Pure.
+//! Explanations for the user of a missing `io_uring`, with a remedy. Pure.
 
 use nix::errno::Errno;
 
-/// What the kernel was asked for when it refused.
+/// System call that the kernel refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A ring.
+    /// Creating a ring.
     Setup,
-    /// A list of the operations it knows.
+    /// Listing the supported operations.
     Probe,
-    /// An operation that does nothing.
+    /// Running an operation that does nothing.
     Enter,
     /// Locking the buffers.
     Register,
-    /// An event descriptor or a thread for the ring.
+    /// Creating an event descriptor or a thread for the ring.
     Resources,
 }
 
-/// The likely cause of `errno` at `step`, and its cure. `disabled` is the content of
+/// Returns the likely cause of `errno` at `step`, and a remedy. `disabled` is the content of
 /// `/proc/sys/kernel/io_uring_disabled`, `pool_bytes` the memory to be locked.
 pub(super) fn explain(step: Step, errno: Errno, disabled: Option<&str>, pool_bytes: usize) -> String {
     match (step, errno, disabled.map(str::trim)) {
         (Step::Register, ..) => format!(
-            "{pool_bytes} bytes of buffers could not be locked: reads go on without registered buffers, a little \
+            "{pool_bytes} bytes of buffers could not be locked: reads use unregistered buffers, a little \
              slower; raise the limit of locked memory (`ulimit -l`, LimitMEMLOCK= of the service)"
         ),
         (Step::Setup, Errno::EPERM | Errno::EACCES, Some("2")) => {

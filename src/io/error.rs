@@ -1,32 +1,32 @@
-//! What can go wrong in a disk engine.
+//! Errors of a disk engine.
 
 use nix::errno::Errno;
 
-/// Why an engine did not start, or an operation failed.
+/// Reason why an engine did not start, or an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IoError {
-    /// The backend cannot be used here; the text names the cause and its cure.
+    /// The backend cannot be used here. The text names the cause and a remedy.
     #[error("{backend} is not available: {reason} ({errno})")]
     Unavailable {
         /// Name of the backend.
         backend: &'static str,
-        /// Likely cause, and what would help.
+        /// Likely cause and remedy.
         reason: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         errno: Errno,
     },
-    /// A setting of the engine makes no sense.
+    /// A setting of the engine is invalid.
     #[error("disk engine settings: {0}")]
     Config(&'static str),
-    /// No such kind of engine.
+    /// The name of the engine kind is unknown.
     #[error("unknown disk engine {0:?}: expected auto, uring or blocking")]
     UnknownKind(String),
     /// One read asks for more than a buffer holds.
     #[error("a read of {len} bytes does not fit a buffer of {len_max}: split it")]
     ReadTooLong {
-        /// Bytes asked for.
+        /// Requested bytes.
         len: usize,
-        /// Bytes that one read can give.
+        /// Largest possible read in bytes.
         len_max: usize,
     },
     /// The kernel refused or failed the operation.
@@ -36,18 +36,18 @@ pub enum IoError {
         what: &'static str,
         /// First byte.
         offset: u64,
-        /// Bytes asked for.
+        /// Requested bytes.
         len: usize,
-        /// Why.
+        /// Error of the kernel.
         errno: Errno,
     },
-    /// The engine's thread ended after an error that the log holds; only a new engine helps.
+    /// The engine's thread ended after an error that the log shows. Only a new engine helps.
     #[error("the disk engine has stopped after an internal error: see the log, then restart")]
     Stopped,
 }
 
 impl IoError {
-    /// The nearest error number.
+    /// Returns the nearest error number.
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Unavailable { errno, .. } | Self::Failed { errno, .. } => *errno,

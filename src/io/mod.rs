@@ -1,30 +1,33 @@
-//! Disk I/O for host and cache behind one small trait, and the only place with `unsafe`.
+//! Disk I/O for host and cache behind one small trait. All `unsafe` code of the crate is in this folder.
 //!
-//! An [`Engine`] reads into buffers of a fixed pool and hands them out as [`Bytes`] without a copy; the buffer returns
-//! when the last clone is dropped. Behind it stands one of two backends:
+//! An [`Engine`] reads into buffers of a fixed pool and returns them as [`Bytes`] without a copy. The
+//! buffer returns to the pool when the last clone is dropped. There are two backends:
 //!
-//! - `io_uring`: a thread per ring, which sleeps in the kernel when there is nothing to do, submits all that was queued
-//!   in one call, and reads into buffers that were registered once (`READ_FIXED`);
-//! - `blocking`: a few threads with `pread`, for where containers or administrators forbid `io_uring`.
+//! - `io_uring`: a thread per ring, which sleeps in the kernel while idle, submits all queued operations in
+//!   one call, and reads into registered buffers (`READ_FIXED`);
+//! - `blocking`: a few threads with `pread`, for systems where containers or administrators forbid
+//!   `io_uring`.
 //!
-//! What the page cache has, the caller copies at once ([`EngineConfig::reads_resident`]): the backend brings what a disk must give.
+//! The caller itself copies data from the page cache ([`EngineConfig::reads_resident`]). The backend only
+//! reads data that a disk must deliver.
 //!
-//! [`EngineKind::Auto`] takes the first that works and says why it was not the first of the list.
+//! [`EngineKind::Auto`] takes `io_uring` if it works, otherwise `blocking` with the reason.
 //!
-//! # What bounds what
+//! # Bounds
 //!
-//! - Memory: reads wait for a buffer of the pool, first come, first served, so nobody starves. Buffers are 256 KiB;
-//!   reads of at most [`SMALL_READ_BYTES`] have a share of their own, so a random 4 KiB read does not queue behind a
-//!   bulk transfer that holds all the large ones. Whoever keeps `Bytes` keeps a buffer: copy what is to stay for long, and do not collect
-//!   the answers of more reads than the pool has buffers, as the last would wait for the first to be dropped.
-//! - Queue: at most `rings * ring_depth` operations are queued or running; others wait for a place.
-//! - Time: a file system that hangs hangs its operations only. Dropping the future gives them up: the operation keeps
-//!   buffer and file until the kernel is done with them, then they return.
+//! - Memory: reads wait for a buffer of the pool in order of arrival, so none starves. Buffers are 256 KiB.
+//!   Reads of at most [`SMALL_READ_BYTES`] have their own buffers, so a random 4 KiB read does not queue
+//!   behind a bulk transfer that holds all the large ones. Holding `Bytes` holds a buffer: copy data that
+//!   is kept for long. Do not collect the answers of more reads than the pool has buffers, or the last read
+//!   waits for the first to be dropped.
+//! - Queue: at most `rings * ring_depth` operations are queued or running. Others wait for a slot.
+//! - Time: a file system that hangs blocks only its own operations. Dropping the future abandons its
+//!   operation, which keeps its buffer and file until the kernel is done with them.
 //!
 //! # Shutdown
 //!
-//! Dropping the last clone of an [`Engine`] lets running operations end, then its threads. Nothing waits for that.
-//! [`Bytes`] may outlive the engine.
+//! Dropping the last clone of an [`Engine`] completes the running operations and then ends the threads, in
+//! the background. [`Bytes`] may outlive the engine.
 
 mod aligned;
 mod backend;
@@ -68,35 +71,36 @@ use pool::Pool;
 use stats::{Counters, add};
 use uring::Uring;
 
-/// Which backend an engine is to use.
+/// Choice of the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineKind {
-    /// `io_uring` where it works, else threads.
+    /// `io_uring` if it works, otherwise threads.
     #[default]
     Auto,
     /// `io_uring`, or an error.
     Uring,
-    /// Threads that block.
+    /// Blocking threads.
     Blocking,
 }
 
-/// What an engine is made of. The default suits a host and a client alike.
+/// Configuration of an engine. The default suits a host and a client alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Which backend.
+    /// Choice of the backend.
     pub kind: EngineKind,
-    /// Memory of the buffer pool, in bytes. With `io_uring` it is locked. 64 MiB: 240 reads of a chunk.
+    /// Memory of the buffer pool in bytes. `io_uring` locks it. 64 MiB: 240 reads of a chunk.
     pub pool_bytes: usize,
-    /// Size of a buffer, so the most that one read can ask for, in bytes: a chunk. A multiple of 4 KiB.
+    /// Size of a buffer and thus of the largest read, in bytes: a chunk. A multiple of 4 KiB.
     pub buffer_bytes: usize,
-    /// Rings, each with a thread. One copies from the page cache faster than QUIC can send on the same machine.
+    /// Number of rings, each with a thread. One copies from the page cache faster than QUIC can send on the
+    /// same machine.
     pub rings: usize,
     /// Operations in flight on one ring. 256: as many as the default pool has buffers.
     pub ring_depth: u32,
-    /// Threads of the blocking backend. 16: as many reads in flight as an SSD needs to show its speed.
+    /// Threads of the blocking backend. 16: an SSD needs as many reads in flight to reach its speed.
     pub blocking_threads: usize,
-    /// Whether the caller itself reads what is in the page cache. To have it copied elsewhere would cost more than the copy: from
-    /// one thread to the next and back, and out of the processor's cache. Not for files opened with `O_DIRECT`.
+    /// True if the caller itself reads from the page cache. A copy on another thread would cost two thread
+    /// switches and cache misses, more than the copy. Not for files opened with `O_DIRECT`.
     pub reads_resident: bool,
 }
 
@@ -119,9 +123,9 @@ struct Shared {
 impl Engine {
     /// Starts threads and allocates the pool.
     ///
-    /// [`EngineKind::Auto`] falls back to threads where `io_uring` cannot be used, and logs one warning with the
-    /// likely cause and its cure; [`EngineKind::Uring`] fails with the same text. Where only the registration of
-    /// buffers fails, `io_uring` is used without it: see [`Engine::fallback_reason`].
+    /// If `io_uring` cannot be used, [`EngineKind::Auto`] falls back to threads and logs one warning with
+    /// the likely cause and a remedy; [`EngineKind::Uring`] fails with the same text. If only the
+    /// registration of buffers fails, `io_uring` is used without it: see [`Engine::fallback_reason`].
     pub fn start(config: &EngineConfig) -> Result<Self, IoError> {
         config.check()?;
         let pool = Pool::new(config.pool_bytes, config.buffer_bytes)?;
@@ -134,27 +138,28 @@ impl Engine {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// `io_uring` or `blocking`.
+    /// Returns `io_uring` or `blocking`.
     pub fn name(&self) -> &'static str {
         self.shared.backend.name()
     }
 
-    /// Why this engine is slower than it could be, and what would help; `None` when all is as it should be.
+    /// Returns the reason why this engine is slower than it could be, with a remedy; `None` if there is
+    /// none.
     pub fn fallback_reason(&self) -> Option<&str> {
         self.shared.fallback_reason.as_deref()
     }
 
-    /// The most that one [`Engine::read`] can ask for, in bytes.
+    /// Returns the most bytes that one [`Engine::read`] can request.
     pub fn read_bytes_max(&self) -> usize {
         self.shared.buffer_bytes
     }
 
-    /// Counters since the start.
+    /// Returns the counters since the start.
     pub fn stats(&self) -> EngineStats {
         self.shared.counters.snapshot(&self.shared.pool)
     }
 
-    /// Reads `len` bytes at `offset`, fewer only where the file ends. Waits for a buffer first.
+    /// Reads `len` bytes at `offset`, fewer only at the end of the file. Waits for a buffer first.
     ///
     /// `len` is at most [`Engine::read_bytes_max`]. Dropping the future abandons the read.
     pub async fn read<F>(&self, file: Arc<F>, offset: u64, len: usize) -> Result<Bytes, IoError>
@@ -183,9 +188,9 @@ impl Engine {
         }
     }
 
-    /// Writes all of `bytes` at `offset`. They may be in the page cache only when this returns.
+    /// Writes all of `bytes` at `offset`. On return they may be only in the page cache.
     ///
-    /// Dropping the future abandons the write: nothing, some or all of it may reach the file.
+    /// Dropping the future abandons the write: none, some or all of the bytes may reach the file.
     pub async fn write<F>(&self, file: Arc<F>, offset: u64, bytes: Bytes) -> Result<(), IoError>
     where
         F: AsFd + Send + Sync + 'static,
@@ -204,12 +209,12 @@ impl Engine {
         }
     }
 
-    /// Fills `memory` from the page cache as far as that has it; returns how far.
+    /// Fills the start of `memory` with data that the page cache holds. Returns the number of bytes.
     fn read_resident(&self, file: BorrowedFd<'_>, offset: u64, memory: &mut [u8]) -> usize {
         if !self.shared.reads_resident {
             return 0;
         }
-        // Whatever is wrong, the backend will find and tell.
+        // The backend will meet any error again and report it.
         let done = sys::read_cached(file, offset, memory).unwrap_or(0);
         if done == memory.len() {
             let counters = &self.shared.counters;
@@ -220,7 +225,7 @@ impl Engine {
         done
     }
 
-    /// Waits for a place in the queue and hands the work over, of which the first `done` bytes are done.
+    /// Waits for a queue slot and queues the work, of which the first `done` bytes are complete.
     async fn run<F>(&self, file: Arc<F>, offset: u64, done: usize, work: Work)
     where
         F: AsFd + Send + Sync + 'static,
@@ -248,9 +253,9 @@ impl EngineConfig {
     }
 }
 
-/// Rings beyond the number of cores help nobody.
+/// Rings beyond the number of cores do not help.
 const RINGS_MAX: usize = 64;
-/// The kernel takes 32,768; nothing reads so many files at once.
+/// The kernel allows 32,768, but so many concurrent reads never occur.
 const RING_DEPTH_MAX: u32 = 4096;
 /// A thread costs a stack and a task in the kernel.
 const THREADS_MAX: usize = 1024;
@@ -298,7 +303,7 @@ impl FromStr for EngineKind {
     }
 }
 
-/// The backend that `config` asks for, and what to say about it.
+/// Starts the backend that `config` selects. Returns a note if it is not the best one.
 fn start_backend(
     config: &EngineConfig,
     pool: &Arc<Pool>,
@@ -324,7 +329,7 @@ fn start_backend(
     }
 }
 
-/// Offsets are signed in the kernel, and -1 means something else there.
+/// Rejects a range beyond the signed offsets of the kernel, where -1 has a special meaning.
 fn check_range(offset: u64, len: usize) -> Result<(), IoError> {
     match offset.checked_add(len as u64) {
         Some(end) if i64::try_from(end).is_ok() => Ok(()),

@@ -1,4 +1,4 @@
-//! One read or write on its way, and the rules by which it goes on after a partial result.
+//! One read or write in progress, and the rules for continuing after a partial result.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::pool::PooledBuffer;
 use super::stats::{Counters, add};
 
-/// Times that an operation is tried again after EINTR or EAGAIN. Regular files give neither for long; a descriptor
-/// that is not a file and never ready must not keep a thread busy.
+/// Retries of an operation after EINTR or EAGAIN. Regular files return neither for long. A descriptor that
+/// is not a file and never becomes ready must not keep a thread busy.
 const RETRIES_MAX: u8 = 8;
 
-/// A read or write with all that the kernel needs until it is done: file, buffer, place in the queue.
+/// Read or write with everything that the kernel needs until it is done: file, buffer, queue slot.
 pub(super) struct Operation {
     file: Arc<dyn AsFd + Send + Sync>,
     offset: u64,
@@ -25,42 +25,42 @@ pub(super) struct Operation {
     ticket: Ticket,
 }
 
-/// What is to be done, and who waits for it.
+/// Kind of work and its reply channel.
 pub(super) enum Work {
     /// Fill the first `want` bytes of `buffer`.
     Read {
-        /// Where the bytes go.
+        /// Destination of the bytes.
         buffer: PooledBuffer,
-        /// How many bytes.
+        /// Number of bytes.
         want: usize,
-        /// Who waits.
+        /// Channel for the answer.
         reply: oneshot::Sender<Result<PooledBuffer, Errno>>,
     },
     /// Write all of `bytes`.
     Write {
-        /// What to write.
+        /// Source of the bytes.
         bytes: Bytes,
-        /// Who waits.
+        /// Channel for the answer.
         reply: oneshot::Sender<Result<(), Errno>>,
     },
 }
 
-/// The memory that the rest of an operation concerns, for the kernel.
+/// Memory of the remaining part of an operation, for the kernel.
 pub(super) enum Target {
-    /// To be filled: pointer, length, index of the registered buffer it lies in.
+    /// Destination: pointer, length, index of the registered buffer that contains it.
     Read(*mut u8, usize, u16),
-    /// To be written: pointer, length.
+    /// Source: pointer, length.
     Write(*const u8, usize),
 }
 
-/// A place in the queue; counts its operation as in flight for as long as it lives.
+/// Queue slot, which counts its operation as in flight while it exists.
 pub(super) struct Ticket {
     counters: Arc<Counters>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Ticket {
-    /// Counts one operation more.
+    /// Counts one more operation.
     pub(super) fn new(place: OwnedSemaphorePermit, counters: Arc<Counters>) -> Self {
         let now = counters.in_flight.fetch_add(1, Relaxed) + 1;
         counters.in_flight_max.fetch_max(now, Relaxed);
@@ -75,28 +75,28 @@ impl Drop for Ticket {
 }
 
 impl Operation {
-    /// An operation of which nothing is done yet.
+    /// Creates an operation without progress.
     pub(super) fn new(file: Arc<dyn AsFd + Send + Sync>, offset: u64, work: Work, ticket: Ticket) -> Self {
         Self { file, offset, done: 0, retries: 0, work, ticket }
     }
 
-    /// So many of the bytes are there already.
+    /// Marks the first `done` bytes as complete.
     pub(super) fn after(mut self, done: usize) -> Self {
         self.done = done;
         self
     }
 
-    /// The file it concerns.
+    /// Returns the file of the operation.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// Where in the file the rest begins.
+    /// Returns the file offset of the remaining part.
     pub(super) fn position(&self) -> u64 {
         self.offset + self.done as u64
     }
 
-    /// Bytes that are still to be moved.
+    /// Returns the number of remaining bytes.
     pub(super) fn remaining(&self) -> usize {
         match &self.work {
             Work::Read { want, .. } => want - self.done,
@@ -104,7 +104,8 @@ impl Operation {
         }
     }
 
-    /// Whether nobody waits for the answer any more. Never true of a write that has begun: half of it would stay.
+    /// Returns `true` if the answer is no longer wanted. A write that has begun is never abandoned, because
+    /// half of it would stay.
     pub(super) fn is_abandoned(&self) -> bool {
         match &self.work {
             Work::Read { reply, .. } => reply.is_closed(),
@@ -112,13 +113,13 @@ impl Operation {
         }
     }
 
-    /// Drops an operation that nobody waits for.
+    /// Drops an abandoned operation.
     pub(super) fn cancel(self) {
         add(&self.ticket.counters.cancelled, 1);
     }
 
-    /// The memory of the rest. The pointers are good for as long as the operation lives, and only one may use them at
-    /// a time.
+    /// Returns the memory of the remaining part. The pointers are valid while the operation lives, and must
+    /// have a single user at a time.
     pub(super) fn target(&mut self) -> Target {
         match &mut self.work {
             Work::Read { buffer, want, .. } => {
@@ -133,7 +134,7 @@ impl Operation {
         }
     }
 
-    /// Runs one system call for the rest with `read` or `write`.
+    /// Runs one system call for the remaining part with `read` or `write`.
     pub(super) fn call(
         &mut self,
         read: impl FnOnce(BorrowedFd<'_>, &mut [u8], u64) -> Result<usize, Errno>,
@@ -146,8 +147,8 @@ impl Operation {
         }
     }
 
-    /// Takes what the kernel said about the rest. Returns the operation when it must be submitted again, else has
-    /// answered it.
+    /// Applies the result of a system call. Returns the operation if it must be submitted again; otherwise
+    /// the operation was answered.
     pub(super) fn advance(mut self, outcome: Result<usize, Errno>) -> Option<Self> {
         match outcome {
             Err(Errno::EINTR | Errno::EAGAIN) if self.retries < RETRIES_MAX => {
@@ -155,7 +156,7 @@ impl Operation {
                 Some(self)
             }
             Err(errno) => self.answer(Err(errno)),
-            // No progress: the file ends here, and a write that moves nothing must not be tried for ever.
+            // No progress: a read is at the end of the file. A write must not be retried for ever.
             Ok(0) => match self.work {
                 Work::Read { .. } => self.answer(Ok(())),
                 Work::Write { .. } => self.answer(Err(Errno::EIO)),
@@ -173,8 +174,7 @@ impl Operation {
         }
     }
 
-    /// Gives up an operation whose memory the kernel may still use: the caller learns that, the memory is never used
-    /// again.
+    /// Leaks the memory of an operation, because the kernel may still use it. The caller gets an error.
     pub(super) fn leak(self) {
         match self.work {
             Work::Read { buffer, .. } => std::mem::forget(buffer),
@@ -183,14 +183,14 @@ impl Operation {
         std::mem::forget(self.file);
     }
 
-    /// Sends the answer. File and place are let go first: who has the answer finds them free.
+    /// Sends the answer. File and queue slot are released first, so that the receiver finds them free.
     fn answer(self, outcome: Result<(), Errno>) -> Option<Self> {
         let Self { file, done, work, ticket, .. } = self;
         drop(file);
         let counters = Arc::clone(&ticket.counters);
         drop(ticket);
         let done_bytes = done as u64;
-        // A send fails when nobody waits any more; what it carries is dropped then, which is right.
+        // A send fails if the receiver is gone. Its content is dropped then, as it should be.
         match work {
             Work::Read { mut buffer, reply, .. } => {
                 add(&counters.reads, 1);

@@ -1,4 +1,4 @@
-//! The fixed memory that all reads go to: one locked-down slab, cut into buffers that travel as `Bytes`.
+//! Fixed memory for all reads: one locked slab, cut into buffers that travel as `Bytes`.
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -10,22 +10,22 @@ use tokio::sync::Semaphore;
 
 use super::error::IoError;
 
-/// Reads of at most so many bytes have buffers of their own, of this size. 16 KiB holds a page of any database and
-/// the small files of a source tree.
+/// Largest read that uses a small buffer, and the size of such a buffer. 16 KiB holds a page of any
+/// database and the small files of a source tree.
 pub const SMALL_READ_BYTES: usize = 16 * 1024;
 
-/// Share of the pool that small buffers get: one part of 16.
+/// Share of the small buffers in the pool: one part in 16.
 const SMALL_SHARE: usize = 16;
-/// At least so many small buffers, however small the pool.
+/// Fewest small buffers, however small the pool.
 const SMALL_COUNT_MIN: usize = 4;
-/// At most so many: they are registered with the kernel one by one.
+/// Most small buffers, because the kernel registers each.
 const SMALL_COUNT_MAX: usize = 1024;
-/// Buffers that the kernel lets a ring register (`IORING_MAX_REG_BUFFERS`).
+/// Most buffers that a ring may register (`IORING_MAX_REG_BUFFERS`).
 const BUFFERS_MAX: usize = 16 * 1024;
-/// Every buffer begins on such a boundary, in bytes, so that files opened with `O_DIRECT` can be read too.
+/// Alignment of every buffer in bytes, for files opened with `O_DIRECT`.
 const ALIGN_BYTES: usize = 4096;
 
-/// A slab of memory and the lists of its free buffers.
+/// Slab of memory with the lists of its free buffers.
 pub(super) struct Pool {
     slab: Slab,
     small: Class,
@@ -39,11 +39,11 @@ struct Class {
     count: usize,
     bytes: usize,
     free: Mutex<Vec<u16>>,
-    /// One permit for each entry of `free`; waiters are served in order.
+    /// One permit for each entry of `free`. Waiters are served in order.
     available: Semaphore,
 }
 
-/// A buffer that nobody else has; returns to its pool when dropped.
+/// Buffer in exclusive use. It returns to its pool when dropped.
 pub(super) struct PooledBuffer {
     pool: Arc<Pool>,
     index: u16,
@@ -51,7 +51,7 @@ pub(super) struct PooledBuffer {
 }
 
 impl Pool {
-    /// A pool of at most `pool_bytes`, with buffers of `buffer_bytes` and a few small ones.
+    /// Creates a pool of at most `pool_bytes`, with buffers of `buffer_bytes` and a few small ones.
     pub(super) fn new(pool_bytes: usize, buffer_bytes: usize) -> Result<Arc<Self>, IoError> {
         if buffer_bytes <= SMALL_READ_BYTES || !buffer_bytes.is_multiple_of(ALIGN_BYTES) {
             return Err(IoError::Config("a buffer must be a multiple of 4 KiB, and larger than 16 KiB"));
@@ -75,10 +75,10 @@ impl Pool {
         Ok(Arc::new(Self { slab, small, large }))
     }
 
-    /// Waits for a buffer of at least `len` bytes, which must not be more than a large one has.
+    /// Waits for a buffer of at least `len` bytes, at most the size of a large one.
     ///
-    /// Served in the order of asking. A small read takes a large buffer where the small ones are out and nobody waits
-    /// for the large one; never the other way round.
+    /// Requests are served in order. A small read takes a large buffer if no small one is free and no
+    /// request waits for a large one. The reverse never happens.
     pub(super) async fn acquire(self: &Arc<Self>, len: usize) -> PooledBuffer {
         let index = if len > SMALL_READ_BYTES {
             self.large.take().await
@@ -90,22 +90,22 @@ impl Pool {
         PooledBuffer { pool: Arc::clone(self), index, filled: 0 }
     }
 
-    /// How many buffers there are.
+    /// Returns the number of buffers.
     pub(super) fn buffers(&self) -> usize {
         self.small.count + self.large.count
     }
 
-    /// How many of them nobody holds.
+    /// Returns the number of free buffers.
     pub(super) fn free(&self) -> usize {
         self.small.lock().len() + self.large.lock().len()
     }
 
-    /// Bytes of all buffers together.
+    /// Returns the bytes of all buffers.
     pub(super) fn bytes(&self) -> usize {
         self.slab.bytes.get()
     }
 
-    /// All buffers in the order of their indices, for registration with the kernel.
+    /// Returns all buffers in the order of their indices, for registration with the kernel.
     pub(super) fn vectors(&self) -> Vec<libc::iovec> {
         let index_max = u16::try_from(self.buffers()).expect("checked against BUFFERS_MAX");
         (0..index_max)
@@ -129,7 +129,7 @@ impl Pool {
 
 impl Class {
     fn new(first_index: usize, first_offset: usize, count: usize, bytes: usize) -> Self {
-        // The last of the list is taken first: recently used memory is likely to be in the processor's cache.
+        // The last entry is taken first, because recently used memory is probably in the processor's cache.
         let free = (first_index..first_index + count).rev().map(|index| index as u16).collect();
         let available = Semaphore::new(count);
         Self { first_index, first_offset, count, bytes, free: Mutex::new(free), available }
@@ -161,19 +161,19 @@ impl Class {
 }
 
 impl PooledBuffer {
-    /// Number of the buffer, as registered with the kernel.
+    /// Returns the index under which the kernel knows the buffer.
     pub(super) fn index(&self) -> u16 {
         self.index
     }
 
-    /// All bytes of the buffer; what was not read into it is left from its last use.
+    /// Returns the whole buffer, with old content behind the bytes just read.
     pub(super) fn memory(&mut self) -> &mut [u8] {
-        // SAFETY: the memory is mapped for as long as `pool` lives, was zeroed by the kernel, and belongs to this value
-        // alone: an index is either in a free list or in exactly one `PooledBuffer`.
+        // SAFETY: the memory is mapped while `pool` lives, was zeroed by the kernel, and belongs to this
+        // value alone: an index is either in a free list or in exactly one `PooledBuffer`.
         unsafe { self.pool.memory(self.index).as_mut() }
     }
 
-    /// Says how many bytes were read.
+    /// Sets the number of bytes read.
     pub(super) fn set_filled(&mut self, filled: usize) {
         self.filled = filled.min(self.pool.class(self.index).bytes);
     }
@@ -198,7 +198,8 @@ struct Slab {
     bytes: NonZeroUsize,
 }
 
-// SAFETY: a `Slab` is an address and a length. Access to the memory goes through `PooledBuffer`, one at a time.
+// SAFETY: a `Slab` is an address and a length. Its memory is accessed only through `PooledBuffer`, one at a
+// time.
 unsafe impl Send for Slab {}
 // SAFETY: as above.
 unsafe impl Sync for Slab {}
@@ -207,7 +208,7 @@ impl Slab {
     fn new(bytes: usize) -> Result<Self, IoError> {
         let bytes = NonZeroUsize::new(bytes).ok_or(IoError::Config("the pool must not be empty"))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory that exists.
+        // SAFETY: a new private mapping at an address chosen by the kernel touches no existing memory.
         let start =
             unsafe { mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE) }.map_err(|errno| {
                 IoError::Unavailable {
@@ -217,10 +218,11 @@ impl Slab {
                 }
             })?;
         let slab = Self { start, bytes };
-        // A child after fork must not get copies of pages that the kernel writes to. On an ancient kernel it may. Large pages are found
-        // faster: with them a cold read over loopback took 6 % less time.
+        // A child after fork must not copy pages that the kernel writes to. The oldest kernels ignore this.
+        // Large pages are faster to look up: with them a cold read over loopback took 6 % less time.
         for advice in [MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_HUGEPAGE] {
-            // SAFETY: the range is the mapping made above; the advice does not change its content in this process.
+            // SAFETY: the range is the mapping made above, and the advice does not change its content in
+            // this process.
             let _ = unsafe { madvise(start, bytes.get(), advice) };
         }
         Ok(slab)
@@ -236,7 +238,7 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and no `PooledBuffer` is left, as each holds the pool.
+        // SAFETY: this value owns the mapping, and no `PooledBuffer` is left, because each holds the pool.
         let _ = unsafe { munmap(self.start, self.bytes.get()) };
     }
 }

@@ -1,7 +1,7 @@
-//! Folders into which nobody else can put anything: of keys, of state, of sockets.
+//! Private folders for keys, state and sockets, into which no other user can write.
 //!
-//! Made closed from the first moment, whatever the umask is, and refused where they are somebody else's or others may write to them: what
-//! lies there then may be anybody's.
+//! A folder is created private, whatever the umask is. It is refused if it belongs to another user or
+//! others may write to it, because its content could then come from anybody.
 
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
@@ -10,34 +10,34 @@ use std::path::Path;
 
 use nix::unistd::geteuid;
 
-/// Why a folder cannot be used, and what mends that. The words stand behind the folder's path.
+/// Reason why a folder cannot be used, with a remedy. The text follows the path of the folder.
 #[derive(Debug, thiserror::Error)]
 pub enum NotPrivate {
-    /// It cannot be made or looked at.
+    /// It cannot be created or inspected.
     #[error("cannot {verb} it: {source}")]
     System {
-        /// What was attempted.
+        /// Attempted action, as a verb.
         verb: &'static str,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// Something else has its name.
-    #[error("it is no folder; move it away, or name another")]
+    #[error("it is not a folder; move it away, or name another")]
     NoFolder,
-    /// It is another user's.
+    /// It belongs to another user.
     #[error(
-        "it belongs to the user {owner}, and {user} uses it; name another, act as that user, or have root give it to {user} (`chown`) after \
-         a look at what is in it"
+        "it belongs to user {owner}, not to user {user}; name another, run as user {owner}, or check its content and \
+         have root give it to user {user} (`chown`)"
     )]
     Owner {
-        /// Whose it is, by number.
+        /// User id of its owner.
         owner: u32,
-        /// Who wants to use it, by number.
+        /// User id of this process.
         user: u32,
     },
-    /// Others may write to it.
+    /// Other users may write to it.
     #[error(
-        "others may write to it (mode {mode:04o}); see that everything in it is yours, then `chmod go-w`"
+        "other users may write to it (mode {mode:04o}); check that everything in it is yours, then `chmod go-w`"
     )]
     Writable {
         /// Its permissions.
@@ -45,11 +45,12 @@ pub enum NotPrivate {
     },
 }
 
-/// Makes the folder, closed to others, if it is not there, and returns what it is. One that is there is checked, and followed if it is a link.
+/// Creates the folder for this user alone if it is missing, and returns its metadata. An existing one is
+/// checked, and followed if it is a link.
 pub fn prepare(path: &Path) -> Result<Metadata, NotPrivate> {
     let failed = |verb| move |source| NotPrivate::System { verb, source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).or_else(|error| match error.kind() {
-        // A link that leads nowhere, or no folder: told below.
+        // A dangling link or another kind of file is reported below.
         io::ErrorKind::AlreadyExists => Ok(()),
         _ => Err(failed("make")(error)),
     })?;
@@ -57,13 +58,14 @@ pub fn prepare(path: &Path) -> Result<Metadata, NotPrivate> {
     judge(&found, geteuid().as_raw()).map(|()| found)
 }
 
-/// Checks a folder that is there, and that is no link. One of root's will do for everybody, and any user's for root.
+/// Checks an existing folder, which must not be a link. Root's folders suit every user, and any folder
+/// suits root.
 pub fn check(path: &Path) -> Result<(), NotPrivate> {
     let found = fs::symlink_metadata(path);
     judge_for_use(&found.map_err(|source| NotPrivate::System { verb: "look at", source })?)
 }
 
-/// Checks a folder, which is followed if it is a link, and need not be there.
+/// Checks a folder, which is followed if it is a link, and may be missing.
 pub fn check_if_there(path: &Path) -> Result<(), NotPrivate> {
     match fs::metadata(path) {
         Ok(found) => judge_for_use(&found),
@@ -140,6 +142,6 @@ mod tests {
         check_if_there(&link).unwrap();
         check_if_there(&folder.path().join("nothing")).unwrap();
         assert!(matches!(check_if_there(&file), Err(NotPrivate::NoFolder)));
-        assert!(matches!(check(&link), Err(NotPrivate::NoFolder)), "a link may be anybody's, in /tmp");
+        assert!(matches!(check(&link), Err(NotPrivate::NoFolder)), "a link in /tmp may belong to anybody");
     }
 }

@@ -1,4 +1,4 @@
-//! Room for content that comes: at addresses that a disk takes it from, and in memory that is used again.
+//! Buffers for incoming content: aligned for direct I/O, and reused.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -7,11 +7,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::aligned::DIRECT_ALIGN_BYTES;
 use super::sys::{LARGE_PAGE_BYTES, prefer_large_pages};
 
-/// From this many bytes on it matters where content lies.
+/// Length from which alignment matters, in bytes.
 const ALIGNED_BYTES_MIN: usize = 64 << 10;
 
-/// Room for `len` bytes of content. Where they are many they begin at a multiple of [`DIRECT_ALIGN_BYTES`], as long as no more
-/// are put there: a disk can then take them from where they lie.
+/// Allocates a buffer for `len` bytes. A long buffer starts at a multiple of [`DIRECT_ALIGN_BYTES`] and
+/// keeps that as long as it does not grow, so that direct I/O can use it in place.
 pub fn room_for(len: usize) -> BytesMut {
     if len < ALIGNED_BYTES_MIN {
         return BytesMut::with_capacity(len);
@@ -23,8 +23,8 @@ pub fn room_for(len: usize) -> BytesMut {
     bytes
 }
 
-/// The same off the front of `room`, where that is enough: what is put into one such piece lies before what is put into the next.
-/// What was in the room is still there.
+/// Splits a buffer for `len` bytes off the front of `room` if it is large enough, otherwise allocates one.
+/// Consecutive pieces are adjacent in memory. The old content stays.
 pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
     if len < ALIGNED_BYTES_MIN || room.capacity() < len {
         return room_for(len);
@@ -33,37 +33,40 @@ pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
     std::mem::replace(room, rest)
 }
 
-/// Room for what the kernel asks for at a time, in bytes.
+/// Size of a run buffer in bytes: the bytes that the kernel reads at a time.
 pub const RUN_ROOM_BYTES: usize = 1 << 20;
-/// Room for a full chunk, in bytes.
+/// Size of a chunk buffer in bytes.
 const CHUNK_ROOM_BYTES: usize = 256 << 10;
-/// Rooms for chunks that are kept while nobody uses them: more than come back at once, and little beside what a mount has for content.
+/// Most unused chunk buffers that are kept: more than return at once, and little beside the content memory
+/// of a mount.
 const CHUNK_ROOMS_KEPT_MAX: usize = 32;
 
-/// What larger rooms are cut from, in bytes. Only in twos: the memory of one that is gone is held as long as the others are there.
+/// Size of the blocks from which run buffers are cut, in bytes. A block makes only two, because freeing one
+/// of its buffers frees no memory while the other is in use.
 const BLOCK_BYTES: usize = LARGE_PAGE_BYTES;
 
-/// Rooms that are lent and come back: memory that is used again was filled with zeroes once, and needs no new pages.
+/// Pool of reused buffers. Reused memory is already zeroed and mapped.
 ///
-/// Runs lie in large pages where the system has them: to hand content to a disk or to the kernel it must look up and hold every page. Of those
-/// all that come back are kept: together they are what was lent at once, and freeing some of a block would free nothing.
+/// Run buffers lie in large pages if the system has them, because the disk and the kernel must look up and
+/// pin every page of the content. All returned run buffers are kept: they are no more than the most in use
+/// at once, and freeing a part of a block would free no memory.
 #[derive(Debug)]
 pub struct Rooms {
     runs: Class,
     chunks: Class,
 }
 
-/// Rooms of one size.
+/// Buffers of one size.
 #[derive(Debug)]
 struct Class {
     room_bytes: usize,
     kept_max: usize,
-    /// Those that nobody uses, the last one used last.
+    /// Unused buffers, the most recently used last.
     kept: Mutex<Vec<BytesMut>>,
 }
 
 impl Rooms {
-    /// Rooms that nobody has used.
+    /// Creates an empty pool.
     pub fn new() -> Arc<Self> {
         let class = |room_bytes, kept_max| Class { room_bytes, kept_max, kept: Mutex::default() };
         let (runs, chunks) =
@@ -71,18 +74,19 @@ impl Rooms {
         Arc::new(Self { runs, chunks })
     }
 
-    /// The rooms of this process: what one part of it no longer needs another has use for.
+    /// Returns the pool of this process, so that its parts reuse each other's buffers.
     pub fn shared() -> Arc<Self> {
         static SHARED: LazyLock<Arc<Rooms>> = LazyLock::new(Rooms::new);
         Arc::clone(&SHARED)
     }
 
-    /// Room for `len` bytes. It may hold something, left from its last use.
+    /// Returns a buffer of `len` bytes. It may have old content.
     pub fn lend(&self, len: usize) -> BytesMut {
         self.class(len).map_or_else(|| room_for(len), Class::lend)
     }
 
-    /// What was put into a room. When nobody holds any of it the room is used again, if it is still whole.
+    /// Converts a filled buffer to `Bytes`. The buffer is reused when the last reference is dropped, if it
+    /// is still whole.
     pub fn freeze(self: &Arc<Self>, content: BytesMut) -> Bytes {
         let is_aligned = content.as_ptr().align_offset(DIRECT_ALIGN_BYTES) == 0;
         if is_aligned && self.class(content.len()).is_some() {
@@ -92,7 +96,7 @@ impl Rooms {
         }
     }
 
-    /// Frees what nobody uses.
+    /// Frees the unused buffers.
     pub fn clear(&self) {
         for class in [&self.runs, &self.chunks] {
             drop(std::mem::take(&mut *class.kept()));
@@ -125,7 +129,7 @@ impl Class {
     }
 }
 
-/// Content of a room that comes back when it is dropped.
+/// Content of a buffer, which returns to its pool when dropped.
 struct Lent {
     content: BytesMut,
     home: Arc<Rooms>,
@@ -146,9 +150,10 @@ impl Drop for Lent {
     }
 }
 
-/// A block of new memory as rooms.
+/// Allocates a block and cuts it into buffers.
 fn block(room_bytes: usize) -> impl Iterator<Item = BytesMut> {
-    // An allocator that aligns would take as much; what is in front and behind is never touched.
+    // An aligning allocator would take as much memory. The bytes before and behind the block are never
+    // touched.
     let mut memory = BytesMut::with_capacity(2 * BLOCK_BYTES - 1);
     let skipped = memory.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES - 1);
     let mut rest = memory.split_off(skipped);
@@ -193,7 +198,7 @@ mod tests {
         assert!(pieces[1].len() == 12 && room.capacity() < DIRECT_ALIGN_BYTES);
     }
 
-    /// A room with `byte` all over, filled in two pieces as a transport does.
+    /// Returns a buffer filled with `byte` in two pieces, as a transport does.
     fn filled(rooms: &Rooms, len: usize, byte: u8) -> BytesMut {
         let mut room = rooms.lend(len);
         let mut pieces = [0, 1].map(|_| room_within(&mut room, len / 2));

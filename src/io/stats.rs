@@ -4,38 +4,39 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::pool::Pool;
 
-/// What an engine did since its start. Counters only grow, except where a unit of "now" is given.
+/// Counters of an engine since its start. They only grow, except those that say "now".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineStats {
     /// Operations queued or running now.
     pub in_flight: u64,
     /// Most operations that were in flight at once.
     pub in_flight_max: u64,
-    /// Reads answered, failed ones included.
+    /// Answered reads, failed ones included.
     pub reads: u64,
     /// Bytes read.
     pub read_bytes: u64,
-    /// Reads that found everything in the page cache and took no turn.
+    /// Reads answered from the page cache alone, without the queue.
     pub resident_reads: u64,
-    /// Writes answered, failed ones included.
+    /// Answered writes, failed ones included.
     pub writes: u64,
     /// Bytes written.
     pub written_bytes: u64,
-    /// Submissions that read into registered buffers; 0 where buffers could not be registered.
+    /// Submissions that read into registered buffers; 0 without registered buffers.
     pub fixed_reads: u64,
-    /// Calls of `io_uring_enter`; 0 for threads. Divided by `reads` it shows how well submissions are batched.
+    /// Calls of `io_uring_enter`; 0 for threads. Compare it with `reads` to see how well submissions are
+    /// batched.
     pub submissions: u64,
-    /// Reads that gave less than was asked for and were continued (also at the end of a file, to make sure).
+    /// Reads that returned less than requested and were continued, also to confirm the end of a file.
     pub short_reads: u64,
-    /// Operations given up by their caller before they had begun.
+    /// Operations abandoned by their caller before they began.
     pub cancelled: u64,
     /// Buffers of the pool, small ones included.
     pub pool_buffers: u64,
-    /// Buffers that nobody holds now.
+    /// Free buffers now.
     pub pool_free: u64,
 }
 
-/// The live form of [`EngineStats`].
+/// Live counters of [`EngineStats`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) in_flight: AtomicU64,
@@ -52,7 +53,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// The values of now; not one instant for all of them.
+    /// Returns the current values, which are not read at one instant.
     pub(super) fn snapshot(&self, pool: &Pool) -> EngineStats {
         EngineStats {
             in_flight: self.in_flight.load(Relaxed),
@@ -72,7 +73,7 @@ impl Counters {
     }
 }
 
-/// Adds to a counter.
+/// Adds `amount` to a counter.
 pub(super) fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Relaxed);
 }

@@ -1,24 +1,26 @@
-//! Writing at the end of a file, wherever that is by then.
+//! Appending to a file that others may append to.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 
-/// Writes all of `bytes` at the end of `file`, and tells where they begin.
+/// Appends all of `bytes` to `file`. Returns the offset of the first byte.
 ///
-/// Each part goes to the end as with `O_APPEND`, so nothing that others append at the same time is overwritten. Nobody else may
-/// use the descriptor's own offset meanwhile. Parts are more than one only where the disk is full or a signal came in between.
+/// Each part is appended as with `O_APPEND`, so concurrent appends are not overwritten. The offset of the
+/// descriptor must not be used meanwhile. There are several parts only if the disk is full or a signal
+/// arrives in between.
 pub fn append(file: BorrowedFd<'_>, bytes: &[u8]) -> Result<u64, Errno> {
     let (mut rest, mut begin) = (bytes, None);
     while !rest.is_empty() {
         let part = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
-        // SAFETY: `part` describes `rest`, which is only read and outlives the call; the kernel keeps no pointer.
+        // SAFETY: `part` describes `rest`, which is only read and outlives the call; the kernel keeps no
+        // pointer.
         let written = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const part, 1, -1, libc::RWF_APPEND) };
         match Errno::result(written) {
             Ok(count) => {
                 let count = count as usize;
-                // With -1 for the offset the descriptor's own has moved behind what was written.
+                // With offset -1, the offset of the descriptor moves to the end of the written bytes.
                 let end = lseek64(file, 0, Whence::SeekCur)? as u64;
                 begin.get_or_insert(end - count as u64);
                 rest = &rest[count..];

@@ -1,27 +1,30 @@
-//! Acting as another user, one thread and one moment at a time.
+//! Acting as another user, for one thread and a limited time.
 //!
-//! The kernel checks rights to files by a thread's `fsuid`, `fsgid`, supplementary groups and capabilities. These are switched here, and
-//! nothing else of the thread: its real and effective users stay, so whom it acts as can neither signal nor trace it. The library's own
-//! `setgroups` would switch all threads of the process, so the system call is made directly.
+//! The kernel checks file access by a thread's `fsuid`, `fsgid`, supplementary groups and capabilities.
+//! Only these are switched. The real and effective users of the thread stay, so the assumed user can
+//! neither signal nor trace it. libc's `setgroups` would switch all threads of the process, so the system
+//! call is made directly.
 //!
-//! A thread begins as the one that starts it: nothing that may start a thread, such as `spawn_blocking`, may be called meanwhile.
+//! A new thread inherits the state of its parent. Do not call anything that may start a thread meanwhile,
+//! such as `spawn_blocking`.
 
 use std::marker::PhantomData;
 
 use nix::errno::Errno;
 
-/// Who acts, as the kernel's file systems see it. Without any capability: not even user 0 may do more than the files' bits say.
+/// Identity for file access, without capabilities: even user 0 is bound by the permission bits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Credentials {
-    /// The user, by number.
+    /// User id.
     pub uid: u32,
-    /// The user's own group, by number.
+    /// Primary group id.
     pub gid: u32,
-    /// Supplementary groups, by number.
+    /// Supplementary group ids.
     pub groups: Vec<u32>,
 }
 
-/// The calling thread acts as somebody else, until this is dropped, also by a panic. It cannot leave the thread.
+/// Guard of an assumed identity. Dropping it, also in a panic, restores the thread. It cannot leave the
+/// thread.
 #[derive(Debug)]
 #[must_use = "it ends as soon as this is dropped"]
 pub struct Assumed {
@@ -29,7 +32,7 @@ pub struct Assumed {
     _stays_on_its_thread: PhantomData<*const ()>,
 }
 
-/// What a thread was before.
+/// Original state of a thread.
 #[derive(Debug)]
 struct Before {
     uid: u32,
@@ -39,21 +42,22 @@ struct Before {
 }
 
 impl Credentials {
-    /// Lets the calling thread act so. EPERM where the process may not (`CAP_SETUID`, `CAP_SETGID`); nothing is switched then.
+    /// Switches the calling thread to this identity. Returns EPERM without any change if the process lacks
+    /// `CAP_SETUID` or `CAP_SETGID`.
     pub fn assume(&self) -> Result<Assumed, Errno> {
         let before = Before {
-            // An invalid number changes nothing; either call tells what was before.
+            // An invalid id changes nothing, and both calls return the current id.
             uid: set_fsuid(u32::MAX),
             gid: set_fsgid(u32::MAX),
             groups: groups()?,
             capabilities: capabilities()?,
         };
         set_groups(&self.groups)?;
-        // From here on dropping it undoes what was done.
+        // From here on, dropping the guard restores the thread.
         let assumed = Assumed { before, _stays_on_its_thread: PhantomData };
         set_fsgid(self.gid);
         set_fsuid(self.uid);
-        // Neither call says whether it was obeyed.
+        // Neither call reports failure.
         if set_fsgid(u32::MAX) != self.gid || set_fsuid(u32::MAX) != self.uid {
             return Err(Errno::EPERM);
         }
@@ -64,12 +68,13 @@ impl Credentials {
 }
 
 impl Drop for Assumed {
-    /// A thread that cannot become what it was would do the work of others with wrong rights: then the process ends.
+    /// Aborts the process if the thread cannot be restored, because it would continue with wrong rights.
     fn drop(&mut self) {
         let Before { uid, gid, groups, capabilities } = &self.before;
         set_fsuid(*uid);
         set_fsgid(*gid);
-        // After the user, whose return brings capabilities of its own; before the groups, which need one.
+        // The user was restored first, because that resets the capabilities. The groups need a capability,
+        // so they come last.
         let restored = set_capabilities(capabilities).and_then(|()| set_groups(groups));
         if restored.is_err() || set_fsuid(u32::MAX) != *uid || set_fsgid(u32::MAX) != *gid {
             tracing::error!("a thread cannot return to its own credentials ({restored:?}): ending");
@@ -78,21 +83,21 @@ impl Drop for Assumed {
     }
 }
 
-/// Sets the file-system user and returns the one before.
+/// Sets the file-system user and returns the previous one.
 fn set_fsuid(uid: u32) -> u32 {
     // SAFETY: takes and returns numbers, and concerns the calling thread only.
     unsafe { libc::setfsuid(uid) }.cast_unsigned()
 }
 
-/// Sets the file-system group and returns the one before.
+/// Sets the file-system group and returns the previous one.
 fn set_fsgid(gid: u32) -> u32 {
     // SAFETY: takes and returns numbers, and concerns the calling thread only.
     unsafe { libc::setfsgid(gid) }.cast_unsigned()
 }
 
-/// The supplementary groups of the calling thread.
+/// Returns the supplementary groups of the calling thread.
 fn groups() -> Result<Vec<libc::gid_t>, Errno> {
-    // SAFETY: with a size of zero nothing is written.
+    // SAFETY: with a size of zero the kernel writes nothing.
     let count = Errno::result(unsafe { libc::getgroups(0, std::ptr::null_mut()) })?;
     let mut groups = vec![0; count as usize];
     // SAFETY: there is room for `count` numbers, and the kernel writes no more.
@@ -101,7 +106,7 @@ fn groups() -> Result<Vec<libc::gid_t>, Errno> {
     Ok(groups)
 }
 
-/// The call whose groups have 32 bits.
+/// Number of the `setgroups` call with 32-bit groups.
 #[cfg(any(target_arch = "x86", target_arch = "arm"))]
 const SYS_SETGROUPS: libc::c_long = libc::SYS_setgroups32;
 #[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
@@ -117,7 +122,7 @@ fn set_groups(groups: &[libc::gid_t]) -> Result<(), Errno> {
 /// `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits, in two halves.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// As the kernel's `__user_cap_header_struct`.
+/// The kernel's `__user_cap_header_struct`.
 #[repr(C)]
 struct CapabilityHeader {
     version: u32,
@@ -125,13 +130,13 @@ struct CapabilityHeader {
 }
 
 impl CapabilityHeader {
-    /// For the calling thread.
+    /// Returns the header for the calling thread.
     const fn own() -> Self {
         Self { version: CAPABILITY_VERSION, pid: 0 }
     }
 }
 
-/// One half of a thread's sets, as the kernel's `__user_cap_data_struct`.
+/// One half of a thread's sets: the kernel's `__user_cap_data_struct`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct CapabilitySet {
@@ -143,14 +148,14 @@ struct CapabilitySet {
 fn capabilities() -> Result<[CapabilitySet; 2], Errno> {
     let mut header = CapabilityHeader::own();
     let mut sets = [CapabilitySet::default(); 2];
-    // SAFETY: both point to live values laid out as the kernel's; version 3 means two sets.
+    // SAFETY: both point to live values with the kernel's layout; version 3 means two sets.
     let code = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
     Errno::result(code).map(|_| sets)
 }
 
 fn set_capabilities(sets: &[CapabilitySet; 2]) -> Result<(), Errno> {
     let mut header = CapabilityHeader::own();
-    // SAFETY: both point to live values laid out as the kernel's; the sets are only read.
+    // SAFETY: both point to live values with the kernel's layout; the sets are only read.
     let code = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
     Errno::result(code).map(drop)
 }
@@ -174,7 +179,8 @@ mod tests {
         Credentials { uid: SOMEBODY, gid: A_GROUP, groups: vec![OTHER_GROUP] }
     }
 
-    /// What the kernel says of the calling thread: users, groups and effective capabilities.
+    /// Returns the users, groups and effective capabilities of the calling thread, as the kernel shows
+    /// them.
     fn thread_status() -> Vec<String> {
         let text = fs::read_to_string("/proc/thread-self/status").unwrap();
         let wanted =

@@ -1,6 +1,7 @@
-//! Locks of files: of ranges, which belong to an open file and not to a process (`F_OFD_SETLK`), and of whole files (`flock`).
+//! File locks: byte ranges that belong to an open file, not to a process (`F_OFD_SETLK`), and whole files
+//! (`flock`).
 //!
-//! None of these wait. The two kinds know nothing of each other.
+//! None of these wait. The two kinds are independent.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -9,10 +10,10 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-/// Takes bytes `start` to `end` (included; `i64::MAX` for the end of the file wherever it is), shared or exclusively, or gives them
-/// back (`None`). `false`: somebody else holds some of them.
+/// Locks bytes `start` to `end` (inclusive; `i64::MAX` means the end of the file), exclusively or shared,
+/// or unlocks them (`None`). Returns `false` if another open file holds some of them.
 ///
-/// An exclusive lock needs a file that is open for writing, a shared one a file that is open for reading: EBADF otherwise.
+/// An exclusive lock needs a file open for writing, a shared one a file open for reading; otherwise EBADF.
 pub fn lock_range(file: &File, start: u64, end: u64, exclusive: Option<bool>) -> Result<bool, Errno> {
     let lock = described(start, end, exclusive);
     loop {
@@ -25,7 +26,8 @@ pub fn lock_range(file: &File, start: u64, end: u64, exclusive: Option<bool>) ->
     }
 }
 
-/// Whose lock stands against taking these bytes: its first and last byte, and whether it is exclusive.
+/// Returns a lock that conflicts with locking these bytes: its first and last byte, and `true` if it is
+/// exclusive.
 pub fn test_range(
     file: &File,
     start: u64,
@@ -42,8 +44,8 @@ pub fn test_range(
     Ok(Some((start, end, i32::from(lock.l_type) == libc::F_WRLCK)))
 }
 
-/// Takes the whole file as `flock` does, shared or exclusively, or gives it back (`None`). `false`: somebody else holds it. What was
-/// held before may be lost then, as with `flock`.
+/// Locks the whole file with `flock`, exclusively or shared, or unlocks it (`None`). Returns `false` if
+/// another open file holds it; an earlier lock of this file may be lost then, as with `flock`.
 pub fn lock_whole(file: &File, exclusive: Option<bool>) -> Result<bool, Errno> {
     loop {
         let done = match exclusive {
@@ -74,7 +76,7 @@ fn described(start: u64, end: u64, exclusive: Option<bool>) -> libc::flock {
         l_whence: libc::SEEK_SET as i16,
         l_start: start as i64,
         l_len: len,
-        // The kernel insists on it.
+        // The kernel requires 0.
         l_pid: 0,
     }
 }

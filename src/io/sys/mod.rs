@@ -1,7 +1,7 @@
 //! System calls that need `unsafe` or a retry rule, each behind a safe function.
 //!
-//! What `nix` wraps safely is not wrapped again: `posix_fadvise`, `faccessat`, `renameat2`, `pread`, `pwrite`,
-//! `fallocate` and their like are called from there. All functions here block for as long as the file system does,
+//! Calls with a safe wrapper in `nix` are used from there: `posix_fadvise`, `faccessat`, `renameat2`,
+//! `pread`, `pwrite`, `fallocate` and others. All functions here block as long as the file system does,
 //! except [`read_cached`]: call them from a thread that may block.
 
 mod append;

@@ -1,4 +1,4 @@
-//! Opening paths that a peer named, without leaving the directory that was shared.
+//! Opening paths named by a peer, confined to the shared directory.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -7,18 +7,19 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
-/// Attempts at one path. The kernel answers EAGAIN when a rename anywhere on the system crosses the resolution of a
-/// `..` below the root, so a second attempt nearly always succeeds; someone who renames without end may make it fail.
+/// Attempts to open one path. The kernel answers EAGAIN if a rename anywhere on the system crosses the
+/// resolution of a `..` below the root, so a second attempt nearly always succeeds. Endless renames may
+/// make it fail.
 const ATTEMPTS_MAX: u32 = 32;
 
-/// Opens `path`, which is relative to `root`, with `openat2`: the result never lies outside of `root`.
+/// Opens `path` relative to `root` with `openat2`. The result never lies outside of `root`.
 ///
-/// `RESOLVE_BENEATH` and `RESOLVE_NO_MAGICLINKS` are always on; `resolve` adds to them (`RESOLVE_NO_SYMLINKS`,
-/// `RESOLVE_NO_XDEV`). `mode` counts only where `flags` hold `O_CREAT` or `O_TMPFILE`, elsewhere it is ignored.
-/// The descriptor is always close-on-exec.
+/// `RESOLVE_BENEATH` and `RESOLVE_NO_MAGICLINKS` are always set. `resolve` adds to them
+/// (`RESOLVE_NO_SYMLINKS`, `RESOLVE_NO_XDEV`). `mode` is ignored unless `flags` has `O_CREAT` or
+/// `O_TMPFILE`. The descriptor is always close-on-exec.
 ///
-/// EXDEV says that the path leads out of `root`, ELOOP that it crosses a symlink where none is allowed, ENOSYS that
-/// the kernel is older than 5.6: there is no safe way without this call, so nothing is tried in its place.
+/// EXDEV means that the path leads out of `root`, ELOOP that it crosses a symlink where none is allowed,
+/// ENOSYS that the kernel is older than 5.6. Without this call there is no safe way, so no other is tried.
 pub fn open_beneath<P: NixPath + ?Sized>(
     root: BorrowedFd<'_>,
     path: &P,

@@ -1,17 +1,18 @@
-//! What pages memory is made of.
+//! Large memory pages.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// A large page of most processors, in bytes.
+/// Size of a large page on most processors, in bytes.
 pub const LARGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Asks for large pages where `memory` covers them whole. A kernel that has none, or was told not to use them, does nothing.
+/// Asks for large pages in the parts of `memory` that cover them whole. Has no effect if the kernel does
+/// not provide them.
 pub fn prefer_large_pages<T>(memory: &mut [T]) {
     let start: NonNull<c_void> = NonNull::from(&mut *memory).cast();
-    // SAFETY: the range is memory that the caller holds alone; the advice changes what it is made of, not what is in it.
+    // SAFETY: the caller holds the range exclusively, and the advice does not change its content.
     let _ = unsafe { madvise(start, size_of_val(memory), MmapAdvise::MADV_HUGEPAGE) };
 }
 

@@ -1,16 +1,17 @@
-//! Work that gives way to all other work.
+//! Scheduling of background work.
 
 use nix::errno::Errno;
 
-/// `IOPRIO_WHO_PROCESS`: one thread.
+/// `IOPRIO_WHO_PROCESS`: the id is that of one thread.
 const WHO_THREAD: libc::c_int = 1;
-/// `IOPRIO_CLASS_IDLE`, where the kernel has it in an I/O priority.
+/// `IOPRIO_CLASS_IDLE`, shifted to its place in an I/O priority.
 const IDLE_CLASS: libc::c_int = 3 << 13;
 
-/// Lets the calling thread have the processor and the disk only while nobody else wants them. Needs no privilege; where the disk's
-/// scheduler knows no priorities only the first half takes effect.
+/// Gives the calling thread processor and disk time only while no other thread wants them. Needs no
+/// privilege. Disk schedulers without priorities ignore the second part.
 pub fn idle_thread() -> Result<(), Errno> {
-    // SAFETY: all its fields are integers, for which zero is a value; on some systems there are more than the priority.
+    // SAFETY: all its fields are integers, for which zero is valid; some systems have more fields than the
+    // priority.
     let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a live value, which the kernel only reads; 0 is the calling thread.
     Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) })?;
@@ -27,7 +28,7 @@ mod tests {
     fn the_thread_gives_way_and_others_do_not() {
         let policy_of = |path: &str| {
             let stat = std::fs::read_to_string(path).unwrap();
-            // The 41st field, counted from 1; the second may hold blanks.
+            // The 41st field, counted from 1. The second field may contain blanks.
             stat.rsplit(") ").next().unwrap().split(' ').nth(38).unwrap().to_owned()
         };
         let inside = std::thread::spawn(move || {

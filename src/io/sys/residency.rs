@@ -1,4 +1,4 @@
-//! What of a file is in the page cache: asking for it, and reading it without waiting for a disk.
+//! Queries of the page cache, and reads from it that never wait for a disk.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -7,10 +7,10 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::uio::pread;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// `cachestat(2)`, the same number on every architecture this runs on; no library has a wrapper yet.
+/// `cachestat(2)`, the same number on every supported architecture. No library wraps it yet.
 const SYS_CACHESTAT: libc::c_long = 451;
 
-/// Page size where the system does not say, in bytes.
+/// Default page size in bytes, if the system does not report one.
 const PAGE_BYTES: u64 = 4096;
 
 #[repr(C)]
@@ -19,7 +19,7 @@ struct Range {
     len: u64,
 }
 
-/// Numbers of pages: `struct cachestat`.
+/// Page counts: the kernel's `struct cachestat`.
 #[repr(C)]
 #[derive(Default)]
 struct Pages {
@@ -30,27 +30,28 @@ struct Pages {
     recently_evicted: u64,
 }
 
-/// Whether every page of `len` bytes from `offset` on is in the page cache. Reads nothing and brings nothing there.
+/// Returns `true` if every page of `len` bytes from `offset` on is in the page cache. Reads no data.
 ///
-/// ENOSYS before Linux 6.5, EPERM for a file that is neither ours nor open for writing.
+/// ENOSYS before Linux 6.5, EPERM for a file that is neither owned by this user nor open for writing.
 pub fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<bool, Errno> {
     let page_bytes = sysconf(SysconfVar::PAGE_SIZE)?.map_or(PAGE_BYTES, |bytes| bytes as u64);
     let range = Range { offset, len };
     let mut pages = Pages::default();
-    // SAFETY: both structs are laid out as the kernel's, and outlive the call; the kernel keeps no pointer.
+    // SAFETY: both structs have the kernel's layout and outlive the call; the kernel keeps no pointer.
     let code =
         unsafe { libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut pages, 0u32) };
     Errno::result(code)?;
     Ok(pages.cached >= (offset + len).div_ceil(page_bytes) - offset / page_bytes)
 }
 
-/// Fills `memory` with what the page cache has from `offset` on, up to the first page that it lacks, and tells how much that
-/// is. Waits for no disk, unless the file was opened with `O_DIRECT`.
+/// Fills `memory` with cached data from `offset` on, up to the first page that is not cached. Returns the
+/// number of bytes. Waits for no disk, unless the file was opened with `O_DIRECT`.
 ///
-/// EAGAIN where it has nothing there, EOPNOTSUPP from file systems that cannot tell.
+/// EAGAIN if no data is cached there, EOPNOTSUPP from file systems that cannot tell.
 pub fn read_cached(fd: BorrowedFd<'_>, offset: u64, memory: &mut [u8]) -> Result<usize, Errno> {
     let part = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
-    // SAFETY: `part` describes `memory`, which nobody else has and which outlives the call; the kernel keeps no pointer.
+    // SAFETY: `part` describes `memory`, which is borrowed exclusively and outlives the call; the kernel
+    // keeps no pointer.
     let read =
         unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, offset as libc::off_t, libc::RWF_NOWAIT) };
     match Errno::result(read) {
@@ -62,7 +63,8 @@ pub fn read_cached(fd: BorrowedFd<'_>, offset: u64, memory: &mut [u8]) -> Result
     }
 }
 
-/// Whether the file is on a tmpfs, which refuses `RWF_NOWAIT`, and nothing of that part of it is swapped out.
+/// Returns `true` if the file is on a tmpfs, which refuses `RWF_NOWAIT`, and no page of the range is
+/// swapped out.
 fn lies_in_memory(fd: BorrowedFd<'_>, offset: u64, len: usize) -> bool {
     fstatfs(fd).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
         && is_cached(fd, offset, len as u64).unwrap_or(false)
@@ -78,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// A file of 100,000 bytes beside the test binary, as nothing leaves the cache of a tmpfs.
+    /// Returns a file of 100,000 bytes beside the test binary, because a tmpfs never drops its pages.
     fn file_on_disk() -> File {
         let mut file = tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         file.write_all(&vec![7; 100_000]).unwrap();

@@ -5,11 +5,12 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
-/// Asks for `bytes` of receive buffer: past `net.core.rmem_max` where the process may (`CAP_NET_ADMIN`), else as much
-/// as that limit allows. A buffer that is larger already stays.
+/// Asks for a receive buffer of `bytes`: beyond `net.core.rmem_max` if the process may (`CAP_NET_ADMIN`),
+/// otherwise up to that limit. A larger buffer stays.
 ///
-/// Returns what the kernel then reports, in bytes. It reports twice what it was asked for, as it counts its own
-/// bookkeeping: less than `2 * bytes` means that the limit cut the request, and that raising it would help.
+/// Returns the size that the kernel reports, in bytes. It reports twice the requested size, because it
+/// counts its own bookkeeping. Less than `2 * bytes` means that the limit cut the request, and that raising
+/// it would help.
 pub fn set_receive_buffer_force(socket: BorrowedFd<'_>, bytes: usize) -> Result<usize, Errno> {
     if getsockopt(&socket, sockopt::RcvBuf)? < bytes.saturating_mul(2)
         && setsockopt(&socket, sockopt::RcvBufForce, &bytes).is_err()
@@ -19,8 +20,7 @@ pub fn set_receive_buffer_force(socket: BorrowedFd<'_>, bytes: usize) -> Result<
     getsockopt(&socket, sockopt::RcvBuf)
 }
 
-/// Asks for `bytes` of send buffer, as [`set_receive_buffer_force`] does for the other direction; the limit is
-/// `net.core.wmem_max`.
+/// Asks for a send buffer of `bytes`, like [`set_receive_buffer_force`]. The limit is `net.core.wmem_max`.
 pub fn set_send_buffer_force(socket: BorrowedFd<'_>, bytes: usize) -> Result<usize, Errno> {
     if getsockopt(&socket, sockopt::SndBuf)? < bytes.saturating_mul(2)
         && setsockopt(&socket, sockopt::SndBufForce, &bytes).is_err()

@@ -1,4 +1,4 @@
-//! All attributes of a file in one call, birth time and nanoseconds included.
+//! File attributes in one call, birth time and nanoseconds included.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 
-/// A point in time: seconds since 1970 (negative before) and the nanoseconds that follow them, 0 to 999,999,999.
+/// Point in time: seconds since 1970 (negative before), and nanoseconds after them, 0 to 999,999,999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp {
     /// Whole seconds since the epoch, rounded down.
@@ -16,13 +16,13 @@ pub struct Timestamp {
     pub nanos: u32,
 }
 
-/// Both kinds of mount numbers: a kernel that has the unique one gives that.
+/// Both kinds of mount ids. A kernel that has the unique one returns it.
 const MOUNT_IDS: libc::c_uint = libc::STATX_MNT_ID | libc::STATX_MNT_ID_UNIQUE;
 
-/// What `statx` says about a file.
+/// Attributes of a file, from `statx`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statx {
-    /// Device the file lies on, as `st_dev` (glibc's encoding of major and minor).
+    /// Device of the file, as `st_dev` (glibc's encoding of major and minor).
     pub dev: u64,
     /// Inode number, unique on `dev`.
     pub ino: u64,
@@ -34,13 +34,13 @@ pub struct Statx {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Device that a device file stands for, as `st_rdev`; 0 for other files.
+    /// Device of a device file, as `st_rdev`; 0 for other files.
     pub rdev: u64,
     /// Size in bytes.
     pub size: u64,
     /// Space in use, in units of 512 bytes.
     pub blocks: u64,
-    /// Size that suits I/O, in bytes.
+    /// Preferred I/O size in bytes.
     pub blksize: u32,
     /// Last read.
     pub atime: Timestamp,
@@ -48,20 +48,20 @@ pub struct Statx {
     pub mtime: Timestamp,
     /// Last change of content or attributes.
     pub ctime: Timestamp,
-    /// Creation; `None` where the file system does not keep it.
+    /// Creation; `None` if the file system does not record it.
     pub btime: Option<Timestamp>,
-    /// Mount the file was reached through; `None` before Linux 5.8.
+    /// Mount through which the file was reached; `None` before Linux 5.8.
     pub mount_id: Option<u64>,
-    /// Whether that number is never used again, as from Linux 6.8 on.
+    /// True if that number is never reused, as from Linux 6.8 on.
     pub has_unique_mount_id: bool,
-    /// `STATX_ATTR_*` bits that are set (immutable, append only, ...), those the file system does not know left out.
+    /// Supported `STATX_ATTR_*` bits that are set (immutable, append only, ...).
     pub attributes: u64,
 }
 
-/// The attributes of `path`, relative to `dirfd`.
+/// Returns the attributes of `path`, relative to `dirfd`.
 ///
-/// `flags` may hold `AT_SYMLINK_NOFOLLOW`, `AT_NO_AUTOMOUNT` and `AT_EMPTY_PATH` (with an empty path: of `dirfd`
-/// itself, which may be an `O_PATH` descriptor).
+/// `flags` may hold `AT_SYMLINK_NOFOLLOW`, `AT_NO_AUTOMOUNT` and `AT_EMPTY_PATH`. The last one with an
+/// empty path means `dirfd` itself, which may be an `O_PATH` descriptor.
 pub fn statx(dirfd: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Result<Statx, Errno> {
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | MOUNT_IDS;
     let mut raw = MaybeUninit::<libc::statx>::zeroed();
@@ -72,13 +72,13 @@ pub fn statx(dirfd: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Result<Statx
     Ok(Statx::from_raw(&unsafe { raw.assume_init() }))
 }
 
-/// The attributes of the open file `fd`, which may be an `O_PATH` descriptor.
+/// Returns the attributes of the open file `fd`, which may be an `O_PATH` descriptor.
 pub fn fstatx(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     statx(fd, c"", AtFlags::AT_EMPTY_PATH)
 }
 
-/// Returns the number of the file system of `path` as `st_dev`, with the arguments of [`statx`]. Asks the file system nothing, so
-/// it does not wait for one that hangs; looking up a name in it may.
+/// Returns the device of the file system of `path` as `st_dev`, with the arguments of [`statx`]. Does not
+/// ask the file system, so a hanging one does not block it. Looking up a name in it may block.
 pub fn device_of(dirfd: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Result<u64, Errno> {
     let flags = flags.bits() | libc::AT_STATX_DONT_SYNC;
     let mut raw = MaybeUninit::<libc::statx>::zeroed();

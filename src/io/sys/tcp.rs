@@ -1,4 +1,4 @@
-//! What the kernel knows of a TCP connection.
+//! Kernel statistics of a TCP connection.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -6,28 +6,29 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-/// A TCP connection as the kernel sees it (`TCP_INFO`, tcp(7)).
+/// State of a TCP connection in the kernel (`TCP_INFO`, tcp(7)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
-    /// Smoothed round-trip time, right after the connection was made that of its handshake.
+    /// Smoothed round-trip time. On a new connection it is that of the handshake.
     pub rtt: Duration,
-    /// The smallest round-trip time of late.
+    /// Smallest recent round-trip time.
     pub rtt_min: Duration,
-    /// Bytes that may be in flight.
+    /// Most bytes in flight.
     pub congestion_window_bytes: u64,
-    /// Content of a full segment, in bytes.
+    /// Payload of a full segment, in bytes.
     pub segment_bytes: u32,
     /// Segments sent.
     pub segments_sent: u64,
-    /// Of those, the ones sent again.
+    /// Retransmitted segments.
     pub segments_lost: u64,
 }
 
-/// Asks the kernel. Fails for what is no TCP socket.
+/// Reads the state of a TCP connection. Fails for other sockets.
 pub fn tcp_info(socket: &impl AsFd) -> Result<TcpInfo, Errno> {
     let mut raw = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the descriptor is open as long as it is borrowed; `raw` has `len` bytes, of which the kernel fills no more.
+    // SAFETY: the descriptor is open while it is borrowed; `raw` has `len` bytes, and the kernel writes no
+    // more.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -43,7 +44,7 @@ pub fn tcp_info(socket: &impl AsFd) -> Result<TcpInfo, Errno> {
     let micros = |micros: u32| Duration::from_micros(micros.into());
     Ok(TcpInfo {
         rtt: micros(info.tcpi_rtt),
-        // All ones before there is one.
+        // All bits are set before the first sample.
         rtt_min: micros(if info.tcpi_min_rtt == u32::MAX { info.tcpi_rtt } else { info.tcpi_min_rtt }),
         congestion_window_bytes: u64::from(info.tcpi_snd_cwnd) * u64::from(info.tcpi_snd_mss),
         segment_bytes: info.tcpi_snd_mss,

@@ -5,44 +5,46 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-/// Most bytes that one value, or the list of names of one file, may have: the kernel's `XATTR_SIZE_MAX` and
+/// Most bytes of one value or of the list of names of one file: the kernel's `XATTR_SIZE_MAX` and
 /// `XATTR_LIST_MAX`.
 pub const XATTR_BYTES_MAX: usize = 64 * 1024;
 
-/// Room for the first attempt, in bytes: fits nearly all values (an ACL entry has 8 bytes), so one call does.
+/// Buffer of the first attempt, in bytes. It fits nearly all values (an ACL entry has 8 bytes), so one call
+/// is enough.
 const FIRST_TRY_BYTES: usize = 256;
 
-/// Whose attributes are meant.
+/// File whose attributes are meant.
 #[derive(Debug, Clone, Copy)]
 pub enum XattrTarget<'a> {
-    /// Those of an open file. An `O_PATH` descriptor, which the kernel refuses here, is reached through
-    /// `/proc/self/fd`; one of a symlink gives the link's own attributes.
+    /// An open file. An `O_PATH` descriptor, which the kernel refuses here, is reached through
+    /// `/proc/self/fd`; one of a symlink gives the attributes of the link.
     Fd(BorrowedFd<'a>),
-    /// Those of what the path leads to.
+    /// The target of a path.
     Path(&'a CStr),
-    /// Those of the path itself, where it is a symlink.
+    /// The path itself, if it is a symlink.
     Link(&'a CStr),
 }
 
-/// What [`set_xattr`] expects to find.
+/// Precondition of [`set_xattr`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum XattrSet {
-    /// The attribute may or may not exist.
+    /// The attribute may exist or not.
     #[default]
     Any,
-    /// It must not exist yet, else EEXIST.
+    /// It must not exist, otherwise EEXIST.
     Create,
-    /// It must exist, else ENODATA.
+    /// It must exist, otherwise ENODATA.
     Replace,
 }
 
-/// The value of attribute `name`, at most [`XATTR_BYTES_MAX`] bytes. ENODATA when there is none.
+/// Returns the value of attribute `name`, at most [`XATTR_BYTES_MAX`] bytes. ENODATA if it is missing.
 pub fn get_xattr(target: XattrTarget<'_>, name: &CStr) -> Result<Vec<u8>, Errno> {
     on(target, |target| {
         read_growing(|buffer| {
             let (value, size) = (buffer.as_mut_ptr().cast(), buffer.len());
             let name = name.as_ptr();
-            // SAFETY: strings end in NUL; `value` points to `size` writable bytes; the kernel keeps no pointer.
+            // SAFETY: strings end in NUL; `value` points to `size` writable bytes; the kernel keeps no
+            // pointer.
             unsafe {
                 match target {
                     XattrTarget::Fd(fd) => libc::fgetxattr(fd.as_raw_fd(), name, value, size),
@@ -54,13 +56,14 @@ pub fn get_xattr(target: XattrTarget<'_>, name: &CStr) -> Result<Vec<u8>, Errno>
     })
 }
 
-/// The names of all attributes that the caller may see, each followed by a NUL byte: at most [`XATTR_BYTES_MAX`]
-/// bytes, else E2BIG. [`split_xattr_names`] takes them apart.
+/// Returns the names of all attributes visible to the caller, each followed by a NUL byte: at most
+/// [`XATTR_BYTES_MAX`] bytes, otherwise E2BIG. [`split_xattr_names`] separates them.
 pub fn list_xattr(target: XattrTarget<'_>) -> Result<Vec<u8>, Errno> {
     on(target, |target| {
         read_growing(|buffer| {
             let (list, size) = (buffer.as_mut_ptr().cast(), buffer.len());
-            // SAFETY: strings end in NUL; `list` points to `size` writable bytes; the kernel keeps no pointer.
+            // SAFETY: strings end in NUL; `list` points to `size` writable bytes; the kernel keeps no
+            // pointer.
             unsafe {
                 match target {
                     XattrTarget::Fd(fd) => libc::flistxattr(fd.as_raw_fd(), list, size),
@@ -72,7 +75,7 @@ pub fn list_xattr(target: XattrTarget<'_>) -> Result<Vec<u8>, Errno> {
     })
 }
 
-/// Sets attribute `name` to `value`. E2BIG or ENOSPC where the file system has no room for it.
+/// Sets attribute `name` to `value`. E2BIG or ENOSPC if the file system has no room for it.
 pub fn set_xattr(target: XattrTarget<'_>, name: &CStr, value: &[u8], how: XattrSet) -> Result<(), Errno> {
     let flags = match how {
         XattrSet::Any => 0,
@@ -93,7 +96,7 @@ pub fn set_xattr(target: XattrTarget<'_>, name: &CStr, value: &[u8], how: XattrS
     })
 }
 
-/// Removes attribute `name`. ENODATA when there is none.
+/// Removes attribute `name`. ENODATA if it is missing.
 pub fn remove_xattr(target: XattrTarget<'_>, name: &CStr) -> Result<(), Errno> {
     on(target, |target| {
         let name = name.as_ptr();
@@ -109,12 +112,12 @@ pub fn remove_xattr(target: XattrTarget<'_>, name: &CStr) -> Result<(), Errno> {
     })
 }
 
-/// The names in what [`list_xattr`] gave.
+/// Returns the names in a list of [`list_xattr`].
 pub fn split_xattr_names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|&byte| byte == 0).filter(|name| !name.is_empty())
 }
 
-/// Calls `call` on the target; where that is an `O_PATH` descriptor, on its name in `/proc`.
+/// Calls `call` on the target; for an `O_PATH` descriptor, on its name in `/proc`.
 fn on<T>(target: XattrTarget<'_>, call: impl Fn(XattrTarget<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
     match (call(target), target) {
         (Err(Errno::EBADF), XattrTarget::Fd(fd)) => {
@@ -126,7 +129,7 @@ fn on<T>(target: XattrTarget<'_>, call: impl Fn(XattrTarget<'_>) -> Result<T, Er
     }
 }
 
-/// Runs `call` with a small buffer, then once more with the largest the kernel can fill.
+/// Runs `call` with a small buffer, and if necessary again with the largest that the kernel can fill.
 fn read_growing(call: impl Fn(&mut [u8]) -> libc::ssize_t) -> Result<Vec<u8>, Errno> {
     let mut small = [0; FIRST_TRY_BYTES];
     match Errno::result(call(&mut small)) {
@@ -153,7 +156,8 @@ mod tests {
 
     use super::*;
 
-    /// A directory on a file system that keeps `user.` attributes: beside the test binary, as /tmp may be an old tmpfs.
+    /// Returns a directory on a file system with `user.` attributes: beside the test binary, because an old
+    /// tmpfs on /tmp lacks them.
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap()
     }
@@ -206,18 +210,18 @@ mod tests {
         let dir = directory();
         let path = dir.path().join("file");
         let file = File::create(&path).unwrap();
-        set_xattr(XattrTarget::Fd(file.as_fd()), c"user.who", b"file", XattrSet::Any).unwrap();
+        set_xattr(XattrTarget::Fd(file.as_fd()), c"user.origin", b"file", XattrSet::Any).unwrap();
         symlink("file", dir.path().join("link")).unwrap();
         let link = CString::new(dir.path().join("link").as_os_str().as_bytes()).unwrap();
-        assert_eq!(get_xattr(XattrTarget::Path(&link), c"user.who").unwrap(), b"file");
-        assert_eq!(get_xattr(XattrTarget::Link(&link), c"user.who").unwrap_err(), Errno::ENODATA);
+        assert_eq!(get_xattr(XattrTarget::Path(&link), c"user.origin").unwrap(), b"file");
+        assert_eq!(get_xattr(XattrTarget::Link(&link), c"user.origin").unwrap_err(), Errno::ENODATA);
 
         let opened = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
         let target = XattrTarget::Fd(opened.as_fd());
-        assert_eq!(get_xattr(target, c"user.who").unwrap(), b"file");
-        set_xattr(target, c"user.who", b"path", XattrSet::Replace).unwrap();
-        assert_eq!(get_xattr(XattrTarget::Fd(file.as_fd()), c"user.who").unwrap(), b"path");
+        assert_eq!(get_xattr(target, c"user.origin").unwrap(), b"file");
+        set_xattr(target, c"user.origin", b"path", XattrSet::Replace).unwrap();
+        assert_eq!(get_xattr(XattrTarget::Fd(file.as_fd()), c"user.origin").unwrap(), b"path");
         let opened = open(link.as_c_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty()).unwrap();
-        assert_eq!(get_xattr(XattrTarget::Fd(opened.as_fd()), c"user.who").unwrap_err(), Errno::ENODATA);
+        assert_eq!(get_xattr(XattrTarget::Fd(opened.as_fd()), c"user.origin").unwrap_err(), Errno::ENODATA);
     }
 }

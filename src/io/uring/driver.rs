@@ -1,4 +1,4 @@
-//! The thread of one ring: takes operations from the queue, submits them, deals with their completions.
+//! Thread of one ring: takes operations from the queue, submits them and handles their completions.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -17,46 +17,48 @@ use crate::io::operation::{Operation, Target};
 use crate::io::pool::Pool;
 use crate::io::stats::{Counters, add};
 
-/// Marks the completion of the read on the event descriptor; operations have the index of their slot.
+/// Marks the completion of the read on the event descriptor. Operations carry the index of their slot.
 const WAKE: u64 = u64::MAX;
 
-/// Bytes that one call may submit. The kernel copies what is in the page cache during the call, before anybody hears
-/// of the first completion: 1 MiB is 0.1 ms.
+/// Most bytes that one call submits. The kernel copies cached data during the call, before the first
+/// completion can be answered: 1 MiB takes 0.1 ms.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Bytes of one submission; longer writes go in parts, as the kernel's count is signed 32 bits.
+/// Most bytes of one submission. Longer writes go in parts, because the kernel's count has 32 bits with a
+/// sign.
 const SUBMISSION_BYTES_MAX: usize = 1 << 30;
 
-/// Pause when the kernel has no memory for requests.
+/// Pause if the kernel has no memory for requests.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(1);
 
-/// A ring and the operations in it.
+/// Ring with the operations in it.
 pub(super) struct Driver {
     ring: IoUring,
     queue: Arc<Queue>,
-    /// Taken from the queue, not yet in the ring.
+    /// Operations taken from the queue and not submitted yet.
     backlog: VecDeque<Operation>,
-    /// In the ring: the kernel uses their memory.
+    /// Submitted operations, whose memory the kernel uses.
     slots: Vec<Option<Operation>>,
     free_slots: Vec<u32>,
     registered: bool,
-    /// Where the read on the event descriptor goes, and whether one is in the ring.
+    /// Destination of the read on the event descriptor, and a flag for its presence in the ring.
     wake_value: ManuallyDrop<Box<UnsafeCell<u64>>>,
     wake_pending: bool,
     counters: Arc<Counters>,
-    /// Dropped after the ring: its memory is registered there.
+    /// Dropped after the ring, in which its memory is registered.
     _pool: Arc<Pool>,
 }
 
 impl Driver {
-    /// Makes a ring for the calling thread. Gives the error of registering the buffers where that alone failed.
+    /// Creates a ring for the calling thread. Also returns the error if only the registration of buffers
+    /// failed.
     pub(super) fn new(
         depth: u32,
         queue: Arc<Queue>,
         pool: Arc<Pool>,
         counters: Arc<Counters>,
     ) -> Result<(Self, Option<Errno>), Refusal> {
-        // One more for the read on the event descriptor.
+        // One more entry for the read on the event descriptor.
         let ring = setup::make(depth + 1)?;
         let unregistered = setup::register(&ring, &pool).err();
         let driver = Self {
@@ -74,14 +76,14 @@ impl Driver {
         Ok((driver, unregistered))
     }
 
-    /// The life of the thread: until the queue is closed and all is done.
+    /// Runs until the queue is closed and all operations are done.
     pub(super) fn run(mut self) {
         if let Err(errno) = self.work() {
-            tracing::error!("io_uring failed, no file can be read any more: {errno}");
+            tracing::error!("io_uring failed, the disk engine stops: {errno}");
         }
     }
 
-    /// Takes what is queued and submits it, without waiting for anything.
+    /// Submits all queued operations without waiting.
     #[cfg(test)]
     pub(super) fn submit_all(&mut self) {
         self.queue.take(&mut self.backlog);
@@ -103,7 +105,8 @@ impl Driver {
             if closed && self.is_idle() {
                 return Ok(());
             }
-            // What was just submitted may be done already: look before sleeping, so that callers need not wake us.
+            // A submitted operation may be complete already. Checking before sleeping saves callers a
+            // wake-up.
             if submitted {
                 self.enter(0)?;
                 if self.reap() {
@@ -117,7 +120,7 @@ impl Driver {
         }
     }
 
-    /// Whether only the kernel can bring news: nothing is left to submit, or nowhere to put it.
+    /// Returns `true` if only a completion allows progress: nothing is left to submit, or no slot is free.
     fn must_wait(&self) -> bool {
         if self.backlog.is_empty() { self.queue.may_sleep() } else { self.free_slots.is_empty() }
     }
@@ -135,11 +138,13 @@ impl Driver {
         let entry = opcode::Read::new(fd, self.wake_value.get().cast(), size_of::<u64>() as u32)
             .build()
             .user_data(WAKE);
-        // SAFETY: the queue keeps the descriptor open, and `wake_value` is freed only when no read is pending.
+        // SAFETY: the queue keeps the descriptor open, and `wake_value` is freed only when no read is
+        // pending.
         self.wake_pending = unsafe { self.ring.submission().push(&entry) }.is_ok();
     }
 
-    /// Moves operations from the backlog to the submission queue, at most one batch. Returns whether there were any.
+    /// Moves operations from the backlog to the submission queue, at most one batch. Returns `true` if
+    /// there were any.
     fn submit_backlog(&mut self) -> bool {
         let mut batch_bytes = 0;
         let mut any = false;
@@ -164,7 +169,8 @@ impl Driver {
         };
         let entry = self.entry(&mut operation).user_data(u64::from(slot));
         self.slots[slot as usize] = Some(operation);
-        // SAFETY: file and memory belong to the operation, which stays in its slot until its completion was seen.
+        // SAFETY: file and memory belong to the operation, which stays in its slot until its completion was
+        // seen.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("the ring has an entry for each slot and one more");
     }
@@ -185,14 +191,14 @@ impl Driver {
         }
     }
 
-    /// Submits what is in the submission queue and waits for `want` completions.
+    /// Submits the submission queue and waits for `want` completions.
     fn enter(&mut self, want: usize) -> Result<(), Errno> {
         add(&self.counters.submissions, 1);
         match self.ring.submit_and_wait(want) {
             Ok(_) => Ok(()),
             Err(error) => match errno_of(&error) {
                 Errno::EINTR => Ok(()),
-                // Completions that are not yet seen are in the way, or memory is short: both pass.
+                // Unseen completions are in the way, or memory is short. Both conditions pass.
                 Errno::EAGAIN | Errno::EBUSY => {
                     thread::sleep(EXHAUSTED_PAUSE);
                     Ok(())
@@ -202,10 +208,10 @@ impl Driver {
         }
     }
 
-    /// Deals with all completions there are. Returns whether there were any.
+    /// Handles all available completions. Returns `true` if there were any.
     fn reap(&mut self) -> bool {
         let mut any = false;
-        // The queue is looked at anew for each: answering one needs the whole driver.
+        // The completion queue is read again for each, because answering one needs the whole driver.
         while let Some((token, result)) = self.next_completion() {
             any = true;
             if token == WAKE {
@@ -228,13 +234,13 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// On the regular way out nothing is left to do. After an error or a panic the kernel may still use the memory of
-    /// what is in the ring: that is leaked. Who waits for an answer is told either way.
+    /// Leaks the memory of submitted operations after an error or a panic, because the kernel may still use
+    /// it. After a regular end there are none. Waiting callers get an error.
     fn drop(&mut self) {
         self.queue.abandon();
         self.slots.drain(..).flatten().for_each(Operation::leak);
         if !self.wake_pending {
-            // SAFETY: no read is pending, so nobody else uses the box; this runs once.
+            // SAFETY: no read is pending, so the box has no other user; this runs once.
             unsafe { ManuallyDrop::drop(&mut self.wake_value) };
         }
     }

@@ -1,8 +1,8 @@
 //! The `io_uring` backend: one thread per ring, fed by a queue and an event descriptor.
 //!
-//! A ring's thread sleeps in `io_uring_enter` until an operation ends or the event descriptor is written, on which a
-//! read is always pending. Callers write it only when the thread said that it is about to sleep, so a busy ring costs
-//! them no system call.
+//! A ring's thread sleeps in `io_uring_enter` until an operation completes or the event descriptor is
+//! written, on which a read is always pending. Callers write to it only if the thread announced that it
+//! will sleep, so a busy ring costs them no system call.
 
 mod driver;
 mod queue;
@@ -27,13 +27,13 @@ use super::pool::Pool;
 use super::stats::Counters;
 use super::sys;
 
-/// Rings that take turns.
+/// Rings used in turn.
 pub(super) struct Uring {
     rings: Vec<Ring>,
     next: AtomicUsize,
 }
 
-/// The caller's end of one ring. Dropping it lets the thread end.
+/// Caller's end of one ring. Dropping it lets the thread end.
 struct Ring {
     queue: Arc<Queue>,
     #[cfg_attr(not(test), allow(dead_code))]
@@ -41,15 +41,15 @@ struct Ring {
 }
 
 impl Uring {
-    /// Starts `rings` rings of `depth` operations each, which read into the buffers of `pool`. With them comes a note
-    /// where they work without registered buffers.
+    /// Starts `rings` rings of `depth` operations each, which read into the buffers of `pool`. Also returns
+    /// a note if they work without registered buffers.
     pub(super) fn start(
         rings: usize,
         depth: u32,
         pool: &Arc<Pool>,
         counters: &Arc<Counters>,
     ) -> Result<(Self, Option<String>), IoError> {
-        // Fails at worst to raise the limit; whether it is high enough shows when buffers are registered.
+        // A failure is ignored here. A limit that is too low shows when buffers are registered.
         let _ = sys::raise_memlock(pool.bytes() as u64 * rings as u64);
         let mut uring = Self { rings: Vec::with_capacity(rings), next: AtomicUsize::new(0) };
         let mut note = None;
@@ -95,7 +95,7 @@ impl Drop for Uring {
 }
 
 impl Ring {
-    /// Starts a ring and its thread. Gives the error of registering the buffers where that alone failed.
+    /// Starts a ring and its thread. Also returns the error if only the registration of buffers failed.
     fn start(
         number: usize,
         depth: u32,
@@ -106,7 +106,7 @@ impl Ring {
         let queue = Arc::new(Queue::new().map_err(resources)?);
         let (tell, told) = mpsc::sync_channel(1);
         let (thread_queue, pool, counters) = (Arc::clone(&queue), Arc::clone(pool), Arc::clone(counters));
-        // The ring is made on its own thread: the kernel then knows that no other will submit, and skips locks.
+        // The ring is created on its own thread: the kernel then knows the only submitter, and skips locks.
         let work = move || match Driver::new(depth, thread_queue, pool, counters) {
             Ok((driver, unregistered)) => {
                 if tell.send(Ok(unregistered)).is_ok() {

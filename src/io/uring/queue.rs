@@ -1,4 +1,4 @@
-//! What callers push to a ring's thread, and how they wake it.
+//! Queue of operations for a ring's thread, and its wake-up.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::io::operation::Operation;
 
-/// Operations on their way to a ring. Bounded by the places of the engine.
+/// Operations on their way to a ring. The queue slots of the engine bound it.
 pub(super) struct Queue {
     state: Mutex<State>,
     wake: EventFd,
@@ -23,22 +23,22 @@ struct State {
 }
 
 impl Queue {
-    /// An empty queue. The error is that of the event descriptor.
+    /// Creates an empty queue. Fails if the event descriptor cannot be created.
     pub(super) fn new() -> Result<Self, Errno> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         Ok(Self { state: Mutex::default(), wake })
     }
 
-    /// What to wait for: becomes readable when a sleeping thread has something to do.
+    /// Returns the descriptor that becomes readable when a sleeping thread has work.
     pub(super) fn wake(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 
-    /// Adds an operation, and wakes the thread where it sleeps. On a closed queue the operation is dropped.
+    /// Adds an operation, and wakes the thread if it sleeps. A closed queue drops the operation.
     pub(super) fn push(&self, operation: Operation) {
         let mut state = self.lock();
         if state.closed {
-            // Dropped outside of the lock: it may hold the last reference to a file.
+            // Dropped outside of the lock, because it may hold the last reference to a file.
             drop(state);
             drop(operation);
             return;
@@ -51,7 +51,7 @@ impl Queue {
         }
     }
 
-    /// Lets the thread end when all is done.
+    /// Closes the queue. The thread ends after the queued operations.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -60,7 +60,7 @@ impl Queue {
         self.ring();
     }
 
-    /// Closes the queue and drops what is in it: nobody will run it.
+    /// Closes the queue and drops its operations, because the thread is gone.
     pub(super) fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -69,7 +69,7 @@ impl Queue {
         drop(operations);
     }
 
-    /// Moves all operations to `into`, which must be empty. Returns whether the queue is closed.
+    /// Moves all operations to `into`, which must be empty. Returns `true` if the queue is closed.
     pub(super) fn take(&self, into: &mut VecDeque<Operation>) -> bool {
         debug_assert!(into.is_empty(), "operations would change their order");
         let mut state = self.lock();
@@ -78,7 +78,8 @@ impl Queue {
         state.closed
     }
 
-    /// Says that the thread goes to sleep, unless something has come in since the last [`Queue::take`].
+    /// Marks the thread as sleeping, unless operations arrived since the last [`Queue::take`]. Returns
+    /// `true` if it may sleep.
     pub(super) fn may_sleep(&self) -> bool {
         let mut state = self.lock();
         state.asleep = state.operations.is_empty() && !state.closed;
@@ -86,7 +87,7 @@ impl Queue {
     }
 
     fn ring(&self) {
-        // Fails only when the counter would pass 2^64, and then it is readable already.
+        // Fails only if the counter would exceed 2^64, and then the descriptor is readable already.
         let _ = self.wake.write(1);
     }
 

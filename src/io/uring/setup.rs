@@ -1,4 +1,4 @@
-//! Making a ring that is known to work: created, probed, tried, its buffers registered.
+//! Creation of a working ring: created, probed, tried, its buffers registered.
 
 use std::io;
 
@@ -8,16 +8,17 @@ use nix::errno::Errno;
 use crate::io::diagnosis::Step;
 use crate::io::pool::Pool;
 
-/// Where the kernel said no.
+/// Failed step of the creation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Refusal {
-    /// What it was asked for.
+    /// The refused step.
     pub(super) step: Step,
-    /// What it said.
+    /// Error of the kernel.
     pub(super) errno: Errno,
 }
 
-/// A ring of at least `entries` submission slots that ran an operation. Must be used by the calling thread only.
+/// Creates a ring of at least `entries` submission slots and runs an operation on it. Only the calling
+/// thread may use it.
 pub(super) fn make(entries: u32) -> Result<IoUring, Refusal> {
     let mut ring = create(entries).map_err(refused(Step::Setup))?;
     let mut probe = Probe::new();
@@ -37,20 +38,21 @@ pub(super) fn make(entries: u32) -> Result<IoUring, Refusal> {
     Ok(ring)
 }
 
-/// Registers all buffers of `pool`: the kernel locks their pages until the ring is closed.
+/// Registers all buffers of `pool`. The kernel locks their pages until the ring is closed.
 pub(super) fn register(ring: &IoUring, pool: &Pool) -> Result<(), Errno> {
-    // SAFETY: the vectors describe mapped memory. The kernel holds the pages themselves from now on: were the pool gone
-    // before the ring, it would write to pages that nobody sees.
+    // SAFETY: the vectors describe mapped memory. The kernel holds the pages themselves from now on: if the
+    // pool ended before the ring, the kernel would write to pages that no process sees.
     let registered = unsafe { ring.submitter().register_buffers(&pool.vectors()) };
     registered.map_err(|error| errno_of(&error))
 }
 
-/// The error number of a failed call.
+/// Returns the error number of a failed call.
 pub(super) fn errno_of(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// One thread submits, and completions are dealt with when it asks for them (Linux 6.1); else as older kernels do.
+/// Creates a ring with one submitting thread, which also runs the completion work (Linux 6.1), or a plain
+/// ring on older kernels.
 fn create(entries: u32) -> io::Result<IoUring> {
     let mut modern = IoUring::builder();
     modern.dontfork().setup_single_issuer().setup_defer_taskrun();

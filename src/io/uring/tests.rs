@@ -1,4 +1,5 @@
-//! What only a ring can be asked: reads that stay in the kernel until they are let go, and the end of its thread.
+//! Tests that need a ring: reads that stay in the kernel until they are released, and the end of its
+//! thread.
 
 use std::future::Future;
 use std::io::Write;
@@ -14,7 +15,7 @@ use crate::io::{Engine, EngineConfig, EngineKind};
 
 type Answer = oneshot::Receiver<Result<PooledBuffer, Errno>>;
 
-/// A file whose read (of 8 bytes) stays in the kernel until 1 is written to it.
+/// Returns a file whose read (of 8 bytes) stays in the kernel until 1 is written to it.
 fn gate() -> Arc<EventFd> {
     Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap())
 }
@@ -57,7 +58,8 @@ fn many_reads_are_in_the_kernel_at_once() {
         while engine.stats().in_flight < 200 {
             tokio::task::yield_now().await;
         }
-        // Each is let go alone, the youngest first: it could not end if the kernel had not all of them.
+        // Each is released alone, the youngest first. It could not end if the kernel did not have all of
+        // them.
         while let Some((gate, task)) = waiting.pop() {
             gate.write(1).unwrap();
             assert_eq!(task.await.unwrap().unwrap()[..], 1_u64.to_ne_bytes());
@@ -99,7 +101,7 @@ fn a_buffer_stays_with_the_kernel_when_its_future_is_dropped() {
     });
 }
 
-/// A read as the engine makes it, without the engine.
+/// Returns a read as the engine makes it, without the engine.
 fn read_of(
     pool: &Arc<Pool>,
     counters: &Arc<Counters>,
@@ -193,7 +195,7 @@ fn what_was_given_up_before_it_began_is_not_read() {
     for operation in [blocked, waiting, last] {
         uring.push(operation);
     }
-    // The only slot is taken, so nothing behind the gate can have begun.
+    // The only slot is taken, so no operation behind the gate can have begun.
     drop(waiting_answer);
     gate.write(1).unwrap();
     assert_eq!(answer.blocking_recv().unwrap().unwrap().as_ref().len(), 8);

@@ -32,12 +32,12 @@
 mod aligned;
 mod backend;
 mod blocking;
+mod buffer_pool;
 mod diagnosis;
 mod error;
 mod operation;
-mod pool;
 pub mod private;
-mod room;
+mod registered_pool;
 mod stats;
 pub mod sys;
 mod uring;
@@ -59,15 +59,15 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::chunk::CHUNK_BYTES;
 
 pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES};
+pub use buffer_pool::{RUN_ROOM_BYTES, Rooms, room_for, room_within};
 pub use error::IoError;
-pub use pool::SMALL_READ_BYTES;
-pub use room::{RUN_ROOM_BYTES, Rooms, room_for, room_within};
+pub use registered_pool::SMALL_READ_BYTES;
 pub use stats::EngineStats;
 
 use backend::Backend;
 use blocking::Blocking;
 use operation::{Operation, Ticket, Work};
-use pool::Pool;
+use registered_pool::Pool;
 use stats::{Counters, add};
 use uring::Uring;
 

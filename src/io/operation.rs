@@ -8,7 +8,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::pool::PooledBuffer;
+use super::registered_pool::PooledBuffer;
 use super::stats::{Counters, add};
 
 /// Retries of an operation after EINTR or EAGAIN. Regular files return neither for long. A descriptor that
@@ -213,7 +213,7 @@ impl Operation {
 mod tests {
     use tokio::sync::Semaphore;
 
-    use super::super::pool::Pool;
+    use super::super::registered_pool::Pool;
     use super::*;
 
     fn ticket(counters: &Arc<Counters>) -> Ticket {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::pool::Pool;
+use super::registered_pool::Pool;
 
 /// Counters of an engine since its start. They only grow, except those that say "now".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use super::queue::Queue;
 use super::setup::{self, Refusal, errno_of};
 use crate::io::operation::{Operation, Target};
-use crate::io::pool::Pool;
+use crate::io::registered_pool::Pool;
 use crate::io::stats::{Counters, add};
 
 /// Marks the completion of the read on the event descriptor. Operations carry the index of their slot.

@@ -23,7 +23,7 @@ use super::backend::Backend;
 use super::diagnosis::{Step, explain};
 use super::error::IoError;
 use super::operation::Operation;
-use super::pool::Pool;
+use super::registered_pool::Pool;
 use super::stats::Counters;
 use super::sys;
 

@@ -6,7 +6,7 @@ use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
 use crate::io::diagnosis::Step;
-use crate::io::pool::Pool;
+use crate::io::registered_pool::Pool;
 
 /// Failed step of the creation.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::*;
 use crate::io::operation::{Ticket, Work};
-use crate::io::pool::PooledBuffer;
+use crate::io::registered_pool::PooledBuffer;
 use crate::io::{Engine, EngineConfig, EngineKind};
 
 type Answer = oneshot::Receiver<Result<PooledBuffer, Errno>>;

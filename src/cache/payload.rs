@@ -20,7 +20,7 @@ use super::index::Location;
 use super::record::{BLOCK_BYTES, SegmentId, record_bytes};
 use crate::chunk::Laid;
 use crate::io::sys::is_cached;
-use crate::io::{AlignedBuffer, Rooms};
+use crate::io::{AlignedBuffer, ContentBuffers};
 
 /// Shortest direct read in bytes. Below it the readahead of the kernel is worth more, which is 128 KiB
 /// nearly everywhere.
@@ -60,19 +60,19 @@ impl SegmentFile {
     pub(super) fn payloads(
         &self,
         directory: &Directory,
-        rooms: &Arc<Rooms>,
+        buffers: &Arc<ContentBuffers>,
         run: &[Location],
         reading: Access,
     ) -> Vec<Option<Laid>> {
         if let Some(file) = self.direct_for(directory, run, reading) {
-            match read_direct(file, rooms, run) {
+            match read_direct(file, buffers, run) {
                 Ok(Some(payloads)) => return payloads.into_iter().map(Some).collect(),
                 // The file is shorter than expected. A buffered read returns the part that exists.
                 Ok(None) => {}
                 Err(error) => directory.direct.note(&error),
             }
         }
-        read_buffered(&self.buffered, rooms, run)
+        read_buffered(&self.buffered, buffers, run)
     }
 
     /// Returns the file for a direct read of `run`; `None` if that would not pay or does not work.
@@ -110,12 +110,12 @@ struct Part {
 
 /// Plans a buffer in which the payloads of a run, read in whole blocks, are adjacent.
 fn plan(run: &[Location], block: u64) -> Vec<Part> {
-    let (mut read_end, mut room_end) = (None, 0);
+    let (mut read_end, mut buffer_end) = (None, 0);
     let parts = run.iter().map(|at| {
         let (start, end) = (at.payload_start() / block * block, at.payload_end().next_multiple_of(block));
         let before = read_end.replace(end).unwrap_or(start);
-        let blocks = room_end..room_end + (end - start) as usize;
-        room_end = blocks.end;
+        let blocks = buffer_end..buffer_end + (end - start) as usize;
+        buffer_end = blocks.end;
         let payload_start = blocks.start + (at.payload_start() - start) as usize;
         Part {
             blocks,
@@ -129,29 +129,29 @@ fn plan(run: &[Location], block: u64) -> Vec<Part> {
 
 /// Buffer filled with a run.
 struct Filled {
-    room: BytesMut,
+    buffer: BytesMut,
     parts: Vec<Part>,
     /// End of the bytes read from the file.
     read_end: u64,
 }
 
 impl Filled {
-    fn into_payloads(self, rooms: &Arc<Rooms>) -> impl Iterator<Item = Laid> {
-        let content = rooms.freeze(self.room);
+    fn into_payloads(self, buffers: &Arc<ContentBuffers>) -> impl Iterator<Item = Laid> {
+        let content = buffers.freeze(self.buffer);
         self.parts.into_iter().map(move |part| Laid::part(&content, part.payload))
     }
 }
 
 /// Reads a run in whole blocks into one buffer with adjacent payloads. Bytes that the file lacks stay
 /// unchanged.
-fn fill(file: &File, rooms: &Rooms, run: &[Location], block: u64) -> io::Result<Filled> {
+fn fill(file: &File, buffers: &ContentBuffers, run: &[Location], block: u64) -> io::Result<Filled> {
     let parts = plan(run, block);
-    let room_bytes = parts.last().map_or(0, |part| part.blocks.end);
-    let mut room = rooms.lend(room_bytes);
-    room.resize(room_bytes, 0);
+    let buffer_bytes = parts.last().map_or(0, |part| part.blocks.end);
+    let mut buffer = buffers.alloc(buffer_bytes);
+    buffer.resize(buffer_bytes, 0);
     let mut holes = AlignedBuffer::zeroed(parts.iter().map(|part| part.hole_bytes).sum());
     let (mut holes, mut rest, mut slices) =
-        (&mut holes[..], &mut room[..], Vec::with_capacity(2 * parts.len()));
+        (&mut holes[..], &mut buffer[..], Vec::with_capacity(2 * parts.len()));
     for part in &parts {
         let (hole, other_holes) = holes.split_at_mut(part.hole_bytes);
         let (blocks, behind) = rest.split_at_mut(part.blocks.len());
@@ -163,27 +163,31 @@ fn fill(file: &File, rooms: &Rooms, run: &[Location], block: u64) -> io::Result<
     let read_end = start + preadv(file, &mut slices, start as i64)? as u64;
     for part in &parts {
         let shared = part.blocks.start - part.shared_bytes..part.blocks.start;
-        room.copy_within(shared, part.blocks.start);
+        buffer.copy_within(shared, part.blocks.start);
     }
-    Ok(Filled { room, parts, read_end })
+    Ok(Filled { buffer, parts, read_end })
 }
 
 /// Reads a run with direct I/O. Returns `None` if the file ends before the run does.
-fn read_direct(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> io::Result<Option<Vec<Laid>>> {
-    let filled = fill(file, rooms, run, u64::from(BLOCK_BYTES))?;
+fn read_direct(
+    file: &File,
+    buffers: &Arc<ContentBuffers>,
+    run: &[Location],
+) -> io::Result<Option<Vec<Laid>>> {
+    let filled = fill(file, buffers, run, u64::from(BLOCK_BYTES))?;
     let is_whole = run.last().is_none_or(|last| filled.read_end >= last.payload_end());
-    Ok(is_whole.then(|| filled.into_payloads(rooms).collect()))
+    Ok(is_whole.then(|| filled.into_payloads(buffers).collect()))
 }
 
-fn read_buffered(file: &File, rooms: &Arc<Rooms>, run: &[Location]) -> Vec<Option<Laid>> {
-    let Ok(mut filled) = fill(file, rooms, run, 1) else { return run.iter().map(|_| None).collect() };
+fn read_buffered(file: &File, buffers: &Arc<ContentBuffers>, run: &[Location]) -> Vec<Option<Laid>> {
+    let Ok(mut filled) = fill(file, buffers, run, 1) else { return run.iter().map(|_| None).collect() };
     // A call may return less than was asked for. The missing payloads are read one by one.
     let whole = |(at, part): (&Location, &Part)| {
-        let payload = &mut filled.room[part.payload.clone()];
+        let payload = &mut filled.buffer[part.payload.clone()];
         at.payload_end() <= filled.read_end || file.read_exact_at(payload, at.payload_start()).is_ok()
     };
     let whole: Vec<bool> = run.iter().zip(&filled.parts).map(whole).collect();
-    let payloads = filled.into_payloads(rooms).zip(whole);
+    let payloads = filled.into_payloads(buffers).zip(whole);
     payloads.map(|(payload, is_whole)| is_whole.then_some(payload)).collect()
 }
 
@@ -224,13 +228,13 @@ mod tests {
             std::fs::write(&path, &content).unwrap();
             let buffered = File::open(&path).unwrap();
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
-            let rooms = Rooms::new();
+            let buffers = ContentBuffers::new();
             // The old content of a buffer must not be seen.
-            let mut used = rooms.lend(4 * PAYLOAD_BYTES_MAX as usize);
+            let mut used = buffers.alloc(4 * PAYLOAD_BYTES_MAX as usize);
             used.resize(4 * PAYLOAD_BYTES_MAX as usize, 0xee);
-            drop(rooms.freeze(used));
-            let expected = read_buffered(&buffered, &rooms, &run);
-            let found = read_direct(direct.as_ref().unwrap_or(&buffered), &rooms, &run).unwrap();
+            drop(buffers.freeze(used));
+            let expected = read_buffered(&buffered, &buffers, &run);
+            let found = read_direct(direct.as_ref().unwrap_or(&buffered), &buffers, &run).unwrap();
             prop_assert_eq!(found.is_some(), missing == 0);
             for (at, payload) in run.iter().zip(&expected) {
                 let range = at.payload_start() as usize..at.payload_end() as usize;

@@ -19,7 +19,7 @@ use super::payload::{Access, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
 use crate::chunk::{CHUNK_BYTES, ChunkHash, Laid, VerifiedChunk};
-use crate::io::{RUN_ROOM_BYTES, Rooms};
+use crate::io::{ContentBuffers, RUN_BUFFER_BYTES};
 
 /// Most segment files kept open for reading. A stream needs one. 64 serve many streams and are far from the
 /// usual limit of 1,024 descriptors.
@@ -28,7 +28,7 @@ const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Most records shorter than a full chunk that one system call reads.
 const RUN_RECORDS_MAX: usize = 16;
 /// Most full chunks that one system call reads: the chunks of one run buffer.
-const RUN_CHUNKS: usize = RUN_ROOM_BYTES / CHUNK_BYTES as usize;
+const RUN_CHUNKS: usize = RUN_BUFFER_BYTES / CHUNK_BYTES as usize;
 
 /// Limits of a cache.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +83,7 @@ pub(super) struct Shared {
     manifests: Mutex<ManifestTable>,
     files: Mutex<LruCache<SegmentId, Arc<SegmentFile>>>,
     /// Buffers into which runs of payloads are read.
-    rooms: Arc<Rooms>,
+    buffers: Arc<ContentBuffers>,
     warned_corrupt: AtomicBool,
     /// Reason why no new record is accepted at the moment.
     refusal: Mutex<Option<String>>,
@@ -101,7 +101,7 @@ impl Shared {
             index: Mutex::new(index),
             manifests: Mutex::default(),
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
-            rooms: Rooms::shared(),
+            buffers: ContentBuffers::shared(),
             warned_corrupt: AtomicBool::new(false),
             refusal: Mutex::default(),
         }
@@ -145,7 +145,7 @@ impl Shared {
     /// descriptor is closed. Also frees the unused buffers.
     pub(super) fn close_files(&self) {
         self.files().clear();
-        self.rooms.clear();
+        self.buffers.clear();
     }
 
     /// Forgets a segment, its records and its file.
@@ -168,7 +168,7 @@ impl Shared {
         let places: Vec<Location> = run.iter().map(|(.., at)| *at).collect();
         let Some(first) = places.first() else { return Vec::new() };
         let payloads = match self.file(first.segment) {
-            Ok(file) => file.payloads(&self.directory, &self.rooms, &places, reading),
+            Ok(file) => file.payloads(&self.directory, &self.buffers, &places, reading),
             Err(error) => {
                 let evicted = error.kind() == ErrorKind::NotFound;
                 for wanted in run {

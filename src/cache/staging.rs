@@ -121,14 +121,14 @@ mod tests {
 
     use super::super::record::{Kind, PAYLOAD_BYTES_MAX, Secret, gap_bytes, record_bytes};
     use super::*;
-    use crate::io::room_for;
+    use crate::io::alloc_aligned;
 
     fn joined(slices: &[&[u8]]) -> Vec<u8> {
         slices.concat()
     }
 
     fn payload(len: usize, aligned: bool, filled_with: u8) -> Bytes {
-        let mut bytes = room_for(len + 1);
+        let mut bytes = alloc_aligned(len + 1);
         bytes.resize(len + 1, filled_with);
         bytes.freeze().slice(usize::from(!aligned)..).slice(..len)
     }

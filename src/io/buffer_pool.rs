@@ -12,7 +12,7 @@ const ALIGNED_BYTES_MIN: usize = 64 << 10;
 
 /// Allocates a buffer for `len` bytes. A long buffer starts at a multiple of [`DIRECT_ALIGN_BYTES`] and
 /// keeps that as long as it does not grow, so that direct I/O can use it in place.
-pub fn room_for(len: usize) -> BytesMut {
+pub fn alloc_aligned(len: usize) -> BytesMut {
     if len < ALIGNED_BYTES_MIN {
         return BytesMut::with_capacity(len);
     }
@@ -23,23 +23,23 @@ pub fn room_for(len: usize) -> BytesMut {
     bytes
 }
 
-/// Splits a buffer for `len` bytes off the front of `room` if it is large enough, otherwise allocates one.
+/// Splits a buffer for `len` bytes off the front of `buffer` if it is large enough, otherwise allocates one.
 /// Consecutive pieces are adjacent in memory. The old content stays.
-pub fn room_within(room: &mut BytesMut, len: usize) -> BytesMut {
-    if len < ALIGNED_BYTES_MIN || room.capacity() < len {
-        return room_for(len);
+pub fn split_aligned(buffer: &mut BytesMut, len: usize) -> BytesMut {
+    if len < ALIGNED_BYTES_MIN || buffer.capacity() < len {
+        return alloc_aligned(len);
     }
-    let rest = room.split_off(len);
-    std::mem::replace(room, rest)
+    let rest = buffer.split_off(len);
+    std::mem::replace(buffer, rest)
 }
 
 /// Size of a run buffer in bytes: the bytes that the kernel reads at a time.
-pub const RUN_ROOM_BYTES: usize = 1 << 20;
+pub const RUN_BUFFER_BYTES: usize = 1 << 20;
 /// Size of a chunk buffer in bytes.
-const CHUNK_ROOM_BYTES: usize = 256 << 10;
+const CHUNK_BUFFER_BYTES: usize = 256 << 10;
 /// Most unused chunk buffers that are kept: more than return at once, and little beside the content memory
 /// of a mount.
-const CHUNK_ROOMS_KEPT_MAX: usize = 32;
+const CHUNK_BUFFERS_KEPT_MAX: usize = 32;
 
 /// Size of the blocks from which run buffers are cut, in bytes. A block makes only two, because freeing one
 /// of its buffers frees no memory while the other is in use.
@@ -51,7 +51,7 @@ const BLOCK_BYTES: usize = LARGE_PAGE_BYTES;
 /// pin every page of the content. All returned run buffers are kept: they are no more than the most in use
 /// at once, and freeing a part of a block would free no memory.
 #[derive(Debug)]
-pub struct Rooms {
+pub struct ContentBuffers {
     runs: Class,
     chunks: Class,
 }
@@ -59,30 +59,30 @@ pub struct Rooms {
 /// Buffers of one size.
 #[derive(Debug)]
 struct Class {
-    room_bytes: usize,
+    buffer_bytes: usize,
     kept_max: usize,
     /// Unused buffers, the most recently used last.
     kept: Mutex<Vec<BytesMut>>,
 }
 
-impl Rooms {
+impl ContentBuffers {
     /// Creates an empty pool.
     pub fn new() -> Arc<Self> {
-        let class = |room_bytes, kept_max| Class { room_bytes, kept_max, kept: Mutex::default() };
+        let class = |buffer_bytes, kept_max| Class { buffer_bytes, kept_max, kept: Mutex::default() };
         let (runs, chunks) =
-            (class(RUN_ROOM_BYTES, usize::MAX), class(CHUNK_ROOM_BYTES, CHUNK_ROOMS_KEPT_MAX));
+            (class(RUN_BUFFER_BYTES, usize::MAX), class(CHUNK_BUFFER_BYTES, CHUNK_BUFFERS_KEPT_MAX));
         Arc::new(Self { runs, chunks })
     }
 
     /// Returns the pool of this process, so that its parts reuse each other's buffers.
     pub fn shared() -> Arc<Self> {
-        static SHARED: LazyLock<Arc<Rooms>> = LazyLock::new(Rooms::new);
+        static SHARED: LazyLock<Arc<ContentBuffers>> = LazyLock::new(ContentBuffers::new);
         Arc::clone(&SHARED)
     }
 
     /// Returns a buffer of `len` bytes. It may have old content.
-    pub fn lend(&self, len: usize) -> BytesMut {
-        self.class(len).map_or_else(|| room_for(len), Class::lend)
+    pub fn alloc(&self, len: usize) -> BytesMut {
+        self.class(len).map_or_else(|| alloc_aligned(len), Class::alloc)
     }
 
     /// Converts a filled buffer to `Bytes`. The buffer is reused when the last reference is dropped, if it
@@ -90,7 +90,7 @@ impl Rooms {
     pub fn freeze(self: &Arc<Self>, content: BytesMut) -> Bytes {
         let is_aligned = content.as_ptr().align_offset(DIRECT_ALIGN_BYTES) == 0;
         if is_aligned && self.class(content.len()).is_some() {
-            Bytes::from_owner(Lent { content, home: Arc::clone(self) })
+            Bytes::from_owner(PooledContent { content, pool: Arc::clone(self) })
         } else {
             content.freeze()
         }
@@ -104,23 +104,23 @@ impl Rooms {
     }
 
     fn class(&self, len: usize) -> Option<&Class> {
-        [&self.runs, &self.chunks].into_iter().find(|class| class.room_bytes == len)
+        [&self.runs, &self.chunks].into_iter().find(|class| class.buffer_bytes == len)
     }
 }
 
 impl Class {
-    fn lend(&self) -> BytesMut {
+    fn alloc(&self) -> BytesMut {
         let mut kept = self.kept();
-        if kept.is_empty() && self.room_bytes >= BLOCK_BYTES / 2 {
-            kept.extend(block(self.room_bytes));
+        if kept.is_empty() && self.buffer_bytes >= BLOCK_BYTES / 2 {
+            kept.extend(block(self.buffer_bytes));
         }
-        kept.pop().unwrap_or_else(|| room_for(self.room_bytes))
+        kept.pop().unwrap_or_else(|| alloc_aligned(self.buffer_bytes))
     }
 
-    fn take_back(&self, room: BytesMut) {
+    fn put(&self, buffer: BytesMut) {
         let mut kept = self.kept();
         if kept.len() < self.kept_max {
-            kept.push(room);
+            kept.push(buffer);
         }
     }
 
@@ -130,36 +130,36 @@ impl Class {
 }
 
 /// Content of a buffer, which returns to its pool when dropped.
-struct Lent {
+struct PooledContent {
     content: BytesMut,
-    home: Arc<Rooms>,
+    pool: Arc<ContentBuffers>,
 }
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for PooledContent {
     fn as_ref(&self) -> &[u8] {
         &self.content
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledContent {
     fn drop(&mut self) {
-        let room = std::mem::take(&mut self.content);
-        if let Some(class) = self.home.class(room.len()) {
-            class.take_back(room);
+        let buffer = std::mem::take(&mut self.content);
+        if let Some(class) = self.pool.class(buffer.len()) {
+            class.put(buffer);
         }
     }
 }
 
 /// Allocates a block and cuts it into buffers.
-fn block(room_bytes: usize) -> impl Iterator<Item = BytesMut> {
+fn block(buffer_bytes: usize) -> impl Iterator<Item = BytesMut> {
     // An aligning allocator would take as much memory. The bytes before and behind the block are never
     // touched.
     let mut memory = BytesMut::with_capacity(2 * BLOCK_BYTES - 1);
     let skipped = memory.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES - 1);
     let mut rest = memory.split_off(skipped);
     prefer_large_pages(&mut rest.spare_capacity_mut()[..BLOCK_BYTES]);
-    (0..BLOCK_BYTES / room_bytes).map(move |_| {
-        let behind = rest.split_off(room_bytes);
+    (0..BLOCK_BYTES / buffer_bytes).map(move |_| {
+        let behind = rest.split_off(buffer_bytes);
         std::mem::replace(&mut rest, behind)
     })
 }
@@ -170,9 +170,9 @@ mod tests {
 
     #[test]
     fn content_stays_at_an_aligned_address_while_it_is_put_there_and_after() {
-        assert_eq!(room_for(ALIGNED_BYTES_MIN - 1).capacity(), ALIGNED_BYTES_MIN - 1);
+        assert_eq!(alloc_aligned(ALIGNED_BYTES_MIN - 1).capacity(), ALIGNED_BYTES_MIN - 1);
         for len in [ALIGNED_BYTES_MIN, 262_144, 300_001] {
-            let mut bytes = room_for(len);
+            let mut bytes = alloc_aligned(len);
             let address = bytes.as_ptr();
             (0..len).for_each(|at| bytes.extend_from_slice(&[at as u8]));
             assert_eq!((bytes.as_ptr(), address.align_offset(DIRECT_ALIGN_BYTES)), (address, 0));
@@ -183,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn pieces_within_a_room_lie_side_by_side_until_it_is_full() {
-        let mut room = room_for(3 * ALIGNED_BYTES_MIN);
+    fn pieces_of_a_buffer_are_adjacent_until_it_is_full() {
+        let mut buffer = alloc_aligned(3 * ALIGNED_BYTES_MIN);
         let mut pieces = Vec::new();
         for len in [ALIGNED_BYTES_MIN, 12, 2 * ALIGNED_BYTES_MIN, ALIGNED_BYTES_MIN] {
-            let mut piece = room_within(&mut room, len);
+            let mut piece = split_aligned(&mut buffer, len);
             piece.extend_from_slice(&vec![len as u8; len]);
             pieces.push(piece.freeze());
         }
@@ -195,13 +195,13 @@ mod tests {
         assert_eq!(ends_at(&pieces[0]), pieces[2].as_ptr());
         assert_eq!(pieces[2].as_ptr().align_offset(DIRECT_ALIGN_BYTES), 0);
         assert_ne!(ends_at(&pieces[2]), pieces[3].as_ptr());
-        assert!(pieces[1].len() == 12 && room.capacity() < DIRECT_ALIGN_BYTES);
+        assert!(pieces[1].len() == 12 && buffer.capacity() < DIRECT_ALIGN_BYTES);
     }
 
     /// Returns a buffer filled with `byte` in two pieces, as a transport does.
-    fn filled(rooms: &Rooms, len: usize, byte: u8) -> BytesMut {
-        let mut room = rooms.lend(len);
-        let mut pieces = [0, 1].map(|_| room_within(&mut room, len / 2));
+    fn filled(buffers: &ContentBuffers, len: usize, byte: u8) -> BytesMut {
+        let mut buffer = buffers.alloc(len);
+        let mut pieces = [0, 1].map(|_| split_aligned(&mut buffer, len / 2));
         for piece in &mut pieces {
             piece.clear();
             piece.resize(len / 2, byte);
@@ -212,42 +212,42 @@ mod tests {
     }
 
     #[test]
-    fn a_room_comes_back_when_nobody_holds_a_part_of_its_content_and_only_so_many_for_chunks_are_kept() {
-        for (len, most) in [(RUN_ROOM_BYTES, 40), (CHUNK_ROOM_BYTES, CHUNK_ROOMS_KEPT_MAX)] {
-            let rooms = Rooms::new();
-            let content = rooms.freeze(filled(&rooms, len, 7));
+    fn a_buffer_returns_with_its_last_reference() {
+        for (len, most) in [(RUN_BUFFER_BYTES, 40), (CHUNK_BUFFER_BYTES, CHUNK_BUFFERS_KEPT_MAX)] {
+            let buffers = ContentBuffers::new();
+            let content = buffers.freeze(filled(&buffers, len, 7));
             let (address, part) = (content.as_ptr(), content.slice(5..9));
             drop(content);
-            let other = rooms.freeze(filled(&rooms, len, 8));
+            let other = buffers.freeze(filled(&buffers, len, 8));
             assert_ne!(other.as_ptr(), address, "a part of it is still held");
             drop(other);
             assert_eq!(&part[..], [7; 4]);
             drop(part);
-            let again = filled(&rooms, len, 9);
+            let again = filled(&buffers, len, 9);
             assert_eq!(again.as_ptr(), address);
-            drop(rooms.freeze(again));
-            let many = (0..40).map(|byte| rooms.freeze(filled(&rooms, len, byte)));
+            drop(buffers.freeze(again));
+            let many = (0..40).map(|byte| buffers.freeze(filled(&buffers, len, byte)));
             let many: Vec<Bytes> = many.collect();
             assert!(many.iter().zip(0..).all(|(content, byte)| content.iter().all(|found| *found == byte)));
             drop(many);
-            assert_eq!(rooms.class(len).unwrap().kept().len(), most);
-            rooms.clear();
-            assert_eq!(rooms.class(len).unwrap().kept().len(), 0);
+            assert_eq!(buffers.class(len).unwrap().kept().len(), most);
+            buffers.clear();
+            assert_eq!(buffers.class(len).unwrap().kept().len(), 0);
         }
     }
 
     #[test]
-    fn what_is_no_whole_room_is_not_kept() {
-        let rooms = Rooms::new();
-        let mut part = filled(&rooms, RUN_ROOM_BYTES, 1);
-        part.truncate(RUN_ROOM_BYTES - 1);
-        rooms.clear();
-        drop(rooms.freeze(part));
-        let mut moved = room_for(RUN_ROOM_BYTES + 1);
-        moved.resize(RUN_ROOM_BYTES + 1, 0);
+    fn a_part_of_a_buffer_is_not_kept() {
+        let buffers = ContentBuffers::new();
+        let mut part = filled(&buffers, RUN_BUFFER_BYTES, 1);
+        part.truncate(RUN_BUFFER_BYTES - 1);
+        buffers.clear();
+        drop(buffers.freeze(part));
+        let mut moved = alloc_aligned(RUN_BUFFER_BYTES + 1);
+        moved.resize(RUN_BUFFER_BYTES + 1, 0);
         moved.advance(1);
-        assert_eq!(rooms.freeze(moved).len(), RUN_ROOM_BYTES);
-        assert_eq!(rooms.runs.kept().len(), 0);
-        assert!(rooms.lend(100).capacity() >= 100);
+        assert_eq!(buffers.freeze(moved).len(), RUN_BUFFER_BYTES);
+        assert_eq!(buffers.runs.kept().len(), 0);
+        assert!(buffers.alloc(100).capacity() >= 100);
     }
 }

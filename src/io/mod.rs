@@ -59,15 +59,15 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::chunk::CHUNK_BYTES;
 
 pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES};
-pub use buffer_pool::{RUN_ROOM_BYTES, Rooms, room_for, room_within};
+pub use buffer_pool::{ContentBuffers, RUN_BUFFER_BYTES, alloc_aligned, split_aligned};
 pub use error::IoError;
 pub use registered_pool::SMALL_READ_BYTES;
 pub use stats::EngineStats;
 
 use backend::Backend;
 use blocking::Blocking;
-use operation::{Operation, Ticket, Work};
-use registered_pool::Pool;
+use operation::{Operation, SlotGuard, Work};
+use registered_pool::RegisteredPool;
 use stats::{Counters, add};
 use uring::Uring;
 
@@ -112,8 +112,8 @@ pub struct Engine {
 
 struct Shared {
     backend: Box<dyn Backend>,
-    pool: Arc<Pool>,
-    places: Arc<Semaphore>,
+    pool: Arc<RegisteredPool>,
+    slots: Arc<Semaphore>,
     counters: Arc<Counters>,
     buffer_bytes: usize,
     reads_resident: bool,
@@ -128,13 +128,12 @@ impl Engine {
     /// registration of buffers fails, `io_uring` is used without it: see [`Engine::fallback_reason`].
     pub fn start(config: &EngineConfig) -> Result<Self, IoError> {
         config.check()?;
-        let pool = Pool::new(config.pool_bytes, config.buffer_bytes)?;
+        let pool = RegisteredPool::new(config.pool_bytes, config.buffer_bytes)?;
         let counters = Arc::new(Counters::default());
         let (backend, fallback_reason) = start_backend(config, &pool, &counters)?;
-        let places = Arc::new(Semaphore::new(config.operations_max()));
+        let slots = Arc::new(Semaphore::new(config.operations_max()));
         let EngineConfig { buffer_bytes, reads_resident, .. } = *config;
-        let shared =
-            Shared { backend, pool, places, counters, buffer_bytes, reads_resident, fallback_reason };
+        let shared = Shared { backend, pool, slots, counters, buffer_bytes, reads_resident, fallback_reason };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -230,10 +229,10 @@ impl Engine {
     where
         F: AsFd + Send + Sync + 'static,
     {
-        let place = Arc::clone(&self.shared.places).acquire_owned().await;
-        let place = place.expect("the semaphore is never closed");
-        let ticket = Ticket::new(place, Arc::clone(&self.shared.counters));
-        self.shared.backend.push(Operation::new(file, offset, work, ticket).after(done));
+        let slot = Arc::clone(&self.shared.slots).acquire_owned().await;
+        let slot = slot.expect("the semaphore is never closed");
+        let guard = SlotGuard::new(slot, Arc::clone(&self.shared.counters));
+        self.shared.backend.push(Operation::new(file, offset, work, guard).after(done));
     }
 }
 
@@ -306,7 +305,7 @@ impl FromStr for EngineKind {
 /// Starts the backend that `config` selects. Returns a note if it is not the best one.
 fn start_backend(
     config: &EngineConfig,
-    pool: &Arc<Pool>,
+    pool: &Arc<RegisteredPool>,
     counters: &Arc<Counters>,
 ) -> Result<(Box<dyn Backend>, Option<String>), IoError> {
     let blocking = || Blocking::start(config.blocking_threads);

@@ -22,7 +22,7 @@ pub(super) struct Operation {
     done: usize,
     retries: u8,
     work: Work,
-    ticket: Ticket,
+    guard: SlotGuard,
 }
 
 /// Kind of work and its reply channel.
@@ -54,21 +54,21 @@ pub(super) enum Target {
 }
 
 /// Queue slot, which counts its operation as in flight while it exists.
-pub(super) struct Ticket {
+pub(super) struct SlotGuard {
     counters: Arc<Counters>,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-impl Ticket {
+impl SlotGuard {
     /// Counts one more operation.
-    pub(super) fn new(place: OwnedSemaphorePermit, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(slot: OwnedSemaphorePermit, counters: Arc<Counters>) -> Self {
         let now = counters.in_flight.fetch_add(1, Relaxed) + 1;
         counters.in_flight_max.fetch_max(now, Relaxed);
-        Self { counters, _place: place }
+        Self { counters, _slot: slot }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         self.counters.in_flight.fetch_sub(1, Relaxed);
     }
@@ -76,8 +76,8 @@ impl Drop for Ticket {
 
 impl Operation {
     /// Creates an operation without progress.
-    pub(super) fn new(file: Arc<dyn AsFd + Send + Sync>, offset: u64, work: Work, ticket: Ticket) -> Self {
-        Self { file, offset, done: 0, retries: 0, work, ticket }
+    pub(super) fn new(file: Arc<dyn AsFd + Send + Sync>, offset: u64, work: Work, guard: SlotGuard) -> Self {
+        Self { file, offset, done: 0, retries: 0, work, guard }
     }
 
     /// Marks the first `done` bytes as complete.
@@ -115,7 +115,7 @@ impl Operation {
 
     /// Drops an abandoned operation.
     pub(super) fn cancel(self) {
-        add(&self.ticket.counters.cancelled, 1);
+        add(&self.guard.counters.cancelled, 1);
     }
 
     /// Returns the memory of the remaining part. The pointers are valid while the operation lives, and must
@@ -167,7 +167,7 @@ impl Operation {
                     return self.answer(Ok(()));
                 }
                 if matches!(self.work, Work::Read { .. }) {
-                    add(&self.ticket.counters.short_reads, 1);
+                    add(&self.guard.counters.short_reads, 1);
                 }
                 Some(self)
             }
@@ -185,10 +185,10 @@ impl Operation {
 
     /// Sends the answer. File and queue slot are released first, so that the receiver finds them free.
     fn answer(self, outcome: Result<(), Errno>) -> Option<Self> {
-        let Self { file, done, work, ticket, .. } = self;
+        let Self { file, done, work, guard, .. } = self;
         drop(file);
-        let counters = Arc::clone(&ticket.counters);
-        drop(ticket);
+        let counters = Arc::clone(&guard.counters);
+        drop(guard);
         let done_bytes = done as u64;
         // A send fails if the receiver is gone. Its content is dropped then, as it should be.
         match work {
@@ -213,12 +213,12 @@ impl Operation {
 mod tests {
     use tokio::sync::Semaphore;
 
-    use super::super::registered_pool::Pool;
+    use super::super::registered_pool::RegisteredPool;
     use super::*;
 
-    fn ticket(counters: &Arc<Counters>) -> Ticket {
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Ticket::new(place, Arc::clone(counters))
+    fn guard(counters: &Arc<Counters>) -> SlotGuard {
+        let slot = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        SlotGuard::new(slot, Arc::clone(counters))
     }
 
     fn file() -> Arc<dyn AsFd + Send + Sync> {
@@ -229,15 +229,15 @@ mod tests {
         counters: &Arc<Counters>,
         want: usize,
     ) -> (Operation, oneshot::Receiver<Result<PooledBuffer, Errno>>) {
-        let buffer = Pool::new(1 << 20, 1 << 17).unwrap().acquire(want).await;
+        let buffer = RegisteredPool::new(1 << 20, 1 << 17).unwrap().acquire(want).await;
         let (reply, answer) = oneshot::channel();
-        (Operation::new(file(), 1000, Work::Read { buffer, want, reply }, ticket(counters)), answer)
+        (Operation::new(file(), 1000, Work::Read { buffer, want, reply }, guard(counters)), answer)
     }
 
     fn write(counters: &Arc<Counters>, len: usize) -> (Operation, oneshot::Receiver<Result<(), Errno>>) {
         let (reply, answer) = oneshot::channel();
         let work = Work::Write { bytes: vec![0; len].into(), reply };
-        (Operation::new(file(), 0, work, ticket(counters)), answer)
+        (Operation::new(file(), 0, work, guard(counters)), answer)
     }
 
     #[tokio::test]

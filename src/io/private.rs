@@ -23,7 +23,7 @@ pub enum NotPrivate {
     },
     /// Something else has its name.
     #[error("it is not a folder; move it away, or name another")]
-    NoFolder,
+    NotAFolder,
     /// It belongs to another user.
     #[error(
         "it belongs to user {owner}, not to user {user}; name another, run as user {owner}, or check its content and \
@@ -82,7 +82,7 @@ fn judge_for_use(found: &Metadata) -> Result<(), NotPrivate> {
 fn judge(found: &Metadata, user: u32) -> Result<(), NotPrivate> {
     let (owner, mode) = (found.uid(), found.mode() & 0o7777);
     if !found.is_dir() {
-        Err(NotPrivate::NoFolder)
+        Err(NotPrivate::NotAFolder)
     } else if owner != user {
         Err(NotPrivate::Owner { owner, user })
     } else if mode & 0o022 != 0 {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_others_or_open_to_them_is_refused_and_the_cure_named() {
+    fn a_folder_of_others_or_open_to_them_is_refused_with_a_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("open");
         fs::create_dir(&path).unwrap();
@@ -131,17 +131,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_folder_is_refused() {
+    fn another_kind_of_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (file, link) = (folder.path().join("file"), folder.path().join("link"));
         fs::write(&file, "").unwrap();
-        assert!(matches!(prepare(&file), Err(NotPrivate::NoFolder)));
+        assert!(matches!(prepare(&file), Err(NotPrivate::NotAFolder)));
         prepare(&folder.path().join("real")).unwrap();
         symlink("real", &link).unwrap();
         prepare(&link).unwrap();
         check_if_there(&link).unwrap();
         check_if_there(&folder.path().join("nothing")).unwrap();
-        assert!(matches!(check_if_there(&file), Err(NotPrivate::NoFolder)));
-        assert!(matches!(check(&link), Err(NotPrivate::NoFolder)), "a link in /tmp may belong to anybody");
+        assert!(matches!(check_if_there(&file), Err(NotPrivate::NotAFolder)));
+        assert!(matches!(check(&link), Err(NotPrivate::NotAFolder)), "a link in /tmp may belong to anybody");
     }
 }

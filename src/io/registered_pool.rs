@@ -26,7 +26,7 @@ const BUFFERS_MAX: usize = 16 * 1024;
 const ALIGN_BYTES: usize = 4096;
 
 /// Slab of memory with the lists of its free buffers.
-pub(super) struct Pool {
+pub(super) struct RegisteredPool {
     slab: Slab,
     small: Class,
     large: Class,
@@ -45,12 +45,12 @@ struct Class {
 
 /// Buffer in exclusive use. It returns to its pool when dropped.
 pub(super) struct PooledBuffer {
-    pool: Arc<Pool>,
+    pool: Arc<RegisteredPool>,
     index: u16,
     filled: usize,
 }
 
-impl Pool {
+impl RegisteredPool {
     /// Creates a pool of at most `pool_bytes`, with buffers of `buffer_bytes` and a few small ones.
     pub(super) fn new(pool_bytes: usize, buffer_bytes: usize) -> Result<Arc<Self>, IoError> {
         if buffer_bytes <= SMALL_READ_BYTES || !buffer_bytes.is_multiple_of(ALIGN_BYTES) {
@@ -253,8 +253,8 @@ mod tests {
 
     const LARGE: usize = 64 * 1024;
 
-    fn pool(large_count: usize) -> Arc<Pool> {
-        Pool::new(large_count * LARGE + SMALL_COUNT_MIN * SMALL_READ_BYTES, LARGE).unwrap()
+    fn pool(large_count: usize) -> Arc<RegisteredPool> {
+        RegisteredPool::new(large_count * LARGE + SMALL_COUNT_MIN * SMALL_READ_BYTES, LARGE).unwrap()
     }
 
     #[tokio::test]
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bulk_does_not_take_what_small_reads_need() {
+    async fn bulk_reads_do_not_take_small_buffers() {
         let pool = pool(1);
         let bulk = pool.acquire(LARGE).await;
         let mut waiting = Box::pin(pool.acquire(LARGE));
@@ -313,7 +313,7 @@ mod tests {
         }
         drop(small.pop());
         let large = large.await;
-        assert!(large.index() < 1, "the large buffer went to who asked first");
+        assert!(large.index() < 1, "the first request got the large buffer");
         drop(small.pop());
         assert!(late.await.index() >= 1);
     }

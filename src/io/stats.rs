@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::registered_pool::Pool;
+use super::registered_pool::RegisteredPool;
 
 /// Counters of an engine since its start. They only grow, except those that say "now".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,7 +54,7 @@ pub(super) struct Counters {
 
 impl Counters {
     /// Returns the current values, which are not read at one instant.
-    pub(super) fn snapshot(&self, pool: &Pool) -> EngineStats {
+    pub(super) fn snapshot(&self, pool: &RegisteredPool) -> EngineStats {
         EngineStats {
             in_flight: self.in_flight.load(Relaxed),
             in_flight_max: self.in_flight_max.load(Relaxed),

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 
 use super::tcp::{TcpRecvStream, TcpSendStream};
-use crate::io::{Rooms, room_within};
+use crate::io::{ContentBuffers, split_aligned};
 use crate::proto::Lane;
 
 /// Why a stream does not go on.
@@ -167,7 +167,7 @@ impl RecvStream {
 
     /// The long pieces that are read next, `len` bytes of them, shall lie side by side.
     pub fn lay_together(&mut self, len: usize) {
-        let room = Rooms::shared().lend(len);
+        let room = ContentBuffers::shared().alloc(len);
         match &mut self.0 {
             Receiving::Quic(_, old) => *old = room,
             Receiving::Tcp(stream) => stream.lay_together(room),
@@ -183,7 +183,7 @@ impl RecvStream {
     ) -> Result<BytesMut, StreamError> {
         match &mut self.0 {
             Receiving::Quic(stream, room) => {
-                let mut buffer = room_within(room, len);
+                let mut buffer = split_aligned(room, len);
                 buffer.clear();
                 while buffer.len() < len {
                     let missing = len - buffer.len();
@@ -249,7 +249,7 @@ impl fmt::Debug for RecvStream {
 
 /// Shares what came and was laid together. When nobody holds any of it, its memory is used again.
 pub fn share(content: BytesMut) -> Bytes {
-    Rooms::shared().freeze(content)
+    ContentBuffers::shared().freeze(content)
 }
 
 /// Codes of this protocol fit; a larger one is a stranger's.

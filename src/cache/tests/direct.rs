@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use super::super::record::{gap_bytes, record_bytes};
 use super::*;
 use crate::chunk::CHUNK_BYTES;
-use crate::io::room_for;
+use crate::io::alloc_aligned;
 use crate::io::sys::is_cached;
 
 const BLOCK_BYTES: u64 = 4096;
@@ -157,7 +157,7 @@ fn a_crash_between_any_two_blocks_keeps_the_records_before() {
 
 /// Returns a full chunk whose memory is aligned for direct I/O, or not.
 fn full_chunk(number: u32, aligned: bool) -> VerifiedChunk {
-    let mut bytes = room_for(CHUNK_BYTES as usize + 1);
+    let mut bytes = alloc_aligned(CHUNK_BYTES as usize + 1);
     bytes.extend_from_slice(&[0][usize::from(aligned)..]);
     bytes.extend_from_slice(&number.to_le_bytes());
     bytes.resize(CHUNK_BYTES as usize + usize::from(!aligned), number as u8);

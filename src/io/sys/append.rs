@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_goes_to_the_end_and_says_where_that_was() {
+    fn appended_bytes_go_to_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         fs::write(&path, "one").unwrap();

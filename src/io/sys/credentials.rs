@@ -171,12 +171,12 @@ mod tests {
 
     use super::*;
 
-    const SOMEBODY: u32 = 54_321;
+    const OTHER_USER: u32 = 54_321;
     const A_GROUP: u32 = 54_322;
     const OTHER_GROUP: u32 = 54_323;
 
-    fn somebody() -> Credentials {
-        Credentials { uid: SOMEBODY, gid: A_GROUP, groups: vec![OTHER_GROUP] }
+    fn other_user() -> Credentials {
+        Credentials { uid: OTHER_USER, gid: A_GROUP, groups: vec![OTHER_GROUP] }
     }
 
     /// Returns the users, groups and effective capabilities of the calling thread, as the kernel shows
@@ -189,9 +189,9 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_has_the_rights_of_whom_it_acts_as_and_gets_its_own_back() {
+    fn a_thread_assumes_rights_and_gets_its_own_back() {
         if !geteuid().is_root() {
-            assert_eq!(somebody().assume().unwrap_err(), Errno::EPERM);
+            assert_eq!(other_user().assume().unwrap_err(), Errno::EPERM);
             return;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -205,14 +205,14 @@ mod tests {
         chown(&grouped, None, Some(OTHER_GROUP)).unwrap();
         let before = thread_status();
         {
-            let _as_somebody = somebody().assume().unwrap();
-            assert!(fs::read(&closed).is_err() && chown(&grouped, Some(SOMEBODY), None).is_err());
+            let _as_somebody = other_user().assume().unwrap();
+            assert!(fs::read(&closed).is_err() && chown(&grouped, Some(OTHER_USER), None).is_err());
             assert_eq!(fs::read(&grouped).unwrap(), b"x");
             fs::write(folder.path().join("new"), "").unwrap();
             let status = thread_status();
             assert_eq!(
                 status[0],
-                format!("Uid:\t0\t0\t0\t{SOMEBODY}"),
+                format!("Uid:\t0\t0\t0\t{OTHER_USER}"),
                 "only the file-system user is another"
             );
             assert_eq!(status[3].trim_start_matches("CapEff:\t").trim_start_matches('0'), "");
@@ -221,11 +221,11 @@ mod tests {
         }
         assert_eq!(thread_status(), before);
         let made = fs::metadata(folder.path().join("new")).unwrap();
-        assert_eq!((made.uid(), made.gid()), (SOMEBODY, A_GROUP));
+        assert_eq!((made.uid(), made.gid()), (OTHER_USER, A_GROUP));
     }
 
     #[test]
-    fn other_threads_stay_who_they_are() {
+    fn other_threads_keep_their_identity() {
         if !geteuid().is_root() {
             return;
         }
@@ -236,7 +236,7 @@ mod tests {
             asked.recv().unwrap();
             tell.send(thread_status()).unwrap();
         });
-        let assumed = somebody().assume().unwrap();
+        let assumed = other_user().assume().unwrap();
         ask.send(()).unwrap();
         assert_eq!(told.recv().unwrap(), before);
         drop(assumed);
@@ -250,7 +250,7 @@ mod tests {
         }
         let before = thread_status();
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            let _as_somebody = somebody().assume().unwrap();
+            let _as_somebody = other_user().assume().unwrap();
             panic!("in the middle");
         }));
         assert!(panicked.is_err());
@@ -258,13 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn who_acts_as_somebody_cannot_become_somebody_else() {
+    fn an_assumed_identity_cannot_assume_another() {
         if !geteuid().is_root() {
             return;
         }
         let before = thread_status();
-        let assumed = somebody().assume().unwrap();
-        let other = Credentials { uid: SOMEBODY + 1, ..somebody() };
+        let assumed = other_user().assume().unwrap();
+        let other = Credentials { uid: OTHER_USER + 1, ..other_user() };
         assert_eq!(other.assume().unwrap_err(), Errno::EPERM);
         drop(assumed);
         assert_eq!(thread_status(), before);

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_files_and_ranges_know_nothing_of_each_other() {
+    fn whole_files_and_ranges_are_locked_independently() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let (one, other) = (opened(&path), opened(&path));

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_thread_gives_way_and_others_do_not() {
+    fn only_the_calling_thread_becomes_idle() {
         let policy_of = |path: &str| {
             let stat = std::fs::read_to_string(path).unwrap();
             // The 41st field, counted from 1. The second field may contain blanks.

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_cached_until_it_is_dropped() {
+    fn written_data_is_cached_until_it_is_dropped() {
         let file = file_on_disk();
         let cached = |file: &File, offset, len| is_cached(file.as_fd(), offset, len);
         if cached(&file, 0, 1) == Err(Errno::ENOSYS) {
@@ -107,11 +107,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cached_is_read_and_what_is_not_is_left() {
+    fn only_cached_data_is_read() {
         let (file, mut memory) = (file_on_disk(), vec![0; 90_000]);
         match read_cached(file.as_fd(), 5000, &mut memory) {
             Err(Errno::EOPNOTSUPP) => {
-                eprintln!("SKIPPED: this file system cannot tell what is cached");
+                eprintln!("SKIPPED: this file system cannot report cached pages");
                 return;
             }
             read => assert_eq!(read, Ok(90_000)),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_left() {
+    fn other_descriptors_are_refused() {
         let (reader, _writer) = std::io::pipe().unwrap();
         assert_eq!(read_cached(reader.as_fd(), 0, &mut [0; 10]), Err(Errno::ESPIPE));
     }

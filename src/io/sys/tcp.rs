@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_tells_its_way() {
+    fn a_connection_reports_its_state() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let info = tcp_info(&stream).unwrap();
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn another_socket_has_nothing_to_tell() {
+    fn other_sockets_are_refused() {
         assert!(tcp_info(&UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
     }
 }

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use super::queue::Queue;
 use super::setup::{self, Refusal, errno_of};
 use crate::io::operation::{Operation, Target};
-use crate::io::registered_pool::Pool;
+use crate::io::registered_pool::RegisteredPool;
 use crate::io::stats::{Counters, add};
 
 /// Marks the completion of the read on the event descriptor. Operations carry the index of their slot.
@@ -46,7 +46,7 @@ pub(super) struct Driver {
     wake_pending: bool,
     counters: Arc<Counters>,
     /// Dropped after the ring, in which its memory is registered.
-    _pool: Arc<Pool>,
+    _pool: Arc<RegisteredPool>,
 }
 
 impl Driver {
@@ -55,7 +55,7 @@ impl Driver {
     pub(super) fn new(
         depth: u32,
         queue: Arc<Queue>,
-        pool: Arc<Pool>,
+        pool: Arc<RegisteredPool>,
         counters: Arc<Counters>,
     ) -> Result<(Self, Option<Errno>), Refusal> {
         // One more entry for the read on the event descriptor.

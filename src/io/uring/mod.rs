@@ -23,7 +23,7 @@ use super::backend::Backend;
 use super::diagnosis::{Step, explain};
 use super::error::IoError;
 use super::operation::Operation;
-use super::registered_pool::Pool;
+use super::registered_pool::RegisteredPool;
 use super::stats::Counters;
 use super::sys;
 
@@ -46,7 +46,7 @@ impl Uring {
     pub(super) fn start(
         rings: usize,
         depth: u32,
-        pool: &Arc<Pool>,
+        pool: &Arc<RegisteredPool>,
         counters: &Arc<Counters>,
     ) -> Result<(Self, Option<String>), IoError> {
         // A failure is ignored here. A limit that is too low shows when buffers are registered.
@@ -99,7 +99,7 @@ impl Ring {
     fn start(
         number: usize,
         depth: u32,
-        pool: &Arc<Pool>,
+        pool: &Arc<RegisteredPool>,
         counters: &Arc<Counters>,
     ) -> Result<(Self, Option<Errno>), Refusal> {
         let resources = |errno| Refusal { step: Step::Resources, errno };

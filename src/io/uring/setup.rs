@@ -6,7 +6,7 @@ use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
 use crate::io::diagnosis::Step;
-use crate::io::registered_pool::Pool;
+use crate::io::registered_pool::RegisteredPool;
 
 /// Failed step of the creation.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +39,7 @@ pub(super) fn make(entries: u32) -> Result<IoUring, Refusal> {
 }
 
 /// Registers all buffers of `pool`. The kernel locks their pages until the ring is closed.
-pub(super) fn register(ring: &IoUring, pool: &Pool) -> Result<(), Errno> {
+pub(super) fn register(ring: &IoUring, pool: &RegisteredPool) -> Result<(), Errno> {
     // SAFETY: the vectors describe mapped memory. The kernel holds the pages themselves from now on: if the
     // pool ended before the ring, the kernel would write to pages that no process sees.
     let registered = unsafe { ring.submitter().register_buffers(&pool.vectors()) };

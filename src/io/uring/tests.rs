@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::*;
-use crate::io::operation::{Ticket, Work};
+use crate::io::operation::{SlotGuard, Work};
 use crate::io::registered_pool::PooledBuffer;
 use crate::io::{Engine, EngineConfig, EngineKind};
 
@@ -103,7 +103,7 @@ fn a_buffer_stays_with_the_kernel_when_its_future_is_dropped() {
 
 /// Returns a read as the engine makes it, without the engine.
 fn read_of(
-    pool: &Arc<Pool>,
+    pool: &Arc<RegisteredPool>,
     counters: &Arc<Counters>,
     file: Arc<dyn AsFd + Send + Sync>,
     len: usize,
@@ -111,17 +111,17 @@ fn read_of(
     let (reply, answer) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let buffer = runtime.block_on(pool.acquire(len));
-    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-    let ticket = Ticket::new(place, Arc::clone(counters));
-    (Operation::new(file, 0, Work::Read { buffer, want: len, reply }, ticket), answer)
+    let slot = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let guard = SlotGuard::new(slot, Arc::clone(counters));
+    (Operation::new(file, 0, Work::Read { buffer, want: len, reply }, guard), answer)
 }
 
 #[test]
-fn the_thread_ends_after_what_is_in_flight() {
+fn the_thread_ends_after_the_operations_in_flight() {
     if start(4 << 20).is_none() {
         return;
     }
-    let pool = Pool::new(4 << 20, 1 << 20).unwrap();
+    let pool = RegisteredPool::new(4 << 20, 1 << 20).unwrap();
     let (uring, _) = Uring::start(1, 4, &pool, &Arc::default()).unwrap();
     let queue = Arc::clone(&uring.rings[0].queue);
     let gate = gate();
@@ -147,7 +147,7 @@ fn an_idle_thread_ends_when_its_ring_is_dropped() {
     if start(4 << 20).is_none() {
         return;
     }
-    let pool = Pool::new(4 << 20, 1 << 20).unwrap();
+    let pool = RegisteredPool::new(4 << 20, 1 << 20).unwrap();
     for rings in 1..4 {
         let (uring, note) = Uring::start(rings, 1, &pool, &Arc::default()).unwrap();
         assert_eq!(note, None);
@@ -161,7 +161,7 @@ fn memory_that_the_kernel_may_still_use_is_never_used_again() {
     if start(4 << 20).is_none() {
         return;
     }
-    let pool = Pool::new(4 << 20, 1 << 20).unwrap();
+    let pool = RegisteredPool::new(4 << 20, 1 << 20).unwrap();
     let queue = Arc::new(Queue::new().unwrap());
     let gate = gate();
     let (blocked, answer) = read_of(&pool, &Arc::default(), Arc::clone(&gate) as _, 8);
@@ -181,11 +181,11 @@ fn memory_that_the_kernel_may_still_use_is_never_used_again() {
 }
 
 #[test]
-fn what_was_given_up_before_it_began_is_not_read() {
+fn an_abandoned_operation_is_not_started() {
     if start(4 << 20).is_none() {
         return;
     }
-    let pool = Pool::new(4 << 20, 1 << 20).unwrap();
+    let pool = RegisteredPool::new(4 << 20, 1 << 20).unwrap();
     let counters = Arc::default();
     let (uring, _) = Uring::start(1, 1, &pool, &counters).unwrap();
     let gate = gate();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::piece::Piece;
-use crate::io::{room_for, room_within};
+use crate::io::{alloc_aligned, split_aligned};
 use crate::proto::Lane;
 
 /// Longest piece that is laid down in one place, in bytes; what a read or a write of the protocol asks for at most. A peer
@@ -165,7 +165,7 @@ impl Receiving {
         if self.filling.left() < len || self.filling.left() > len.saturating_add(more) {
             self.lay_down();
             let piece = len.saturating_add(more).min(PIECE_BYTES_MAX).max(len);
-            self.filling = Piece::new(room_within(&mut self.room, piece), piece);
+            self.filling = Piece::new(split_aligned(&mut self.room, piece), piece);
         }
     }
 
@@ -235,7 +235,7 @@ impl Receiving {
         if first.len() == len {
             return (first, grant);
         }
-        let mut joined = room_for(len);
+        let mut joined = alloc_aligned(len);
         joined.extend_from_slice(&first);
         while joined.len() < len
             && let Some((next, more)) = self.take(len - joined.len())

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::io::room_for;
+use crate::io::alloc_aligned;
 use crate::transport::StreamError;
 
 const LIMITS: Limits =
@@ -155,7 +155,7 @@ impl World {
             Op::ReadExact { pick, len } => self.read_exact(side, pick, len),
             Op::LayTogether { pick, len } => {
                 let Some(id) = self.held(side, pick) else { return };
-                let mut room = room_for(len);
+                let mut room = alloc_aligned(len);
                 // What was there before must not be seen.
                 room.resize(len / 2, 0xee);
                 self.ends[side].mux.lay_together(id, room);

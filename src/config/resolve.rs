@@ -18,7 +18,7 @@ use crate::io::private::{self, NotPrivate};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
 use crate::proto::CompressionWish;
 use crate::transport::interfaces::place_of;
-use crate::transport::source::SourceError;
+use crate::transport::mount_source::SourceError;
 use crate::transport::{
     Asked, DEFAULT_PORT, Expected, ExpectedHost, HostAddress, KnownHosts, Source, Ticket, TransportTuning,
 };

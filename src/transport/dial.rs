@@ -14,7 +14,7 @@ use super::{
     endpoint::Endpoint,
     error::TransportError,
     identity::Identity,
-    source::identifies_nobody,
+    mount_source::identifies_nobody,
     tcp::Connected,
     tls::ExpectedHost,
     tuning::{TransportChoice, TransportTuning},

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use super::source::{HostAddress, Place};
+use super::mount_source::{HostAddress, Place};
 
 /// Where the kernel describes interfaces.
 const INTERFACES: &str = "/sys/class/net";

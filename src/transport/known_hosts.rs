@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::host_book::{Asked, BadLine, Expected, HostBook, Meeting, Notice, Standing};
 use super::identity::PublicKey;
-use super::source::{HostAddress, Place};
+use super::mount_source::{HostAddress, Place};
 
 /// Largest file read: some hundred thousand hosts.
 const FILE_BYTES_MAX: u64 = 32 << 20;

@@ -2,9 +2,9 @@
 //!
 //! In reading order:
 //!
-//! 1. [`identity`], [`ticket`], [`source`], [`host_book`], [`known_hosts`]: names, for people and for machines
+//! 1. [`identity`], [`ticket`], [`mount_source`], [`host_book`], [`known_hosts`]: names, for people and for machines
 //! 2. [`tls`]: both ends prove the key that is their name
-//! 3. [`path`]: what the kernel knows of the way to the peer
+//! 3. [`route`]: what the kernel knows of the way to the peer
 //! 4. [`tuning`], [`congestion`]: which of the two, and every number given to quinn, with its reason
 //! 5. `quic`, `tcp`: the two that carry connections
 //! 6. [`endpoint`], [`connection`], [`stream`]: what the rest of wormhole uses
@@ -23,10 +23,10 @@ pub mod host_book;
 pub mod identity;
 pub mod interfaces;
 pub mod known_hosts;
-pub mod path;
+pub mod mount_source;
 mod quic;
 pub mod resolve;
-pub mod source;
+pub mod route;
 pub mod stream;
 mod tcp;
 pub mod ticket;
@@ -43,9 +43,9 @@ pub use error::TransportError;
 pub use host_book::{Asked, Expected, Meeting, Notice, Standing};
 pub use identity::{Identity, PublicKey};
 pub use known_hosts::KnownHosts;
+pub use mount_source::{AdvertisedName, DEFAULT_PORT, HostAddress, Place, Source};
 pub use quic::socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use resolve::resolve;
-pub use source::{AdvertisedName, DEFAULT_PORT, HostAddress, Place, Source};
 pub use stream::{RecvStream, SendStream, StreamError, share};
 pub use ticket::Ticket;
 pub use tls::ExpectedHost;

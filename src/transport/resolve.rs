@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{error::TransportError, source::HostAddress};
+use super::{error::TransportError, mount_source::HostAddress};
 
 /// Addresses tried of one name; a resolver may answer with hundreds.
 const ADDRESSES_PER_NAME_MAX: usize = 8;

@@ -19,7 +19,7 @@ use std::{fmt, str::FromStr};
 use data_encoding::BASE32_NOPAD;
 use thiserror::Error;
 
-use super::{identity::PublicKey, source::HostAddress};
+use super::{identity::PublicKey, mount_source::HostAddress};
 use crate::proto::TicketSecret;
 
 /// What every ticket begins with.

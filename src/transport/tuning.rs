@@ -6,7 +6,7 @@ use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::{
     congestion::{AckPolicy, CongestionKind},
-    path::{Path, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
+    route::{Path, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
 };
 
 /// Memory a connection may hold in each direction when nobody says otherwise: 32 MiB is what 1 Gbit/s needs at 250 ms.

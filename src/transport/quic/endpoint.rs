@@ -11,7 +11,7 @@ use super::socket::{self, SocketBuffers};
 use crate::transport::connection::CloseReason;
 use crate::transport::error::TransportError;
 use crate::transport::identity::PublicKey;
-use crate::transport::path::{Path, UDP_PAYLOAD_BYTES_MAX};
+use crate::transport::route::{Path, UDP_PAYLOAD_BYTES_MAX};
 use crate::transport::tls;
 use crate::transport::tuning::TransportTuning;
 

@@ -18,7 +18,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::transport::{error::TransportError, path::UDP_PAYLOAD_BYTES_MAX};
+use crate::transport::{error::TransportError, route::UDP_PAYLOAD_BYTES_MAX};
 
 /// Socket buffer asked for, each way. Between two wake-ups of a busy receiver a fast link brings megabytes; what does not
 /// fit is lost and must be sent again. 16 MiB is where the measured throughput stops growing.

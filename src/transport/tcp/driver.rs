@@ -15,13 +15,13 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::batch_size::Pace;
 use super::congestion::KernelCongestion;
 use super::handle::{Shared, locked};
 use super::handshake::Agreed;
 use super::mux::{Batch, Violation};
-use super::pace::Pace;
 use super::record::{Opened, RECORD_BYTES_MAX, RecordError, Records};
-use super::sealed::Sealed;
+use super::record_buffer::Sealed;
 use crate::io::sys::{TcpInfo, tcp_info};
 use crate::transport::connection::CloseReason;
 

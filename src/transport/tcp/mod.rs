@@ -8,9 +8,10 @@
 //!
 //! 1. [`handshake`], [`record`]: rustls makes the keys, records are sealed and opened here
 //! 2. [`frame`], [`mux`]: many streams over one connection
-//! 3. [`pace`], [`congestion`], [`driver`]: the task between the socket and the streams
+//! 3. [`batch_size`], [`congestion`], [`driver`]: the task between the socket and the streams
 //! 4. [`handle`], [`endpoint`]: what the rest of the transport uses
 
+mod batch_size;
 mod congestion;
 mod driver;
 mod endpoint;
@@ -20,9 +21,8 @@ mod fuzz;
 mod handle;
 mod handshake;
 mod mux;
-mod pace;
 mod record;
-mod sealed;
+mod record_buffer;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ use rustls::server::ServerConnectionData;
 use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 
 use super::mux::Batch;
-use super::sealed::Sealed;
+use super::record_buffer::Sealed;
 
 /// Content of a full record, in bytes.
 pub(super) const RECORD_CONTENT_BYTES_MAX: usize = 1 << 14;

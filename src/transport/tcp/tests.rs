@@ -18,7 +18,7 @@ use super::frame::Frame;
 use super::handshake::{self, Agreed, Carried, Handshake, Step};
 use super::mux::{Batch, Part};
 use super::record::{Opened, RECORD_CONTENT_BYTES_MAX, RecordError, Records, Schedule};
-use super::sealed::Sealed;
+use super::record_buffer::Sealed;
 use crate::transport::tls::{self, CertifiedIdentity};
 use crate::transport::{
     CloseReason, Connection, Endpoint, ExpectedHost, Identity, Lane, StreamError, TransportChoice,

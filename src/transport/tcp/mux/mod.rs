@@ -8,12 +8,12 @@
 //! What is bounded: bytes received and not read, by stream and over all, by credit; bytes written and not sent; streams; frames
 //! of control. A peer that passes a bound has broken the protocol, and the connection ends.
 
-mod ends;
 #[cfg(test)]
 mod fuzz;
-mod half;
-mod piece;
+mod reassembly;
 mod receive;
+mod stream_api;
+mod stream_state;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -23,7 +23,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 
-use self::half::{Receiving, Sending};
+use self::stream_state::{Receiving, Sending};
 use super::frame::{
     CLOSE_BYTES_MAX, EARLY_CONNECTION_BYTES, EARLY_STREAM_BYTES, EARLY_STREAMS_MAX, Frame, HEADER_BYTES,
     PAYLOAD_BYTES_MAX,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::half::Phase;
+use super::stream_state::Phase;
 use super::{
     CONTROL_FRAMES_MAX, CloseReason, EARLY_CONNECTION_BYTES, EARLY_STREAM_BYTES, EARLY_STREAMS_MAX, Expect,
     Frame, HEADER_BYTES, Mux, STREAMS_LINGERING_MAX, Violation,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::half::Phase;
+use super::stream_state::Phase;
 use super::{Batch, Frame, LANES, Mux, PAYLOAD_BYTES_MAX, STREAM_QUEUE_BYTES_MAX};
 use crate::proto::Lane;
 

@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 
-use super::half::Phase;
+use super::stream_state::Phase;
 use super::{Arrived, Frame, Mux, STREAM_QUEUE_BYTES_MAX, Stream, wait};
 use crate::proto::Lane;
 use crate::transport::stream::StreamError;

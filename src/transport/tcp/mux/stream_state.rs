@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::piece::Piece;
+use super::reassembly::Piece;
 use crate::io::{alloc_aligned, split_aligned};
 use crate::proto::Lane;
 

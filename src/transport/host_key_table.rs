@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
 use super::identity::PublicKey;
-use super::source::{HostAddress, Place};
+use super::mount_source::{HostAddress, Place};
 
 /// Stands where a known host has no name.
 const NAMELESS: &str = "-";

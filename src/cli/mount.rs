@@ -21,7 +21,7 @@ use super::mountpoint;
 use crate::config::{Environment, LocalAccounts, MountOptions, OPTION_FAMILIES};
 use crate::fuse;
 use crate::mount;
-use crate::transport::Source;
+use crate::transport::MountSource;
 
 /// How long the daemon may take beyond the time for which it is to try again, before it is given up.
 const DAEMON_WAIT: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ fn options_help() -> String {
 pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), CliError> {
     let (source, mountpoint) = places(&arguments.places, std::env::var(TICKET_VARIABLE).ok())?;
     let secret_text = read_source(source)?;
-    let source: Source = secret_text.parse().map_err(CliError::usage)?;
+    let source: MountSource = secret_text.parse().map_err(CliError::usage)?;
     let job = job(arguments, secret_text)?;
     let options = MountOptions::parse(
         job.options.iter().map(String::as_str),

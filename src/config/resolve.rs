@@ -17,10 +17,11 @@ use crate::fuse::{Access, FuseConfig};
 use crate::io::private::{self, NotPrivate};
 use crate::mount::{CacheChoice, LinkConfig, MountConfig, Remote};
 use crate::proto::CompressionWish;
-use crate::transport::interfaces::place_of;
+use crate::transport::interfaces::address_kind;
 use crate::transport::mount_source::SourceError;
 use crate::transport::{
-    Asked, DEFAULT_PORT, Expected, ExpectedHost, HostAddress, KnownHosts, Source, Ticket, TransportTuning,
+    DEFAULT_PORT, Expected, ExpectedHost, HostAddress, HostQuery, KnownHosts, MountSource, Ticket,
+    TransportTuning,
 };
 
 /// Most that the cache takes when nobody says otherwise.
@@ -48,7 +49,7 @@ const CREDENTIALS_BYTES_MAX: u64 = 16 * 1024;
 #[derive(Debug, Clone)]
 pub struct Places {
     /// What is mounted.
-    pub source: Source,
+    pub source: MountSource,
     /// The same for people.
     pub label: String,
     /// Where, absolute.
@@ -65,7 +66,7 @@ pub enum ConfigError {
     NoHome(#[from] NoHome),
     /// The source is not one.
     #[error(transparent)]
-    Source(#[from] SourceError),
+    MountSource(#[from] SourceError),
     /// `credentials=` holds no ticket.
     #[error("credentials file {}: {why}", path.display())]
     Credentials {
@@ -169,24 +170,25 @@ pub fn mount_config(
 }
 
 /// Which host, by which key it is known, and what lets us in.
-fn remote(source: &Source, options: &HostOptions, known: &KnownHosts) -> Result<Remote, ConfigError> {
+fn remote(source: &MountSource, options: &HostOptions, known: &KnownHosts) -> Result<Remote, ConfigError> {
     match source {
-        Source::Ticket(ticket) => Ok(Remote {
+        MountSource::Ticket(ticket) => Ok(Remote {
             addresses: ticket.addresses().to_vec(),
             expected: ExpectedHost::Key(ticket.host_key()),
-            asked: None,
+            query: None,
             export: ticket.export().to_owned(),
             sub_path: Vec::new(),
             secret: Some(ticket.secret()),
         }),
-        Source::Address { host, port, export, sub_path } => {
+        MountSource::Address { host, port, export, sub_path } => {
             let port = port.or(options.port).unwrap_or(DEFAULT_PORT);
             let address = HostAddress::new(host, port)?;
             let ticket = options.credentials.as_deref().map(read_ticket).transpose()?;
-            let asked = Asked { place: place_of(&address), address: address.clone(), export: export.clone() };
+            let query =
+                HostQuery { kind: address_kind(&address), address: address.clone(), export: export.clone() };
             let expected = match &ticket {
                 Some(ticket) => ExpectedHost::Key(ticket.host_key()),
-                None => match known.expected(&asked)? {
+                None => match known.expected(&query)? {
                     Expected::Only(key) => ExpectedHost::Key(key),
                     Expected::AnyKnown(keys) if keys.is_empty() => {
                         return Err(ConfigError::UnknownHost { host: address });
@@ -197,7 +199,7 @@ fn remote(source: &Source, options: &HostOptions, known: &KnownHosts) -> Result<
             Ok(Remote {
                 addresses: vec![address],
                 expected,
-                asked: Some(asked),
+                query: Some(query),
                 export: export.clone(),
                 sub_path: sub_path.clone().into_bytes(),
                 secret: ticket.map(|ticket| ticket.secret()),
@@ -367,9 +369,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use crate::proto::TicketSecret;
-    use crate::transport::{CongestionKind, Identity, Meeting, TransportChoice, TransportKind};
+    use crate::transport::{CongestionKind, HostContact, Identity, TransportChoice, TransportKind};
 
-    fn config_of(source: Source, list: &str) -> Result<MountConfig, ConfigError> {
+    fn config_of(source: MountSource, list: &str) -> Result<MountConfig, ConfigError> {
         let environment =
             Environment { uid: 1000, gid: 100, home: Some("/home/ann".into()), ..Environment::default() };
         let accounts: &dyn Accounts = &LocalAccounts;
@@ -386,7 +388,7 @@ mod tests {
     }
 
     fn config(list: &str) -> MountConfig {
-        config_of(Source::Ticket(ticket()), list).unwrap()
+        config_of(MountSource::Ticket(ticket()), list).unwrap()
     }
 
     #[test]
@@ -447,7 +449,7 @@ mod tests {
         assert_eq!(config("").id_mapping, IdMapping::None);
         assert_eq!(config("idmap=user").id_mapping, IdMapping::User { uid: 1000, gid: 100 });
         for list in ["idmap=file", "uidfile=/u", "idmap=user,gidfile=/g", "idmap=file,uidfile=/nowhere"] {
-            let error = config_of(Source::Ticket(ticket()), list).unwrap_err();
+            let error = config_of(MountSource::Ticket(ticket()), list).unwrap_err();
             assert!(matches!(error, ConfigError::IdMap(_)), "{list}: {error}");
         }
     }
@@ -497,7 +499,7 @@ mod tests {
     #[test]
     fn offline_needs_something_to_show() {
         for list in ["offline,cache=none", "offline,nosoftreval"] {
-            let error = config_of(Source::Ticket(ticket()), list).unwrap_err().to_string();
+            let error = config_of(MountSource::Ticket(ticket()), list).unwrap_err().to_string();
             assert!(error.contains(list.trim_start_matches("offline,")), "{error}");
         }
     }
@@ -528,7 +530,7 @@ mod tests {
     fn a_host_by_name_must_be_known_or_vouched_for() {
         let directory = tempfile::tempdir().unwrap();
         let (hosts, credentials) = (directory.path().join("hosts"), directory.path().join("ticket"));
-        let source: Source = "nas:/m/films".parse().unwrap();
+        let source: MountSource = "nas:/m/films".parse().unwrap();
         let list = format!("known_hosts={},port=7000", hosts.display());
         let error = config_of(source.clone(), &list).unwrap_err();
         assert!(error.to_string().contains("nas:7000 is not known here"), "{error}");
@@ -544,14 +546,14 @@ mod tests {
 
         // Known by another name, then by this one.
         let known = KnownHosts::at(&hosts);
-        let mut meeting =
-            Meeting { key: ticket.host_key(), asked: None, vouched: false, answered_at: Vec::new() };
-        known.record(&meeting).unwrap();
+        let mut contact =
+            HostContact { key: ticket.host_key(), query: None, vouched: false, answered_at: Vec::new() };
+        known.record(&contact).unwrap();
         let remote = config_of(source.clone(), &list).unwrap().remote;
         assert_eq!(remote.expected, ExpectedHost::OneOf(Arc::new(BTreeSet::from([ticket.host_key()]))));
         assert_eq!(remote.secret, None);
-        meeting.asked = remote.asked;
-        known.record(&meeting).unwrap();
+        contact.query = remote.query;
+        known.record(&contact).unwrap();
         assert_eq!(config_of(source.clone(), &list).unwrap().remote.expected, right);
 
         let missing = format!("{list},credentials=/nowhere");

@@ -38,7 +38,8 @@ use crate::recall::{RecallClient, Scope};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::known_hosts::KnownHostsError;
 use crate::transport::{
-    Asked, DEFAULT_PORT, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey, Source, TransportTuning,
+    DEFAULT_PORT, ExpectedHost, HostAddress, HostQuery, Identity, KnownHosts, MountSource, PublicKey,
+    TransportTuning,
 };
 
 /// How long those who are still in a mount that was told to end may take to leave it.
@@ -100,7 +101,7 @@ pub struct Remote {
     /// The key it must prove.
     pub expected: ExpectedHost,
     /// What was typed; `None` where a ticket was.
-    pub asked: Option<Asked>,
+    pub query: Option<HostQuery>,
     /// The export.
     pub export: String,
     /// The path below it, without a leading `/`.
@@ -357,14 +358,14 @@ fn leave_tree(session: &Mounted) {
 }
 
 /// What is mounted, as people write it: `HOST:/EXPORT/PATH`, with the port where it is not the usual one. Never a secret.
-pub fn label(source: &Source, port_option: Option<u16>) -> String {
+pub fn label(source: &MountSource, port_option: Option<u16>) -> String {
     let (host, port, export, sub_path) = match source {
-        Source::Ticket(ticket) => {
+        MountSource::Ticket(ticket) => {
             let first = ticket.addresses().first();
             let host = first.map_or("?", HostAddress::host);
             (host, first.map_or(DEFAULT_PORT, HostAddress::port), ticket.export(), "")
         }
-        Source::Address { host, port, export, sub_path } => {
+        MountSource::Address { host, port, export, sub_path } => {
             (host.as_str(), port.or(port_option).unwrap_or(DEFAULT_PORT), export.as_str(), sub_path.as_str())
         }
     };

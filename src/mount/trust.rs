@@ -2,8 +2,8 @@
 
 use super::{MountConfig, MountError};
 use crate::client::quic::{ConnectError, QuicClient};
-use crate::transport::interfaces::place_of;
-use crate::transport::{ExpectedHost, Meeting, Notice, PublicKey, TransportError};
+use crate::transport::interfaces::address_kind;
+use crate::transport::{ExpectedHost, HostContact, Notice, PublicKey, TransportError};
 
 /// The keys that may be the host's, where it cannot be asked.
 pub(super) fn candidates(config: &MountConfig) -> Result<Vec<PublicKey>, MountError> {
@@ -22,23 +22,23 @@ pub(super) fn explain(config: &MountConfig, error: ConnectError) -> MountError {
         _ => None,
     };
     let by_ticket = config.remote.secret.is_some();
-    let (Some(presented), Some(asked), false) = (wrong_key, &config.remote.asked, by_ticket) else {
+    let (Some(presented), Some(query), false) = (wrong_key, &config.remote.query, by_ticket) else {
         return error.into();
     };
     // Right by now: another process has noted it meanwhile.
-    config.known_hosts.check(asked, presented).map_or_else(MountError::Trust, |_| error.into())
+    config.known_hosts.check(query, presented).map_or_else(MountError::Trust, |_| error.into())
 }
 
 /// Notes the host under every name at which it answered, so that next time each is enough.
 pub(super) fn remember(config: &MountConfig, client: &QuicClient) {
-    let asked = config.remote.asked.clone();
-    let answered_at = match asked {
+    let query = config.remote.query.clone();
+    let answered_at = match query {
         Some(_) => Vec::new(),
-        None => client.answered_at().iter().map(|address| (address.clone(), place_of(address))).collect(),
+        None => client.answered_at().iter().map(|address| (address.clone(), address_kind(address))).collect(),
     };
-    let vouched = asked.is_some() && config.remote.secret.is_some();
-    let meeting = Meeting { key: client.host_key(), asked, vouched, answered_at };
-    match config.known_hosts.record(&meeting) {
+    let vouched = query.is_some() && config.remote.secret.is_some();
+    let contact = HostContact { key: client.host_key(), query, vouched, answered_at };
+    match config.known_hosts.record(&contact) {
         Ok(notices) => notices.iter().for_each(|notice| tell(config, notice)),
         Err(error) => tracing::warn!("{error}; without its ticket this host will be unknown next time"),
     }
@@ -50,7 +50,7 @@ fn tell(config: &MountConfig, notice: &Notice) {
         Notice::NewName { name, known_as } => {
             tracing::info!("{name} is the host known here as {known_as}; noted in {file}");
         }
-        Notice::NameOfAnother { name, known, line } => tracing::warn!(
+        Notice::NameTaken { name, known, line } => tracing::warn!(
             "the ticket's host answers to the name {name}, which line {line} of {file} gives to the key {known}: that name \
              stays with it. If {name} was set up anew, remove that line"
         ),

@@ -34,7 +34,7 @@ impl Connection {
     }
 
     /// The same, with a peer that may use little until it is admitted.
-    pub(super) fn with_stranger(self, admitted: Arc<TransportTuning>) -> Self {
+    pub(super) fn with_admission(self, admitted: Arc<TransportTuning>) -> Self {
         Self { admitted: Some(admitted), ..self }
     }
 

@@ -14,7 +14,7 @@ use super::{
     endpoint::Endpoint,
     error::TransportError,
     identity::Identity,
-    mount_source::identifies_nobody,
+    mount_source::is_local_scope,
     tcp::Connected,
     tls::ExpectedHost,
     tuning::{TransportChoice, TransportTuning},
@@ -147,12 +147,12 @@ impl Target {
 /// Takes wrong keys at loopback and link-local addresses for what they are, where the host has other addresses: whoever answers
 /// there was not meant.
 fn without_false_alarms(failures: Vec<TransportError>, addresses: &[SocketAddr]) -> Vec<TransportError> {
-    if addresses.iter().all(|address| identifies_nobody(address.ip())) {
+    if addresses.iter().all(|address| is_local_scope(address.ip())) {
         return failures;
     }
     let calm = |failure: TransportError| match failure {
         TransportError::WrongHostKey { address, .. } | TransportError::UnknownHostKey { address, .. }
-            if identifies_nobody(address.ip()) =>
+            if is_local_scope(address.ip()) =>
         {
             TransportError::Connect { address, reason: "another host is there".to_owned() }
         }

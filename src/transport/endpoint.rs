@@ -10,7 +10,7 @@ use super::{
     error::TransportError,
     identity::Identity,
     quic::{QuicEndpoint, QuicIncoming, socket::SocketBuffers},
-    tcp::{self, Connected, Registry, TcpDoor, TcpIncoming},
+    tcp::{self, Connected, Registry, TcpAcceptor, TcpIncoming},
     tls::{self, CertifiedIdentity, ExpectedHost},
     tuning::{TransportChoice, TransportKind, TransportTuning},
 };
@@ -24,7 +24,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     quic: Option<QuicEndpoint>,
-    door: Option<Arc<TcpDoor>>,
+    acceptor: Option<Arc<TcpAcceptor>>,
     registry: Registry,
     identity: CertifiedIdentity,
     tuning: Arc<TransportTuning>,
@@ -44,7 +44,7 @@ impl Endpoint {
         let (identity, alpn) = (CertifiedIdentity::new(identity)?, tls::ALPN);
         let server = || tls::server(&identity, alpn);
         let mut tries = if listen.port() == 0 { PORTS_TRIED_MAX } else { 1 };
-        let (quic, door, local_address) = loop {
+        let (quic, acceptor, local_address) = loop {
             tries -= 1;
             let quic = if tuning.transport.allows(TransportKind::Quic) {
                 Some(QuicEndpoint::host(listen, server()?, tuning)?)
@@ -56,17 +56,17 @@ impl Endpoint {
                 break (quic, None, address);
             }
             let bind = |source| TransportError::Bind { protocol: "TCP", address, source };
-            match TcpDoor::open(address, server()?) {
-                Ok(door) => {
-                    let address = door.local_address().map_err(bind)?;
-                    break (quic, Some(Arc::new(door)), address);
+            match TcpAcceptor::open(address, server()?) {
+                Ok(acceptor) => {
+                    let address = acceptor.local_address().map_err(bind)?;
+                    break (quic, Some(Arc::new(acceptor)), address);
                 }
                 // The port that was picked for UDP is another program's for TCP.
                 Err(_) if tries > 0 => {}
                 Err(error) => return Err(bind(error)),
             }
         };
-        Ok(Self::new(quic, door, identity, tuning, local_address, alpn))
+        Ok(Self::new(quic, acceptor, identity, tuning, local_address, alpn))
     }
 
     /// A way to reach `peer`: over TCP where the tuning allows only that, else over QUIC. It may open several connections; one to another
@@ -96,7 +96,7 @@ impl Endpoint {
 
     fn new(
         quic: Option<QuicEndpoint>,
-        door: Option<Arc<TcpDoor>>,
+        acceptor: Option<Arc<TcpAcceptor>>,
         identity: CertifiedIdentity,
         tuning: &TransportTuning,
         local_address: SocketAddr,
@@ -104,7 +104,7 @@ impl Endpoint {
     ) -> Self {
         Self {
             quic,
-            door,
+            acceptor,
             registry: Registry::new(),
             identity,
             tuning: Arc::new(tuning.clone()),
@@ -120,23 +120,23 @@ impl Endpoint {
     pub async fn accept(&self) -> Option<Incoming> {
         let over_quic = async {
             match &self.quic {
-                Some(quic) => quic.accept().await.map(|quic| Knock::Quic(Box::new(quic))),
+                Some(quic) => quic.accept().await.map(|quic| Pending::Quic(Box::new(quic))),
                 None => std::future::pending().await,
             }
         };
         let over_tcp = async {
-            match &self.door {
-                Some(door) => Knock::Tcp(door.accept().await),
+            match &self.acceptor {
+                Some(acceptor) => Pending::Tcp(acceptor.accept().await),
                 None => std::future::pending().await,
             }
         };
         let mut closed = self.closed.subscribe();
-        let knock = tokio::select! {
+        let pending = tokio::select! {
             _ = closed.wait_for(|closed| *closed) => None,
-            knock = over_quic => knock,
-            knock = over_tcp => Some(knock),
+            pending = over_quic => pending,
+            pending = over_tcp => Some(pending),
         }?;
-        Some(Incoming { knock, tuning: Arc::clone(&self.tuning), registry: self.registry.clone() })
+        Some(Incoming { pending, tuning: Arc::clone(&self.tuning), registry: self.registry.clone() })
     }
 
     /// Connects to the host at `address`, which must prove the key `expected`.
@@ -233,13 +233,13 @@ fn refused(
 /// A client at the door. Dropping it refuses the client.
 #[derive(Debug)]
 pub struct Incoming {
-    knock: Knock,
+    pending: Pending,
     tuning: Arc<TransportTuning>,
     registry: Registry,
 }
 
 #[derive(Debug)]
-enum Knock {
+enum Pending {
     Quic(Box<QuicIncoming>),
     Tcp(TcpIncoming),
 }
@@ -247,32 +247,32 @@ enum Knock {
 impl Incoming {
     /// Where the client is.
     pub fn remote_address(&self) -> SocketAddr {
-        let address = match &self.knock {
-            Knock::Quic(quic) => quic.remote_address(),
-            Knock::Tcp(tcp) => tcp.remote_address(),
+        let address = match &self.pending {
+            Pending::Quic(quic) => quic.remote_address(),
+            Pending::Tcp(tcp) => tcp.remote_address(),
         };
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     /// What carries the client.
     pub fn kind(&self) -> TransportKind {
-        match &self.knock {
-            Knock::Quic(_) => TransportKind::Quic,
-            Knock::Tcp(_) => TransportKind::Tcp,
+        match &self.pending {
+            Pending::Quic(_) => TransportKind::Quic,
+            Pending::Tcp(_) => TransportKind::Tcp,
         }
     }
 
     /// Whether the client's address is known to be its own. Over TCP it always is.
     pub fn is_address_proved(&self) -> bool {
-        match &self.knock {
-            Knock::Quic(quic) => quic.is_proved(),
-            Knock::Tcp(_) => true,
+        match &self.pending {
+            Pending::Quic(quic) => quic.is_proved(),
+            Pending::Tcp(_) => true,
         }
     }
 
     /// Has the client prove that its address is its own, which costs it a round trip; it then comes again.
     pub fn ask_for_proof(self) {
-        if let Knock::Quic(quic) = self.knock {
+        if let Pending::Quic(quic) = self.pending {
             quic.ask_for_proof();
         }
     }
@@ -282,23 +282,23 @@ impl Incoming {
     pub async fn handshake(self) -> Result<Connection, TransportError> {
         let address = self.remote_address();
         let handshake = async {
-            match self.knock {
-                Knock::Quic(quic) => quic
+            match self.pending {
+                Pending::Quic(quic) => quic
                     .handshake(&self.tuning)
                     .await
                     .map(|(connection, key)| Connection::quic(connection, key)),
-                Knock::Tcp(tcp) => tcp.handshake(&self.tuning, &self.registry).await.map(Connection::tcp),
+                Pending::Tcp(tcp) => tcp.handshake(&self.tuning, &self.registry).await.map(Connection::tcp),
             }
         };
         let late = |_| Err(format!("no handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()));
         let connection = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(late);
         let connection = connection.map_err(|reason| TransportError::Handshake { address, reason })?;
-        Ok(connection.with_stranger(self.tuning))
+        Ok(connection.with_admission(self.tuning))
     }
 
     /// Tells the client that it is not wanted.
     pub fn refuse(self) {
-        if let Knock::Quic(quic) = self.knock {
+        if let Pending::Quic(quic) = self.pending {
             quic.refuse();
         }
     }

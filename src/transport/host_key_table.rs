@@ -16,29 +16,29 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
 use super::identity::PublicKey;
-use super::mount_source::{HostAddress, Place};
+use super::mount_source::{AddressKind, HostAddress};
 
 /// Stands where a known host has no name.
 const NAMELESS: &str = "-";
 
 /// What somebody asked to mount: a host by name or address, and one of its exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct HostQuery {
     /// The name or address as typed.
     pub address: HostAddress,
     /// Whether that identifies a host.
-    pub place: Place,
+    pub kind: AddressKind,
     /// The export.
     pub export: String,
 }
 
-impl Asked {
+impl HostQuery {
     /// The subject of the line that says which key is right.
     fn subject(&self) -> Option<Subject> {
-        match self.place {
-            Place::Name => Some(Subject::Host(self.address.clone())),
-            Place::Address => Some(Subject::Export(self.address.clone(), escaped(&self.export))),
-            Place::Nobody => None,
+        match self.kind {
+            AddressKind::Name => Some(Subject::Host(self.address.clone())),
+            AddressKind::Address => Some(Subject::Export(self.address.clone(), escaped(&self.export))),
+            AddressKind::Local => None,
         }
     }
 }
@@ -58,13 +58,13 @@ pub struct BadLine(pub usize);
 
 /// What a host that answered is to the one who asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum KeyVerdict {
     /// The key that was expected, or a known one under a new name.
-    Right,
+    Trusted,
     /// A key that is in no line, under a name that is in none either.
-    Stranger,
+    Unknown,
     /// Another key than the one of the name.
-    Other {
+    Mismatch {
         /// The key of the name.
         known: PublicKey,
         /// The line that says so, from 1.
@@ -74,15 +74,15 @@ pub enum Standing {
 
 /// A host that answered with its key, and was let in by it.
 #[derive(Clone, Debug)]
-pub struct Meeting {
+pub struct HostContact {
     /// The key it proved.
     pub key: PublicKey,
     /// What was typed; `None` where a ticket was.
-    pub asked: Option<Asked>,
+    pub query: Option<HostQuery>,
     /// Whether a ticket vouched for the key under the name that was typed.
     pub vouched: bool,
     /// Names and addresses of its ticket at which it answered.
-    pub answered_at: Vec<(HostAddress, Place)>,
+    pub answered_at: Vec<(HostAddress, AddressKind)>,
 }
 
 /// Something to tell after a meeting.
@@ -96,7 +96,7 @@ pub enum Notice {
         known_as: String,
     },
     /// A host answers to the name of another.
-    NameOfAnother {
+    NameTaken {
         /// The name.
         name: String,
         /// The key that keeps the name.
@@ -177,11 +177,11 @@ impl Line {
 
 /// The lines of a known-hosts file.
 #[derive(Clone, Debug, Default)]
-pub struct HostBook {
+pub struct HostKeyTable {
     lines: Vec<Line>,
 }
 
-impl HostBook {
+impl HostKeyTable {
     /// Reads a file. Lines that cannot be read stay as they are.
     pub fn parse(text: &str) -> Self {
         Self { lines: text.lines().map(Line::parse).collect() }
@@ -199,27 +199,31 @@ impl HostBook {
 
     /// Which keys may answer to what was asked for. A line about it without a key is an error: skipping it would leave the
     /// name to whoever comes first.
-    pub fn expected(&self, asked: &Asked) -> Result<Expected, BadLine> {
-        match self.right_key(asked)? {
+    pub fn expected(&self, query: &HostQuery) -> Result<Expected, BadLine> {
+        match self.right_key(query)? {
             Some((key, _)) => Ok(Expected::Only(key)),
             None => Ok(Expected::AnyKnown(self.keys())),
         }
     }
 
     /// What a host with the key `presented` is to the one who asked.
-    pub fn standing(&self, asked: &Asked, presented: PublicKey) -> Result<Standing, BadLine> {
-        if let Some((known, line)) = self.right_key(asked)? {
-            return Ok(if known == presented { Standing::Right } else { Standing::Other { known, line } });
+    pub fn verdict(&self, query: &HostQuery, presented: PublicKey) -> Result<KeyVerdict, BadLine> {
+        if let Some((known, line)) = self.right_key(query)? {
+            return Ok(if known == presented {
+                KeyVerdict::Trusted
+            } else {
+                KeyVerdict::Mismatch { known, line }
+            });
         }
         if self.keys().contains(&presented) {
-            return Ok(Standing::Right);
+            return Ok(KeyVerdict::Trusted);
         }
         // An unknown key where a known host was met before is worth more words than "unknown".
-        let met = (asked.place == Place::Address).then(|| Subject::Host(asked.address.clone()));
+        let met = (query.kind == AddressKind::Address).then(|| Subject::Host(query.address.clone()));
         let met = met.and_then(|subject| self.find(&subject));
         Ok(match met.and_then(|line| self.lines[line].key.map(|known| (known, line + 1))) {
-            Some((known, line)) => Standing::Other { known, line },
-            None => Standing::Stranger,
+            Some((known, line)) => KeyVerdict::Mismatch { known, line },
+            None => KeyVerdict::Unknown,
         })
     }
 
@@ -233,20 +237,20 @@ impl HostBook {
     }
 
     /// Takes note of a host that answered, under every name at which it did.
-    pub fn record(&mut self, meeting: &Meeting) -> Vec<Notice> {
+    pub fn record(&mut self, contact: &HostContact) -> Vec<Notice> {
         let mut notices = Vec::new();
-        if let Some(subject) = meeting.asked.as_ref().and_then(Asked::subject) {
-            self.name(subject, meeting.key, meeting.vouched, &mut notices);
+        if let Some(subject) = contact.query.as_ref().and_then(HostQuery::subject) {
+            self.name(subject, contact.key, contact.vouched, &mut notices);
         }
-        for (address, place) in &meeting.answered_at {
+        for (address, kind) in &contact.answered_at {
             let subject = Subject::Host(address.clone());
-            match place {
-                Place::Name => self.name(subject, meeting.key, false, &mut notices),
-                Place::Address => self.move_to(&subject, meeting.key),
-                Place::Nobody => {}
+            match kind {
+                AddressKind::Name => self.name(subject, contact.key, false, &mut notices),
+                AddressKind::Address => self.move_to(&subject, contact.key),
+                AddressKind::Local => {}
             }
         }
-        self.keep(meeting.key);
+        self.keep(contact.key);
         notices
     }
 
@@ -271,7 +275,7 @@ impl HostBook {
                 }
             }
             Some(known) => {
-                notices.push(Notice::NameOfAnother { name: subject.to_string(), known, line: at + 1 });
+                notices.push(Notice::NameTaken { name: subject.to_string(), known, line: at + 1 });
             }
             // A damaged line is for its owner to mend.
             None => {}
@@ -300,8 +304,8 @@ impl HostBook {
     }
 
     /// The key that alone is right, and its line from 1.
-    fn right_key(&self, asked: &Asked) -> Result<Option<(PublicKey, usize)>, BadLine> {
-        let Some(at) = asked.subject().and_then(|subject| self.find(&subject)) else { return Ok(None) };
+    fn right_key(&self, query: &HostQuery) -> Result<Option<(PublicKey, usize)>, BadLine> {
+        let Some(at) = query.subject().and_then(|subject| self.find(&subject)) else { return Ok(None) };
         self.lines[at].key.map(|key| Some((key, at + 1))).ok_or(BadLine(at + 1))
     }
 
@@ -320,69 +324,72 @@ mod tests {
     const B: PublicKey = PublicKey([2; 32]);
     const STRANGER: PublicKey = PublicKey([9; 32]);
 
-    fn asked(host: &str, export: &str) -> Asked {
+    fn query(host: &str, export: &str) -> HostQuery {
         let address: HostAddress = host.parse().unwrap();
-        Asked { place: address.place(), address, export: export.to_owned() }
+        HostQuery { kind: address.kind(), address, export: export.to_owned() }
     }
 
-    fn by_ticket(key: PublicKey, at: &[&str]) -> Meeting {
+    fn by_ticket(key: PublicKey, at: &[&str]) -> HostContact {
         let answered_at = at.iter().map(|host| host.parse::<HostAddress>().unwrap());
-        let answered_at = answered_at.map(|address| (address.clone(), address.place())).collect();
-        Meeting { key, asked: None, vouched: false, answered_at }
+        let answered_at = answered_at.map(|address| (address.clone(), address.kind())).collect();
+        HostContact { key, query: None, vouched: false, answered_at }
     }
 
-    fn typed(key: PublicKey, host: &str, export: &str) -> Meeting {
-        Meeting { key, asked: Some(asked(host, export)), vouched: false, answered_at: Vec::new() }
+    fn typed(key: PublicKey, host: &str, export: &str) -> HostContact {
+        HostContact { key, query: Some(query(host, export)), vouched: false, answered_at: Vec::new() }
     }
 
-    fn book(meetings: &[Meeting]) -> HostBook {
-        let mut book = HostBook::default();
-        for meeting in meetings {
-            book.record(meeting);
+    fn table(contacts: &[HostContact]) -> HostKeyTable {
+        let mut table = HostKeyTable::default();
+        for contact in contacts {
+            table.record(contact);
         }
-        HostBook::parse(&book.text())
+        HostKeyTable::parse(&table.text())
     }
 
     #[test]
     fn a_known_key_is_right_under_every_new_name_and_the_name_is_its_own_from_then_on() {
-        let mut book = book(&[by_ticket(A, &["192.0.2.1", "127.0.0.1"]), by_ticket(B, &["192.0.2.2"])]);
+        let mut table = table(&[by_ticket(A, &["192.0.2.1", "127.0.0.1"]), by_ticket(B, &["192.0.2.2"])]);
         for host in ["nas", "nas:7000", "192.0.2.9", "127.0.0.1", "localhost"] {
-            assert_eq!(book.standing(&asked(host, "m"), A), Ok(Standing::Right), "{host}");
-            assert_eq!(book.standing(&asked(host, "m"), STRANGER), Ok(Standing::Stranger), "{host}");
+            assert_eq!(table.verdict(&query(host, "m"), A), Ok(KeyVerdict::Trusted), "{host}");
+            assert_eq!(table.verdict(&query(host, "m"), STRANGER), Ok(KeyVerdict::Unknown), "{host}");
         }
-        let notices = book.record(&typed(A, "nas", "m"));
+        let notices = table.record(&typed(A, "nas", "m"));
         let known_as = "192.0.2.1:4433".to_owned();
         assert_eq!(notices, [Notice::NewName { name: "nas:4433".to_owned(), known_as }]);
-        assert_eq!(book.expected(&asked("nas", "other")), Ok(Expected::Only(A)));
+        assert_eq!(table.expected(&query("nas", "other")), Ok(Expected::Only(A)));
         for other in [B, STRANGER] {
-            let standing = book.standing(&asked("nas", "m"), other);
-            assert_eq!(standing, Ok(Standing::Other { known: A, line: 3 }), "a name is one host's");
+            let verdict = table.verdict(&query("nas", "m"), other);
+            assert_eq!(verdict, Ok(KeyVerdict::Mismatch { known: A, line: 3 }), "a name is one host's");
         }
-        assert_eq!(book.record(&typed(A, "nas", "m")), []);
+        assert_eq!(table.record(&typed(A, "nas", "m")), []);
     }
 
     #[test]
     fn addresses_move_between_known_hosts_but_not_what_was_mounted_by_them() {
-        let mut book = book(&[by_ticket(A, &["192.0.2.1"]), by_ticket(B, &["192.0.2.2"])]);
+        let mut table = table(&[by_ticket(A, &["192.0.2.1"]), by_ticket(B, &["192.0.2.2"])]);
         // Met there: any known host may be there next, and a stranger is told from one.
-        assert_eq!(book.standing(&asked("192.0.2.1", "m"), B), Ok(Standing::Right));
-        let standing = book.standing(&asked("192.0.2.1", "m"), STRANGER);
-        assert_eq!(standing, Ok(Standing::Other { known: A, line: 1 }));
+        assert_eq!(table.verdict(&query("192.0.2.1", "m"), B), Ok(KeyVerdict::Trusted));
+        let verdict = table.verdict(&query("192.0.2.1", "m"), STRANGER);
+        assert_eq!(verdict, Ok(KeyVerdict::Mismatch { known: A, line: 1 }));
         // Mounted from there: B cannot stand in for what was A's, and has its own exports there.
-        book.record(&typed(A, "192.0.2.1", "m"));
-        assert_eq!(book.standing(&asked("192.0.2.1", "m"), B), Ok(Standing::Other { known: A, line: 3 }));
-        assert_eq!(book.standing(&asked("192.0.2.1", "films"), B), Ok(Standing::Right));
+        table.record(&typed(A, "192.0.2.1", "m"));
+        assert_eq!(
+            table.verdict(&query("192.0.2.1", "m"), B),
+            Ok(KeyVerdict::Mismatch { known: A, line: 3 })
+        );
+        assert_eq!(table.verdict(&query("192.0.2.1", "films"), B), Ok(KeyVerdict::Trusted));
         // A ticket of the next host at the address takes nothing away, and says nothing.
-        assert_eq!(book.record(&by_ticket(B, &["192.0.2.1"])), []);
-        assert_eq!(book.expected(&asked("192.0.2.1", "m")), Ok(Expected::Only(A)));
-        assert_eq!(book.known_as(B), "192.0.2.1:4433, 192.0.2.2:4433");
+        assert_eq!(table.record(&by_ticket(B, &["192.0.2.1"])), []);
+        assert_eq!(table.expected(&query("192.0.2.1", "m")), Ok(Expected::Only(A)));
+        assert_eq!(table.known_as(B), "192.0.2.1:4433, 192.0.2.2:4433");
     }
 
     #[test]
     fn a_key_that_loses_its_address_is_still_known() {
-        let book = book(&[by_ticket(A, &["192.0.2.1"]), by_ticket(B, &["192.0.2.1"])]);
-        assert_eq!(book.keys(), BTreeSet::from([A, B]));
-        assert_eq!(book.text(), format!("192.0.2.1:4433 {B}\n- {A}\n"));
+        let table = table(&[by_ticket(A, &["192.0.2.1"]), by_ticket(B, &["192.0.2.1"])]);
+        assert_eq!(table.keys(), BTreeSet::from([A, B]));
+        assert_eq!(table.text(), format!("192.0.2.1:4433 {B}\n- {A}\n"));
     }
 
     #[test]
@@ -391,48 +398,48 @@ mod tests {
             ["127.0.0.1", "127.3.2.1:9", "[::1]:9", "[fe80::1]:9", "169.254.3.4", "localhost", "x.localhost"];
         let mut all = vec![by_ticket(A, &nobody)];
         all.extend(nobody.map(|host| typed(A, host, "m")));
-        assert_eq!(book(&all).text(), format!("- {A}\n"));
+        assert_eq!(table(&all).text(), format!("- {A}\n"));
     }
 
     #[test]
     fn a_ticket_does_not_take_a_name_away_but_one_given_for_the_name_does() {
-        let mut book = book(&[typed(A, "nas", "m"), typed(A, "192.0.2.1", "m")]);
-        let notices = book.record(&by_ticket(B, &["nas", "192.0.2.1"]));
+        let mut table = table(&[typed(A, "nas", "m"), typed(A, "192.0.2.1", "m")]);
+        let notices = table.record(&by_ticket(B, &["nas", "192.0.2.1"]));
         let name = "nas:4433".to_owned();
-        assert_eq!(notices, [Notice::NameOfAnother { name, known: A, line: 1 }]);
-        assert_eq!(book.expected(&asked("nas", "m")), Ok(Expected::Only(A)));
+        assert_eq!(notices, [Notice::NameTaken { name, known: A, line: 1 }]);
+        assert_eq!(table.expected(&query("nas", "m")), Ok(Expected::Only(A)));
         for host in ["nas", "192.0.2.1"] {
-            book.record(&Meeting { vouched: true, ..typed(B, host, "m") });
-            assert_eq!(book.expected(&asked(host, "m")), Ok(Expected::Only(B)));
+            table.record(&HostContact { vouched: true, ..typed(B, host, "m") });
+            assert_eq!(table.expected(&query(host, "m")), Ok(Expected::Only(B)));
         }
-        assert!(book.keys().contains(&A), "it has lost an address, not our trust");
+        assert!(table.keys().contains(&A), "it has lost an address, not our trust");
     }
 
     #[test]
     fn edited_files_keep_their_comments_and_a_damaged_line_lets_nobody_in() {
         let text = format!("# mine\n\nnas:4433  {A}  laptop\nother:1 rubbish\n{B} x\n192.0.2.1:4433/m\n");
-        let mut book = HostBook::parse(&text);
-        assert_eq!(book.expected(&asked("nas", "m")), Ok(Expected::Only(A)));
-        assert_eq!(book.expected(&asked("other:1", "m")), Err(BadLine(4)));
-        assert_eq!(book.standing(&asked("other:1", "m"), A), Err(BadLine(4)));
-        assert_eq!(book.expected(&asked("192.0.2.1", "m")), Err(BadLine(6)));
-        assert_eq!(book.keys(), BTreeSet::from([A]));
-        book.record(&typed(A, "other:1", "m"));
-        assert_eq!(book.text(), text, "nothing is mended by itself");
+        let mut table = HostKeyTable::parse(&text);
+        assert_eq!(table.expected(&query("nas", "m")), Ok(Expected::Only(A)));
+        assert_eq!(table.expected(&query("other:1", "m")), Err(BadLine(4)));
+        assert_eq!(table.verdict(&query("other:1", "m"), A), Err(BadLine(4)));
+        assert_eq!(table.expected(&query("192.0.2.1", "m")), Err(BadLine(6)));
+        assert_eq!(table.keys(), BTreeSet::from([A]));
+        table.record(&typed(A, "other:1", "m"));
+        assert_eq!(table.text(), text, "nothing is mended by itself");
     }
 
     #[test]
     fn any_export_name_is_one_word() {
         for export in ["", "my films", "a%20b", "zeile\nnas:4433 x", "ümläut"] {
-            let mut book = HostBook::default();
-            book.record(&typed(A, "192.0.2.1", export));
-            let read = HostBook::parse(&book.text());
-            assert_eq!(read.expected(&asked("192.0.2.1", export)), Ok(Expected::Only(A)), "{export:?}");
+            let mut table = HostKeyTable::default();
+            table.record(&typed(A, "192.0.2.1", export));
+            let read = HostKeyTable::parse(&table.text());
+            assert_eq!(read.expected(&query("192.0.2.1", export)), Ok(Expected::Only(A)), "{export:?}");
             assert_eq!(read.lines.len(), 1);
         }
     }
 
-    fn any_meeting() -> impl Strategy<Value = Meeting> {
+    fn any_contact() -> impl Strategy<Value = HostContact> {
         let host = prop::sample::select(vec!["nas", "box", "192.0.2.1", "192.0.2.2", "127.0.0.1"]);
         let key = prop::sample::select(vec![A, B]);
         (key, host, any::<bool>(), prop::sample::select(vec!["m", "n"])).prop_map(
@@ -445,26 +452,26 @@ mod tests {
     proptest! {
         /// Whatever happens, a name stays with its first key, no key is forgotten, and no stranger comes in.
         #[test]
-        fn histories(meetings in prop::collection::vec(any_meeting(), 0..20)) {
-            let mut book = HostBook::default();
+        fn histories(contacts in prop::collection::vec(any_contact(), 0..20)) {
+            let mut table = HostKeyTable::default();
             let mut owners: Vec<(Subject, PublicKey)> = Vec::new();
-            for meeting in &meetings {
-                if let Some(asked) = &meeting.asked {
+            for contact in &contacts {
+                if let Some(query) = &contact.query {
                     // Nobody records what was not let in.
-                    if book.standing(asked, meeting.key).unwrap() != Standing::Right {
+                    if table.verdict(query, contact.key).unwrap() != KeyVerdict::Trusted {
                         continue;
                     }
-                    owners.extend(asked.subject().map(|subject| (subject, meeting.key)));
+                    owners.extend(query.subject().map(|subject| (subject, contact.key)));
                 }
-                let before = book.keys();
-                book.record(meeting);
-                prop_assert!(book.keys().is_superset(&before) && book.keys().contains(&meeting.key));
-                book = HostBook::parse(&book.text());
+                let before = table.keys();
+                table.record(contact);
+                prop_assert!(table.keys().is_superset(&before) && table.keys().contains(&contact.key));
+                table = HostKeyTable::parse(&table.text());
                 for (subject, key) in &owners {
-                    prop_assert_eq!(book.lines[book.find(subject).unwrap()].key, Some(*key));
+                    prop_assert_eq!(table.lines[table.find(subject).unwrap()].key, Some(*key));
                 }
                 for host in ["nas", "box", "new", "192.0.2.1", "127.0.0.1"] {
-                    prop_assert_ne!(book.standing(&asked(host, "m"), STRANGER).unwrap(), Standing::Right);
+                    prop_assert_ne!(table.verdict(&query(host, "m"), STRANGER).unwrap(), KeyVerdict::Trusted);
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use super::mount_source::{HostAddress, Place};
+use super::mount_source::{AddressKind, HostAddress};
 
 /// Where the kernel describes interfaces.
 const INTERFACES: &str = "/sys/class/net";
@@ -80,15 +80,15 @@ fn is_inner_bridge(interfaces: &Path, name: &str) -> bool {
 
 /// How far a host's name or address identifies it, seen from this machine: an address behind a bridge of its own is one of a
 /// container, which the next one gets.
-pub fn place_of(address: &HostAddress) -> Place {
-    let place = address.place();
-    let Ok(ip) = address.host().parse::<IpAddr>() else { return place };
-    if place == Place::Address
+pub fn address_kind(address: &HostAddress) -> AddressKind {
+    let kind = address.kind();
+    let Ok(ip) = address.host().parse::<IpAddr>() else { return kind };
+    if kind == AddressKind::Address
         && addresses().iter().any(|interface| interface.is_inner_bridge && interface.is_beside(ip))
     {
-        return Place::Nobody;
+        return AddressKind::Local;
     }
-    place
+    kind
 }
 
 #[cfg(test)]

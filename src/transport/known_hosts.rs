@@ -1,4 +1,4 @@
-//! The file with the keys of hosts met before, to be read and edited by people. [`host_book`](super::host_book) says what its lines
+//! The file with the keys of hosts met before, to be read and edited by people. [`host_key_table`](super::host_key_table) says what its lines
 //! mean.
 
 use std::{
@@ -11,9 +11,9 @@ use std::{
 
 use thiserror::Error;
 
-use super::host_book::{Asked, BadLine, Expected, HostBook, Meeting, Notice, Standing};
+use super::host_key_table::{BadLine, Expected, HostContact, HostKeyTable, HostQuery, KeyVerdict, Notice};
 use super::identity::PublicKey;
-use super::mount_source::{HostAddress, Place};
+use super::mount_source::{AddressKind, HostAddress};
 
 /// Largest file read: some hundred thousand hosts.
 const FILE_BYTES_MAX: u64 = 32 << 20;
@@ -36,36 +36,42 @@ impl KnownHosts {
     }
 
     /// Which keys may answer to what was asked for.
-    pub fn expected(&self, asked: &Asked) -> Result<Expected, KnownHostsError> {
-        self.book()?.expected(asked).map_err(|line| self.bad(line))
+    pub fn expected(&self, query: &HostQuery) -> Result<Expected, KnownHostsError> {
+        self.table()?.expected(query).map_err(|line| self.bad(line))
     }
 
     /// All keys of known hosts.
     pub fn keys(&self) -> Result<BTreeSet<PublicKey>, KnownHostsError> {
-        Ok(self.book()?.keys())
+        Ok(self.table()?.keys())
     }
 
     /// What a host that presents `presented` is called here, if it may answer to what was asked for; else why not.
-    pub fn check(&self, asked: &Asked, presented: PublicKey) -> Result<String, KnownHostsError> {
-        let (book, host) = (self.book()?, asked.address.clone());
-        match book.standing(asked, presented).map_err(|line| self.bad(line))? {
-            Standing::Right => Ok(book.known_as(presented)),
-            Standing::Stranger => Err(KnownHostsError::Stranger { host, presented }),
-            Standing::Other { known, line }
-                if asked.place == Place::Address && book.keys().contains(&presented) =>
+    pub fn check(&self, query: &HostQuery, presented: PublicKey) -> Result<String, KnownHostsError> {
+        let (table, host) = (self.table()?, query.address.clone());
+        match table.verdict(query, presented).map_err(|line| self.bad(line))? {
+            KeyVerdict::Trusted => Ok(table.known_as(presented)),
+            KeyVerdict::Unknown => Err(KnownHostsError::UnknownHost { host, presented }),
+            KeyVerdict::Mismatch { known, line }
+                if query.kind == AddressKind::Address && table.keys().contains(&presented) =>
             {
-                Err(KnownHostsError::Moved(Box::new(Moved {
+                Err(KnownHostsError::AddressMoved(Box::new(AddressMoved {
                     host,
-                    export: asked.export.clone(),
-                    known_as: book.known_as(known),
-                    presented_as: book.known_as(presented),
+                    export: query.export.clone(),
+                    known_as: table.known_as(known),
+                    presented_as: table.known_as(presented),
                     path: self.path.clone(),
                     line,
                 })))
             }
-            Standing::Other { known, line } => {
+            KeyVerdict::Mismatch { known, line } => {
                 let path = self.path.clone();
-                Err(KnownHostsError::Mismatch(Box::new(Mismatch { host, known, presented, path, line })))
+                Err(KnownHostsError::KeyMismatch(Box::new(KeyMismatch {
+                    host,
+                    known,
+                    presented,
+                    path,
+                    line,
+                })))
             }
         }
     }
@@ -73,13 +79,13 @@ impl KnownHosts {
     /// Takes note of a host that answered, under every name at which it did, and says what is worth telling.
     ///
     /// The file is made 0600 if need be; programs that do this at the same time do not lose each other's lines.
-    pub fn record(&self, meeting: &Meeting) -> Result<Vec<Notice>, KnownHostsError> {
+    pub fn record(&self, contact: &HostContact) -> Result<Vec<Notice>, KnownHostsError> {
         let mut file = self.open_locked().map_err(|source| self.failed("write", source))?;
         let text = self.read(&mut file)?;
-        let mut book = HostBook::parse(&text);
-        let before = book.text();
-        let notices = book.record(meeting);
-        let after = book.text();
+        let mut table = HostKeyTable::parse(&text);
+        let before = table.text();
+        let notices = table.record(contact);
+        let after = table.text();
         if after != before {
             let written = match after.strip_prefix(&text) {
                 Some(more) => append(&mut file, more),
@@ -90,10 +96,10 @@ impl KnownHosts {
         Ok(notices)
     }
 
-    fn book(&self) -> Result<HostBook, KnownHostsError> {
+    fn table(&self) -> Result<HostKeyTable, KnownHostsError> {
         match fs::File::open(&self.path) {
-            Ok(mut file) => Ok(HostBook::parse(&self.read(&mut file)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostBook::default()),
+            Ok(mut file) => Ok(HostKeyTable::parse(&self.read(&mut file)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostKeyTable::default()),
             Err(source) => Err(self.failed("read", source)),
         }
     }
@@ -160,7 +166,7 @@ fn append(file: &mut fs::File, text: &str) -> io::Result<()> {
      ticket of that host by -o credentials=FILE, or remove that line",
     .path.display()
 )]
-pub struct Mismatch {
+pub struct KeyMismatch {
     /// The host.
     pub host: HostAddress,
     /// The key in the file.
@@ -180,7 +186,7 @@ pub struct Mismatch {
      {known_as}: use that host's name or new address, or remove line {line} of {} if the other one is meant",
     .path.display()
 )]
-pub struct Moved {
+pub struct AddressMoved {
     /// The address.
     pub host: HostAddress,
     /// What was mounted.
@@ -203,7 +209,7 @@ pub enum KnownHostsError {
         "the host {host} is not known here (it presents the key {presented}): mount it once by a ticket (on the host: \
          `wormhole pair new`), or give one with -o credentials=FILE"
     )]
-    Stranger {
+    UnknownHost {
         /// The host.
         host: HostAddress,
         /// The key it presents.
@@ -211,10 +217,10 @@ pub enum KnownHostsError {
     },
     /// The host has another key than before.
     #[error(transparent)]
-    Mismatch(Box<Mismatch>),
+    KeyMismatch(Box<KeyMismatch>),
     /// An address belongs to another known host than what was mounted by it.
     #[error(transparent)]
-    Moved(Box<Moved>),
+    AddressMoved(Box<AddressMoved>),
     /// The line about the host makes no sense.
     #[error("line {line} of {} names this host and holds no key: mend or remove it", .path.display())]
     BadLine {
@@ -242,19 +248,19 @@ mod tests {
     const A: PublicKey = PublicKey([1; 32]);
     const B: PublicKey = PublicKey([2; 32]);
 
-    fn asked(host: &str) -> Asked {
+    fn query(host: &str) -> HostQuery {
         let address: HostAddress = host.parse().unwrap();
-        Asked { place: address.place(), address, export: "m".to_owned() }
+        HostQuery { kind: address.kind(), address, export: "m".to_owned() }
     }
 
-    fn typed(key: PublicKey, host: &str) -> Meeting {
-        Meeting { key, asked: Some(asked(host)), vouched: false, answered_at: Vec::new() }
+    fn typed(key: PublicKey, host: &str) -> HostContact {
+        HostContact { key, query: Some(query(host)), vouched: false, answered_at: Vec::new() }
     }
 
-    fn met(key: PublicKey, host: &str) -> Meeting {
+    fn met(key: PublicKey, host: &str) -> HostContact {
         let address: HostAddress = host.parse().unwrap();
-        let answered_at = vec![(address.clone(), address.place())];
-        Meeting { key, asked: None, vouched: false, answered_at }
+        let answered_at = vec![(address.clone(), address.kind())];
+        HostContact { key, query: None, vouched: false, answered_at }
     }
 
     fn fresh() -> (tempfile::TempDir, KnownHosts) {
@@ -266,11 +272,11 @@ mod tests {
     #[test]
     fn hosts_that_were_met_are_known_and_the_file_is_private() {
         let (_folder, known) = fresh();
-        assert_eq!(known.expected(&asked("nas")).unwrap(), Expected::AnyKnown(BTreeSet::new()));
-        for meeting in [met(A, "192.0.2.1"), met(B, "192.0.2.1"), typed(A, "nas"), typed(A, "nas")] {
-            known.record(&meeting).unwrap();
+        assert_eq!(known.expected(&query("nas")).unwrap(), Expected::AnyKnown(BTreeSet::new()));
+        for contact in [met(A, "192.0.2.1"), met(B, "192.0.2.1"), typed(A, "nas"), typed(A, "nas")] {
+            known.record(&contact).unwrap();
         }
-        assert_eq!(known.expected(&asked("NAS")).unwrap(), Expected::Only(A));
+        assert_eq!(known.expected(&query("NAS")).unwrap(), Expected::Only(A));
         let file = fs::read_to_string(known.path()).unwrap();
         assert_eq!(file, format!("192.0.2.1:4433 {B}\n- {A}\nnas:4433 {A}\n"));
         assert_eq!(fs::metadata(known.path()).unwrap().mode() & 0o777, 0o600);
@@ -283,13 +289,13 @@ mod tests {
         known.record(&met(B, "192.0.2.2")).unwrap();
         known.record(&typed(A, "nas")).unwrap();
         for other in [B, PublicKey([3; 32])] {
-            let words = known.check(&asked("nas"), other).unwrap_err().to_string();
+            let words = known.check(&query("nas"), other).unwrap_err().to_string();
             let file = format!("line 2 of {}", known.path().display());
             for part in [&A.to_string(), &other.to_string(), &file, "credentials="] {
                 assert!(words.contains(part), "{words}");
             }
         }
-        assert_eq!(known.check(&asked("nas"), A).unwrap(), "nas:4433");
+        assert_eq!(known.check(&query("nas"), A).unwrap(), "nas:4433");
     }
 
     #[test]
@@ -297,12 +303,12 @@ mod tests {
         let (_folder, known) = fresh();
         known.record(&met(B, "192.0.2.2")).unwrap();
         known.record(&typed(A, "192.0.2.1")).unwrap();
-        let error = known.check(&asked("192.0.2.1"), B).unwrap_err();
-        assert!(matches!(&error, KnownHostsError::Moved(moved) if moved.line == 2), "{error}");
+        let error = known.check(&query("192.0.2.1"), B).unwrap_err();
+        assert!(matches!(&error, KnownHostsError::AddressMoved(moved) if moved.line == 2), "{error}");
         assert!(!error.to_string().contains("in between"), "{error}");
         assert!(matches!(
-            known.check(&asked("x"), PublicKey([3; 32])),
-            Err(KnownHostsError::Stranger { .. })
+            known.check(&query("x"), PublicKey([3; 32])),
+            Err(KnownHostsError::UnknownHost { .. })
         ));
     }
 
@@ -331,7 +337,7 @@ mod tests {
         });
         assert_eq!(known.keys().unwrap().len(), 8);
         for number in 0..8 {
-            let expected = known.expected(&asked(&format!("host{number}"))).unwrap();
+            let expected = known.expected(&query(&format!("host{number}"))).unwrap();
             assert_eq!(expected, Expected::Only(PublicKey([number; 32])));
         }
     }
@@ -341,7 +347,7 @@ mod tests {
         let (_folder, known) = fresh();
         known.record(&typed(A, "nas")).unwrap();
         fs::write(known.path(), "other:1 rubbish\nnas:4433 rubbish\n").unwrap();
-        assert!(matches!(known.expected(&asked("nas")), Err(KnownHostsError::BadLine { line: 2, .. })));
-        assert!(matches!(known.check(&asked("nas"), A), Err(KnownHostsError::BadLine { line: 2, .. })));
+        assert!(matches!(known.expected(&query("nas")), Err(KnownHostsError::BadLine { line: 2, .. })));
+        assert!(matches!(known.check(&query("nas"), A), Err(KnownHostsError::BadLine { line: 2, .. })));
     }
 }

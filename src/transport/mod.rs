@@ -2,7 +2,7 @@
 //!
 //! In reading order:
 //!
-//! 1. [`identity`], [`ticket`], [`mount_source`], [`host_book`], [`known_hosts`]: names, for people and for machines
+//! 1. [`identity`], [`ticket`], [`mount_source`], [`host_key_table`], [`known_hosts`]: names, for people and for machines
 //! 2. [`tls`]: both ends prove the key that is their name
 //! 3. [`route`]: what the kernel knows of the way to the peer
 //! 4. [`tuning`], [`congestion`]: which of the two, and every number given to quinn, with its reason
@@ -19,7 +19,7 @@ pub mod connection;
 pub mod dial;
 pub mod endpoint;
 pub mod error;
-pub mod host_book;
+pub mod host_key_table;
 pub mod identity;
 pub mod interfaces;
 pub mod known_hosts;
@@ -40,10 +40,10 @@ pub use connection::{CloseReason, Connection, LinkStats};
 pub use dial::{QUIC_HEAD_START, connect_any};
 pub use endpoint::{Endpoint, Incoming};
 pub use error::TransportError;
-pub use host_book::{Asked, Expected, Meeting, Notice, Standing};
+pub use host_key_table::{Expected, HostContact, HostQuery, KeyVerdict, Notice};
 pub use identity::{Identity, PublicKey};
 pub use known_hosts::KnownHosts;
-pub use mount_source::{AdvertisedName, DEFAULT_PORT, HostAddress, Place, Source};
+pub use mount_source::{AddressKind, AdvertisedName, DEFAULT_PORT, HostAddress, MountSource};
 pub use quic::socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use resolve::resolve;
 pub use stream::{RecvStream, SendStream, StreamError, share};

@@ -62,30 +62,30 @@ impl HostAddress {
     }
 
     /// Whether this identifies a host.
-    pub fn place(&self) -> Place {
+    pub fn kind(&self) -> AddressKind {
         let (address, zone) = self.host.split_once('%').unwrap_or((&self.host, ""));
         match address.parse::<IpAddr>() {
-            Ok(ip) if identifies_nobody(ip) || !zone.is_empty() => Place::Nobody,
-            Ok(_) => Place::Address,
-            Err(_) if is_this_machine(&self.host) => Place::Nobody,
-            Err(_) => Place::Name,
+            Ok(ip) if is_local_scope(ip) || !zone.is_empty() => AddressKind::Local,
+            Ok(_) => AddressKind::Address,
+            Err(_) if is_this_machine(&self.host) => AddressKind::Local,
+            Err(_) => AddressKind::Name,
         }
     }
 }
 
 /// How far the name or address of a host identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum AddressKind {
     /// A name: given by people to one machine.
     Name,
     /// An address: lent to a machine for some time.
     Address,
     /// Means another machine on every other one: loopback, link-local, a bridge of virtual machines.
-    Nobody,
+    Local,
 }
 
 /// Whether an address means another machine elsewhere: loopback, link-local, none at all.
-pub fn identifies_nobody(ip: IpAddr) -> bool {
+pub fn is_local_scope(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
@@ -183,7 +183,7 @@ fn parse_port(text: &str) -> Option<u16> {
 
 /// The SOURCE of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum MountSource {
     /// A join ticket: addresses, key, export and secret in one word.
     Ticket(Ticket),
     /// An export of a host whose key is known from before.
@@ -199,7 +199,7 @@ pub enum Source {
     },
 }
 
-impl FromStr for Source {
+impl FromStr for MountSource {
     type Err = SourceError;
 
     fn from_str(text: &str) -> Result<Self, SourceError> {
@@ -226,13 +226,13 @@ impl FromStr for Source {
     }
 }
 
-fn parse_url(rest: &str) -> Result<Source, SourceError> {
+fn parse_url(rest: &str) -> Result<MountSource, SourceError> {
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (host, port) = split_port(authority)?;
     address(host, port, &percent_decoded(path)?)
 }
 
-fn address(host: &str, port: Option<u16>, path: &str) -> Result<Source, SourceError> {
+fn address(host: &str, port: Option<u16>, path: &str) -> Result<MountSource, SourceError> {
     let host = HostAddress::new(host, port.unwrap_or(DEFAULT_PORT))?.host;
     if path.len() > PATH_BYTES_MAX {
         return Err(SourceError::BadPath { path: cut(path), why: "longer than 4,096 bytes" });
@@ -248,7 +248,7 @@ fn address(host: &str, port: Option<u16>, path: &str) -> Result<Source, SourceEr
         parts.push(part);
     }
     let (export, below) = parts.split_first().map_or(("", &[][..]), |(export, below)| (*export, below));
-    Ok(Source::Address { host, port, export: export.to_owned(), sub_path: below.join("/") })
+    Ok(MountSource::Address { host, port, export: export.to_owned(), sub_path: below.join("/") })
 }
 
 fn percent_decoded(path: &str) -> Result<String, SourceError> {
@@ -335,8 +335,8 @@ mod tests {
 
     fn parsed(text: &str) -> (String, Option<u16>, String, String) {
         match text.parse().unwrap() {
-            Source::Address { host, port, export, sub_path } => (host, port, export, sub_path),
-            Source::Ticket(_) => panic!("{text} is a ticket"),
+            MountSource::Address { host, port, export, sub_path } => (host, port, export, sub_path),
+            MountSource::Ticket(_) => panic!("{text} is a ticket"),
         }
     }
 
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn errors_say_what_is_wrong() {
-        let error = |text: &str| text.parse::<Source>().unwrap_err();
+        let error = |text: &str| text.parse::<MountSource>().unwrap_err();
         assert_eq!(error("ssh://me@nas/x"), SourceError::SshNotYet);
         assert!(matches!(error("http://nas/x"), SourceError::UnknownScheme { .. }));
         for text in ["", "nas", "nas:media", "/media"] {
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn a_host_may_be_called_like_a_ticket() {
         assert_eq!(parsed("whm1:/x").0, "whm1");
-        assert!(matches!("whm1aaaa".parse::<Source>(), Err(SourceError::Ticket(_))));
+        assert!(matches!("whm1aaaa".parse::<MountSource>(), Err(SourceError::Ticket(_))));
     }
 
     #[test]
@@ -411,9 +411,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,60}") {
-            let _ = text.parse::<Source>();
-            let _ = format!("wormhole://{text}").parse::<Source>();
-            let _ = format!("h:/{text}").parse::<Source>();
+            let _ = text.parse::<MountSource>();
+            let _ = format!("wormhole://{text}").parse::<MountSource>();
+            let _ = format!("h:/{text}").parse::<MountSource>();
         }
 
         #[test]
@@ -424,7 +424,7 @@ mod tests {
 
         #[test]
         fn sub_path_never_leaves_the_export(path in "[a./]{0,30}") {
-            if let Ok(Source::Address { export, sub_path, .. }) = format!("h:/{path}").parse() {
+            if let Ok(MountSource::Address { export, sub_path, .. }) = format!("h:/{path}").parse() {
                 let inside = export.split('/').chain(sub_path.split('/')).all(|part| part != ".." && part != ".");
                 prop_assert!(inside);
             }

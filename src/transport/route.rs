@@ -16,14 +16,14 @@ const INTERFACE_MTU_BYTES_UNKNOWN: u32 = 1_500;
 
 /// The way to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
+pub struct Route {
     /// The peer is this machine: nothing shrinks, reorders or loses packets on the way but full buffers.
     pub same_machine: bool,
     /// Largest UDP payload that fits the interface towards the peer, 1,200..=65,507.
     pub udp_payload_bytes_max: u16,
 }
 
-impl Path {
+impl Route {
     /// A path of which nothing is known: Ethernet's size.
     pub fn unknown(peer: IpAddr) -> Self {
         Self {
@@ -32,12 +32,12 @@ impl Path {
         }
     }
 
-    /// Asks the kernel how it would send to `peer`. Sends nothing. Any failure leads to [`Path::unknown`].
+    /// Asks the kernel how it would send to `peer`. Sends nothing. Any failure leads to [`Route::unknown`].
     pub fn to(peer: SocketAddr) -> Self {
         Self::ask(peer).unwrap_or_else(|_| Self::unknown(peer.ip().to_canonical()))
     }
 
-    /// As [`Path::to`], but says why nothing is known.
+    /// As [`Route::to`], but says why nothing is known.
     pub fn ask(peer: SocketAddr) -> io::Result<Self> {
         Self::probe(SocketAddr::new(peer.ip().to_canonical(), peer.port().max(1)), peer)
     }
@@ -91,10 +91,10 @@ mod tests {
 
     #[test]
     fn loopback_is_this_machine_and_carries_large_packets() {
-        let path = Path::to("127.0.0.1:4433".parse().unwrap());
-        assert!(path.same_machine);
-        assert!(path.udp_payload_bytes_max > 16_000, "{path:?}");
-        assert_eq!(Path::to("[::ffff:127.0.0.1]:4433".parse().unwrap()), path);
+        let route = Route::to("127.0.0.1:4433".parse().unwrap());
+        assert!(route.same_machine);
+        assert!(route.udp_payload_bytes_max > 16_000, "{route:?}");
+        assert_eq!(Route::to("[::ffff:127.0.0.1]:4433".parse().unwrap()), route);
     }
 
     #[test]
@@ -111,8 +111,8 @@ mod tests {
 
     #[test]
     fn unroutable_peer_is_an_unknown_path() {
-        let path = Path::to("0.0.0.0:0".parse().unwrap());
-        assert!(path.udp_payload_bytes_max >= UDP_PAYLOAD_BYTES_MIN);
+        let route = Route::to("0.0.0.0:0".parse().unwrap());
+        assert!(route.udp_payload_bytes_max >= UDP_PAYLOAD_BYTES_MIN);
     }
 
     #[test]

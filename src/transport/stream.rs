@@ -166,11 +166,11 @@ impl RecvStream {
     }
 
     /// The long pieces that are read next, `len` bytes of them, shall lie side by side.
-    pub fn lay_together(&mut self, len: usize) {
+    pub fn reserve_contiguous(&mut self, len: usize) {
         let room = ContentBuffers::shared().alloc(len);
         match &mut self.0 {
             Receiving::Quic(_, old) => *old = room,
-            Receiving::Tcp(stream) => stream.lay_together(room),
+            Receiving::Tcp(stream) => stream.use_memory(room),
         }
     }
 

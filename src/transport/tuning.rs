@@ -6,7 +6,7 @@ use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::{
     congestion::{AckPolicy, CongestionKind},
-    route::{Path, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
+    route::{Route, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
 };
 
 /// Memory a connection may hold in each direction when nobody says otherwise: 32 MiB is what 1 Gbit/s needs at 250 ms.
@@ -19,9 +19,9 @@ const CONNECTION_MEMORY_BYTES_MAX: u64 = 1 << 30;
 const STREAM_SHARE_OF_CONNECTION: u64 = 4;
 
 /// Bytes that a stranger may send on all streams: several times the longest hello. (`tcp::frame` has the same for TCP.)
-const STRANGER_WINDOW_BYTES: u64 = 64 << 10;
+const UNADMITTED_WINDOW_BYTES: u64 = 64 << 10;
 /// Streams that a stranger may open: one for its hello, and a few that it may open behind it before the answer is there.
-const STRANGER_STREAMS_MAX: u32 = 4;
+const UNADMITTED_STREAMS_MAX: u32 = 4;
 
 /// What carries a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl TransportTuning {
     }
 
     /// quinn's configuration for a connection over `path`.
-    pub fn transport_config(&self, path: Path) -> Arc<TransportConfig> {
+    pub fn transport_config(&self, route: Route) -> Arc<TransportConfig> {
         let mut config = TransportConfig::default();
         config
             .stream_receive_window(var_int(self.stream_receive_window_bytes))
@@ -154,25 +154,25 @@ impl TransportTuning {
             .initial_rtt(self.initial_rtt)
             .datagram_receive_buffer_size(None)
             .congestion_controller_factory(
-                self.congestion.factory(self.ack_policy(path), self.initial_datagram_bytes(path)),
+                self.congestion.factory(self.ack_policy(route), self.initial_datagram_bytes(route)),
             );
-        Self::configure_acks(&mut config, self.ack_policy(path));
-        self.configure_datagram_size(&mut config, path);
+        Self::configure_acks(&mut config, self.ack_policy(route));
+        self.configure_datagram_size(&mut config, route);
         Arc::new(config)
     }
 
     /// The same for a client that a host has not admitted yet: it may say what it wants, and no more.
-    pub fn of_stranger(&self) -> Self {
+    pub fn before_admission(&self) -> Self {
         Self {
-            receive_window_bytes: self.receive_window_bytes.min(STRANGER_WINDOW_BYTES),
-            bidirectional_streams_max: self.bidirectional_streams_max.min(STRANGER_STREAMS_MAX),
+            receive_window_bytes: self.receive_window_bytes.min(UNADMITTED_WINDOW_BYTES),
+            bidirectional_streams_max: self.bidirectional_streams_max.min(UNADMITTED_STREAMS_MAX),
             unidirectional_streams_max: 0,
             ..self.clone()
         }
     }
 
-    fn ack_policy(&self, path: Path) -> AckPolicy {
-        let fitting = ACK_THRESHOLD_BYTES_MAX / u32::from(self.datagram_bytes(path));
+    fn ack_policy(&self, route: Route) -> AckPolicy {
+        let fitting = ACK_THRESHOLD_BYTES_MAX / u32::from(self.datagram_bytes(route));
         AckPolicy {
             delay_max: self.ack_delay_max,
             threshold_packets: self.ack_threshold_packets.min(fitting),
@@ -185,24 +185,24 @@ impl TransportTuning {
         config.ack_frequency_config(Some(acks));
     }
 
-    fn configure_datagram_size(&self, config: &mut TransportConfig, path: Path) {
-        let upper = self.datagram_bytes(path);
+    fn configure_datagram_size(&self, config: &mut TransportConfig, route: Route) {
+        let upper = self.datagram_bytes(route);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(upper).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
         config.mtu_discovery_config(Some(discovery)).min_mtu(UDP_PAYLOAD_BYTES_MIN);
-        config.initial_mtu(self.initial_datagram_bytes(path));
+        config.initial_mtu(self.initial_datagram_bytes(route));
         // Less than two datagrams fit one 64 KiB send: batching is over.
         config.enable_segmentation_offload(upper <= UDP_PAYLOAD_BYTES_MAX / 2);
     }
 
     /// The largest datagram that the path and the configuration allow.
-    fn datagram_bytes(&self, path: Path) -> u16 {
-        path.udp_payload_bytes_max.min(self.datagram_bytes_max).max(UDP_PAYLOAD_BYTES_MIN)
+    fn datagram_bytes(&self, route: Route) -> u16 {
+        route.udp_payload_bytes_max.min(self.datagram_bytes_max).max(UDP_PAYLOAD_BYTES_MIN)
     }
 
     /// The size to start with. On this machine there is no hop that could be narrower than the interface: full size.
-    fn initial_datagram_bytes(&self, path: Path) -> u16 {
-        if path.same_machine { self.datagram_bytes(path) } else { UDP_PAYLOAD_BYTES_MIN }
+    fn initial_datagram_bytes(&self, route: Route) -> u16 {
+        if route.same_machine { self.datagram_bytes(route) } else { UDP_PAYLOAD_BYTES_MIN }
     }
 }
 
@@ -227,9 +227,9 @@ pub(super) fn var_int(value: u64) -> VarInt {
 mod tests {
     use super::*;
 
-    const ETHERNET: Path = Path { same_machine: false, udp_payload_bytes_max: 1_472 };
-    const JUMBO: Path = Path { same_machine: false, udp_payload_bytes_max: 8_972 };
-    const LOOPBACK: Path = Path { same_machine: true, udp_payload_bytes_max: UDP_PAYLOAD_BYTES_MAX };
+    const ETHERNET: Route = Route { same_machine: false, udp_payload_bytes_max: 1_472 };
+    const JUMBO: Route = Route { same_machine: false, udp_payload_bytes_max: 8_972 };
+    const LOOPBACK: Route = Route { same_machine: true, udp_payload_bytes_max: UDP_PAYLOAD_BYTES_MAX };
 
     #[test]
     fn windows_follow_the_memory_given() {
@@ -263,12 +263,12 @@ mod tests {
 
     #[test]
     fn quinn_is_told() {
-        let config = |path| format!("{:?}", TransportTuning::default().transport_config(path));
-        for (path, wanted) in [
+        let config = |route| format!("{:?}", TransportTuning::default().transport_config(route));
+        for (route, wanted) in [
             (ETHERNET, ["initial_mtu: 1200", "min_mtu: 1200", "enable_segmentation_offload: true"]),
             (LOOPBACK, ["initial_mtu: 65507", "min_mtu: 1200", "enable_segmentation_offload: false"]),
         ] {
-            let told = config(path);
+            let told = config(route);
             for part in wanted.into_iter().chain(["keep_alive_interval: Some(1s)", "send_fairness: true"]) {
                 assert!(told.contains(part), "{part} is missing in {told}");
             }

@@ -9,11 +9,11 @@ use super::Row;
 use crate::cli::CliError;
 use crate::cli::mount::read_source;
 use crate::config::{Environment, Side};
-use crate::transport::interfaces::place_of;
+use crate::transport::interfaces::address_kind;
 use crate::transport::known_hosts::KnownHostsError;
 use crate::transport::{
-    Asked, Connection, DEFAULT_PORT, Expected, ExpectedHost, HostAddress, Identity, KnownHosts, PublicKey,
-    QUIC_HEAD_START, Source, TransportError, TransportTuning, connect_any, resolve,
+    Connection, DEFAULT_PORT, Expected, ExpectedHost, HostAddress, HostQuery, Identity, KnownHosts,
+    MountSource, PublicKey, QUIC_HEAD_START, TransportError, TransportTuning, connect_any, resolve,
 };
 
 /// The check of a host's key.
@@ -23,38 +23,38 @@ const KEY_CHECK: &str = "host key";
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) fn rows(typed: String, state_dir: Option<PathBuf>) -> Result<Vec<Row>, CliError> {
-    let source: Source = read_source(typed)?.parse().map_err(CliError::usage)?;
+    let source: MountSource = read_source(typed)?.parse().map_err(CliError::usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::system(format!("cannot start: {error}")))?;
     match source {
-        Source::Ticket(ticket) => {
+        MountSource::Ticket(ticket) => {
             let key = Row::ok(KEY_CHECK, format!("{}, says the ticket", ticket.host_key()));
             let expected = ExpectedHost::Key(ticket.host_key());
             let (_, host) = runtime.block_on(reach(ticket.addresses(), expected));
             Ok(vec![key, host])
         }
-        Source::Address { host, port, export, .. } => {
+        MountSource::Address { host, port, export, .. } => {
             let address = HostAddress::new(&host, port.unwrap_or(DEFAULT_PORT)).map_err(CliError::usage)?;
-            let asked = Asked { place: place_of(&address), address: address.clone(), export };
+            let query = HostQuery { kind: address_kind(&address), address: address.clone(), export };
             let state = state_dir.map_or_else(|| Environment::of_process().state_dir(Side::Client), Ok);
             let known = KnownHosts::at(state.map_err(CliError::usage)?.join("known_hosts"));
             let (presented, host) = runtime.block_on(reach(&[address], ExpectedHost::Any));
-            Ok(vec![key_row(&known, &asked, presented), host])
+            Ok(vec![key_row(&known, &query, presented), host])
         }
     }
 }
 
 /// What this machine knows of the host that answers to a name, or would be content with.
-fn key_row(known: &KnownHosts, asked: &Asked, presented: Option<PublicKey>) -> Row {
+fn key_row(known: &KnownHosts, query: &HostQuery, presented: Option<PublicKey>) -> Row {
     let help = "mount it once by a ticket (on the host: `wormhole pair new`)";
     let mend = || format!("mend {}", known.path().display());
     let Some(presented) = presented else {
-        return match known.expected(asked) {
+        return match known.expected(query) {
             Ok(Expected::Only(key)) => Row::ok(KEY_CHECK, format!("{key} is expected")),
             Ok(Expected::AnyKnown(keys)) if keys.is_empty() => {
-                Row::fail(KEY_CHECK, format!("{} is not known here", asked.address), help)
+                Row::fail(KEY_CHECK, format!("{} is not known here", query.address), help)
             }
             Ok(Expected::AnyKnown(keys)) => {
                 Row::ok(KEY_CHECK, format!("any of {} known hosts would be let in by this name", keys.len()))
@@ -62,11 +62,11 @@ fn key_row(known: &KnownHosts, asked: &Asked, presented: Option<PublicKey>) -> R
             Err(error) => Row::fail(KEY_CHECK, error.to_string(), mend()),
         };
     };
-    match known.check(asked, presented) {
+    match known.check(query, presented) {
         Ok(name) if name == presented.to_string() => Row::ok(KEY_CHECK, format!("{presented}, as before")),
         Ok(name) => Row::ok(KEY_CHECK, format!("{presented}, as before: known as {name}")),
-        Err(error @ KnownHostsError::Stranger { .. }) => Row::fail(KEY_CHECK, error.to_string(), help),
-        Err(error @ (KnownHostsError::Mismatch(_) | KnownHostsError::Moved(_))) => {
+        Err(error @ KnownHostsError::UnknownHost { .. }) => Row::fail(KEY_CHECK, error.to_string(), help),
+        Err(error @ (KnownHostsError::KeyMismatch(_) | KnownHostsError::AddressMoved(_))) => {
             Row::fail(KEY_CHECK, error.to_string(), "ask who runs the host for a new ticket")
         }
         Err(error) => Row::fail(KEY_CHECK, error.to_string(), mend()),

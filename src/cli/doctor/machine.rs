@@ -18,7 +18,7 @@ use crate::config::{Environment, Side};
 use crate::fuse;
 use crate::host::StateDir;
 use crate::io::{Engine, EngineConfig, private};
-use crate::transport::route::{Path as Route, UDP_PAYLOAD_BYTES_MIN};
+use crate::transport::route::{Route, UDP_PAYLOAD_BYTES_MIN};
 use crate::transport::{DEFAULT_PORT, SocketBuffers};
 
 /// Where mount(8) looks.

@@ -117,7 +117,7 @@ impl<'a> Reading<'a> {
         let mut exchange = Exchange::begin(&live.connection, &frame, self.lane).await?;
         let gathers = self.gathers();
         if gathers {
-            exchange.lay_together(self.progress.bytes_missing() as usize);
+            exchange.reserve_contiguous(self.progress.bytes_missing() as usize);
         }
         match exchange.frame::<Result<Reply, WireError>>().await? {
             Ok(Reply::Content) => {}

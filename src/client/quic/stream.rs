@@ -67,8 +67,8 @@ impl Exchange {
     }
 
     /// The long portions of raw bytes that come next, `len` bytes of them, shall lie side by side.
-    pub(super) fn lay_together(&mut self, len: usize) {
-        self.receive.lay_together(len);
+    pub(super) fn reserve_contiguous(&mut self, len: usize) {
+        self.receive.reserve_contiguous(len);
     }
 
     /// The next `len` raw bytes. `arrived` is told of each portion.

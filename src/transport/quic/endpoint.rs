@@ -11,7 +11,7 @@ use super::socket::{self, SocketBuffers};
 use crate::transport::connection::CloseReason;
 use crate::transport::error::TransportError;
 use crate::transport::identity::PublicKey;
-use crate::transport::route::{Path, UDP_PAYLOAD_BYTES_MAX};
+use crate::transport::route::{Route, UDP_PAYLOAD_BYTES_MAX};
 use crate::transport::tls;
 use crate::transport::tuning::TransportTuning;
 
@@ -46,7 +46,7 @@ impl QuicEndpoint {
             .max_incoming(PENDING_HANDSHAKES_MAX)
             .incoming_buffer_size(PENDING_BYTES_MAX)
             .incoming_buffer_size_total(PENDING_BYTES_TOTAL_MAX)
-            .transport_config(tuning.of_stranger().transport_config(Path::unknown(listen.ip())));
+            .transport_config(tuning.before_admission().transport_config(Route::unknown(listen.ip())));
         Self::open(listen, tuning, Some(server), UDP_PAYLOAD_BYTES_MAX)
     }
 
@@ -59,7 +59,7 @@ impl QuicEndpoint {
             SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
             SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
         };
-        Self::open(any, tuning, None, Path::to(peer).udp_payload_bytes_max)
+        Self::open(any, tuning, None, Route::to(peer).udp_payload_bytes_max)
     }
 
     fn open(
@@ -100,7 +100,7 @@ impl QuicEndpoint {
     ) -> Result<(quinn::Connection, PublicKey), String> {
         let tls = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
         let mut config = ClientConfig::new(Arc::new(tls));
-        config.transport_config(tuning.transport_config(Path::to(address)));
+        config.transport_config(tuning.transport_config(Route::to(address)));
         let connecting =
             self.quinn.connect_with(config, address, TLS_NAME).map_err(|error| error.to_string())?;
         let connection = connecting.await.map_err(handshake_words)?;
@@ -180,7 +180,9 @@ impl QuicIncoming {
         tuning: &TransportTuning,
     ) -> Result<(quinn::Connection, PublicKey), String> {
         let mut config = ServerConfig::clone(&self.server);
-        config.transport_config(tuning.of_stranger().transport_config(Path::to(self.quinn.remote_address())));
+        config.transport_config(
+            tuning.before_admission().transport_config(Route::to(self.quinn.remote_address())),
+        );
         let connecting = self.quinn.accept_with(Arc::new(config)).map_err(handshake_words)?;
         let connection = connecting.await.map_err(handshake_words)?;
         let key = peer_key(&connection).ok_or_else(|| "the client proved no key".to_owned())?;

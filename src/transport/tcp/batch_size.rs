@@ -11,12 +11,12 @@ const FAST_WITHIN: Duration = Duration::from_millis(1);
 
 /// The size of batches, from how long the last ones took.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct BatchSize {
     batch_bytes: usize,
     begun_at: Duration,
 }
 
-impl Pace {
+impl BatchSize {
     pub(super) const fn new() -> Self {
         Self { batch_bytes: BATCH_BYTES_MAX / 4, begun_at: Duration::ZERO }
     }
@@ -48,9 +48,9 @@ mod tests {
 
     #[test]
     fn batches_follow_the_link() {
-        let mut pace = Pace::new();
+        let mut pace = BatchSize::new();
         let mut now = Duration::ZERO;
-        let mut take = |pace: &mut Pace, took| {
+        let mut take = |pace: &mut BatchSize, took| {
             pace.begin(now);
             now += took;
             pace.drained(now);

@@ -47,7 +47,7 @@ impl KernelCongestion {
     }
 
     /// Takes what the kernel says of the connection by now; the name of what it should go on with, once, when that changes.
-    pub(super) fn look(&mut self, info: &TcpInfo) -> Option<&'static str> {
+    pub(super) fn update(&mut self, info: &TcpInfo) -> Option<&'static str> {
         let sent = info.segments_sent.saturating_sub(self.judged.segments_sent);
         if !self.watches || sent < JUDGED_SEGMENTS {
             return None;
@@ -71,7 +71,7 @@ mod tests {
         let mut second = |lost: &u64| {
             info.segments_sent += 20_000;
             info.segments_lost += lost * 2;
-            congestion.look(&info)
+            congestion.update(&info)
         };
         lost_in_10000.iter().map(&mut second).collect()
     }
@@ -90,11 +90,11 @@ mod tests {
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         for segments in 1..100 {
             let info = TcpInfo { segments_sent: segments * 160, segments_lost: 0, ..TcpInfo::default() };
-            assert_eq!(congestion.look(&info), None);
+            assert_eq!(congestion.update(&info), None);
         }
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         let info = TcpInfo { segments_sent: 300, segments_lost: 200, ..TcpInfo::default() };
-        assert_eq!([congestion.look(&info), congestion.look(&info)], [None, None]);
+        assert_eq!([congestion.update(&info), congestion.update(&info)], [None, None]);
     }
 
     #[test]
@@ -112,7 +112,7 @@ mod tests {
                     segments_lost: segments * 2_000,
                     ..TcpInfo::default()
                 };
-                assert_eq!(congestion.look(&info), None);
+                assert_eq!(congestion.update(&info), None);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The task of one connection: from the socket to the streams and back, in steps as large as the socket takes.
 //!
-//! It decides nothing: [`Mux`](super::mux::Mux) says what to send, [`Records`] seals and opens, [`Pace`] says how much at once.
+//! It decides nothing: [`Mux`](super::mux::Mux) says what to send, [`Records`] seals and opens, [`BatchSize`] says how much at once.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,43 +15,43 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::batch_size::Pace;
+use super::batch_size::BatchSize;
 use super::congestion::KernelCongestion;
 use super::handle::{Shared, locked};
-use super::handshake::Agreed;
+use super::handshake::Established;
 use super::mux::{Batch, Violation};
 use super::record::{Opened, RECORD_BYTES_MAX, RecordError, Records};
-use super::record_buffer::Sealed;
+use super::record_buffer::RecordBuffer;
 use crate::io::sys::{TcpInfo, tcp_info};
 use crate::transport::connection::CloseReason;
 
 /// Bytes asked of the socket at once. What is opened is still in the processor's cache when it is proved.
 const RECEIVE_BYTES: usize = 512 << 10;
 /// The same while the peer is a stranger: one record at a time, so that a thousand strangers hold little of our memory.
-const STRANGER_RECEIVE_BYTES: usize = RECORD_BYTES_MAX;
+const UNADMITTED_RECEIVE_BYTES: usize = RECORD_BYTES_MAX;
 /// How often the kernel is asked how the way is, while there is something to do.
 const INFO_EVERY: Duration = Duration::from_millis(100);
 /// How long the last words may take to leave, and the peer to read them.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// When something is to be said in silence, and when silence has lasted too long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     pub(super) keep_alive: Duration,
     pub(super) idle_timeout: Duration,
 }
 
 /// Why the connection ends.
-enum End {
+enum ExitReason {
     /// Somebody closed it, here or there.
     Closed,
     /// The peer is gone without a word.
-    Gone(CloseReason),
+    Failed(CloseReason),
 }
 
-impl From<io::Error> for End {
+impl From<io::Error> for ExitReason {
     fn from(error: io::Error) -> Self {
-        Self::Gone(match error.kind() {
+        Self::Failed(match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => CloseReason::Reset,
             io::ErrorKind::TimedOut => CloseReason::TimedOut,
             _ => CloseReason::Failed { text: error.to_string() },
@@ -59,15 +59,15 @@ impl From<io::Error> for End {
     }
 }
 
-impl From<RecordError> for End {
+impl From<RecordError> for ExitReason {
     fn from(error: RecordError) -> Self {
-        Self::Gone(CloseReason::Failed { text: error.to_string() })
+        Self::Failed(CloseReason::Failed { text: error.to_string() })
     }
 }
 
-impl From<Violation> for End {
+impl From<Violation> for ExitReason {
     fn from(violation: Violation) -> Self {
-        Self::Gone(CloseReason::Failed { text: violation.to_string() })
+        Self::Failed(CloseReason::Failed { text: violation.to_string() })
     }
 }
 
@@ -77,21 +77,21 @@ pub(super) fn set_congestion(stream: &TcpStream, name: &str) {
 }
 
 /// Changes the congestion control where the way turns out to need another.
-fn heed_loss(stream: &TcpStream, congestion: &mut KernelCongestion, info: &TcpInfo) {
-    if let Some(name) = congestion.look(info) {
+fn update_congestion(stream: &TcpStream, congestion: &mut KernelCongestion, info: &TcpInfo) {
+    if let Some(name) = congestion.update(info) {
         tracing::debug!("this way loses what it carries: {name} goes on");
         set_congestion(stream, name);
     }
 }
 
 /// How many bytes of content were opened.
-fn content(opened: Opened) -> Result<usize, End> {
+fn content(opened: Opened) -> Result<usize, ExitReason> {
     match opened {
         Opened::Content(len) => Ok(len),
         Opened::Nothing => Ok(0),
         Opened::End => {
             let text = "the other side ended the connection".to_owned();
-            Err(End::Gone(CloseReason::Failed { text }))
+            Err(ExitReason::Failed(CloseReason::Failed { text }))
         }
     }
 }
@@ -100,7 +100,7 @@ pub(super) struct Driver {
     stream: TcpStream,
     shared: Arc<Shared>,
     records: Records,
-    patience: Patience,
+    timeouts: Timeouts,
     congestion: KernelCongestion,
     started_at: Instant,
     incoming: Vec<u8>,
@@ -108,11 +108,11 @@ pub(super) struct Driver {
     received: usize,
     /// Where a record is opened that is not of one piece only.
     opened: Vec<u8>,
-    outgoing: Sealed,
+    outgoing: RecordBuffer,
     /// What of `outgoing` the socket has taken.
     sent: usize,
     batch: Batch,
-    pace: Pace,
+    batch_size: BatchSize,
     last_heard: Instant,
     last_info: Instant,
     timer: Pin<Box<Sleep>>,
@@ -122,32 +122,32 @@ impl Driver {
     pub(super) fn new(
         stream: TcpStream,
         shared: Arc<Shared>,
-        agreed: Agreed,
-        patience: Patience,
+        established: Established,
+        timeouts: Timeouts,
         congestion: KernelCongestion,
     ) -> Self {
         let now = Instant::now();
-        let received = agreed.sealed.len();
+        let received = established.sealed.len();
         // Fresh zeroes: of a connection that receives little only the first pages are ever touched.
         let mut incoming = vec![0; received.max(RECEIVE_BYTES + RECORD_BYTES_MAX)];
-        incoming[..received].copy_from_slice(&agreed.sealed);
+        incoming[..received].copy_from_slice(&established.sealed);
         let mut driver = Self {
             stream,
             congestion,
             shared,
-            records: agreed.records,
-            patience,
+            records: established.records,
+            timeouts,
             started_at: now,
             incoming,
             received,
             opened: vec![0; RECORD_BYTES_MAX],
-            outgoing: Sealed::default(),
+            outgoing: RecordBuffer::default(),
             sent: 0,
             batch: Batch::default(),
-            pace: Pace::new(),
+            batch_size: BatchSize::new(),
             last_heard: now,
             last_info: now,
-            timer: Box::pin(sleep_until(now + patience.keep_alive)),
+            timer: Box::pin(sleep_until(now + timeouts.keep_alive)),
         };
         driver.ask_kernel();
         driver
@@ -159,26 +159,26 @@ impl Driver {
             Ok(()) => self.carry().await,
             Err(end) => end,
         };
-        if let End::Gone(reason) = end {
+        if let ExitReason::Failed(reason) = end {
             self.shared.with(|mux| mux.fail(reason));
         }
         self.ask_kernel();
-        let _ = timeout(GOODBYE_TIMEOUT, self.say_goodbye()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.send_close()).await;
     }
 
-    fn begin(&mut self, content: &[u8]) -> Result<(), End> {
+    fn begin(&mut self, content: &[u8]) -> Result<(), ExitReason> {
         self.shared.with(|mux| mux.receive(content, Duration::ZERO))?;
         self.open_records()
     }
 
-    async fn carry(&mut self) -> End {
+    async fn carry(&mut self) -> ExitReason {
         loop {
             let moved = match self.send().and_then(|sent| Ok(self.receive()? || sent)) {
                 Ok(moved) => moved,
                 Err(end) => return end,
             };
             if self.shared.with(|mux| mux.close_reason().is_some()) {
-                return End::Closed;
+                return ExitReason::Closed;
             }
             if moved {
                 // Those who were woken shall find their bytes in the processor's cache.
@@ -190,7 +190,7 @@ impl Driver {
     }
 
     /// Sends what is to be sent, as far as the socket takes it. Returns whether it took something.
-    fn send(&mut self) -> Result<bool, End> {
+    fn send(&mut self) -> Result<bool, ExitReason> {
         let mut moved = false;
         loop {
             if self.sent == self.outgoing.len() && !self.seal_batch()? {
@@ -204,7 +204,7 @@ impl Driver {
                     counters.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
                     counters.writes.fetch_add(1, Ordering::Relaxed);
                     if self.sent == self.outgoing.len() {
-                        self.pace.drained(self.started_at.elapsed());
+                        self.batch_size.drained(self.started_at.elapsed());
                         return Ok(moved);
                     }
                 }
@@ -215,8 +215,8 @@ impl Driver {
     }
 
     /// Seals the next batch. Returns whether there was one.
-    fn seal_batch(&mut self) -> Result<bool, End> {
-        let bytes_max = self.pace.batch_bytes();
+    fn seal_batch(&mut self) -> Result<bool, ExitReason> {
+        let bytes_max = self.batch_size.batch_bytes();
         let (batch, shared) = (&mut self.batch, &self.shared);
         shared.with(|mux| {
             if mux.has_work() {
@@ -228,7 +228,7 @@ impl Driver {
         if self.batch.parts.is_empty() {
             return Ok(false);
         }
-        self.pace.begin(self.started_at.elapsed());
+        self.batch_size.begin(self.started_at.elapsed());
         self.records.seal(&self.batch, &mut self.outgoing)?;
         self.batch.parts.clear();
         self.batch.bytes = 0;
@@ -236,12 +236,12 @@ impl Driver {
     }
 
     /// Takes what the socket has, once. Returns whether it had something.
-    fn receive(&mut self) -> Result<bool, End> {
-        let room = if self.shared.is_admitted() { self.incoming.len() } else { STRANGER_RECEIVE_BYTES };
+    fn receive(&mut self) -> Result<bool, ExitReason> {
+        let room = if self.shared.is_admitted() { self.incoming.len() } else { UNADMITTED_RECEIVE_BYTES };
         match self.stream.try_read(&mut self.incoming[self.received..room.max(self.received + 1)]) {
             Ok(0) => {
                 let text = "the other side ended without a word".to_owned();
-                Err(End::Gone(CloseReason::Failed { text }))
+                Err(ExitReason::Failed(CloseReason::Failed { text }))
             }
             Ok(bytes) => {
                 self.received += bytes;
@@ -262,9 +262,9 @@ impl Driver {
     }
 
     /// Opens the whole records that came, and hands on what they hold.
-    fn open_records(&mut self) -> Result<(), End> {
+    fn open_records(&mut self) -> Result<(), ExitReason> {
         let (now, mut start) = (self.last_heard - self.started_at, 0);
-        while let Some(len) = Records::whole(&self.incoming[start..self.received])? {
+        while let Some(len) = Records::complete_len(&self.incoming[start..self.received])? {
             self.open_record(start..start + len, now)?;
             start += len;
         }
@@ -274,7 +274,7 @@ impl Driver {
     }
 
     /// Opens the record in these bytes of what came: into the piece that it is of, if it is nothing else.
-    fn open_record(&mut self, at: Range<usize>, now: Duration) -> Result<(), End> {
+    fn open_record(&mut self, at: Range<usize>, now: Duration) -> Result<(), ExitReason> {
         let (record, records) = (&self.incoming[at], &mut self.records);
         let sealed_bytes = Records::sealed_bytes(record);
         let in_place = self
@@ -289,7 +289,7 @@ impl Driver {
     }
 
     /// Waits until the socket or a stream has something, or it is time to ask whether the peer lives.
-    async fn wait(&mut self) -> Result<(), End> {
+    async fn wait(&mut self) -> Result<(), ExitReason> {
         let mut interest = Interest::READABLE;
         if self.sent < self.outgoing.len() {
             interest |= Interest::WRITABLE;
@@ -299,22 +299,22 @@ impl Driver {
                 ready?;
             }
             () = self.shared.work.notified() => {}
-            () = &mut self.timer => self.look_at_clock()?,
+            () = &mut self.timer => self.on_timer()?,
         }
         Ok(())
     }
 
-    fn look_at_clock(&mut self) -> Result<(), End> {
+    fn on_timer(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
         let silence = now - self.last_heard;
-        if silence >= self.patience.idle_timeout {
-            return Err(End::Gone(CloseReason::TimedOut));
+        if silence >= self.timeouts.idle_timeout {
+            return Err(ExitReason::Failed(CloseReason::TimedOut));
         }
-        if silence >= self.patience.keep_alive {
+        if silence >= self.timeouts.keep_alive {
             self.shared.with(super::mux::Mux::ping);
-            self.timer.as_mut().reset(now + self.patience.keep_alive);
+            self.timer.as_mut().reset(now + self.timeouts.keep_alive);
         } else {
-            self.timer.as_mut().reset(self.last_heard + self.patience.keep_alive);
+            self.timer.as_mut().reset(self.last_heard + self.timeouts.keep_alive);
         }
         self.ask_kernel();
         Ok(())
@@ -322,14 +322,14 @@ impl Driver {
 
     fn ask_kernel(&mut self) {
         if let Ok(info) = tcp_info(&self.stream) {
-            heed_loss(&self.stream, &mut self.congestion, &info);
+            update_congestion(&self.stream, &mut self.congestion, &info);
             *locked(&self.shared.counters.info) = info;
         }
     }
 
     /// Sends what was sealed and the last words, and reads until the peer has gone too: a socket that is closed with
     /// bytes unread takes back what it sent.
-    async fn say_goodbye(mut self) -> io::Result<()> {
+    async fn send_close(mut self) -> io::Result<()> {
         self.stream.write_all(&self.outgoing[self.sent..]).await?;
         self.outgoing.clear();
         self.shared.with(|mux| mux.transmit(&mut self.batch, 0));
@@ -378,7 +378,7 @@ mod tests {
             assert_eq!(used(), "cubic");
             let lost = if segments > 20_000 { segments / 10 } else { 0 };
             let info = TcpInfo { segments_sent: segments, segments_lost: lost, ..TcpInfo::default() };
-            heed_loss(&stream, &mut congestion, &info);
+            update_congestion(&stream, &mut congestion, &info);
             assert_eq!(used(), expected, "after {segments}");
         }
     }

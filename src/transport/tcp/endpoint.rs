@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::congestion::KernelCongestion;
-use super::driver::{Driver, Patience, set_congestion};
+use super::driver::{Driver, Timeouts, set_congestion};
 use super::handle::{Shared, TcpConnection, locked};
-use super::handshake::{self, Agreed, HandshakeError};
+use super::handshake::{self, Established, HandshakeError};
 use super::mux::{Limits, Mux, Side};
 use crate::io::sys::tcp_info;
 use crate::transport::identity::PublicKey;
@@ -28,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 /// Why there is no connection.
-pub(in crate::transport) type TcpProblem = String;
+pub(in crate::transport) type TcpErrorText = String;
 
 /// The connections of one endpoint: to close them all, and to wait until they are gone.
 #[derive(Clone, Debug)]
@@ -79,12 +79,12 @@ impl Drop for Active {
 
 /// A host's socket.
 #[derive(Debug)]
-pub(in crate::transport) struct TcpDoor {
+pub(in crate::transport) struct TcpAcceptor {
     listener: TcpListener,
     config: Arc<ServerConfig>,
 }
 
-impl TcpDoor {
+impl TcpAcceptor {
     /// Listens at `address`; `[::]` serves IPv4 too, and becomes `0.0.0.0` on a machine without IPv6.
     pub(in crate::transport) fn open(address: SocketAddr, mut config: ServerConfig) -> io::Result<Self> {
         config.enable_secret_extraction = true;
@@ -148,12 +148,12 @@ impl TcpIncoming {
         self,
         tuning: &TransportTuning,
         registry: &Registry,
-    ) -> Result<(TcpConnection, PublicKey), TcpProblem> {
+    ) -> Result<(TcpConnection, PublicKey), TcpErrorText> {
         let mut connected =
             Connected::new(self.stream, self.address, tuning).map_err(|error| error.to_string())?;
-        let agreed = Box::pin(handshake::as_host(&mut connected.stream, self.config));
-        let agreed = agreed.await.map_err(|error| error.to_string())?;
-        Ok(start(connected, agreed, Side::Host, tuning, registry))
+        let established = Box::pin(handshake::host(&mut connected.stream, self.config));
+        let established = established.await.map_err(|error| error.to_string())?;
+        Ok(start(connected, established, Side::Host, tuning, registry))
     }
 }
 
@@ -185,7 +185,7 @@ impl Connected {
 pub(in crate::transport) async fn connect(
     address: SocketAddr,
     tuning: &TransportTuning,
-) -> Result<Connected, TcpProblem> {
+) -> Result<Connected, TcpErrorText> {
     let words = |error: io::Error| error.to_string();
     let connected = timeout(tuning.idle_timeout, TcpStream::connect(address)).await;
     let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(words)?;
@@ -209,24 +209,24 @@ pub(in crate::transport) async fn secure(
     mut config: ClientConfig,
     tuning: &TransportTuning,
     registry: &Registry,
-) -> Result<(TcpConnection, PublicKey), TcpProblem> {
+) -> Result<(TcpConnection, PublicKey), TcpErrorText> {
     config.enable_secret_extraction = true;
-    let agreed = Box::pin(handshake::as_client(&mut connected.stream, Arc::new(config)));
-    let agreed = within(tuning.idle_timeout, agreed).await?;
-    Ok(start(connected, agreed, Side::Client, tuning, registry))
+    let established = Box::pin(handshake::client(&mut connected.stream, Arc::new(config)));
+    let established = within(tuning.idle_timeout, established).await?;
+    Ok(start(connected, established, Side::Client, tuning, registry))
 }
 
 async fn within(
     time: Duration,
-    handshake: impl Future<Output = Result<Agreed, HandshakeError>>,
-) -> Result<Agreed, TcpProblem> {
-    let late = |_| Err(HandshakeError::Words(format!("no handshake within {} s", time.as_secs_f32())));
+    handshake: impl Future<Output = Result<Established, HandshakeError>>,
+) -> Result<Established, TcpErrorText> {
+    let late = |_| Err(HandshakeError::Other(format!("no handshake within {} s", time.as_secs_f32())));
     timeout(time, handshake).await.unwrap_or_else(late).map_err(|error| error.to_string())
 }
 
 fn start(
     connected: Connected,
-    mut agreed: Agreed,
+    mut established: Established,
     side: Side,
     tuning: &TransportTuning,
     registry: &Registry,
@@ -238,16 +238,16 @@ fn start(
         connection_bytes: bytes(tuning.receive_window_bytes),
         send_bytes_max: tuning.send_window_bytes as usize,
     };
-    let patience = Patience { keep_alive: tuning.keep_alive_interval, idle_timeout: tuning.idle_timeout };
+    let timeouts = Timeouts { keep_alive: tuning.keep_alive_interval, idle_timeout: tuning.idle_timeout };
     let shared = Arc::new(Shared::new(Mux::new(side, limits)));
     if side == Side::Client {
         // Whom it dials a client has chosen itself.
         shared.admit();
     }
     let active = registry.add(&shared);
-    let (peer_key, content) = (agreed.peer_key, std::mem::take(&mut agreed.content));
+    let (peer_key, content) = (established.peer_key, std::mem::take(&mut established.content));
     let Connected { stream, address, congestion, .. } = connected;
-    let driver = Driver::new(stream, Arc::clone(&shared), agreed, patience, congestion);
+    let driver = Driver::new(stream, Arc::clone(&shared), established, timeouts, congestion);
     tokio::spawn(async move {
         driver.run(content).await;
         drop(active);

@@ -3,7 +3,7 @@
 //! Each runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib tcp::fuzz -- --nocapture` runs each for ten minutes.
 
 use super::record::{RecordError, Records};
-use super::sealed::Sealed;
+use super::record_buffer::RecordBuffer;
 use super::tests::{batch, client_records, ends, host_records, open_all, pattern};
 use crate::chunk::testing::fuzz::{Numbers, fuzz, mutate};
 
@@ -13,7 +13,7 @@ fn sealed(numbers: &mut Numbers) -> (Records, Vec<u8>, Vec<u8>) {
     let (mut ours, theirs) = (client_records(client), host_records(server));
     ours.per_key_max = 1 + numbers.below(3) as u64;
     let content = pattern(numbers.below(60_000));
-    let mut sealed = Sealed::default();
+    let mut sealed = RecordBuffer::default();
     let (first, rest) = content.split_at(numbers.below(content.len()));
     ours.seal(&batch(&[first, rest]), &mut sealed).unwrap();
     if numbers.below(3) == 0 {
@@ -41,7 +41,7 @@ fn records() {
 fn open_whole(records: &mut Records, mut sealed: &[u8]) -> (Vec<u8>, Option<RecordError>) {
     let mut opened = Vec::new();
     loop {
-        let len = match Records::whole(sealed) {
+        let len = match Records::complete_len(sealed) {
             Ok(Some(len)) => len,
             Ok(None) => return (opened, None),
             Err(error) => return (opened, Some(error)),

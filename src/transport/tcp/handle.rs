@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use super::mux::{Arrived, Mux};
+use super::mux::{Mux, ReadProgress};
 use crate::io::sys::TcpInfo;
 use crate::proto::Lane;
 use crate::transport::connection::{CloseReason, LinkStats};
@@ -58,7 +58,7 @@ impl Shared {
     /// Lets the peer use the whole limits.
     pub(super) fn admit(&self) {
         self.is_admitted.store(true, Ordering::Relaxed);
-        self.ask(Mux::admit);
+        self.with_notify(Mux::admit);
     }
 
     /// Lets the socket's task do something with the streams; whoever waited for it is woken afterwards.
@@ -72,7 +72,7 @@ impl Shared {
     }
 
     /// The same for everybody else: the socket's task hears of what is to be sent.
-    fn ask<T>(&self, act: impl FnOnce(&mut Mux) -> T) -> T {
+    fn with_notify<T>(&self, act: impl FnOnce(&mut Mux) -> T) -> T {
         let (result, has_work) = self.with(|mux| {
             let had_work = mux.has_work();
             let result = act(mux);
@@ -85,29 +85,29 @@ impl Shared {
     }
 
     async fn wait<T>(&self, mut poll: impl FnMut(&mut Mux, &Context<'_>) -> Poll<T>) -> T {
-        poll_fn(|context| self.ask(|mux| poll(mux, context))).await
+        poll_fn(|context| self.with_notify(|mux| poll(mux, context))).await
     }
 }
 
 /// Closes the connection when the last one who holds it goes.
-struct Hold(Arc<Shared>);
+struct ConnectionHandle(Arc<Shared>);
 
-impl Drop for Hold {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
-        self.0.ask(|mux| mux.close(0, ""));
+        self.0.with_notify(|mux| mux.close(0, ""));
     }
 }
 
 /// A connection; clones are handles to the same one.
 #[derive(Clone)]
 pub(in crate::transport) struct TcpConnection {
-    hold: Arc<Hold>,
+    hold: Arc<ConnectionHandle>,
     peer: SocketAddr,
 }
 
 impl TcpConnection {
     pub(super) fn new(shared: Arc<Shared>, peer: SocketAddr) -> Self {
-        Self { hold: Arc::new(Hold(shared)), peer }
+        Self { hold: Arc::new(ConnectionHandle(shared)), peer }
     }
 
     fn shared(&self) -> &Shared {
@@ -167,12 +167,12 @@ impl TcpConnection {
 
     fn stream(&self, id: Result<u32, CloseReason>) -> Result<(TcpSendStream, TcpRecvStream), TransportError> {
         let id = id.map_err(TransportError::Closed)?;
-        let end = || End { hold: Arc::clone(&self.hold), id };
+        let end = || StreamHandle { hold: Arc::clone(&self.hold), id };
         Ok((TcpSendStream(end()), TcpRecvStream(end())))
     }
 
     pub(in crate::transport) fn close(&self, code: u32, text: &str) {
-        self.shared().ask(|mux| mux.close(code, text));
+        self.shared().with_notify(|mux| mux.close(code, text));
     }
 
     pub(in crate::transport) async fn closed(&self) -> CloseReason {
@@ -191,19 +191,19 @@ impl fmt::Debug for TcpConnection {
 }
 
 /// One end of a stream keeps the connection.
-struct End {
-    hold: Arc<Hold>,
+struct StreamHandle {
+    hold: Arc<ConnectionHandle>,
     id: u32,
 }
 
-impl End {
+impl StreamHandle {
     fn shared(&self) -> &Shared {
         &self.hold.0
     }
 }
 
 /// The end that writes. Dropped, it finishes what was written.
-pub(in crate::transport) struct TcpSendStream(End);
+pub(in crate::transport) struct TcpSendStream(StreamHandle);
 
 impl TcpSendStream {
     pub(in crate::transport) async fn write(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
@@ -212,15 +212,15 @@ impl TcpSendStream {
     }
 
     pub(in crate::transport) fn finish(&mut self) -> bool {
-        self.0.shared().ask(|mux| mux.finish(self.0.id))
+        self.0.shared().with_notify(|mux| mux.finish(self.0.id))
     }
 
     pub(in crate::transport) fn reset(&mut self, code: u32) -> bool {
-        self.0.shared().ask(|mux| mux.reset(self.0.id, code))
+        self.0.shared().with_notify(|mux| mux.reset(self.0.id, code))
     }
 
     pub(in crate::transport) fn set_lane(&self, lane: Lane) {
-        self.0.shared().ask(|mux| mux.set_lane(self.0.id, lane));
+        self.0.shared().with_notify(|mux| mux.set_lane(self.0.id, lane));
     }
 
     pub(in crate::transport) fn stopped(
@@ -233,12 +233,12 @@ impl TcpSendStream {
 
 impl Drop for TcpSendStream {
     fn drop(&mut self) {
-        self.0.shared().ask(|mux| mux.drop_sending(self.0.id));
+        self.0.shared().with_notify(|mux| mux.drop_sending(self.0.id));
     }
 }
 
 /// The end that reads. Dropped, it wants no more.
-pub(in crate::transport) struct TcpRecvStream(End);
+pub(in crate::transport) struct TcpRecvStream(StreamHandle);
 
 impl TcpRecvStream {
     pub(in crate::transport) async fn read(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
@@ -246,8 +246,8 @@ impl TcpRecvStream {
         self.0.shared().wait(|mux, context| mux.poll_read(id, max, context)).await
     }
 
-    pub(in crate::transport) fn lay_together(&mut self, room: BytesMut) {
-        self.0.shared().ask(|mux| mux.lay_together(self.0.id, room));
+    pub(in crate::transport) fn use_memory(&mut self, room: BytesMut) {
+        self.0.shared().with_notify(|mux| mux.use_memory(self.0.id, room));
     }
 
     pub(in crate::transport) async fn read_bytes(
@@ -260,8 +260,8 @@ impl TcpRecvStream {
             let step =
                 self.0.shared().wait(|mux, context| mux.poll_read_exact(id, len, told, context)).await?;
             let (now, all) = match step {
-                Arrived::Part(bytes) => (bytes, None),
-                Arrived::All(bytes) => (len, Some(bytes)),
+                ReadProgress::Part(bytes) => (bytes, None),
+                ReadProgress::All(bytes) => (len, Some(bytes)),
             };
             arrived((now - told) as u64);
             told = now;
@@ -272,12 +272,12 @@ impl TcpRecvStream {
     }
 
     pub(in crate::transport) fn stop(&mut self, code: u32) -> bool {
-        self.0.shared().ask(|mux| mux.stop(self.0.id, code))
+        self.0.shared().with_notify(|mux| mux.stop(self.0.id, code))
     }
 }
 
 impl Drop for TcpRecvStream {
     fn drop(&mut self) {
-        self.0.shared().ask(|mux| mux.drop_receiving(self.0.id));
+        self.0.shared().with_notify(|mux| mux.drop_receiving(self.0.id));
     }
 }

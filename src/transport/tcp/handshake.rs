@@ -28,11 +28,11 @@ pub(super) enum HandshakeError {
     #[error("{0}")]
     Tls(#[from] rustls::Error),
     #[error("{0}")]
-    Words(String),
+    Other(String),
 }
 
 /// A finished handshake.
-pub(super) struct Agreed {
+pub(super) struct Established {
     pub(super) records: Records,
     pub(super) peer_key: PublicKey,
     /// What came behind the handshake: content that was opened already, and records that were not.
@@ -41,42 +41,42 @@ pub(super) struct Agreed {
 }
 
 /// The client's part.
-pub(super) async fn as_client(
+pub(super) async fn client(
     stream: &mut TcpStream,
     config: Arc<ClientConfig>,
-) -> Result<Agreed, HandshakeError> {
-    let name = ServerName::try_from(TLS_NAME).map_err(|error| HandshakeError::Words(error.to_string()))?;
+) -> Result<Established, HandshakeError> {
+    let name = ServerName::try_from(TLS_NAME).map_err(|error| HandshakeError::Other(error.to_string()))?;
     let mut tls = UnbufferedClientConnection::new(config, name)?;
-    let carried = carry(stream, &mut tls).await?;
+    let buffers = exchange(stream, &mut tls).await?;
     let peer_key = key_of(tls.peer_certificates())?;
     let (secrets, schedule) = tls.dangerous_into_kernel_connection()?;
-    agreed(carried, peer_key, Records::new(secrets, Schedule::Client(schedule)))
+    established(buffers, peer_key, Records::new(secrets, Schedule::Client(schedule)))
 }
 
 /// The host's part.
-pub(super) async fn as_host(
+pub(super) async fn host(
     stream: &mut TcpStream,
     config: Arc<ServerConfig>,
-) -> Result<Agreed, HandshakeError> {
+) -> Result<Established, HandshakeError> {
     let mut tls = UnbufferedServerConnection::new(config)?;
-    let carried = carry(stream, &mut tls).await?;
+    let buffers = exchange(stream, &mut tls).await?;
     let peer_key = key_of(tls.peer_certificates())?;
     let (secrets, schedule) = tls.dangerous_into_kernel_connection()?;
-    agreed(carried, peer_key, Records::new(secrets, Schedule::Host(schedule)))
+    established(buffers, peer_key, Records::new(secrets, Schedule::Host(schedule)))
 }
 
 fn key_of(proven: Option<&[CertificateDer<'_>]>) -> Result<PublicKey, HandshakeError> {
     let key = proven.and_then(tls::key_of_chain);
-    key.ok_or_else(|| HandshakeError::Words("the other side proved no key".to_owned()))
+    key.ok_or_else(|| HandshakeError::Other("the other side proved no key".to_owned()))
 }
 
-fn agreed(
-    carried: Carried,
+fn established(
+    buffers: HandshakeBuffers,
     peer_key: PublicKey,
     records: Result<Records, super::record::RecordError>,
-) -> Result<Agreed, HandshakeError> {
-    let records = records.map_err(|error| HandshakeError::Words(error.to_string()))?;
-    Ok(Agreed { records, peer_key, content: carried.content, sealed: carried.incoming })
+) -> Result<Established, HandshakeError> {
+    let records = records.map_err(|error| HandshakeError::Other(error.to_string()))?;
+    Ok(Established { records, peer_key, content: buffers.content, sealed: buffers.incoming })
 }
 
 /// What both kinds of rustls' connections can do.
@@ -116,7 +116,7 @@ impl Handshake for UnbufferedServerConnection {
 
 /// What is on its way.
 #[derive(Default)]
-pub(super) struct Carried {
+pub(super) struct HandshakeBuffers {
     pub(super) incoming: Vec<u8>,
     pub(super) outgoing: Vec<u8>,
     /// Content that came behind the handshake.
@@ -131,28 +131,31 @@ pub(super) enum Step {
 }
 
 /// Sends and receives until both ends are sure.
-async fn carry(stream: &mut TcpStream, tls: &mut impl Handshake) -> Result<Carried, HandshakeError> {
-    let mut carried = Carried::default();
+async fn exchange(
+    stream: &mut TcpStream,
+    tls: &mut impl Handshake,
+) -> Result<HandshakeBuffers, HandshakeError> {
+    let mut buffers = HandshakeBuffers::default();
     loop {
-        match step(tls, &mut carried) {
+        match step(tls, &mut buffers) {
             Ok(Step::Again) => {}
             Ok(Step::Done) => {
-                stream.write_all(&std::mem::take(&mut carried.outgoing)).await?;
-                return Ok(carried);
+                stream.write_all(&std::mem::take(&mut buffers.outgoing)).await?;
+                return Ok(buffers);
             }
             Ok(Step::Receive) => {
-                stream.write_all(&std::mem::take(&mut carried.outgoing)).await?;
-                if carried.incoming.len() >= HANDSHAKE_BYTES_MAX {
-                    return Err(HandshakeError::Words("the other side's handshake has no end".to_owned()));
+                stream.write_all(&std::mem::take(&mut buffers.outgoing)).await?;
+                if buffers.incoming.len() >= HANDSHAKE_BYTES_MAX {
+                    return Err(HandshakeError::Other("the other side's handshake has no end".to_owned()));
                 }
-                if stream.read_buf(&mut carried.incoming).await? == 0 {
-                    return Err(HandshakeError::Words("the other side ended the connection".to_owned()));
+                if stream.read_buf(&mut buffers.incoming).await? == 0 {
+                    return Err(HandshakeError::Other("the other side ended the connection".to_owned()));
                 }
             }
             Err(error) => {
                 // The peer is told what it did wrong, if it still listens. rustls must not be asked for more than that.
-                while tls.has_to_send() && step(tls, &mut carried).is_ok() {}
-                let _ = stream.write_all(&carried.outgoing).await;
+                while tls.has_to_send() && step(tls, &mut buffers).is_ok() {}
+                let _ = stream.write_all(&buffers.outgoing).await;
                 let _ = stream.shutdown().await;
                 return Err(error.into());
             }
@@ -160,19 +163,19 @@ async fn carry(stream: &mut TcpStream, tls: &mut impl Handshake) -> Result<Carri
     }
 }
 
-pub(super) fn step(tls: &mut impl Handshake, carried: &mut Carried) -> Result<Step, rustls::Error> {
+pub(super) fn step(tls: &mut impl Handshake, buffers: &mut HandshakeBuffers) -> Result<Step, rustls::Error> {
     let is_over = tls.is_over();
-    let UnbufferedStatus { discard, state } = tls.process(&mut carried.incoming);
+    let UnbufferedStatus { discard, state } = tls.process(&mut buffers.incoming);
     let next = match state {
         Err(error) => Err(error),
         Ok(ConnectionState::EncodeTlsData(mut state)) => {
-            let start = carried.outgoing.len();
+            let start = buffers.outgoing.len();
             let needed = match state.encode(&mut []) {
                 Err(EncodeError::InsufficientSize(size)) => size.required_size,
                 _ => 0,
             };
-            carried.outgoing.resize(start + needed, 0);
-            let encoded = state.encode(&mut carried.outgoing[start..]);
+            buffers.outgoing.resize(start + needed, 0);
+            let encoded = state.encode(&mut buffers.outgoing[start..]);
             encoded.map(|_| Step::Again).map_err(|error| rustls::Error::General(error.to_string()))
         }
         Ok(ConnectionState::TransmitTlsData(state)) => {
@@ -181,7 +184,7 @@ pub(super) fn step(tls: &mut impl Handshake, carried: &mut Carried) -> Result<St
         }
         Ok(ConnectionState::ReadTraffic(mut state)) => {
             while let Some(record) = state.next_record() {
-                carried.content.extend_from_slice(record?.payload);
+                buffers.content.extend_from_slice(record?.payload);
             }
             Ok(Step::Again)
         }
@@ -190,6 +193,6 @@ pub(super) fn step(tls: &mut impl Handshake, carried: &mut Carried) -> Result<St
         Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => Ok(Step::Receive),
         Ok(_) => Err(rustls::Error::General("the other side ended the handshake".to_owned())),
     };
-    carried.incoming.drain(..discard);
+    buffers.incoming.drain(..discard);
     next
 }

@@ -26,5 +26,5 @@ mod record_buffer;
 #[cfg(test)]
 mod tests;
 
-pub(super) use endpoint::{Connected, Registry, TcpDoor, TcpIncoming, connect, secure};
+pub(super) use endpoint::{Connected, Registry, TcpAcceptor, TcpIncoming, connect, secure};
 pub(super) use handle::{TcpConnection, TcpRecvStream, TcpSendStream};

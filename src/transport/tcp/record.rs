@@ -11,7 +11,7 @@ use rustls::server::ServerConnectionData;
 use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 
 use super::mux::Batch;
-use super::record_buffer::Sealed;
+use super::record_buffer::RecordBuffer;
 
 /// Content of a full record, in bytes.
 pub(super) const RECORD_CONTENT_BYTES_MAX: usize = 1 << 14;
@@ -84,7 +84,7 @@ impl Direction {
     }
 
     /// Appends one record to `out`. `content` is not copied on its way there.
-    fn seal(&mut self, kind: u8, content: &[u8], out: &mut Sealed) -> Result<(), RecordError> {
+    fn seal(&mut self, kind: u8, content: &[u8], out: &mut RecordBuffer) -> Result<(), RecordError> {
         let sealed_bytes = content.len() + 1 + TAG_BYTES;
         let header = [APPLICATION_DATA, 3, 3, (sealed_bytes >> 8) as u8, sealed_bytes as u8];
         let (to_header, rest) =
@@ -129,7 +129,7 @@ impl Records {
     }
 
     /// Appends `batch` to `out`: content of some length from where it lies, what is shorter gathered in records as full as may be.
-    pub(super) fn seal(&mut self, batch: &Batch, out: &mut Sealed) -> Result<(), RecordError> {
+    pub(super) fn seal(&mut self, batch: &Batch, out: &mut RecordBuffer) -> Result<(), RecordError> {
         for part in &batch.parts {
             let mut bytes = part.bytes();
             while bytes.len() >= UNGATHERED_BYTES_MIN {
@@ -144,11 +144,11 @@ impl Records {
     }
 
     /// Appends the word that nothing follows.
-    pub(super) fn seal_end(&mut self, out: &mut Sealed) -> Result<(), RecordError> {
+    pub(super) fn seal_end(&mut self, out: &mut RecordBuffer) -> Result<(), RecordError> {
         self.seal_record(ALERT, &[1, CLOSE_NOTIFY], out)
     }
 
-    fn gather(&mut self, mut bytes: &[u8], out: &mut Sealed) -> Result<(), RecordError> {
+    fn gather(&mut self, mut bytes: &[u8], out: &mut RecordBuffer) -> Result<(), RecordError> {
         while !bytes.is_empty() {
             let room = RECORD_CONTENT_BYTES_MAX - self.gathered.len();
             let (now, later) = bytes.split_at(bytes.len().min(room));
@@ -161,7 +161,7 @@ impl Records {
         Ok(())
     }
 
-    fn seal_gathered(&mut self, out: &mut Sealed) -> Result<(), RecordError> {
+    fn seal_gathered(&mut self, out: &mut RecordBuffer) -> Result<(), RecordError> {
         if self.gathered.is_empty() {
             return Ok(());
         }
@@ -172,7 +172,7 @@ impl Records {
         Ok(())
     }
 
-    fn seal_record(&mut self, kind: u8, content: &[u8], out: &mut Sealed) -> Result<(), RecordError> {
+    fn seal_record(&mut self, kind: u8, content: &[u8], out: &mut RecordBuffer) -> Result<(), RecordError> {
         self.seal.seal(kind, content, out)?;
         if self.seal.sequence >= self.per_key_max || std::mem::take(&mut self.must_update) {
             self.seal.seal(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0], out)?;
@@ -186,7 +186,7 @@ impl Records {
     }
 
     /// The length of the record at the start of `bytes`, if it is there as a whole.
-    pub(super) fn whole(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
+    pub(super) fn complete_len(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
         let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else { return Ok(None) };
         let len = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([header[3], header[4]]));
         if header[..3] != [APPLICATION_DATA, 3, 3] || len > RECORD_BYTES_MAX {
@@ -208,10 +208,10 @@ impl Records {
         let nonce = self.open.next_nonce()?;
         let opened = self.open.key.open_separate_gather(nonce, Aad::from(*header), sealed, tag, out);
         opened.map_err(|_| RecordError::Forged)?;
-        self.look_into(out)
+        self.parse_inner(out)
     }
 
-    fn look_into(&mut self, opened: &[u8]) -> Result<Opened, RecordError> {
+    fn parse_inner(&mut self, opened: &[u8]) -> Result<Opened, RecordError> {
         // The kind stands behind the content, and zeroes may stand behind the kind.
         let kind_at = opened.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Malformed)?;
         match (opened[kind_at], &opened[..kind_at]) {

@@ -2,14 +2,14 @@
 
 use std::ops::Deref;
 
-/// Sealed bytes. Their memory is filled with zeroes when it is used first, and not each time.
+/// RecordBuffer bytes. Their memory is filled with zeroes when it is used first, and not each time.
 #[derive(Debug, Default)]
-pub(super) struct Sealed {
+pub(super) struct RecordBuffer {
     memory: Vec<u8>,
     len: usize,
 }
 
-impl Sealed {
+impl RecordBuffer {
     /// Appends `len` bytes of any content, which are to be overwritten.
     pub(super) fn append(&mut self, len: usize) -> &mut [u8] {
         let start = self.len;
@@ -26,7 +26,7 @@ impl Sealed {
     }
 }
 
-impl Deref for Sealed {
+impl Deref for RecordBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn what_was_there_before_is_no_part_of_it() {
-        let mut sealed = Sealed::default();
+        let mut sealed = RecordBuffer::default();
         sealed.append(3).copy_from_slice(b"abc");
         sealed.clear();
         assert!(sealed.is_empty());

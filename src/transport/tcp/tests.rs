@@ -15,10 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::frame::Frame;
-use super::handshake::{self, Agreed, Carried, Handshake, Step};
+use super::handshake::{self, Established, Handshake, HandshakeBuffers, Step};
 use super::mux::{Batch, Part};
 use super::record::{Opened, RECORD_CONTENT_BYTES_MAX, RecordError, Records, Schedule};
-use super::record_buffer::Sealed;
+use super::record_buffer::RecordBuffer;
 use crate::transport::tls::{self, CertifiedIdentity};
 use crate::transport::{
     CloseReason, Connection, Endpoint, ExpectedHost, Identity, Lane, StreamError, TransportChoice,
@@ -40,7 +40,7 @@ pub(super) fn ends() -> (UnbufferedClientConnection, UnbufferedServerConnection)
     let (client, server) = configs();
     let mut client = UnbufferedClientConnection::new(client, "wormhole".try_into().unwrap()).unwrap();
     let mut server = UnbufferedServerConnection::new(server).unwrap();
-    let (mut at_client, mut at_server) = (Carried::default(), Carried::default());
+    let (mut at_client, mut at_server) = (HandshakeBuffers::default(), HandshakeBuffers::default());
     let until_it_waits = |tls: &mut dyn FnMut() -> Step| loop {
         match tls() {
             Step::Again => {}
@@ -78,7 +78,7 @@ pub(super) fn batch(parts: &[&[u8]]) -> Batch {
 /// What our records hold, one after the other.
 pub(super) fn open_all(records: &mut Records, sealed: &[u8]) -> Result<Vec<u8>, RecordError> {
     let (mut content, mut start) = (Vec::new(), 0);
-    while let Some(len) = Records::whole(&sealed[start..])? {
+    while let Some(len) = Records::complete_len(&sealed[start..])? {
         let record = &sealed[start..start + len];
         let mut opened = vec![0; Records::sealed_bytes(record)];
         if let Opened::Content(len) = records.open(record, &mut opened)? {
@@ -100,7 +100,7 @@ fn rustls_reads_what_we_seal_also_over_changes_of_the_key() {
     let mut ours = client_records(client);
     ours.per_key_max = 3;
     let content = pattern(10 * RECORD_CONTENT_BYTES_MAX + 7);
-    let mut sealed = Sealed::default();
+    let mut sealed = RecordBuffer::default();
     ours.seal(&batch(&[&content[..5], &content[5..50_000], &content[50_000..]]), &mut sealed).unwrap();
     let mut sealed = sealed.to_vec();
     let mut read = Vec::new();
@@ -143,9 +143,9 @@ fn we_read_what_rustls_seals_also_over_changes_of_the_key() {
             sealed.truncate(start + len);
         });
         write(&mut server, &mut |state| state.refresh_traffic_keys().unwrap());
-        let mut carried = Carried::default();
-        while handshake::step(&mut server, &mut carried).unwrap() == Step::Again {}
-        sealed.append(&mut carried.outgoing);
+        let mut buffers = HandshakeBuffers::default();
+        while handshake::step(&mut server, &mut buffers).unwrap() == Step::Again {}
+        sealed.append(&mut buffers.outgoing);
     }
     assert!(open_all(&mut ours, &sealed).unwrap() == content, "other bytes");
 }
@@ -154,14 +154,14 @@ fn we_read_what_rustls_seals_also_over_changes_of_the_key() {
 fn a_changed_record_is_refused_and_one_that_is_none_too() {
     let (client, server) = ends();
     let (mut ours, mut theirs) = (client_records(client), host_records(server));
-    let mut sealed = Sealed::default();
+    let mut sealed = RecordBuffer::default();
     ours.seal(&batch(&[b"content"]), &mut sealed).unwrap();
     let mut sealed = sealed.to_vec();
-    assert_eq!(Records::whole(&sealed[..sealed.len() - 1]), Ok(None));
+    assert_eq!(Records::complete_len(&sealed[..sealed.len() - 1]), Ok(None));
     *sealed.last_mut().unwrap() ^= 1;
     assert_eq!(open_all(&mut theirs, &sealed), Err(RecordError::Forged));
     for none in [[22, 3, 3, 0, 20], [23, 3, 1, 0, 20], [23, 3, 3, 0xff, 0xff]] {
-        assert_eq!(Records::whole(&none), Err(RecordError::Malformed));
+        assert_eq!(Records::complete_len(&none), Err(RecordError::Malformed));
     }
 }
 
@@ -169,7 +169,7 @@ fn a_changed_record_is_refused_and_one_that_is_none_too() {
 fn the_end_is_told() {
     let (client, server) = ends();
     let (mut ours, mut theirs) = (client_records(client), host_records(server));
-    let mut sealed = Sealed::default();
+    let mut sealed = RecordBuffer::default();
     ours.seal_end(&mut sealed).unwrap();
     let mut opened = vec![0; Records::sealed_bytes(&sealed)];
     assert_eq!(theirs.open(&sealed, &mut opened), Ok(Opened::End));
@@ -186,7 +186,7 @@ proptest! {
         let (mut ours, mut theirs) = (client_records(client), host_records(server));
         ours.per_key_max = per_key_max;
         let content = pattern(40_000);
-        let (mut sealed, mut wanted) = (Sealed::default(), Vec::new());
+        let (mut sealed, mut wanted) = (RecordBuffer::default(), Vec::new());
         for lens in &batches {
             let parts: Vec<&[u8]> = lens.iter().map(|len| &content[..*len]).collect();
             ours.seal(&batch(&parts), &mut sealed).unwrap();
@@ -221,7 +221,7 @@ struct Raw {
 
 impl Raw {
     async fn send(&mut self, parts: &[&[u8]]) {
-        let mut sealed = Sealed::default();
+        let mut sealed = RecordBuffer::default();
         self.records.seal(&batch(parts), &mut sealed).unwrap();
         self.stream.write_all(&sealed).await.unwrap();
     }
@@ -234,8 +234,8 @@ async fn raw_pair(tuning: &TransportTuning) -> (Raw, Connection) {
     let client_end = Endpoint::client(&Identity::generate().unwrap(), tuning, address).unwrap();
     let play = async {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let agreed = Box::pin(handshake::as_host(&mut stream, configs().1)).await;
-        let Agreed { records, .. } = agreed.unwrap();
+        let established = Box::pin(handshake::host(&mut stream, configs().1)).await;
+        let Established { records, .. } = established.unwrap();
         Raw { stream, records }
     };
     let (raw, connection) = tokio::join!(play, client_end.connect(address, ExpectedHost::Any));

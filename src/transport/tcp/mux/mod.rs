@@ -23,7 +23,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 
-use self::stream_state::{Receiving, Sending};
+use self::stream_state::{RecvState, SendState};
 use super::frame::{
     CLOSE_BYTES_MAX, EARLY_CONNECTION_BYTES, EARLY_STREAM_BYTES, EARLY_STREAMS_MAX, Frame, HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
@@ -121,8 +121,8 @@ struct Stream {
     announced: bool,
     /// Whether it counts as open.
     counted: bool,
-    send: Sending,
-    receive: Receiving,
+    send: SendState,
+    receive: RecvState,
 }
 
 impl Stream {
@@ -136,7 +136,7 @@ impl Stream {
 enum Expect {
     Header { bytes: [u8; HEADER_BYTES], filled: usize },
     Content { stream: u32, left: usize, ends: bool },
-    Words { code: u32, left: usize, words: Vec<u8> },
+    CloseText { code: u32, left: usize, words: Vec<u8> },
 }
 
 /// The state of one connection.
@@ -157,20 +157,20 @@ pub(super) struct Mux {
     lanes: [VecDeque<u32>; LANES.len()],
     control: VecDeque<Frame>,
     pong: Option<u32>,
-    goodbye: Option<(u32, String)>,
+    pending_close: Option<(u32, String)>,
     expect: Expect,
     /// Bytes we may send on all streams.
     send_credit: u64,
     queued_bytes: usize,
     /// Streams whose writers wait because too much waits on all of them.
-    held_up: Vec<u32>,
+    blocked_writers: Vec<u32>,
     /// Bytes the peer may send on all streams, and those read that were not granted anew.
     receive_credit: u64,
     ungranted: u64,
     closed: Option<CloseReason>,
     accepters: Vec<Waker>,
     openers: Vec<Waker>,
-    mourners: Vec<Waker>,
+    close_waiters: Vec<Waker>,
     wakes: Vec<Waker>,
     has_work: bool,
 }
@@ -192,17 +192,17 @@ impl Mux {
             lanes: Default::default(),
             control: VecDeque::new(),
             pong: None,
-            goodbye: None,
+            pending_close: None,
             expect: Expect::Header { bytes: [0; HEADER_BYTES], filled: 0 },
             send_credit: EARLY_CONNECTION_BYTES.into(),
             queued_bytes: 0,
-            held_up: Vec::new(),
+            blocked_writers: Vec::new(),
             receive_credit: EARLY_CONNECTION_BYTES.into(),
             ungranted: 0,
             closed: None,
             accepters: Vec::new(),
             openers: Vec::new(),
-            mourners: Vec::new(),
+            close_waiters: Vec::new(),
             wakes: Vec::new(),
             has_work: false,
         }
@@ -236,7 +236,7 @@ impl Mux {
             while text.len() > CLOSE_BYTES_MAX {
                 text.pop();
             }
-            self.goodbye = Some((code, text));
+            self.pending_close = Some((code, text));
             self.has_work = true;
             self.fail(CloseReason::ByUs);
         }
@@ -255,21 +255,21 @@ impl Mux {
             stream.receive.wake(&mut self.wakes);
         }
         self.queued_bytes = 0;
-        for waiting in [&mut self.accepters, &mut self.openers, &mut self.mourners] {
+        for waiting in [&mut self.accepters, &mut self.openers, &mut self.close_waiters] {
             self.wakes.append(waiting);
         }
     }
 
     /// Asks the peer for a sign of life.
     pub(super) fn ping(&mut self) {
-        self.say(Frame::Ping { token: 0 });
+        self.push_control(Frame::Ping { token: 0 });
     }
 
     /// Waits until it is over.
     pub(super) fn poll_closed(&mut self, context: &Context<'_>) -> Poll<CloseReason> {
         match &self.closed {
             Some(reason) => Poll::Ready(reason.clone()),
-            None => wait(&mut self.mourners, context),
+            None => wait(&mut self.close_waiters, context),
         }
     }
 
@@ -317,13 +317,13 @@ impl Mux {
             is_ours,
             announced: !is_ours,
             counted: true,
-            send: Sending::new(self.peer_stream_bytes, lane),
-            receive: Receiving::new(self.limits.stream_bytes.into()),
+            send: SendState::new(self.peer_stream_bytes, lane),
+            receive: RecvState::new(self.limits.stream_bytes.into()),
         };
         self.streams.insert(id, stream);
     }
 
-    fn say(&mut self, frame: Frame) {
+    fn push_control(&mut self, frame: Frame) {
         self.control.push_back(frame);
         self.has_work = true;
     }
@@ -346,7 +346,7 @@ impl Mux {
         if self.ungranted >= u64::from(self.limits.connection_bytes) / CONNECTION_GRANT_SHARE {
             let bytes = std::mem::take(&mut self.ungranted);
             self.receive_credit += bytes;
-            self.say(Frame::Window { stream: 0, bytes: bytes as u32 });
+            self.push_control(Frame::Window { stream: 0, bytes: bytes as u32 });
         }
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let receive = &mut stream.receive;
@@ -355,12 +355,12 @@ impl Mux {
         if is_wanted && receive.ungranted >= u64::from(self.limits.stream_bytes) / STREAM_GRANT_SHARE {
             let bytes = std::mem::take(&mut receive.ungranted);
             receive.credit += bytes;
-            self.say(Frame::Window { stream: id, bytes: bytes as u32 });
+            self.push_control(Frame::Window { stream: id, bytes: bytes as u32 });
         }
     }
 
     /// Counts a stream as ended when both halves are, and forgets it when nobody holds it any more.
-    fn settle(&mut self, id: u32) {
+    fn reap(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.is_over()) else { return };
         if std::mem::take(&mut stream.counted) {
             if stream.is_ours {
@@ -378,7 +378,7 @@ impl Mux {
 
 /// How far an exact read is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Arrived {
+pub(super) enum ReadProgress {
     /// So many of the bytes.
     Part(usize),
     /// All of them.

@@ -4,14 +4,14 @@ use bytes::BytesMut;
 
 /// What came of a piece, and the room for the rest.
 #[derive(Debug, Default)]
-pub(super) struct Piece {
+pub(super) struct Reassembly {
     /// Beyond what came it may hold something, left from its last use.
     memory: BytesMut,
     filled: usize,
     left: usize,
 }
 
-impl Piece {
+impl Reassembly {
     /// A piece of `len` bytes, for which `memory` has room.
     pub(super) const fn new(memory: BytesMut, len: usize) -> Self {
         Self { memory, filled: 0, left: len }
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn only_what_came_is_taken_whatever_was_there_before() {
-        let mut piece = Piece::new(BytesMut::from(&b"old"[..]), 9);
+        let mut piece = Reassembly::new(BytesMut::from(&b"old"[..]), 9);
         assert!(piece.is_empty() && piece.take().is_empty());
         piece.put(b"a");
         let filled = piece.fill(4, |room| {

@@ -40,7 +40,7 @@ impl Mux {
                         self.content_ends(id, ends);
                     }
                 }
-                Expect::Words { code, left, words } => {
+                Expect::CloseText { code, left, words } => {
                     let len = bytes.len().min(*left);
                     words.extend_from_slice(&bytes[..len]);
                     *left -= len;
@@ -101,7 +101,7 @@ impl Mux {
                 self.fail(CloseReason::ByPeer { code: code.into(), text: String::new() });
             }
             Frame::Close { code, len } => {
-                self.expect = Expect::Words { code, left: len as usize, words: Vec::new() };
+                self.expect = Expect::CloseText { code, left: len as usize, words: Vec::new() };
             }
         }
         if self.control.len() > CONTROL_FRAMES_MAX {
@@ -191,7 +191,7 @@ impl Mux {
         if let Some(stream) = self.streams.get_mut(&id).filter(|_| ends) {
             stream.receive.ended = true;
             stream.receive.wake(&mut self.wakes);
-            self.settle(id);
+            self.reap(id);
         }
     }
 
@@ -213,7 +213,7 @@ impl Mux {
         stream.receive.wake(&mut self.wakes);
         let grant = stream.receive.discard();
         self.grant(id, grant);
-        self.settle(id);
+        self.reap(id);
     }
 
     fn stopped_by_peer(&mut self, id: u32, code: u32) {
@@ -223,7 +223,7 @@ impl Mux {
         stream.send.stopped = Some(code);
         self.queued_bytes -= stream.send.discard(Phase::Ended);
         stream.send.wake(&mut self.wakes);
-        self.say(Frame::Reset { stream: id, code });
-        self.settle(id);
+        self.push_control(Frame::Reset { stream: id, code });
+        self.reap(id);
     }
 }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 
 use super::stream_state::Phase;
-use super::{Arrived, Frame, Mux, STREAM_QUEUE_BYTES_MAX, Stream, wait};
+use super::{Frame, Mux, ReadProgress, STREAM_QUEUE_BYTES_MAX, Stream, wait};
 use crate::proto::Lane;
 use crate::transport::stream::StreamError;
 
@@ -32,8 +32,8 @@ impl Mux {
         let is_held_up = send.lane != Lane::Metadata && self.queued_bytes >= self.limits.send_bytes_max;
         if send.queued_bytes >= STREAM_QUEUE_BYTES_MAX || is_held_up {
             send.writer = Some(context.waker().clone());
-            if is_held_up && !self.held_up.contains(&id) {
-                self.held_up.push(id);
+            if is_held_up && !self.blocked_writers.contains(&id) {
+                self.blocked_writers.push(id);
             }
             return Poll::Pending;
         }
@@ -66,13 +66,13 @@ impl Mux {
         self.queued_bytes -= stream.send.discard(Phase::GivenUp);
         stream.send.wake(&mut self.wakes);
         if stream.announced {
-            self.say(Frame::Reset { stream: id, code });
+            self.push_control(Frame::Reset { stream: id, code });
         } else {
             // The peer has not heard of it, and never will.
             stream.receive.reset = Some(code);
             stream.receive.wake(&mut self.wakes);
         }
-        self.settle(id);
+        self.reap(id);
         true
     }
 
@@ -89,7 +89,7 @@ impl Mux {
         let announced = stream.announced;
         self.grant(id, grant);
         if !is_over && announced {
-            self.say(Frame::Stop { stream: id, code });
+            self.push_control(Frame::Stop { stream: id, code });
         }
         !is_over
     }
@@ -146,9 +146,9 @@ impl Mux {
     }
 
     /// The long pieces that come next are to be laid side by side in `room`.
-    pub(in crate::transport::tcp) fn lay_together(&mut self, id: u32, room: BytesMut) {
+    pub(in crate::transport::tcp) fn use_memory(&mut self, id: u32, room: BytesMut) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.receive.lay_together(room);
+            stream.receive.use_memory(room);
         }
     }
 
@@ -160,7 +160,7 @@ impl Mux {
         len: usize,
         told: usize,
         context: &Context<'_>,
-    ) -> Poll<Result<Arrived, StreamError>> {
+    ) -> Poll<Result<ReadProgress, StreamError>> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Poll::Ready(Err(StreamError::EndedEarly));
         };
@@ -168,7 +168,7 @@ impl Mux {
         if there >= len {
             let (bytes, grant) = stream.receive.take_exactly(len);
             self.grant(id, grant);
-            return Poll::Ready(Ok(Arrived::All(bytes)));
+            return Poll::Ready(Ok(ReadProgress::All(bytes)));
         }
         if let Some(end) = Self::end_of(stream, self.closed.is_some()) {
             return Poll::Ready(Err(end.err().unwrap_or(StreamError::EndedEarly)));
@@ -176,7 +176,7 @@ impl Mux {
         // Also where a part is told: a peer that waits for credit must get it before the reader comes back.
         let grant = stream.receive.wait(len, context.waker());
         self.grant(id, grant);
-        if there > told { Poll::Ready(Ok(Arrived::Part(there))) } else { Poll::Pending }
+        if there > told { Poll::Ready(Ok(ReadProgress::Part(there))) } else { Poll::Pending }
     }
 
     fn end_of(stream: &Stream, closed: bool) -> Option<Result<(), StreamError>> {
@@ -193,7 +193,7 @@ impl Mux {
         self.finish(id);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.send.dropped = true;
-            self.settle(id);
+            self.reap(id);
         }
     }
 
@@ -202,7 +202,7 @@ impl Mux {
         self.stop(id, 0);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.receive.dropped = true;
-            self.settle(id);
+            self.reap(id);
         }
     }
 }

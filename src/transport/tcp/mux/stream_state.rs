@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::reassembly::Piece;
+use super::reassembly::Reassembly;
 use crate::io::{alloc_aligned, split_aligned};
 use crate::proto::Lane;
 
@@ -14,7 +14,7 @@ use crate::proto::Lane;
 /// that announces pieces and does not send them costs addresses, not memory.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 /// A reader that waits for much is told of what came after this long, so that it sees a slow link move.
-const TELL_AFTER: Duration = Duration::from_millis(100);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How far our writing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) enum Phase {
 
 /// What we write.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(super) struct SendState {
     pub(super) queue: VecDeque<Bytes>,
     pub(super) queued_bytes: usize,
     /// Bytes the peer lets us send.
@@ -47,7 +47,7 @@ pub(super) struct Sending {
     pub(super) watchers: Vec<Waker>,
 }
 
-impl Sending {
+impl SendState {
     pub(super) fn new(credit: u64, lane: Lane) -> Self {
         Self {
             queue: VecDeque::new(),
@@ -106,12 +106,12 @@ pub(super) struct Reader {
 
 /// What the peer writes.
 #[derive(Debug)]
-pub(super) struct Receiving {
+pub(super) struct RecvState {
     pieces: VecDeque<BytesMut>,
     /// Where the next long pieces are laid side by side.
     room: BytesMut,
     /// The piece on its way.
-    filling: Piece,
+    filling: Reassembly,
     buffered: usize,
     /// Of those, granted anew already because a reader waits for them.
     granted_ahead: usize,
@@ -129,12 +129,12 @@ pub(super) struct Receiving {
     pub(super) reader: Option<Reader>,
 }
 
-impl Receiving {
+impl RecvState {
     pub(super) fn new(credit: u64) -> Self {
         Self {
             pieces: VecDeque::new(),
             room: BytesMut::new(),
-            filling: Piece::default(),
+            filling: Reassembly::default(),
             buffered: 0,
             granted_ahead: 0,
             credit,
@@ -156,16 +156,16 @@ impl Receiving {
     }
 
     /// The long pieces that come next are to be laid side by side in `room`.
-    pub(super) fn lay_together(&mut self, room: BytesMut) {
+    pub(super) fn use_memory(&mut self, room: BytesMut) {
         self.room = room;
     }
 
     /// A payload begins: of `len` bytes, and `more` of the same piece follow in later ones.
     pub(super) fn begin(&mut self, len: usize, more: usize) {
         if self.filling.left() < len || self.filling.left() > len.saturating_add(more) {
-            self.lay_down();
+            self.finish_piece();
             let piece = len.saturating_add(more).min(PIECE_BYTES_MAX).max(len);
-            self.filling = Piece::new(split_aligned(&mut self.room, piece), piece);
+            self.filling = Reassembly::new(split_aligned(&mut self.room, piece), piece);
         }
     }
 
@@ -189,12 +189,12 @@ impl Receiving {
     pub(super) fn has_put(&mut self, len: usize, now: Duration, wakes: &mut Vec<Waker>) -> usize {
         self.buffered += len;
         if self.filling.left() == 0 {
-            self.lay_down();
+            self.finish_piece();
         }
         let Some(reader) = &mut self.reader else { return 0 };
         self.granted_ahead += len;
         let since = *reader.since.get_or_insert(now);
-        if self.buffered >= reader.wanted || now.saturating_sub(since) >= TELL_AFTER {
+        if self.buffered >= reader.wanted || now.saturating_sub(since) >= PROGRESS_INTERVAL {
             self.wake(wakes);
         }
         len
@@ -250,13 +250,13 @@ impl Receiving {
     pub(super) fn discard(&mut self) -> usize {
         self.pieces.clear();
         self.room = BytesMut::new();
-        self.filling = Piece::default();
+        self.filling = Reassembly::default();
         let grant = self.buffered - self.granted_ahead;
         (self.buffered, self.granted_ahead) = (0, 0);
         grant
     }
 
-    fn lay_down(&mut self) {
+    fn finish_piece(&mut self) {
         let mut filled = std::mem::take(&mut self.filling);
         if !filled.is_empty() {
             self.pieces.push_back(filled.take());

@@ -54,7 +54,7 @@ fn op() -> impl Strategy<Value = (bool, Op)> {
 
 /// What one direction of a stream should be, byte for byte.
 #[derive(Debug, Default)]
-struct Twin {
+struct Model {
     written: VecDeque<u8>,
     finished: bool,
     /// Given up by the writer, or not wanted by the reader.
@@ -71,7 +71,7 @@ struct End {
 struct World {
     ends: [End; 2],
     /// By stream, then by the side that writes.
-    twins: BTreeMap<(u32, usize), Twin>,
+    models: BTreeMap<(u32, usize), Model>,
     count: u8,
 }
 
@@ -97,7 +97,7 @@ impl World {
     fn new() -> Self {
         let ends =
             [Side::Client, Side::Host].map(|side| End { mux: Mux::new(side, LIMITS), held: Vec::new() });
-        Self { ends, twins: BTreeMap::new(), count: 0 }
+        Self { ends, models: BTreeMap::new(), count: 0 }
     }
 
     /// Two ends that let each other use the whole limits.
@@ -114,8 +114,8 @@ impl World {
         held.get(pick % held.len().max(1)).copied()
     }
 
-    fn twin(&mut self, id: u32, side: usize) -> &mut Twin {
-        self.twins.entry((id, side)).or_default()
+    fn model(&mut self, id: u32, side: usize) -> &mut Model {
+        self.models.entry((id, side)).or_default()
     }
 
     fn apply(&mut self, side: usize, op: Op) {
@@ -134,7 +134,7 @@ impl World {
             Op::Finish { pick } => {
                 let Some(id) = self.held(side, pick) else { return };
                 if self.ends[side].mux.finish(id) {
-                    self.twin(id, side).finished = true;
+                    self.model(id, side).finished = true;
                 }
             }
             Op::Reset { pick } => {
@@ -142,14 +142,14 @@ impl World {
                 // Nothing comes back on a stream that the peer never hears of.
                 let is_known = self.ends[side].mux.streams.get(&id).is_some_and(|stream| stream.announced);
                 if self.ends[side].mux.reset(id, 1) {
-                    self.twin(id, side).broken = true;
-                    self.twin(id, 1 - side).broken |= !is_known;
+                    self.model(id, side).broken = true;
+                    self.model(id, 1 - side).broken |= !is_known;
                 }
             }
             Op::Stop { pick } => {
                 let Some(id) = self.held(side, pick) else { return };
                 self.ends[side].mux.stop(id, 1);
-                self.twin(id, 1 - side).broken = true;
+                self.model(id, 1 - side).broken = true;
             }
             Op::Read { pick, max } => self.read(side, pick, max),
             Op::ReadExact { pick, len } => self.read_exact(side, pick, len),
@@ -158,7 +158,7 @@ impl World {
                 let mut room = alloc_aligned(len);
                 // What was there before must not be seen.
                 room.resize(len / 2, 0xee);
-                self.ends[side].mux.lay_together(id, room);
+                self.ends[side].mux.use_memory(id, room);
             }
             Op::SetLane { pick, lane } => {
                 let Some(id) = self.held(side, pick) else { return };
@@ -177,8 +177,8 @@ impl World {
 
     fn drop_stream(&mut self, side: usize, id: u32) {
         self.ends[side].held.retain(|held| *held != id);
-        self.twin(id, side).finished = true;
-        self.twin(id, 1 - side).broken = true;
+        self.model(id, side).finished = true;
+        self.model(id, 1 - side).broken = true;
         self.ends[side].mux.drop_sending(id);
         self.ends[side].mux.drop_receiving(id);
     }
@@ -194,10 +194,10 @@ impl World {
         .collect();
         let mut bytes = Bytes::from(content.clone());
         match self.ends[side].mux.poll_write(id, &mut bytes, &context()) {
-            Poll::Ready(Ok(())) => self.twin(id, side).written.extend(content),
+            Poll::Ready(Ok(())) => self.model(id, side).written.extend(content),
             Poll::Ready(Err(_)) => {
-                let twin = self.twin(id, side);
-                assert!(twin.finished || twin.broken);
+                let model = self.model(id, side);
+                assert!(model.finished || model.broken);
             }
             Poll::Pending => {}
         }
@@ -211,7 +211,7 @@ impl World {
                 self.compare(id, 1 - side, &bytes);
             }
             Poll::Ready(Ok(None)) => self.ended(id, 1 - side),
-            Poll::Ready(Err(_)) => assert!(self.twin(id, 1 - side).broken),
+            Poll::Ready(Err(_)) => assert!(self.model(id, 1 - side).broken),
             Poll::Pending => {}
         }
     }
@@ -219,30 +219,30 @@ impl World {
     fn read_exact(&mut self, side: usize, pick: usize, len: usize) {
         let Some(id) = self.held(side, pick) else { return };
         match self.ends[side].mux.poll_read_exact(id, len, usize::MAX, &context()) {
-            Poll::Ready(Ok(Arrived::All(bytes))) => {
+            Poll::Ready(Ok(ReadProgress::All(bytes))) => {
                 assert_eq!(bytes.len(), len);
                 self.compare(id, 1 - side, &bytes);
             }
             Poll::Ready(Err(StreamError::EndedEarly)) => {
-                let twin = self.twin(id, 1 - side);
-                assert!(twin.finished && twin.written.len() < len);
+                let model = self.model(id, 1 - side);
+                assert!(model.finished && model.written.len() < len);
             }
-            Poll::Ready(Err(_)) => assert!(self.twin(id, 1 - side).broken),
-            Poll::Ready(Ok(Arrived::Part(_))) => panic!("nobody asked for parts"),
+            Poll::Ready(Err(_)) => assert!(self.model(id, 1 - side).broken),
+            Poll::Ready(Ok(ReadProgress::Part(_))) => panic!("nobody asked for parts"),
             Poll::Pending => {}
         }
     }
 
     fn compare(&mut self, id: u32, writer: usize, bytes: &[u8]) {
-        let twin = self.twin(id, writer);
-        assert!(twin.written.len() >= bytes.len(), "more than was written");
-        assert!(twin.written.drain(..bytes.len()).eq(bytes.iter().copied()), "other bytes");
+        let model = self.model(id, writer);
+        assert!(model.written.len() >= bytes.len(), "more than was written");
+        assert!(model.written.drain(..bytes.len()).eq(bytes.iter().copied()), "other bytes");
     }
 
     fn ended(&mut self, id: u32, writer: usize) {
-        let twin = self.twin(id, writer);
-        assert!(twin.broken || twin.finished && twin.written.is_empty(), "an end before the end");
-        twin.ended = true;
+        let model = self.model(id, writer);
+        assert!(model.broken || model.finished && model.written.is_empty(), "an end before the end");
+        model.ended = true;
     }
 
     /// Brings what `side` has to say to the other, in portions of `cut` bytes.
@@ -280,16 +280,16 @@ impl World {
                 self.carry(side, 1 << 20, 9_999);
             }
         }
-        for (stream, twin) in &self.twins {
+        for (stream, model) in &self.models {
             assert!(
-                twin.broken || twin.written.is_empty(),
+                model.broken || model.written.is_empty(),
                 "{stream:?}: {} bytes are lost",
-                twin.written.len()
+                model.written.len()
             );
         }
         for side in 0..2 {
             for id in self.ends[side].held.clone() {
-                assert!(self.twins[&(id, 1 - side)].ended || self.twins[&(id, 1 - side)].broken);
+                assert!(self.models[&(id, 1 - side)].ended || self.models[&(id, 1 - side)].broken);
                 self.drop_stream(side, id);
             }
         }
@@ -450,7 +450,7 @@ fn readers_of_more_than_the_window_do_not_wait_for_ever() {
     let id = open(&mut world.ends[0].mux, Lane::Demand, len);
     for _ in 0..99 {
         let read = world.ends[1].mux.poll_read_exact(id, len, usize::MAX, &context());
-        if let Poll::Ready(Ok(Arrived::All(bytes))) = read {
+        if let Poll::Ready(Ok(ReadProgress::All(bytes))) = read {
             assert_eq!(bytes.len(), len);
             return;
         }

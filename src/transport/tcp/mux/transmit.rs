@@ -10,7 +10,7 @@ impl Mux {
     /// Adds what is to be sent next to `batch`, until it holds `bytes_max` or a little more.
     pub(in crate::transport::tcp) fn transmit(&mut self, batch: &mut Batch, bytes_max: usize) {
         self.has_work = false;
-        if let Some((code, text)) = self.goodbye.take() {
+        if let Some((code, text)) = self.pending_close.take() {
             batch.push(Frame::Close { code, len: text.len() as u32 });
             batch.push_content(text.into());
         }
@@ -32,7 +32,7 @@ impl Mux {
             }
         }
         if self.queued_bytes < self.limits.send_bytes_max {
-            for id in self.held_up.drain(..) {
+            for id in self.blocked_writers.drain(..) {
                 if let Some(stream) = self.streams.get_mut(&id) {
                     self.wakes.extend(stream.send.writer.take());
                 }
@@ -91,7 +91,7 @@ impl Mux {
             batch.push(Frame::Stop { stream: id, code });
         }
         if ends {
-            self.settle(id);
+            self.reap(id);
         }
         stays
     }

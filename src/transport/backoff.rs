@@ -1,14 +1,15 @@
-//! How long to wait before the next attempt to reach a host. Pure: the seed comes in, waits go out.
+//! //! Waits between attempts to reach a host. Pure: a seed comes in, waits go out.
 
 use std::time::Duration;
 
-/// First wait. A blip of the link is over in less.
+/// First wait. A short interruption of the link is over sooner.
 const FIRST: Duration = Duration::from_millis(100);
-/// Longest wait: a link that comes back is noticed within this.
+/// Longest wait. A link that comes back is noticed within this time.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Waits that double from 100 ms to 1 s, each cut at random to between half and all of itself, so that a hundred clients
-/// of a host that restarts do not come back in step. The same seed gives the same waits.
+/// Waits that double from 100 ms to 1 s. Each is shortened at random to between half and all of itself. So a
+/// hundred clients of a restarted host do not reconnect at the same moment. The same seed gives the same
+/// waits.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     next: Duration,
@@ -16,12 +17,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A sequence of waits; give each client its own seed.
+    /// Returns a sequence of waits. Give each client its own seed.
     pub fn new(seed: u64) -> Self {
         Self { next: FIRST, state: seed }
     }
 
-    /// How long to wait before the next attempt, between 50 ms and 1 s.
+    /// Returns the wait before the next attempt, between 50 ms and 1 s.
     pub fn next_wait(&mut self) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(LONGEST);
@@ -29,12 +30,12 @@ impl Backoff {
         half + half.mul_f64(self.random_fraction())
     }
 
-    /// After a success: the next failure starts with the shortest wait again.
+    /// Starts again with the shortest wait, after a success.
     pub fn reset(&mut self) {
         self.next = FIRST;
     }
 
-    /// `SplitMix64`, mapped to 0..1.
+    /// Returns the next number of `SplitMix64`, mapped to 0..1.
     fn random_fraction(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;

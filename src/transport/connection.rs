@@ -1,4 +1,4 @@
-//! One connection between two proven keys, over QUIC or TCP.
+//! A connection between two keys that both ends have proved, over QUIC or TCP.
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,12 +13,12 @@ use super::{
 };
 use crate::proto::{Lane, words};
 
-/// A live connection. Clones are handles to the same one; it closes when the last is dropped.
+/// An open connection. Clones are handles to the same one. It closes when the last handle is dropped.
 #[derive(Clone, Debug)]
 pub struct Connection {
     inner: Inner,
     peer_key: PublicKey,
-    /// What the peer may use once it is admitted, where it was not from the start.
+    /// Limits of the peer after its admission, unless they held from the start.
     admitted: Option<Arc<TransportTuning>>,
 }
 
@@ -33,7 +33,7 @@ impl Connection {
         Self { inner: Inner::Quic(quinn), peer_key, admitted: None }
     }
 
-    /// The same, with a peer that may use little until it is admitted.
+    /// Returns the same connection, with small limits until the peer is admitted.
     pub(super) fn with_admission(self, admitted: Arc<TransportTuning>) -> Self {
         Self { admitted: Some(admitted), ..self }
     }
@@ -42,8 +42,8 @@ impl Connection {
         Self { inner: Inner::Tcp(tcp), peer_key, admitted: None }
     }
 
-    /// Lets the client use the windows and streams that the tuning has for it. Until a host calls this a client that connected
-    /// can make it hold no more than 64 KiB.
+    /// Gives the client the windows and streams of the tuning. Before this call an unadmitted client can make
+    /// the host hold at most 64 KiB.
     pub fn admit(&self) {
         let Some(tuning) = &self.admitted else { return };
         match &self.inner {
@@ -56,7 +56,7 @@ impl Connection {
         }
     }
 
-    /// The protocol below.
+    /// Returns the protocol below.
     pub fn kind(&self) -> TransportKind {
         match &self.inner {
             Inner::Quic(_) => TransportKind::Quic,
@@ -64,12 +64,12 @@ impl Connection {
         }
     }
 
-    /// The key that the peer has proved.
+    /// Returns the key that the peer has proved.
     pub fn peer_key(&self) -> PublicKey {
         self.peer_key
     }
 
-    /// Where the peer is now; over QUIC it may move.
+    /// Returns the present address of the peer. Over QUIC it may change.
     pub fn remote_address(&self) -> SocketAddr {
         let address = match &self.inner {
             Inner::Quic(quinn) => quinn.remote_address(),
@@ -78,7 +78,7 @@ impl Connection {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
-    /// The smoothed round-trip time.
+    /// Returns the smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
         match &self.inner {
             Inner::Quic(quinn) => quinn.rtt(),
@@ -86,7 +86,7 @@ impl Connection {
         }
     }
 
-    /// What the link does.
+    /// Returns the counters of the link.
     pub fn stats(&self) -> LinkStats {
         let quinn = match &self.inner {
             Inner::Quic(quinn) => quinn,
@@ -109,8 +109,9 @@ impl Connection {
         }
     }
 
-    /// Datagrams (over TCP: portions of bytes) that have arrived from the peer since the start. With keep-alive (1 s) a live
-    /// link makes this grow at least once a second: a poller that sees it stand still for longer knows that the link is dead.
+    /// Returns the count of datagrams received so far (over TCP: reads from the socket). Keep-alive (1 s)
+    /// makes it grow at least once a second on a live link. A caller that sees it stand still for longer
+    /// knows that the link is dead.
     pub fn datagrams_received(&self) -> u64 {
         match &self.inner {
             Inner::Quic(quinn) => quinn.stats().udp_rx.datagrams,
@@ -118,9 +119,9 @@ impl Connection {
         }
     }
 
-    /// Opens a stream in both directions for one request. Waits while the peer's limit of streams is reached.
+    /// Opens a bidirectional stream for one request. Waits while the stream limit of the peer is reached.
     ///
-    /// The peer learns of the stream with the first byte written. `lane` orders what we write.
+    /// The peer learns of the stream with the first byte written. `lane` orders our writes.
     pub async fn open_stream(&self, lane: Lane) -> Result<(SendStream, RecvStream), TransportError> {
         match &self.inner {
             Inner::Quic(quinn) => {
@@ -133,7 +134,7 @@ impl Connection {
         }
     }
 
-    /// The next stream that the peer opened, in both directions. Its answer starts in [`Lane::Demand`]; see
+    /// Accepts the next bidirectional stream of the peer. The answer starts in [`Lane::Demand`]. See
     /// [`SendStream::set_lane`].
     pub async fn accept_stream(&self) -> Result<(SendStream, RecvStream), TransportError> {
         match &self.inner {
@@ -145,7 +146,7 @@ impl Connection {
         }
     }
 
-    /// Closes at once: streams in flight are lost, the peer reads `code` and `text`.
+    /// Closes at once. Streams in flight are lost, and the peer reads `code` and `text`.
     pub fn close(&self, code: u32, text: &str) {
         match &self.inner {
             Inner::Quic(quinn) => quinn.close(VarInt::from_u32(code), text.as_bytes()),
@@ -153,7 +154,7 @@ impl Connection {
         }
     }
 
-    /// Waits until the connection is over, whoever ended it, and says why.
+    /// Waits until the connection is closed by either side, and returns the reason.
     pub async fn closed(&self) -> CloseReason {
         match &self.inner {
             Inner::Quic(quinn) => quinn.closed().await.into(),
@@ -161,7 +162,7 @@ impl Connection {
         }
     }
 
-    /// Why the connection is over, if it is.
+    /// Returns the reason if the connection is closed.
     pub fn close_reason(&self) -> Option<CloseReason> {
         match &self.inner {
             Inner::Quic(quinn) => quinn.close_reason().map(Into::into),
@@ -180,54 +181,55 @@ fn closed(error: ConnectionError) -> TransportError {
     TransportError::Closed(error.into())
 }
 
-/// What a link does, counted since the connection began.
+/// Counters of a link since the connection began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
     /// Smoothed round-trip time.
     pub rtt: Duration,
     /// Smallest round-trip time seen.
     pub rtt_min: Duration,
-    /// UDP payload sent, in bytes: content, headers, what was sent twice. Over TCP what was given to the kernel.
+    /// UDP payload sent, in bytes: content, headers and retransmissions. Over TCP the bytes given to the
+    /// kernel.
     pub bytes_sent: u64,
-    /// UDP payload received, in bytes. Over TCP what the kernel gave.
+    /// UDP payload received, in bytes. Over TCP the bytes read from the kernel.
     pub bytes_received: u64,
     /// UDP datagrams sent, or writes to a TCP socket.
     pub datagrams_sent: u64,
     /// UDP datagrams received, or reads from a TCP socket.
     pub datagrams_received: u64,
-    /// Packets sent: QUIC's, or TCP's segments.
+    /// QUIC packets or TCP segments sent.
     pub sent_packets: u64,
-    /// Of those, deemed lost.
+    /// Packets or segments declared lost.
     pub lost_packets: u64,
-    /// Times the congestion control was told of loss or congestion.
+    /// Loss and congestion events reported to the congestion control.
     pub congestion_events: u64,
     /// Bytes that may be in flight now.
     pub congestion_window_bytes: u64,
     /// Payload of a full packet now, in bytes.
     pub mtu_bytes: u16,
-    /// Times quinn believed that the path swallows large packets.
+    /// Times that quinn took the route for one that swallows large packets.
     pub black_holes: u64,
 }
 
-/// Why a connection is over.
+/// Reason for the end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The peer's application closed it.
+    /// The application of the peer closed it.
     ByPeer {
-        /// The application's code.
+        /// Code of the application.
         code: u64,
-        /// Its words.
+        /// Text of the application.
         text: String,
     },
     /// This side closed it.
     ByUs,
-    /// Nothing was heard for the idle timeout.
+    /// Nothing arrived within the idle timeout.
     TimedOut,
-    /// The peer does not know this connection any more: it restarted.
+    /// The peer does not know this connection any more, because it restarted.
     Reset,
     /// TLS, QUIC or TCP failed.
     Failed {
-        /// Why, in words.
+        /// Description of the failure.
         text: String,
     },
 }
@@ -242,7 +244,7 @@ impl From<ConnectionError> for CloseReason {
             ConnectionError::LocallyClosed => Self::ByUs,
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::Reset => Self::Reset,
-            // It may contain what the peer gave as its reason.
+            // It may contain the reason that the peer gave.
             other => Self::Failed { text: words::of_peer(&other.to_string()).into_owned() },
         }
     }

@@ -1,8 +1,9 @@
-//! Several addresses, one connection: all are tried, each a little after the last, and the first handshake wins.
+//! Connects to one of several addresses. It tries all, each a little after the last, and keeps the first
+//! handshake.
 //!
-//! At one address QUIC and TCP race, unless one of them is asked for. TCP's first packet goes ahead: the kernel answers it, so
-//! it measures the way and not the load of the machines. Over a short way TCP goes on; else QUIC does, and TCP
-//! takes over where UDP is not heard in time.
+//! At one address QUIC and TCP race, unless one of them is configured. The TCP packet goes first. The kernel
+//! answers it, so it measures the route and not the load of the machines. On a short route TCP continues.
+//! Elsewhere QUIC does, and TCP takes over if UDP gets no answer in time.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -20,22 +21,24 @@ use super::{
     tuning::{TransportChoice, TransportTuning},
 };
 
-/// Head start of one address over the next (RFC 8305 names 250 ms): most hosts answer within, so one attempt is made.
+/// Head start of one address over the next (RFC 8305 names 250 ms). Most hosts answer sooner, so only one
+/// attempt is made.
 const STAGGER: Duration = Duration::from_millis(250);
-/// Addresses tried at most; a ticket or a resolver might name any number.
+/// Largest number of addresses tried. A ticket or a resolver might name any number.
 const ADDRESSES_MAX: usize = 32;
 
-/// How long TCP's first packet is ahead of QUIC's: on a way worth TCP the answer is there by then.
+/// Head start of the TCP packet over QUIC. On a short route the answer arrives within it.
 const TCP_AHEAD: Duration = Duration::from_millis(5);
-/// Time QUIC has to itself where the way is not short. Its first packet is repeated after 300 ms, so one may be lost.
+/// Head start of QUIC where the route is not short. Its first packet is repeated after 300 ms, so one may be
+/// lost.
 pub const QUIC_HEAD_START: Duration = Duration::from_millis(700);
 
-/// Tries all `addresses`, staggered by 250 ms (at once when an earlier one fails), and keeps the first that answers with
-/// the expected key. The others are dropped. The endpoint is the winner's own.
+/// Tries all `addresses`, 250 ms apart (at once when an earlier one fails). Keeps the first that proves the
+/// expected key, and drops the others. Each attempt has its own endpoint.
 ///
-/// Where both may carry, QUIC has `head_start` to itself unless the way is short.
+/// If both protocols are allowed, QUIC has the head start `head_start` unless the route is short.
 ///
-/// Gives up when all have failed; drop the future to give up earlier.
+/// Fails when all attempts have failed. Drop the future to stop earlier.
 pub async fn connect_any(
     identity: &Identity,
     tuning: &TransportTuning,
@@ -75,7 +78,7 @@ pub async fn connect_any(
     }
 }
 
-/// One address, and what must be proved there.
+/// An address, and the key expected there.
 struct Target {
     endpoint: Endpoint,
     address: SocketAddr,
@@ -110,7 +113,7 @@ impl Target {
         }
     }
 
-    /// QUIC now, TCP from `deadline` on; the first that succeeds.
+    /// Tries QUIC now and TCP from `deadline` on. Keeps the first that succeeds.
     async fn both(
         &self,
         deadline: Instant,
@@ -144,8 +147,8 @@ impl Target {
     }
 }
 
-/// Takes wrong keys at loopback and link-local addresses for what they are, where the host has other addresses: whoever answers
-/// there was not meant.
+/// Turns wrong keys at loopback and link-local addresses into plain connection errors, if the host has other
+/// addresses. Another host may answer there.
 fn without_false_alarms(failures: Vec<TransportError>, addresses: &[SocketAddr]) -> Vec<TransportError> {
     if addresses.iter().all(|address| is_local_scope(address.ip())) {
         return failures;
@@ -154,14 +157,14 @@ fn without_false_alarms(failures: Vec<TransportError>, addresses: &[SocketAddr])
         TransportError::WrongHostKey { address, .. } | TransportError::UnknownHostKey { address, .. }
             if is_local_scope(address.ip()) =>
         {
-            TransportError::Connect { address, reason: "another host is there".to_owned() }
+            TransportError::Connect { address, reason: "another host answers there".to_owned() }
         }
         other => other,
     };
     failures.into_iter().map(calm).collect()
 }
 
-/// One error for all: a wrong key is worth more than a silence elsewhere.
+/// Joins all errors into one. A wrong key matters more than an address that does not answer.
 fn summary(mut failures: Vec<TransportError>) -> TransportError {
     if let Some(index) = failures.iter().position(|error| error.wrong_key().is_some()) {
         return failures.swap_remove(index);

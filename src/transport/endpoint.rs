@@ -1,4 +1,4 @@
-//! Where connections begin: a host's door, which is open for QUIC and TCP at one port, or a client's way to a host.
+//! Endpoints: a host that accepts QUIC and TCP at one port, or a client that connects to a host.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,12 +15,12 @@ use super::{
     tuning::{TransportChoice, TransportKind, TransportTuning},
 };
 
-/// Ports tried until one is free for UDP and TCP, where any will do.
+/// Largest number of ports tried until one is free for both UDP and TCP, if the port is not given.
 const PORTS_TRIED_MAX: usize = 32;
-/// Time for a client's handshake: a stranger who says nothing holds a place no longer.
+/// Deadline of a client's handshake. It bounds the time for which an unknown client occupies resources.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where connections begin. Must be made inside a tokio runtime.
+/// Endpoint for connections. Must be made inside a tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     quic: Option<QuicEndpoint>,
@@ -34,8 +34,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Listens on `listen` (`[::]:PORT` serves both families; port 0 picks one), for QUIC and TCP unless the tuning says
-    /// otherwise.
+    /// Listens on `listen` for QUIC and TCP, unless the tuning allows only one. `[::]:PORT` serves both
+    /// address families. Port 0 picks a port.
     pub fn host(
         listen: SocketAddr,
         identity: &Identity,
@@ -61,7 +61,7 @@ impl Endpoint {
                     let address = acceptor.local_address().map_err(bind)?;
                     break (quic, Some(Arc::new(acceptor)), address);
                 }
-                // The port that was picked for UDP is another program's for TCP.
+                // Another program has the TCP port of the number that was picked for UDP.
                 Err(_) if tries > 0 => {}
                 Err(error) => return Err(bind(error)),
             }
@@ -69,8 +69,9 @@ impl Endpoint {
         Ok(Self::new(quic, acceptor, identity, tuning, local_address, alpn))
     }
 
-    /// A way to reach `peer`: over TCP where the tuning allows only that, else over QUIC. It may open several connections; one to another
-    /// peer wants its own endpoint, because packet sizes follow the way to the peer.
+    /// Returns an endpoint to reach `peer`: over TCP if the tuning allows only TCP, else over QUIC. It may
+    /// open several connections. Use another endpoint for another peer, because packet sizes depend on the
+    /// route.
     pub fn client(
         identity: &Identity,
         tuning: &TransportTuning,
@@ -114,9 +115,9 @@ impl Endpoint {
         }
     }
 
-    /// The next client that wants to connect, or `None` once the endpoint is closed.
+    /// Waits for the next client. Returns `None` once the endpoint is closed.
     ///
-    /// Nothing of the handshake has been done: do it in a task of its own.
+    /// No part of the handshake has been done. Do it in a task of its own.
     pub async fn accept(&self) -> Option<Incoming> {
         let over_quic = async {
             match &self.quic {
@@ -141,7 +142,7 @@ impl Endpoint {
 
     /// Connects to the host at `address`, which must prove the key `expected`.
     ///
-    /// Gives up after the tuning's idle timeout; drop the future to give up earlier.
+    /// Fails after the idle timeout of the tuning. Drop the future to stop earlier.
     pub async fn connect(
         &self,
         address: SocketAddr,
@@ -157,14 +158,14 @@ impl Endpoint {
         }
     }
 
-    /// Connects over TCP; nothing is proved yet.
+    /// Connects over TCP. No key is proved yet.
     pub(super) async fn connect_tcp(&self, address: SocketAddr) -> Result<Connected, TransportError> {
         tcp::connect(address, &self.tuning)
             .await
             .map_err(|reason| TransportError::Connect { address, reason: format!("TCP: {reason}") })
     }
 
-    /// Has the host at the other end of `connected` prove the key `expected`.
+    /// Does the TLS handshake on `connected`. The host must prove the key `expected`.
     pub(super) async fn secure(
         &self,
         address: SocketAddr,
@@ -176,23 +177,23 @@ impl Endpoint {
         secured.map(Connection::tcp).map_err(|reason| refused(address, &expected, &tls.presented, reason))
     }
 
-    /// The address the socket is bound to, with the port that was picked.
+    /// Returns the bound address, with the port that was picked.
     pub fn local_address(&self) -> SocketAddr {
         self.local_address
     }
 
-    /// What the kernel granted of the UDP socket's buffers, if there is one.
+    /// Returns the buffer sizes that the kernel granted the UDP socket, if there is one.
     pub fn buffers(&self) -> Option<SocketBuffers> {
         self.quic.as_ref().map(QuicEndpoint::buffers)
     }
 
-    /// Connections open at this moment.
+    /// Returns the number of open connections.
     pub fn open_connections(&self) -> usize {
         let over_quic = self.quic.as_ref().map_or(0, QuicEndpoint::open_connections);
         over_quic + self.registry.open_connections()
     }
 
-    /// Closes all connections at once and accepts no more; peers read `text`.
+    /// Closes all connections at once and accepts no more. The peers read `text`.
     pub fn close(&self, code: u32, text: &str) {
         self.closed.send_replace(true);
         self.registry.close(code, text);
@@ -201,7 +202,7 @@ impl Endpoint {
         }
     }
 
-    /// Waits until the peers have been told of the close (at most a few round trips).
+    /// Waits until the peers know of the close, at most a few round trips.
     pub async fn wait_idle(&self) {
         let over_quic = async {
             if let Some(quic) = &self.quic {
@@ -212,7 +213,8 @@ impl Endpoint {
     }
 }
 
-/// Another key than the expected one is what people must hear of.
+/// Returns the error of a failed handshake. A wrong key gets an error of its own, because users must hear of
+/// it.
 fn refused(
     address: SocketAddr,
     expected: &ExpectedHost,
@@ -230,7 +232,7 @@ fn refused(
     }
 }
 
-/// A client at the door. Dropping it refuses the client.
+/// A client that wants to connect. Dropping it refuses the client.
 #[derive(Debug)]
 pub struct Incoming {
     pending: Pending,
@@ -245,7 +247,7 @@ enum Pending {
 }
 
 impl Incoming {
-    /// Where the client is.
+    /// Returns the address of the client.
     pub fn remote_address(&self) -> SocketAddr {
         let address = match &self.pending {
             Pending::Quic(quic) => quic.remote_address(),
@@ -254,7 +256,7 @@ impl Incoming {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
-    /// What carries the client.
+    /// Returns the protocol of the client.
     pub fn kind(&self) -> TransportKind {
         match &self.pending {
             Pending::Quic(_) => TransportKind::Quic,
@@ -262,7 +264,7 @@ impl Incoming {
         }
     }
 
-    /// Whether the client's address is known to be its own. Over TCP it always is.
+    /// Returns true if the client has proved its address. Over TCP it always has.
     pub fn is_address_proved(&self) -> bool {
         match &self.pending {
             Pending::Quic(quic) => quic.is_proved(),
@@ -270,15 +272,15 @@ impl Incoming {
         }
     }
 
-    /// Has the client prove that its address is its own, which costs it a round trip; it then comes again.
+    /// Makes the client prove its address, which costs it a round trip. It then connects again.
     pub fn ask_for_proof(self) {
         if let Pending::Quic(quic) = self.pending {
             quic.ask_for_proof();
         }
     }
 
-    /// Does the handshake. The client has then proved the key that [`Connection::peer_key`] tells; whether that key is
-    /// welcome is the caller's decision, who then calls [`Connection::admit`].
+    /// Does the handshake. The client has then proved the key [`Connection::peer_key`]. The caller decides if
+    /// the key is welcome, and then calls [`Connection::admit`].
     pub async fn handshake(self) -> Result<Connection, TransportError> {
         let address = self.remote_address();
         let handshake = async {
@@ -296,7 +298,7 @@ impl Incoming {
         Ok(connection.with_admission(self.tuning))
     }
 
-    /// Tells the client that it is not wanted.
+    /// Refuses the client.
     pub fn refuse(self) {
         if let Pending::Quic(quic) = self.pending {
             quic.refuse();

@@ -1,4 +1,4 @@
-//! What can go wrong between two machines, in words a user can act on.
+//! Errors between two machines, in words that a user can act on.
 
 use std::{io, net::SocketAddr};
 
@@ -16,7 +16,7 @@ pub enum TransportError {
         protocol: &'static str,
         /// The address asked for.
         address: SocketAddr,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// A socket could not be set up.
@@ -24,19 +24,19 @@ pub enum TransportError {
     Socket {
         /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The TLS configuration was refused.
     #[error("cannot set up TLS with this identity: {0}")]
     Tls(String),
-    /// The host proved another key than the pinned one.
+    /// The host proved another key than the expected one.
     #[error(
         "the host at {address} presents the key {presented}, but {expected} was expected: \
          it is another machine, or its identity was made anew; nothing was sent to it"
     )]
     WrongHostKey {
-        /// Where the host was reached.
+        /// Address at which the host answered.
         address: SocketAddr,
         /// The pinned key.
         expected: PublicKey,
@@ -48,25 +48,25 @@ pub enum TransportError {
         "the host at {address} presents the key {presented}, which is not known here; nothing was sent to it"
     )]
     UnknownHostKey {
-        /// Where the host was reached.
+        /// Address at which the host answered.
         address: SocketAddr,
         /// The key it presented.
         presented: PublicKey,
     },
-    /// A handshake with a host did not succeed.
+    /// A handshake with a host failed.
     #[error("cannot connect to {address}: {reason}")]
     Connect {
-        /// Where the host was looked for.
+        /// Address that was tried.
         address: SocketAddr,
-        /// Why, in words.
+        /// Reason in words.
         reason: String,
     },
-    /// A handshake with a client did not succeed.
+    /// A handshake with a client failed.
     #[error("handshake with {address} failed: {reason}")]
     Handshake {
-        /// Where the client was.
+        /// Address of the client.
         address: SocketAddr,
-        /// Why, in words.
+        /// Reason in words.
         reason: String,
     },
     /// A host name has no address.
@@ -74,10 +74,10 @@ pub enum TransportError {
     Resolve {
         /// The name.
         host: String,
-        /// What the resolver said.
+        /// Error of the resolver.
         source: io::Error,
     },
-    /// There was nothing to dial.
+    /// No address was given.
     #[error("no address to connect to")]
     NoAddress,
     /// None of several addresses answered.
@@ -92,7 +92,7 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    /// The key of a host that answered and is not the right one.
+    /// Returns the key of a host that answered with a wrong key.
     pub fn wrong_key(&self) -> Option<PublicKey> {
         match self {
             Self::WrongHostKey { presented, .. } | Self::UnknownHostKey { presented, .. } => Some(*presented),

@@ -1,16 +1,16 @@
-//! Keys of hosts met before, under which names, and which key is right under a name.
-//! Pure: the text of a known-hosts file in, decisions and the new text out.
+//! Keys of known hosts, the names of each, and the key that is right for a name. Pure: takes the text of a
+//! known-hosts file, returns decisions and the new text.
 //!
 //! ```text
-//! nas:4433 KEY                  a name. Only this key is right under it
-//! 192.0.2.7:4433/media KEY      an address somebody mounted from: under it only this key has the export `media`
-//! 192.0.2.7:4433 KEY            where the host was met last. Any known key may be there next
+//! nas:4433 KEY                  a name; only this key is right for it
+//! 192.0.2.7:4433/media KEY      an address that was mounted; only this key serves export `media` there
+//! 192.0.2.7:4433 KEY            the last address of the host; any known key may be there next
 //! - KEY                         a known host without any of these
 //! ```
 //!
-//! A key that stands in the file is trusted to be that host, wherever it answers. A name is given to the first known key that
-//! answers to it, and to no other afterwards. Addresses are lent (DHCP), so one identifies a host only for what was mounted
-//! from it by that address; loopback, link-local and bridge addresses identify nobody.
+//! A key in the file is trusted at any address. A name belongs to the first known key that answers to it, and
+//! to no other afterwards. Addresses are lent (DHCP). So an address identifies a host only for the exports
+//! that were mounted by that address. Loopback, link-local and bridge addresses identify no host.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -18,22 +18,22 @@ use std::fmt::{self, Write as _};
 use super::identity::PublicKey;
 use super::mount_source::{AddressKind, HostAddress};
 
-/// Stands where a known host has no name.
+/// Subject of a line about a host without a name.
 const NAMELESS: &str = "-";
 
-/// What somebody asked to mount: a host by name or address, and one of its exports.
+/// Target of a mount: a host by name or address, and one of its exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostQuery {
     /// The name or address as typed.
     pub address: HostAddress,
-    /// Whether that identifies a host.
+    /// Scope in which the address identifies a host.
     pub kind: AddressKind,
     /// The export.
     pub export: String,
 }
 
 impl HostQuery {
-    /// The subject of the line that says which key is right.
+    /// Returns the subject of the line that holds the right key.
     fn subject(&self) -> Option<Subject> {
         match self.kind {
             AddressKind::Name => Some(Subject::Host(self.address.clone())),
@@ -43,65 +43,65 @@ impl HostQuery {
     }
 }
 
-/// Which keys may answer.
+/// Keys that may answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// This one alone.
+    /// Only this one.
     Only(PublicKey),
-    /// Any of these: the name was given to none of them yet.
+    /// Any of these. The name belongs to none of them yet.
     AnyKnown(BTreeSet<PublicKey>),
 }
 
-/// A line that names what was asked for and holds no key, numbered from 1.
+/// Number, from 1, of a line that names the target and holds no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadLine(pub usize);
 
-/// What a host that answered is to the one who asked.
+/// Result of comparing the key of a host with the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyVerdict {
-    /// The key that was expected, or a known one under a new name.
+    /// The expected key, or a known one under a new name.
     Trusted,
-    /// A key that is in no line, under a name that is in none either.
+    /// Neither the key nor the name is in the file.
     Unknown,
     /// Another key than the one of the name.
     Mismatch {
         /// The key of the name.
         known: PublicKey,
-        /// The line that says so, from 1.
+        /// Its line, from 1.
         line: usize,
     },
 }
 
-/// A host that answered with its key, and was let in by it.
+/// A host that answered and was authenticated by its key.
 #[derive(Clone, Debug)]
 pub struct HostContact {
     /// The key it proved.
     pub key: PublicKey,
-    /// What was typed; `None` where a ticket was.
+    /// Target as typed, `None` with a ticket.
     pub query: Option<HostQuery>,
-    /// Whether a ticket vouched for the key under the name that was typed.
+    /// True if a ticket vouches for the key under the typed name.
     pub vouched: bool,
-    /// Names and addresses of its ticket at which it answered.
+    /// Names and addresses of the ticket at which the host answered.
     pub answered_at: Vec<(HostAddress, AddressKind)>,
 }
 
-/// Something to tell after a meeting.
+/// Notice to the user after a contact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// A known host has one more name.
     NewName {
         /// The name.
         name: String,
-        /// What it is called elsewhere.
+        /// Its other names.
         known_as: String,
     },
-    /// A host answers to the name of another.
+    /// A host answers to a name that belongs to another one.
     NameTaken {
         /// The name.
         name: String,
         /// The key that keeps the name.
         known: PublicKey,
-        /// The line that says so, from 1.
+        /// Its line, from 1.
         line: usize,
     },
 }
@@ -110,7 +110,7 @@ pub enum Notice {
 enum Subject {
     Nameless,
     Host(HostAddress),
-    /// The export as the file has it: one word.
+    /// Export as in the file: one word.
     Export(HostAddress, String),
 }
 
@@ -136,7 +136,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// An export's name as one word.
+/// Returns the name of an export as one word.
 fn escaped(export: &str) -> String {
     let mut word = String::new();
     for letter in export.chars() {
@@ -175,30 +175,30 @@ impl Line {
     }
 }
 
-/// The lines of a known-hosts file.
+/// Lines of a known-hosts file.
 #[derive(Clone, Debug, Default)]
 pub struct HostKeyTable {
     lines: Vec<Line>,
 }
 
 impl HostKeyTable {
-    /// Reads a file. Lines that cannot be read stay as they are.
+    /// Reads a file. Lines that cannot be read are kept as they are.
     pub fn parse(text: &str) -> Self {
         Self { lines: text.lines().map(Line::parse).collect() }
     }
 
-    /// The file.
+    /// Returns the text of the file.
     pub fn text(&self) -> String {
         self.lines.iter().fold(String::new(), |text, line| text + &line.text + "\n")
     }
 
-    /// All keys of known hosts.
+    /// Returns all keys of known hosts.
     pub fn keys(&self) -> BTreeSet<PublicKey> {
         self.lines.iter().filter_map(|line| line.key).collect()
     }
 
-    /// Which keys may answer to what was asked for. A line about it without a key is an error: skipping it would leave the
-    /// name to whoever comes first.
+    /// Returns the keys that may answer for the target. A line about it without a key is an error. If it were
+    /// skipped, the name would go to the first host that answers.
     pub fn expected(&self, query: &HostQuery) -> Result<Expected, BadLine> {
         match self.right_key(query)? {
             Some((key, _)) => Ok(Expected::Only(key)),
@@ -206,7 +206,7 @@ impl HostKeyTable {
         }
     }
 
-    /// What a host with the key `presented` is to the one who asked.
+    /// Compares the key `presented` with the file.
     pub fn verdict(&self, query: &HostQuery, presented: PublicKey) -> Result<KeyVerdict, BadLine> {
         if let Some((known, line)) = self.right_key(query)? {
             return Ok(if known == presented {
@@ -218,7 +218,7 @@ impl HostKeyTable {
         if self.keys().contains(&presented) {
             return Ok(KeyVerdict::Trusted);
         }
-        // An unknown key where a known host was met before is worth more words than "unknown".
+        // An unknown key at the address of a known host deserves more than "unknown".
         let met = (query.kind == AddressKind::Address).then(|| Subject::Host(query.address.clone()));
         let met = met.and_then(|subject| self.find(&subject));
         Ok(match met.and_then(|line| self.lines[line].key.map(|known| (known, line + 1))) {
@@ -227,7 +227,7 @@ impl HostKeyTable {
         })
     }
 
-    /// What a key is called: its names and addresses, or itself.
+    /// Returns the names and addresses of a key, or the key itself.
     pub fn known_as(&self, key: PublicKey) -> String {
         let names = self.lines.iter().filter(|line| line.key == Some(key)).filter_map(|line| {
             line.subject.as_ref().filter(|subject| **subject != Subject::Nameless).map(ToString::to_string)
@@ -236,7 +236,7 @@ impl HostKeyTable {
         if names.is_empty() { key.to_string() } else { names.join(", ") }
     }
 
-    /// Takes note of a host that answered, under every name at which it did.
+    /// Records a host that answered, under every name at which it did.
     pub fn record(&mut self, contact: &HostContact) -> Vec<Notice> {
         let mut notices = Vec::new();
         if let Some(subject) = contact.query.as_ref().and_then(HostQuery::subject) {
@@ -254,7 +254,7 @@ impl HostKeyTable {
         notices
     }
 
-    /// Gives a name to a key, unless it is another's. `again`: also then.
+    /// Gives a name to a key, unless the name belongs to another key. With `again` also then.
     fn name(&mut self, subject: Subject, key: PublicKey, again: bool, notices: &mut Vec<Notice>) {
         let Some(at) = self.find(&subject) else {
             if self.keys().contains(&key) {
@@ -269,7 +269,7 @@ impl HostKeyTable {
             known if again => {
                 let is_lent = matches!(subject, Subject::Export(..));
                 self.lines[at] = Line::new(subject, key);
-                // A host that was set up anew has its name back; one that lost an address is still known.
+                // A host that was set up anew gets its name back. A host that lost an address is still known.
                 if let (Some(known), true) = (known, is_lent) {
                     self.keep(known);
                 }
@@ -277,12 +277,12 @@ impl HostKeyTable {
             Some(known) => {
                 notices.push(Notice::NameTaken { name: subject.to_string(), known, line: at + 1 });
             }
-            // A damaged line is for its owner to mend.
+            // The user must repair a damaged line.
             None => {}
         }
     }
 
-    /// An address is where this key is now.
+    /// Records that this key is now at an address.
     fn move_to(&mut self, subject: &Subject, key: PublicKey) {
         match self.find(subject) {
             None => self.lines.push(Line::new(subject.clone(), key)),
@@ -296,14 +296,14 @@ impl HostKeyTable {
         }
     }
 
-    /// A key that has no line gets one.
+    /// Adds a line for a key that has none.
     fn keep(&mut self, key: PublicKey) {
         if !self.keys().contains(&key) {
             self.lines.push(Line::new(Subject::Nameless, key));
         }
     }
 
-    /// The key that alone is right, and its line from 1.
+    /// Returns the only right key and its line, from 1.
     fn right_key(&self, query: &HostQuery) -> Result<Option<(PublicKey, usize)>, BadLine> {
         let Some(at) = query.subject().and_then(|subject| self.find(&subject)) else { return Ok(None) };
         self.lines[at].key.map(|key| Some((key, at + 1))).ok_or(BadLine(at + 1))
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_key_is_right_under_every_new_name_and_the_name_is_its_own_from_then_on() {
+    fn a_known_key_is_right_under_every_new_name_and_keeps_the_name() {
         let mut table = table(&[by_ticket(A, &["192.0.2.1", "127.0.0.1"]), by_ticket(B, &["192.0.2.2"])]);
         for host in ["nas", "nas:7000", "192.0.2.9", "127.0.0.1", "localhost"] {
             assert_eq!(table.verdict(&query(host, "m"), A), Ok(KeyVerdict::Trusted), "{host}");
@@ -360,26 +360,26 @@ mod tests {
         assert_eq!(table.expected(&query("nas", "other")), Ok(Expected::Only(A)));
         for other in [B, STRANGER] {
             let verdict = table.verdict(&query("nas", "m"), other);
-            assert_eq!(verdict, Ok(KeyVerdict::Mismatch { known: A, line: 3 }), "a name is one host's");
+            assert_eq!(verdict, Ok(KeyVerdict::Mismatch { known: A, line: 3 }), "a name belongs to one host");
         }
         assert_eq!(table.record(&typed(A, "nas", "m")), []);
     }
 
     #[test]
-    fn addresses_move_between_known_hosts_but_not_what_was_mounted_by_them() {
+    fn addresses_move_between_known_hosts_but_exports_mounted_by_them_do_not() {
         let mut table = table(&[by_ticket(A, &["192.0.2.1"]), by_ticket(B, &["192.0.2.2"])]);
-        // Met there: any known host may be there next, and a stranger is told from one.
+        // Last seen there: any known host may be there next, and an unknown one is refused.
         assert_eq!(table.verdict(&query("192.0.2.1", "m"), B), Ok(KeyVerdict::Trusted));
         let verdict = table.verdict(&query("192.0.2.1", "m"), STRANGER);
         assert_eq!(verdict, Ok(KeyVerdict::Mismatch { known: A, line: 1 }));
-        // Mounted from there: B cannot stand in for what was A's, and has its own exports there.
+        // Mounted from there: B cannot replace A for this export, and has its own exports there.
         table.record(&typed(A, "192.0.2.1", "m"));
         assert_eq!(
             table.verdict(&query("192.0.2.1", "m"), B),
             Ok(KeyVerdict::Mismatch { known: A, line: 3 })
         );
         assert_eq!(table.verdict(&query("192.0.2.1", "films"), B), Ok(KeyVerdict::Trusted));
-        // A ticket of the next host at the address takes nothing away, and says nothing.
+        // A ticket of the next host at the address takes nothing away and gives no notice.
         assert_eq!(table.record(&by_ticket(B, &["192.0.2.1"])), []);
         assert_eq!(table.expected(&query("192.0.2.1", "m")), Ok(Expected::Only(A)));
         assert_eq!(table.known_as(B), "192.0.2.1:4433, 192.0.2.2:4433");
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_identifies_nobody_is_never_written_down() {
+    fn local_addresses_are_never_written_down() {
         let nobody =
             ["127.0.0.1", "127.3.2.1:9", "[::1]:9", "[fe80::1]:9", "169.254.3.4", "localhost", "x.localhost"];
         let mut all = vec![by_ticket(A, &nobody)];
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_does_not_take_a_name_away_but_one_given_for_the_name_does() {
+    fn a_ticket_takes_a_name_away_only_if_it_was_given_for_the_name() {
         let mut table = table(&[typed(A, "nas", "m"), typed(A, "192.0.2.1", "m")]);
         let notices = table.record(&by_ticket(B, &["nas", "192.0.2.1"]));
         let name = "nas:4433".to_owned();
@@ -412,11 +412,11 @@ mod tests {
             table.record(&HostContact { vouched: true, ..typed(B, host, "m") });
             assert_eq!(table.expected(&query(host, "m")), Ok(Expected::Only(B)));
         }
-        assert!(table.keys().contains(&A), "it has lost an address, not our trust");
+        assert!(table.keys().contains(&A), "it lost an address and is still trusted");
     }
 
     #[test]
-    fn edited_files_keep_their_comments_and_a_damaged_line_lets_nobody_in() {
+    fn edited_files_keep_their_comments_and_a_damaged_line_admits_no_host() {
         let text = format!("# mine\n\nnas:4433  {A}  laptop\nother:1 rubbish\n{B} x\n192.0.2.1:4433/m\n");
         let mut table = HostKeyTable::parse(&text);
         assert_eq!(table.expected(&query("nas", "m")), Ok(Expected::Only(A)));
@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(table.expected(&query("192.0.2.1", "m")), Err(BadLine(6)));
         assert_eq!(table.keys(), BTreeSet::from([A]));
         table.record(&typed(A, "other:1", "m"));
-        assert_eq!(table.text(), text, "nothing is mended by itself");
+        assert_eq!(table.text(), text, "damaged lines are not repaired");
     }
 
     #[test]
@@ -450,14 +450,15 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, a name stays with its first key, no key is forgotten, and no stranger comes in.
+        /// For any history a name stays with its first key, no key is forgotten, and no unknown key is
+        /// accepted.
         #[test]
         fn histories(contacts in prop::collection::vec(any_contact(), 0..20)) {
             let mut table = HostKeyTable::default();
             let mut owners: Vec<(Subject, PublicKey)> = Vec::new();
             for contact in &contacts {
                 if let Some(query) = &contact.query {
-                    // Nobody records what was not let in.
+                    // Only authenticated hosts are recorded.
                     if table.verdict(query, contact.key).unwrap() != KeyVerdict::Trusted {
                         continue;
                     }

@@ -1,7 +1,7 @@
-//! The Ed25519 key that is a machine's (or a user's) name, and the file it lives in.
+//! Ed25519 keys that identify a machine or a user, and the files that hold them.
 //!
-//! There is no fingerprint apart from the key: 32 bytes are 52 characters of base32, short enough to print whole, so
-//! what a person compares is the key itself.
+//! There is no fingerprint apart from the key. 32 bytes are 52 characters of base32, short enough to print
+//! whole. So people compare the key itself.
 
 use std::{
     fmt, fs,
@@ -23,15 +23,15 @@ use crate::io::private::{self, NotPrivate};
 
 /// Bytes of an Ed25519 public key.
 pub const PUBLIC_KEY_BYTES: usize = 32;
-/// A key file is some 120 bytes; anything much larger is not one.
+/// Largest key file read. A key file has some 120 bytes.
 const KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
 
-/// An Ed25519 public key: the name of a host or a client. Shown as 52 characters of lower-case base32.
+/// An Ed25519 public key, which identifies a host or a client. Shown as 52 characters of lower-case base32.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicKey(pub [u8; PUBLIC_KEY_BYTES]);
 
 impl PublicKey {
-    /// The 32 bytes of the key.
+    /// Returns the 32 bytes of the key.
     pub fn as_bytes(&self) -> &[u8; PUBLIC_KEY_BYTES] {
         &self.0
     }
@@ -52,7 +52,7 @@ impl fmt::Debug for PublicKey {
 impl FromStr for PublicKey {
     type Err = IdentityError;
 
-    /// Reads what `Display` writes; upper case is accepted.
+    /// Reads the output of `Display`. Upper case is accepted.
     fn from_str(text: &str) -> Result<Self, IdentityError> {
         let bad = || IdentityError::BadPublicKey { text: text.chars().take(80).collect() };
         let bytes = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).map_err(|_| bad())?;
@@ -60,14 +60,14 @@ impl FromStr for PublicKey {
     }
 }
 
-/// A key pair. Its secret half never leaves this type except into the TLS signer and the key file.
+/// A key pair. The secret half leaves this type only into the TLS signer and the key file.
 pub struct Identity {
     pkcs8: PrivatePkcs8KeyDer<'static>,
     public_key: PublicKey,
 }
 
 impl Identity {
-    /// Makes a new key from the system's randomness.
+    /// Makes a new key from random bytes of the system.
     pub fn generate() -> Result<Self, IdentityError> {
         let pkcs8 =
             Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| IdentityError::NoRandomness)?;
@@ -77,7 +77,7 @@ impl Identity {
 
     /// Reads the key at `path`, or makes one there (file 0600, folder 0700) if there is none.
     ///
-    /// Refuses a file that others may read: a key that leaked once is not a name any more.
+    /// Refuses a file that others may read. A key that leaked once does not identify anybody any more.
     pub fn load_or_create(path: &Path) -> Result<Self, IdentityError> {
         match Self::load(path) {
             Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -85,14 +85,14 @@ impl Identity {
         }
         let identity = Self::generate()?;
         match identity.store_new(path) {
-            // Another process was faster: its key is the machine's name.
+            // Another process was faster. Its key is the key of the machine.
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Self::load(path),
             Err(source) => Err(IdentityError::Write { path: path.to_owned(), source }),
             Ok(()) => Ok(identity),
         }
     }
 
-    /// Reads the key at `path`: PKCS#8, as PEM or raw DER.
+    /// Reads the key at `path`: PKCS#8 as PEM or raw DER.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
         let read_error = |source| IdentityError::Read { path: path.to_owned(), source };
         let file = fs::File::open(path).map_err(read_error)?;
@@ -111,18 +111,18 @@ impl Identity {
         Self::from_pkcs8(pkcs8).map_err(bad_file)
     }
 
-    /// The public half.
+    /// Returns the public half.
     pub fn public_key(&self) -> PublicKey {
         self.public_key
     }
 
-    /// The secret half, for the TLS signer.
+    /// Returns the secret half, for the TLS signer.
     pub(super) fn pkcs8(&self) -> &PrivatePkcs8KeyDer<'static> {
         &self.pkcs8
     }
 
     fn from_pkcs8(pkcs8: PrivatePkcs8KeyDer<'static>) -> Result<Self, String> {
-        // `openssl genpkey` writes version 1, which carries no public key; the strict reader wants version 2.
+        // `openssl genpkey` writes version 1 without a public key. The strict reader wants version 2.
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.secret_pkcs8_der())
             .map_err(|rejected| format!("not an Ed25519 key in PKCS#8 ({rejected})"))?;
         let public_key =
@@ -140,7 +140,7 @@ impl Identity {
             NotPrivate::System { source, .. } => source,
             error => io::Error::other(error),
         })?;
-        // Written beside and linked into place: a crash half way leaves no half key under the real name.
+        // The key is written to another name and linked. So a crash leaves no half key under the real name.
         let suffix = random_bytes::<8>().map_err(io::Error::other)?;
         let beside = folder.join(format!(".identity-{}.new", HEXLOWER.encode(&suffix)));
         let written = self.write_pem(&beside).and_then(|()| fs::hard_link(&beside, path));
@@ -169,7 +169,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Random bytes from the system, for secrets and ids.
+/// Returns random bytes of the system, for secrets and ids.
 pub fn random_bytes<const COUNT: usize>() -> Result<[u8; COUNT], IdentityError> {
     let mut bytes = [0; COUNT];
     SystemRandom::new().fill(&mut bytes).map_err(|_| IdentityError::NoRandomness)?;
@@ -187,7 +187,7 @@ pub enum IdentityError {
     Read {
         /// The key file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The file could not be written.
@@ -195,7 +195,7 @@ pub enum IdentityError {
     Write {
         /// The key file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// Others may read the secret key.
@@ -214,7 +214,7 @@ pub enum IdentityError {
     BadKeyFile {
         /// The key file.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         reason: String,
     },
     /// Text is not a public key.
@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder that nobody else may write to, whatever the umask of the process is.
+    /// A folder that only its owner may write to, for any umask of the process.
     fn private_folder() -> tempfile::TempDir {
         tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap()
     }

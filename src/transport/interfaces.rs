@@ -1,4 +1,4 @@
-//! Interfaces of this machine, and which of them lead only to virtual machines and containers on it.
+//! Network interfaces of this machine, and the bridges that lead only to its virtual machines and containers.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,10 +9,10 @@ use nix::net::if_::InterfaceFlags;
 
 use super::mount_source::{AddressKind, HostAddress};
 
-/// Where the kernel describes interfaces.
+/// Folder in which the kernel describes interfaces.
 const INTERFACES: &str = "/sys/class/net";
 
-/// Kinds of interfaces without a device of their own that lead out of the machine all the same.
+/// Kinds of interfaces that have no device of their own and still lead out of the machine.
 const LEADS_OUT: [&str; 5] = ["vlan", "bond", "team", "wlan", "wwan"];
 
 /// An address of an interface that is up.
@@ -20,14 +20,14 @@ const LEADS_OUT: [&str; 5] = ["vlan", "bond", "team", "wlan", "wwan"];
 pub struct InterfaceAddress {
     /// The address.
     pub ip: IpAddr,
-    /// How many of its first bits are the network's.
+    /// Length of the network prefix in bits.
     pub prefix_bits: u32,
-    /// Whether the interface is a bridge between virtual machines or containers of this machine alone.
+    /// True for a bridge that connects only virtual machines or containers of this machine.
     pub is_inner_bridge: bool,
 }
 
 impl InterfaceAddress {
-    /// Whether another address is of the same network.
+    /// Returns true if `other` is in the same network.
     fn is_beside(&self, other: IpAddr) -> bool {
         let (own, other) = match (self.ip.to_canonical(), other.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
@@ -41,7 +41,7 @@ impl InterfaceAddress {
     }
 }
 
-/// Addresses of all interfaces that are up. A machine that does not tell has none.
+/// Returns the addresses of all interfaces that are up, or none if the system does not tell.
 pub fn addresses() -> Vec<InterfaceAddress> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let up = interfaces.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_UP));
@@ -62,9 +62,9 @@ pub fn addresses() -> Vec<InterfaceAddress> {
     .collect()
 }
 
-/// Whether an interface is a bridge to which no port is joined that leads out of the machine (`docker0`, `virbr0`).
+/// Returns true for a bridge (`docker0`, `virbr0`) without a port that leads out of the machine.
 ///
-/// A bridge that a network card, a bond or a VLAN is joined to is how a machine with guests reaches its own network.
+/// A machine with guests may reach its own network through a bridge with a network card, a bond or a VLAN.
 fn is_inner_bridge(interfaces: &Path, name: &str) -> bool {
     let folder = interfaces.join(name);
     if !folder.join("bridge").exists() {
@@ -78,8 +78,8 @@ fn is_inner_bridge(interfaces: &Path, name: &str) -> bool {
     })
 }
 
-/// How far a host's name or address identifies it, seen from this machine: an address behind a bridge of its own is one of a
-/// container, which the next one gets.
+/// Returns the scope in which the name or address of a host identifies it, seen from this machine. An address
+/// behind an inner bridge belongs to a container, and the next container gets it.
 pub fn address_kind(address: &HostAddress) -> AddressKind {
     let kind = address.kind();
     let Ok(ip) = address.host().parse::<IpAddr>() else { return kind };
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bridges_of_containers_are_told_from_those_of_the_network() {
+    fn bridges_of_containers_differ_from_those_of_the_network() {
         let folder = tempfile::tempdir().unwrap();
         let make = |path: &str| fs::create_dir_all(folder.path().join(path)).unwrap();
         for path in

@@ -1,5 +1,5 @@
-//! The file with the keys of hosts met before, to be read and edited by people. [`host_key_table`](super::host_key_table) says what its lines
-//! mean.
+//! The known-hosts file, which users read and edit. [`host_key_table`](super::host_key_table) defines its
+//! lines.
 
 use std::{
     collections::BTreeSet,
@@ -15,37 +15,38 @@ use super::host_key_table::{BadLine, Expected, HostContact, HostKeyTable, HostQu
 use super::identity::PublicKey;
 use super::mount_source::{AddressKind, HostAddress};
 
-/// Largest file read: some hundred thousand hosts.
+/// Largest file read, enough for some hundred thousand hosts.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
-/// The known-hosts file at a path. It is read at every question, so that an edit takes effect at once.
+/// The known-hosts file at a path. It is read for every query, so an edit takes effect at once.
 #[derive(Clone, Debug)]
 pub struct KnownHosts {
     path: PathBuf,
 }
 
 impl KnownHosts {
-    /// The file at `path`, which need not exist yet.
+    /// Returns the file at `path`, which need not exist yet.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which keys may answer to what was asked for.
+    /// Returns the keys that may answer for the target.
     pub fn expected(&self, query: &HostQuery) -> Result<Expected, KnownHostsError> {
         self.table()?.expected(query).map_err(|line| self.bad(line))
     }
 
-    /// All keys of known hosts.
+    /// Returns all keys of known hosts.
     pub fn keys(&self) -> Result<BTreeSet<PublicKey>, KnownHostsError> {
         Ok(self.table()?.keys())
     }
 
-    /// What a host that presents `presented` is called here, if it may answer to what was asked for; else why not.
+    /// Returns the local name of a host with the key `presented`, if it may answer for the target. Else
+    /// returns the reason.
     pub fn check(&self, query: &HostQuery, presented: PublicKey) -> Result<String, KnownHostsError> {
         let (table, host) = (self.table()?, query.address.clone());
         match table.verdict(query, presented).map_err(|line| self.bad(line))? {
@@ -76,9 +77,10 @@ impl KnownHosts {
         }
     }
 
-    /// Takes note of a host that answered, under every name at which it did, and says what is worth telling.
+    /// Records a host that answered, under every name at which it did. Returns notices to the user.
     ///
-    /// The file is made 0600 if need be; programs that do this at the same time do not lose each other's lines.
+    /// The file is created with mode 0600 if there is none. Programs that record at the same time do not lose
+    /// lines.
     pub fn record(&self, contact: &HostContact) -> Result<Vec<Notice>, KnownHostsError> {
         let mut file = self.open_locked().map_err(|source| self.failed("write", source))?;
         let text = self.read(&mut file)?;
@@ -104,7 +106,8 @@ impl KnownHosts {
         }
     }
 
-    /// The lock goes with the file handle. A file that was replaced while its lock was waited for is opened again.
+    /// Opens and locks the file. The lock goes with the file handle. A file that was replaced while we waited
+    /// for the lock is opened again.
     fn open_locked(&self) -> io::Result<fs::File> {
         if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -120,7 +123,7 @@ impl KnownHosts {
         }
     }
 
-    /// Puts a new file in place of the old one, under its lock: whoever reads sees one or the other.
+    /// Replaces the file under its lock. A reader sees the old one or the new one.
     fn replace(&self, text: &str) -> io::Result<()> {
         let path = fs::canonicalize(&self.path)?;
         let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -148,7 +151,7 @@ impl KnownHosts {
     }
 }
 
-/// Appends all or nothing.
+/// Appends all of `text` or nothing.
 fn append(file: &mut fs::File, text: &str) -> io::Result<()> {
     let before = file.seek(SeekFrom::End(0))?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
@@ -158,11 +161,11 @@ fn append(file: &mut fs::File, text: &str) -> io::Result<()> {
     written
 }
 
-/// A key under a name that is another one's.
+/// Another key under a name than the file says.
 #[derive(Debug, Error)]
 #[error(
     "the host {host} presents the key {presented}, but line {line} of {} says {known}: it was set up anew, another machine has its \
-     name, or somebody is in between; nothing was sent to it. If you know that the new key is right, mount it once with a new \
+     name, or the connection is intercepted; nothing was sent to it. If you know that the new key is right, mount it once with a new \
      ticket of that host by -o credentials=FILE, or remove that line",
     .path.display()
 )]
@@ -179,7 +182,7 @@ pub struct KeyMismatch {
     pub line: usize,
 }
 
-/// An address at which another known host is than before.
+/// An address that now belongs to another known host.
 #[derive(Debug, Error)]
 #[error(
     "the address {host} now belongs to the host known as {presented_as}, and /{export} was mounted by it from the host known as \
@@ -189,11 +192,11 @@ pub struct KeyMismatch {
 pub struct AddressMoved {
     /// The address.
     pub host: HostAddress,
-    /// What was mounted.
+    /// Export that was mounted.
     pub export: String,
-    /// From which host.
+    /// Name of the host from which it was mounted.
     pub known_as: String,
-    /// Which host is there now.
+    /// Name of the host that is there now.
     pub presented_as: String,
     /// The file.
     pub path: PathBuf,
@@ -201,10 +204,10 @@ pub struct AddressMoved {
     pub line: usize,
 }
 
-/// Failure to look up or remember a host.
+/// Failure to look up or record a host.
 #[derive(Debug, Error)]
 pub enum KnownHostsError {
-    /// Nobody says which host that is.
+    /// No line says which key the host has.
     #[error(
         "the host {host} is not known here (it presents the key {presented}): mount it once by a ticket (on the host: \
          `wormhole pair new`), or give one with -o credentials=FILE"
@@ -218,11 +221,11 @@ pub enum KnownHostsError {
     /// The host has another key than before.
     #[error(transparent)]
     KeyMismatch(Box<KeyMismatch>),
-    /// An address belongs to another known host than what was mounted by it.
+    /// The address belongs to another known host than the one mounted from it.
     #[error(transparent)]
     AddressMoved(Box<AddressMoved>),
-    /// The line about the host makes no sense.
-    #[error("line {line} of {} names this host and holds no key: mend or remove it", .path.display())]
+    /// The line about the host holds no key.
+    #[error("line {line} of {} names this host and holds no key: repair or remove it", .path.display())]
     BadLine {
         /// The file.
         path: PathBuf,
@@ -232,11 +235,11 @@ pub enum KnownHostsError {
     /// The file cannot be used.
     #[error("cannot {verb} the known-hosts file {}: {source}", .path.display())]
     File {
-        /// What was attempted.
+        /// Verb of the failed operation.
         verb: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
 }
@@ -280,11 +283,11 @@ mod tests {
         let file = fs::read_to_string(known.path()).unwrap();
         assert_eq!(file, format!("192.0.2.1:4433 {B}\n- {A}\nnas:4433 {A}\n"));
         assert_eq!(fs::metadata(known.path()).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(known.path().parent().unwrap()).unwrap().count(), 1, "nothing else is left");
+        assert_eq!(fs::read_dir(known.path().parent().unwrap()).unwrap().count(), 1, "no other file is left");
     }
 
     #[test]
-    fn another_key_is_told_with_both_keys_the_file_and_the_cure() {
+    fn another_key_is_reported_with_both_keys_the_file_and_a_remedy() {
         let (_folder, known) = fresh();
         known.record(&met(B, "192.0.2.2")).unwrap();
         known.record(&typed(A, "nas")).unwrap();
@@ -299,13 +302,13 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_moved_is_told_without_alarm() {
+    fn an_address_that_moved_is_reported_without_alarm() {
         let (_folder, known) = fresh();
         known.record(&met(B, "192.0.2.2")).unwrap();
         known.record(&typed(A, "192.0.2.1")).unwrap();
         let error = known.check(&query("192.0.2.1"), B).unwrap_err();
         assert!(matches!(&error, KnownHostsError::AddressMoved(moved) if moved.line == 2), "{error}");
-        assert!(!error.to_string().contains("in between"), "{error}");
+        assert!(!error.to_string().contains("intercepted"), "{error}");
         assert!(matches!(
             known.check(&query("x"), PublicKey([3; 32])),
             Err(KnownHostsError::UnknownHost { .. })

@@ -1,17 +1,18 @@
-//! Connections between a client and a host, over QUIC or TLS over TCP: who is who, how fast, and what a stream is.
+//! Connections between a client and a host over QUIC or TLS on TCP: identity, congestion control, streams.
 //!
 //! In reading order:
 //!
-//! 1. [`identity`], [`ticket`], [`mount_source`], [`host_key_table`], [`known_hosts`]: names, for people and for machines
-//! 2. [`tls`]: both ends prove the key that is their name
-//! 3. [`route`]: what the kernel knows of the way to the peer
-//! 4. [`tuning`], [`congestion`]: which of the two, and every number given to quinn, with its reason
-//! 5. `quic`, `tcp`: the two that carry connections
-//! 6. [`endpoint`], [`connection`], [`stream`]: what the rest of wormhole uses
-//! 7. [`interfaces`], [`mod@resolve`], [`dial`], [`backoff`]: from a host's names to one live connection, and again after a cut
+//! 1. [`identity`], [`ticket`], [`mount_source`], [`host_key_table`], [`known_hosts`]: names and keys
+//! 2. [`tls`]: both ends prove their keys
+//! 3. [`route`]: properties of the route to the peer, from the kernel
+//! 4. [`tuning`], [`congestion`]: the choice of protocol, and every number given to quinn, with its reason
+//! 5. `quic`, `tcp`: the two protocols
+//! 6. [`endpoint`], [`connection`], [`stream`]: the interface to the rest of wormhole
+//! 7. [`interfaces`], [`mod@resolve`], [`dial`], [`backoff`]: from names of a host to an open connection, and
+//!    again after an interruption
 //!
-//! A request is one bidirectional stream: opening one costs no round trip, streams do not block each other, a reset
-//! cancels, and [`Lane`] orders them. What travels on a stream is `proto`'s affair.
+//! A request is one bidirectional stream. Opening one costs no round trip, streams do not block each other, a
+//! reset cancels, and [`Lane`] orders them. `proto` defines the content of streams.
 
 pub mod backoff;
 pub mod congestion;

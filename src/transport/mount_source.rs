@@ -1,10 +1,10 @@
-//! What a person types to say which folder of which host: a ticket, `HOST:/EXPORT/PATH`, or `wormhole://HOST/EXPORT/PATH`.
-//! Pure: text in, values out; nothing is looked up.
+//! SOURCE of a mount, as users type it: a ticket, `HOST:/EXPORT/PATH`, or `wormhole://HOST/EXPORT/PATH`.
+//! Pure: text in, values out. Nothing is resolved.
 //!
 //! ```text
 //! whm1aeaq…                            a ticket: one word
 //! nas:/media/films                     export `media`, folder `films` in it, port 4433
-//! [2001:db8::1]:/media                 an IPv6 address wants brackets
+//! [2001:db8::1]:/media                 an IPv6 address needs brackets
 //! wormhole://nas:7000/media/films      with a port; %XX stands for a byte
 //! ssh://me@nas/media                   recognised, not yet supported
 //! ```
@@ -17,16 +17,16 @@ use thiserror::Error;
 use super::ticket::{TICKET_PREFIX, Ticket, TicketError, without_pieces_of_tickets};
 use crate::proto::words;
 
-/// UDP port of a host when none is named.
+/// Port of a host if none is given.
 pub const DEFAULT_PORT: u16 = 4433;
-/// Longest host name of the DNS, in bytes.
+/// Longest DNS name, in bytes.
 const HOST_BYTES_MAX: usize = 253;
-/// Longest part of such a name, in bytes.
+/// Longest label of a DNS name, in bytes.
 const LABEL_BYTES_MAX: usize = 63;
-/// Longest export name and longest path, in bytes; `PATH_MAX` of Linux.
+/// Longest export name and longest path, in bytes: `PATH_MAX` of Linux.
 const PATH_BYTES_MAX: usize = 4_096;
 
-/// A host by name or address, and its UDP port. Shown as `HOST:PORT`, IPv6 in brackets; names in lower case.
+/// Name or address of a host, and its UDP port. Shown as `HOST:PORT`, IPv6 in brackets, names in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostAddress {
     host: String,
@@ -41,7 +41,7 @@ impl HostAddress {
             !text.starts_with('-')
                 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
         };
-        // A ticket is longer than any part of a name, so one with something behind it is not taken for a host.
+        // A ticket is longer than any label. So a ticket with a suffix is not taken for a host.
         let fits = !host.is_empty()
             && host.len() <= HOST_BYTES_MAX
             && host.split('.').all(|label| label.len() <= LABEL_BYTES_MAX);
@@ -51,17 +51,17 @@ impl HostAddress {
         Ok(Self { host: host.to_ascii_lowercase(), port })
     }
 
-    /// The name or address, an IPv6 one without brackets.
+    /// Returns the name or address, IPv6 without brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The UDP port.
+    /// Returns the UDP port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Whether this identifies a host.
+    /// Returns the scope in which this identifies a host.
     pub fn kind(&self) -> AddressKind {
         let (address, zone) = self.host.split_once('%').unwrap_or((&self.host, ""));
         match address.parse::<IpAddr>() {
@@ -73,18 +73,18 @@ impl HostAddress {
     }
 }
 
-/// How far the name or address of a host identifies it.
+/// Scope in which the name or address of a host identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddressKind {
-    /// A name: given by people to one machine.
+    /// A name, which people give to one machine.
     Name,
-    /// An address: lent to a machine for some time.
+    /// An address, which is lent to a machine for some time.
     Address,
-    /// Means another machine on every other one: loopback, link-local, a bridge of virtual machines.
+    /// An address with another meaning on every machine: loopback, link-local, a bridge of virtual machines.
     Local,
 }
 
-/// Whether an address means another machine elsewhere: loopback, link-local, none at all.
+/// Returns true for addresses with another meaning on every machine: loopback, link-local, unspecified.
 pub fn is_local_scope(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
@@ -92,14 +92,15 @@ pub fn is_local_scope(ip: IpAddr) -> bool {
     }
 }
 
-/// Names that every machine has for itself (RFC 6761, and what distributions write into `/etc/hosts`).
+/// Returns true for names that every machine has for itself (RFC 6761, and the `/etc/hosts` of
+/// distributions).
 fn is_this_machine(name: &str) -> bool {
     let name = name.trim_end_matches('.');
     let first = name.split('.').next().unwrap_or_default();
     ["localhost", "ip6-localhost", "ip6-loopback"].contains(&first) || name.ends_with(".localhost")
 }
 
-/// A name under which a host is to be reached; its port is the host's own unless one is named.
+/// A name at which a host can be reached. Its port is that of the host unless one is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdvertisedName {
     host: String,
@@ -107,7 +108,7 @@ pub struct AdvertisedName {
 }
 
 impl AdvertisedName {
-    /// With the port on which the host listens.
+    /// Returns the address with the port on which the host listens.
     pub fn with_port(&self, listening: u16) -> HostAddress {
         HostAddress { host: self.host.clone(), port: self.port.unwrap_or(listening) }
     }
@@ -116,7 +117,7 @@ impl AdvertisedName {
 impl FromStr for AdvertisedName {
     type Err = SourceError;
 
-    /// Reads `NAME[:PORT]`; an address may stand for the name, an IPv6 one in brackets where a port follows.
+    /// Reads `NAME[:PORT]`. An address may replace the name, an IPv6 one in brackets if a port follows.
     fn from_str(text: &str) -> Result<Self, SourceError> {
         let (host, port) = split_port(text)?;
         let address = HostAddress::new(host, port.unwrap_or(DEFAULT_PORT))?;
@@ -124,7 +125,7 @@ impl FromStr for AdvertisedName {
     }
 }
 
-/// An IPv6 address, perhaps with a zone (`fe80::1%eth0`).
+/// Returns true for an IPv6 address, also with a zone (`fe80::1%eth0`).
 fn is_v6(text: &str) -> bool {
     let (address, zone) = text.split_once('%').unwrap_or((text, "0"));
     let zone_is_name =
@@ -145,7 +146,7 @@ impl fmt::Display for HostAddress {
 impl FromStr for HostAddress {
     type Err = SourceError;
 
-    /// Reads `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address; the port is 4433 if not named.
+    /// Reads `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address. The default port is 4433.
     fn from_str(text: &str) -> Result<Self, SourceError> {
         let (host, port) = split_port(text)?;
         Self::new(host, port.unwrap_or(DEFAULT_PORT))
@@ -158,7 +159,7 @@ impl From<SocketAddr> for HostAddress {
     }
 }
 
-/// Splits an authority into the host without brackets and the port, if one is named.
+/// Splits an authority into the host without brackets and the port, if there is one.
 fn split_port(text: &str) -> Result<(&str, Option<u16>), SourceError> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or_else(|| SourceError::BadHost { host: cut(text) })?;
@@ -184,17 +185,17 @@ fn parse_port(text: &str) -> Option<u16> {
 /// The SOURCE of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountSource {
-    /// A join ticket: addresses, key, export and secret in one word.
+    /// A ticket: addresses, key, export and secret in one word.
     Ticket(Ticket),
-    /// An export of a host whose key is known from before.
+    /// An export of a known host.
     Address {
         /// Name or address, IPv6 without brackets.
         host: String,
-        /// Port, if the source names one.
+        /// Port, if one is given.
         port: Option<u16>,
-        /// Name of the export; empty for a host's only one.
+        /// Name of the export, empty for the only one of a host.
         export: String,
-        /// Folder within the export, `a/b`; empty for its root.
+        /// Folder within the export, such as `a/b`, empty for its root.
         sub_path: String,
     },
 }
@@ -254,7 +255,7 @@ fn address(host: &str, port: Option<u16>, path: &str) -> Result<MountSource, Sou
 fn percent_decoded(path: &str) -> Result<String, SourceError> {
     let bad = || SourceError::BadPath {
         path: cut(path),
-        why: "`%` wants two hex digits, and the whole must be UTF-8",
+        why: "`%` needs two hex digits, and the result must be UTF-8",
     };
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -273,12 +274,12 @@ fn percent_decoded(path: &str) -> Result<String, SourceError> {
     String::from_utf8(bytes).map_err(|_| bad())
 }
 
-/// The beginning of what was typed: enough to recognise it in an error. Never a piece of a ticket, whatever is wrong with it.
+/// Returns the beginning of the typed text for an error message. It never contains a part of a ticket.
 fn cut(text: &str) -> String {
     words::line(&without_pieces_of_tickets(text), 80).into_owned()
 }
 
-/// Text that names no source.
+/// Error: text that is no valid source.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SourceError {
     /// None of the forms.
@@ -286,7 +287,7 @@ pub enum SourceError {
         "`{text}` is not a source: use a ticket, HOST:/EXPORT[/PATH], or wormhole://HOST[:PORT]/EXPORT[/PATH]"
     )]
     NotASource {
-        /// What was typed, cut.
+        /// The text, cut.
         text: String,
     },
     /// A ticket that cannot be read.
@@ -305,24 +306,24 @@ pub enum SourceError {
     },
     /// The host is neither a name nor an address.
     #[error(
-        "`{host}` is not a host name or address (an IPv6 address wants brackets, a port wormhole:// or -o port=)"
+        "`{host}` is not a host name or address (an IPv6 address needs brackets, a port needs wormhole:// or -o port=)"
     )]
     BadHost {
-        /// What was typed, cut.
+        /// The text, cut.
         host: String,
     },
     /// The port is not 1 to 65535.
     #[error("`{port}` is not a port: use 1 to 65535")]
     BadPort {
-        /// What was typed.
+        /// The text.
         port: String,
     },
     /// The path cannot be within an export.
     #[error("the path `{path}` cannot be used: {why}")]
     BadPath {
-        /// What was typed, cut.
+        /// The text, cut.
         path: String,
-        /// Why.
+        /// Reason.
         why: &'static str,
     },
 }
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_is_wrong() {
+    fn errors_name_the_mistake() {
         let error = |text: &str| text.parse::<MountSource>().unwrap_err();
         assert_eq!(error("ssh://me@nas/x"), SourceError::SshNotYet);
         assert!(matches!(error("http://nas/x"), SourceError::UnknownScheme { .. }));
@@ -417,7 +418,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_is_read_again(host in "[a-z0-9][a-z0-9.-]{0,20}", port in 1..=u16::MAX) {
+        fn displayed_addresses_can_be_read(host in "[a-z0-9][a-z0-9.-]{0,20}", port in 1..=u16::MAX) {
             let address = HostAddress::new(&host, port).unwrap();
             prop_assert_eq!(address.to_string().parse::<HostAddress>().unwrap(), address);
         }

@@ -1,13 +1,14 @@
-//! From host names to socket addresses.
+//! Resolves host names to socket addresses.
 
 use std::net::SocketAddr;
 
 use super::{error::TransportError, mount_source::HostAddress};
 
-/// Addresses tried of one name; a resolver may answer with hundreds.
+/// Addresses tried of one name. A resolver may return hundreds.
 const ADDRESSES_PER_NAME_MAX: usize = 8;
 
-/// All addresses of `host`, families alternating (the resolver's favourite first), at most eight.
+/// Returns the addresses of `host`, at most eight. The families alternate, and the first choice of the
+/// resolver comes first.
 pub async fn resolve(host: &HostAddress) -> Result<Vec<SocketAddr>, TransportError> {
     let error = |source| TransportError::Resolve { host: host.host().to_owned(), source };
     let found: Vec<SocketAddr> =
@@ -18,7 +19,7 @@ pub async fn resolve(host: &HostAddress) -> Result<Vec<SocketAddr>, TransportErr
     Ok(alternate_families(&found))
 }
 
-/// Takes turns between IPv6 and IPv4, so that a broken family costs one attempt and not all.
+/// Alternates between IPv6 and IPv4, so a broken family costs one attempt and not all.
 fn alternate_families(found: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let mut first = found.iter().filter(|address| address.is_ipv6() == first_is_v6);

@@ -1,4 +1,4 @@
-//! What the kernel knows of the way to a peer: whether it leaves this machine, and how large a packet may be.
+//! Properties of the route to a peer, from the kernel: if it leaves this machine, and the largest packet.
 
 use std::{
     fs, io,
@@ -7,24 +7,24 @@ use std::{
 
 use nix::sys::socket::{getsockopt, sockopt};
 
-/// Smallest UDP payload every QUIC path must carry (RFC 9000).
+/// Smallest UDP payload that every QUIC path must carry (RFC 9000).
 pub const UDP_PAYLOAD_BYTES_MIN: u16 = 1_200;
 /// Largest UDP payload of one packet over IPv4: 65,535 less 20 (IP) and 8 (UDP). IPv6 could carry 20 more.
 pub const UDP_PAYLOAD_BYTES_MAX: u16 = 65_507;
-/// Interface MTU assumed when the kernel does not tell: Ethernet.
+/// Interface MTU assumed when the kernel does not tell: that of Ethernet.
 const INTERFACE_MTU_BYTES_UNKNOWN: u32 = 1_500;
 
-/// The way to a peer.
+/// The route to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The peer is this machine: nothing shrinks, reorders or loses packets on the way but full buffers.
+    /// True if the peer is this machine. Only full buffers lose packets on such a route.
     pub same_machine: bool,
-    /// Largest UDP payload that fits the interface towards the peer, 1,200..=65,507.
+    /// Largest UDP payload that fits the interface to the peer, 1,200..=65,507.
     pub udp_payload_bytes_max: u16,
 }
 
 impl Route {
-    /// A path of which nothing is known: Ethernet's size.
+    /// Returns a route of which nothing is known, with the packet size of Ethernet.
     pub fn unknown(peer: IpAddr) -> Self {
         Self {
             same_machine: false,
@@ -32,12 +32,12 @@ impl Route {
         }
     }
 
-    /// Asks the kernel how it would send to `peer`. Sends nothing. Any failure leads to [`Route::unknown`].
+    /// Asks the kernel for its route to `peer`. Sends nothing. Any failure gives [`Route::unknown`].
     pub fn to(peer: SocketAddr) -> Self {
         Self::ask(peer).unwrap_or_else(|_| Self::unknown(peer.ip().to_canonical()))
     }
 
-    /// As [`Route::to`], but says why nothing is known.
+    /// Does the same as [`Route::to`], but returns the error.
     pub fn ask(peer: SocketAddr) -> io::Result<Self> {
         Self::probe(SocketAddr::new(peer.ip().to_canonical(), peer.port().max(1)), peer)
     }
@@ -45,7 +45,7 @@ impl Route {
     fn probe(canonical: SocketAddr, given: SocketAddr) -> io::Result<Self> {
         let (any, target) = match canonical {
             SocketAddr::V4(_) => (SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), canonical),
-            // The address as given keeps its scope, which a link-local one needs.
+            // The given address keeps its scope, which a link-local address needs.
             SocketAddr::V6(_) => (SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0), given),
         };
         let socket = UdpSocket::bind(any)?;
@@ -59,7 +59,7 @@ impl Route {
     }
 }
 
-/// The payload that an interface MTU leaves: IP header (20 or 40) and UDP header (8) go off.
+/// Returns the payload that an interface MTU leaves after the IP header (20 or 40) and the UDP header (8).
 fn udp_payload_bytes(peer: IpAddr, mtu_bytes: u32) -> u16 {
     let headers = if peer.is_ipv4() { 28 } else { 48 };
     let payload = mtu_bytes.saturating_sub(headers);
@@ -78,7 +78,8 @@ fn interface_mtu_bytes(socket: &UdpSocket, source: IpAddr) -> Option<u32> {
     }
 }
 
-/// The interface that has `address`, from the text of `/proc/net/if_inet6`: address in 32 hex digits first, name last.
+/// Returns the interface with `address`, from the text of `/proc/net/if_inet6`. The address is the first word
+/// of a line in 32 hex digits, the name the last.
 fn interface_of(table: &str, address: Ipv6Addr) -> Option<&str> {
     let wanted = format!("{:032x}", u128::from(address));
     let line = table.lines().find(|line| line.split_ascii_whitespace().next() == Some(wanted.as_str()))?;

@@ -1,4 +1,4 @@
-//! The two halves of a stream, whatever carries it.
+//! The two halves of a stream over either protocol.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +12,7 @@ use super::tcp::{TcpRecvStream, TcpSendStream};
 use crate::io::{ContentBuffers, split_aligned};
 use crate::proto::Lane;
 
-/// Why a stream does not go on.
+/// Reason why a stream does not continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StreamError {
     /// The connection is over.
@@ -21,24 +21,24 @@ pub enum StreamError {
     /// This side has ended the stream.
     #[error("the stream is closed")]
     Closed,
-    /// The peer wants no more; its code.
-    #[error("the other side wants no more (code {0})")]
+    /// The peer wants no more data, with its code.
+    #[error("the other side wants no more data (code {0})")]
     Stopped(u32),
-    /// The peer gave up what it was sending; its code.
+    /// The peer abandoned the stream, with its code.
     #[error("the other side gave up (code {0})")]
     Reset(u32),
-    /// The stream ended before all came that was asked for.
+    /// The stream ended before all expected bytes arrived.
     #[error("the stream ends too early")]
     EndedEarly,
-    /// More came than was allowed.
+    /// More bytes arrived than allowed.
     #[error("more than {0} bytes")]
     TooLong(usize),
 }
 
-/// Gives each stream its turn within its lane.
+/// Number that orders the streams of one priority.
 static TURN: AtomicU32 = AtomicU32::new(0);
 
-/// The half that writes. Dropped, it finishes what was written.
+/// The sending half. On drop it finishes the written bytes.
 pub struct SendStream(Sending);
 
 enum Sending {
@@ -55,7 +55,7 @@ impl SendStream {
         Self(Sending::Tcp(stream))
     }
 
-    /// Queues `bytes` without copying them; waits while much is queued already.
+    /// Queues `bytes` without copying them. Waits while much is queued already.
     pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), StreamError> {
         match &mut self.0 {
             Sending::Quic(stream) => stream.write_chunk(bytes).await.map_err(write_error),
@@ -63,7 +63,7 @@ impl SendStream {
         }
     }
 
-    /// The same for several, one behind the other. They are left empty.
+    /// Queues several chunks in order and leaves them empty.
     pub async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         match &mut self.0 {
             Sending::Quic(stream) => stream.write_all_chunks(chunks).await.map_err(write_error),
@@ -84,7 +84,7 @@ impl SendStream {
         }
     }
 
-    /// All was written that will be. Fails where the stream has ended already.
+    /// Marks the end of the stream. Fails if the stream has ended already.
     pub fn finish(&mut self) -> Result<(), StreamError> {
         let was_open = match &mut self.0 {
             Sending::Quic(stream) => stream.finish().is_ok(),
@@ -93,7 +93,7 @@ impl SendStream {
         was_open.then_some(()).ok_or(StreamError::Closed)
     }
 
-    /// Gives up what is being written; the peer reads `code`. Fails where the stream has ended already.
+    /// Abandons the stream. The peer reads `code`. Fails if the stream has ended already.
     pub fn reset(&mut self, code: u32) -> Result<(), StreamError> {
         let was_open = match &mut self.0 {
             Sending::Quic(stream) => stream.reset(VarInt::from_u32(code)).is_ok(),
@@ -102,7 +102,7 @@ impl SendStream {
         was_open.then_some(()).ok_or(StreamError::Closed)
     }
 
-    /// Orders what is written from now on. On a stream that is already finished there is nothing to order.
+    /// Sets the priority of later writes. Has no effect on a finished stream.
     pub fn set_lane(&self, lane: Lane) {
         match &self.0 {
             Sending::Quic(stream) => {
@@ -114,8 +114,9 @@ impl SendStream {
         }
     }
 
-    /// Waits until the peer wants no more (its code), or until all that was written, and the end, is out of our hands: with
-    /// QUIC the peer has it, with TCP the kernel, and a close comes behind it.
+    /// Waits until the peer wants no more data (returns its code), or until all written bytes and the end are
+    /// delivered. Over QUIC the peer has them then. Over TCP the kernel has them, and a close comes after
+    /// them.
     pub fn stopped(&self) -> impl Future<Output = Result<Option<u32>, StreamError>> + Send + 'static + use<> {
         enum Wait<Q, T> {
             Quic(Q),
@@ -136,11 +137,11 @@ impl SendStream {
     }
 }
 
-/// The half that reads. Dropped, it wants no more.
+/// The receiving half. On drop it asks for no more data.
 pub struct RecvStream(Receiving);
 
 enum Receiving {
-    /// The stream, and where the next long pieces are laid side by side.
+    /// The stream, and the memory for the next long reads.
     Quic(quinn::RecvStream, BytesMut),
     Tcp(TcpRecvStream),
 }
@@ -154,7 +155,7 @@ impl RecvStream {
         Self(Receiving::Tcp(stream))
     }
 
-    /// Up to `max` bytes of what came, in order and not copied; `None` at the end.
+    /// Returns up to `max` received bytes in order, without a copy. Returns `None` at the end.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
         match &mut self.0 {
             Receiving::Quic(stream, _) => {
@@ -165,7 +166,7 @@ impl RecvStream {
         }
     }
 
-    /// The long pieces that are read next, `len` bytes of them, shall lie side by side.
+    /// Makes the next long reads, `len` bytes in all, adjacent in memory.
     pub fn reserve_contiguous(&mut self, len: usize) {
         let room = ContentBuffers::shared().alloc(len);
         match &mut self.0 {
@@ -174,8 +175,9 @@ impl RecvStream {
         }
     }
 
-    /// Exactly `len` bytes. They are copied out of QUIC's packets once; of TCP they were laid down where they stay if the peer
-    /// wrote them in one piece. `arrived` is told of each portion while they come.
+    /// Returns exactly `len` bytes. Over QUIC they are copied once, out of the packets. Over TCP they are
+    /// received in place if the peer wrote them in one piece. `arrived` is called with the size of each
+    /// portion.
     pub async fn read_bytes(
         &mut self,
         len: usize,
@@ -213,7 +215,7 @@ impl RecvStream {
         }
     }
 
-    /// Everything up to the end, at most `max` bytes.
+    /// Returns everything up to the end, at most `max` bytes.
     pub async fn read_to_end(&mut self, max: usize) -> Result<Vec<u8>, StreamError> {
         let mut all = Vec::new();
         while let Some(chunk) = self.read_chunk(usize::MAX).await? {
@@ -225,7 +227,7 @@ impl RecvStream {
         Ok(all)
     }
 
-    /// Wants no more; the peer reads `code`. Fails where the stream has ended already.
+    /// Asks for no more data. The peer reads `code`. Fails if the stream has ended already.
     pub fn stop(&mut self, code: u32) -> Result<(), StreamError> {
         let was_open = match &mut self.0 {
             Receiving::Quic(stream, _) => stream.stop(VarInt::from_u32(code)).is_ok(),
@@ -247,12 +249,12 @@ impl fmt::Debug for RecvStream {
     }
 }
 
-/// Shares what came and was laid together. When nobody holds any of it, its memory is used again.
+/// Makes received content shareable. Its memory is used again when the last part is dropped.
 pub fn share(content: BytesMut) -> Bytes {
     ContentBuffers::shared().freeze(content)
 }
 
-/// Codes of this protocol fit; a larger one is a stranger's.
+/// Returns a code of this protocol. A larger one comes from a foreign peer.
 fn code_of(code: VarInt) -> u32 {
     u32::try_from(code.into_inner()).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! Two endpoints in one process, over loopback: what the rest of wormhole relies on.
+//! Two endpoints in one process, over loopback: the guarantees that the rest of wormhole relies on.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use super::{
     QUIC_HEAD_START, TransportChoice, TransportError, TransportKind, TransportTuning, connect_any,
 };
 
-/// Nothing on loopback takes this long; a hang becomes a failure.
+/// Deadline of every test. Nothing on loopback takes this long, so a hang becomes a failure.
 const DEADLINE: Duration = Duration::from_secs(60);
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -18,7 +18,7 @@ struct Pair {
     at_client: Connection,
 }
 
-/// Tuning for either carrier.
+/// Tunings for both protocols.
 fn both() -> [TransportTuning; 2] {
     [TransportKind::Quic, TransportKind::Tcp]
         .map(|kind| TransportTuning { transport: TransportChoice::Only(kind), ..TransportTuning::default() })
@@ -35,19 +35,19 @@ async fn pair(listen: &str, tuning: &TransportTuning) -> (Pair, Identity, Identi
     (pair, host, client)
 }
 
-/// A wildcard address is reached through loopback.
+/// Returns the loopback address for a wildcard address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
 }
 
 async fn accept_one(host: &Endpoint) -> Result<Connection, TransportError> {
-    let connection = stranger(host).await?;
+    let connection = unadmitted(host).await?;
     connection.admit();
     Ok(connection)
 }
 
-/// A client that was not admitted yet.
-async fn stranger(host: &Endpoint) -> Result<Connection, TransportError> {
+/// Returns a client that was not admitted yet.
+async fn unadmitted(host: &Endpoint) -> Result<Connection, TransportError> {
     host.accept().await.unwrap().handshake().await
 }
 
@@ -56,7 +56,7 @@ async fn within_deadline(test: impl Future<Output = ()>) {
 }
 
 #[tokio::test]
-async fn any_known_host_is_let_in_where_its_name_says_nothing_and_no_other() {
+async fn under_a_new_name_any_known_host_is_accepted_and_no_other() {
     within_deadline(async {
         for tuning in both() {
             let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
@@ -101,7 +101,7 @@ async fn reasons_of_either_peer_for_closing_are_one_line_of_bounded_length() {
 }
 
 #[tokio::test]
-async fn both_ends_learn_the_other_ones_key() {
+async fn both_ends_learn_the_key_of_the_other() {
     within_deadline(async {
         for tuning in both() {
             let (pair, host, client) = pair("[::]:0", &tuning).await;
@@ -116,7 +116,7 @@ async fn both_ends_learn_the_other_ones_key() {
 }
 
 #[tokio::test]
-async fn wrong_host_key_is_refused_and_both_keys_are_told() {
+async fn wrong_host_key_is_refused_and_both_keys_are_reported() {
     within_deadline(async {
         let (host, client, other) =
             (Identity::generate().unwrap(), Identity::generate().unwrap(), Identity::generate().unwrap());
@@ -137,7 +137,7 @@ async fn wrong_host_key_is_refused_and_both_keys_are_told() {
 }
 
 #[tokio::test]
-async fn first_contact_takes_any_key_and_tells_it() {
+async fn first_contact_accepts_any_key_and_reports_it() {
     within_deadline(async {
         let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
         for tuning in both() {
@@ -170,7 +170,7 @@ async fn another_protocol_is_refused() {
     .await;
 }
 
-/// Moves `bytes` of a pattern over each of `streams` at once; both ends' sums must be equal.
+/// Moves `bytes` of a pattern over each of `streams` at once. The sums at both ends must be equal.
 async fn transfer(pair: &Pair, streams: usize, bytes: usize) {
     let content: bytes::Bytes =
         (0..bytes).map(|index| (index * 31 + index / 251) as u8).collect::<Vec<u8>>().into();
@@ -273,7 +273,7 @@ async fn loopback_uses_the_largest_packets() {
 }
 
 #[tokio::test]
-async fn close_tells_the_peer_the_words() {
+async fn the_peer_reads_the_text_of_a_close() {
     within_deadline(async {
         for tuning in both() {
             let (pair, ..) = pair(ANY_PORT, &tuning).await;
@@ -299,7 +299,7 @@ async fn one_of_several_addresses_is_enough() {
         let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
         let tuning = TransportTuning::default();
         let host_end = Endpoint::host(ANY_PORT.parse().unwrap(), &host, &tuning).unwrap();
-        // A socket that never answers stands before the host.
+        // A socket that never answers precedes the host.
         let silent = std::net::UdpSocket::bind(ANY_PORT).unwrap();
         let addresses = [silent.local_addr().unwrap(), host_end.local_address()];
         let expected = ExpectedHost::Key(host.public_key());
@@ -314,7 +314,7 @@ async fn one_of_several_addresses_is_enough() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_told_even_when_other_addresses_fail() {
+async fn a_wrong_key_is_reported_even_when_other_addresses_fail() {
     within_deadline(async {
         let (host, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
         let tuning =
@@ -337,7 +337,7 @@ async fn a_wrong_key_is_told_even_when_other_addresses_fail() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_told_in_words() {
+async fn a_used_port_gives_a_clear_error() {
     let identity = Identity::generate().unwrap();
     let taken = std::net::UdpSocket::bind(ANY_PORT).unwrap();
     let address = taken.local_addr().unwrap();
@@ -348,7 +348,8 @@ async fn a_taken_port_is_told_in_words() {
     );
 }
 
-/// Who wins where a client may use either and the host listens as `host` says; the way is short if `is_short`.
+/// Returns the protocol of a client that may use both, with a host that listens as `host` says. The route is
+/// short if `is_short`.
 async fn race(host: TransportChoice, is_short: bool) -> TransportKind {
     let (identity, client) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let host_tuning = TransportTuning { transport: host, ..TransportTuning::default() };
@@ -373,7 +374,7 @@ async fn race(host: TransportChoice, is_short: bool) -> TransportKind {
 }
 
 #[tokio::test]
-async fn the_way_decides_who_carries_and_each_stands_in_for_the_other() {
+async fn the_route_decides_the_protocol_and_each_replaces_the_other() {
     let (quic, tcp) = (TransportKind::Quic, TransportKind::Tcp);
     within_deadline(async {
         for (host, is_short, winner) in [
@@ -402,7 +403,7 @@ async fn a_host_picks_a_port_that_is_free_for_both() {
 }
 
 #[tokio::test]
-async fn a_stranger_may_open_few_streams_and_send_little_until_it_is_admitted() {
+async fn an_unadmitted_client_may_open_few_streams_and_send_little() {
     within_deadline(async {
         let patience = Duration::from_millis(300);
         for tuning in both() {
@@ -411,15 +412,15 @@ async fn a_stranger_may_open_few_streams_and_send_little_until_it_is_admitted() 
             let address = host_end.local_address();
             let client_end = Endpoint::client(&client, &tuning, address).unwrap();
             let (at_host, at_client) =
-                tokio::join!(stranger(&host_end), client_end.connect(address, ExpectedHost::Any));
+                tokio::join!(unadmitted(&host_end), client_end.connect(address, ExpectedHost::Any));
             let (at_host, at_client) = (at_host.unwrap(), at_client.unwrap());
             let mut streams = Vec::new();
-            // As long as it may.
+            // Until the limit is reached.
             while let Ok(opened) = tokio::time::timeout(patience, at_client.open_stream(Lane::Demand)).await {
                 streams.push(opened.unwrap());
             }
             assert_eq!(streams.len(), 4, "{}", tuning.transport);
-            // Nobody reads: what goes out is what the host must hold.
+            // Nothing is read, so the host must hold all bytes that are sent.
             let sent = at_client.stats().bytes_sent;
             let content = bytes::Bytes::from(vec![7; 1 << 20]);
             let mut writing = tokio::task::JoinSet::new();

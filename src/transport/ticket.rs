@@ -1,6 +1,7 @@
-//! The join ticket: everything a client needs to reach an export for the first time, in one copyable word.
+//! Join ticket: everything that a client needs for its first contact with an export, in one word to copy.
 //!
-//! Pure: the secret is drawn elsewhere. `whm1` and then lower-case base32 (no `0`, `1`, `8`, `9` to misread) of:
+//! Pure: the secret is made elsewhere. A ticket is `whm1` and the lower-case base32 (no `0`, `1`, `8`, `9` to
+//! misread) of:
 //!
 //! | bytes | meaning |
 //! | --- | --- |
@@ -9,8 +10,8 @@
 //! | 16 | the secret that lets one client in |
 //! | 1 + n | export name, UTF-8, at most 255 bytes |
 //! | 1 | number of addresses, at most 16 |
-//! | each | 4 and 4 bytes (IPv4), or 6 and 16 bytes (IPv6), or 0, a length and a name; then the port, 2 bytes, big-endian |
-//! | 4 | the first bytes of the BLAKE3 of all the above: a slip of the hand is told as such |
+//! | each | 4 and 4 bytes (IPv4), 6 and 16 bytes (IPv6), or 0, length and name; then the port, 2 bytes |
+//! | 4 | the first bytes of the BLAKE3 of all the above, to detect typing errors |
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 use std::borrow::Cow;
@@ -22,13 +23,13 @@ use thiserror::Error;
 use super::{identity::PublicKey, mount_source::HostAddress};
 use crate::proto::TicketSecret;
 
-/// What every ticket begins with.
+/// Prefix of every ticket.
 pub const TICKET_PREFIX: &str = "whm1";
-/// Bytes of the secret: 128 bits, not to be guessed over a network.
+/// Bytes of the secret: 128 bits cannot be guessed over a network.
 pub const SECRET_BYTES: usize = 16;
-/// A machine has a handful of addresses.
+/// Largest number of addresses. A machine has a handful.
 pub const TICKET_ADDRESSES_MAX: usize = 16;
-/// Longest word read: beyond the largest ticket that can be written.
+/// Longest word read, longer than the largest ticket.
 const WORD_BYTES_MAX: usize = 16 * 1024;
 const VERSION: u8 = 1;
 const CHECKSUM_BYTES: usize = 4;
@@ -44,7 +45,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Puts a ticket together. At least one and at most 16 addresses; the export's name has at most 255 bytes.
+    /// Makes a ticket. It needs 1 to 16 addresses, and an export name of at most 255 bytes.
     pub fn new(
         addresses: Vec<HostAddress>,
         host_key: PublicKey,
@@ -60,22 +61,22 @@ impl Ticket {
         Ok(Self { addresses, host_key, export, secret })
     }
 
-    /// Where the host may be reached, best first.
+    /// Returns the addresses of the host, best first.
     pub fn addresses(&self) -> &[HostAddress] {
         &self.addresses
     }
 
-    /// The key the host must prove.
+    /// Returns the key that the host must prove.
     pub fn host_key(&self) -> PublicKey {
         self.host_key
     }
 
-    /// The export the ticket is for.
+    /// Returns the export of the ticket.
     pub fn export(&self) -> &str {
         &self.export
     }
 
-    /// What lets the client in.
+    /// Returns the secret that admits the client.
     pub fn secret(&self) -> TicketSecret {
         self.secret
     }
@@ -140,7 +141,7 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     first
 }
 
-/// What is still unread of a ticket.
+/// Unread part of a ticket.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -184,7 +185,7 @@ impl fmt::Display for Ticket {
 impl FromStr for Ticket {
     type Err = TicketError;
 
-    /// Reads what `Display` writes, in any case, with white space around it.
+    /// Reads the output of `Display`, in any case, with white space around it.
     fn from_str(text: &str) -> Result<Self, TicketError> {
         let word = text.trim();
         if word.len() > WORD_BYTES_MAX {
@@ -198,17 +199,18 @@ impl FromStr for Ticket {
     }
 }
 
-/// Letters of base32 in a row that are more than any key has (52): a ticket that lost its beginning.
+/// Letters of base32 in a row that no key has (keys have 52). So many are a ticket that lost its beginning.
 const LETTERS_OF_NO_KEY: usize = 53;
-/// Letters behind the prefix from which on a word is a ticket, or what is left of one.
+/// Letters after the prefix that make a word a ticket, or the rest of one.
 const LETTERS_OF_A_TICKET: usize = 8;
 
-/// Puts `whm1…` in place of everything in a text that is a ticket or may be one that was cut or mistyped. Keys stay.
+/// Replaces every ticket in a text by `whm1…`, also if it may be cut or mistyped. Keys stay.
 pub fn without_tickets(text: &str) -> Cow<'_, str> {
     hidden(text, LETTERS_OF_NO_KEY)
 }
 
-/// The same for what was typed where a ticket may stand: nothing there is a key, so shorter pieces of a ticket are hidden, too.
+/// Does the same for text typed in place of a ticket. It can contain no key, so shorter parts of a ticket are
+/// hidden, too.
 pub fn without_pieces_of_tickets(text: &str) -> Cow<'_, str> {
     const LETTERS: usize = 20;
     hidden(text, LETTERS)
@@ -249,19 +251,20 @@ fn hidden(text: &str, letters_max: usize) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A word that is no ticket, or parts that make none. Never shows the word: it may hold a secret.
+/// Error: a word that is no ticket, or parts that make none. It never shows the word, which may hold a
+/// secret.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TicketError {
-    /// Another beginning.
+    /// Another prefix.
     #[error("this is not a ticket: a ticket begins with `{TICKET_PREFIX}`")]
     NotATicket,
     /// Far longer than any ticket.
     #[error("this is not a ticket: {bytes} bytes are too many")]
     TooLong {
-        /// Its length.
+        /// Length of the word.
         bytes: usize,
     },
-    /// Too short to hold even the checksum.
+    /// Too short even for the checksum.
     #[error("the ticket is cut short: copy the whole word that `wormhole host` printed after `ticket:`")]
     Incomplete,
     /// The checksum differs.
@@ -269,27 +272,27 @@ pub enum TicketError {
         "the ticket was mistyped or cut: copy the whole word that `wormhole host` printed after `ticket:`"
     )]
     Mistyped,
-    /// A newer form.
+    /// A newer version.
     #[error("the ticket is of version {version}, this program reads version {VERSION}: update it")]
     UnknownVersion {
         /// The version found.
         version: u8,
     },
-    /// The checksum is right but the content makes no sense.
-    #[error("the ticket makes no sense although its checksum is right: it was not made by `wormhole host`")]
+    /// The checksum is right, but the content is not valid.
+    #[error("the ticket is not valid although its checksum is right: it was not made by `wormhole host`")]
     Malformed,
     /// No address, or too many.
     #[error("a ticket carries 1 to {TICKET_ADDRESSES_MAX} addresses, not {count}")]
     AddressCount {
-        /// How many there were.
+        /// Number of addresses.
         count: usize,
     },
-    /// The export's name does not fit.
+    /// The name of the export is too long.
     #[error(
         "the export's name has {bytes} bytes, a ticket has room for {NAME_BYTES_MAX}: give it a shorter one"
     )]
     ExportTooLong {
-        /// Its length.
+        /// Length of the name.
         bytes: usize,
     },
 }
@@ -334,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn one_wrong_letter_is_told(ticket in any_ticket(), place: prop::sample::Index, letter in "[a-z2-7]") {
+        fn one_wrong_letter_is_detected(ticket in any_ticket(), place: prop::sample::Index, letter in "[a-z2-7]") {
             let word = ticket.to_string();
             let place = TICKET_PREFIX.len() + place.index(word.len() - TICKET_PREFIX.len());
             let mut mistyped = word.clone();
@@ -344,7 +347,7 @@ mod tests {
         }
 
         #[test]
-        fn cut_words_are_told(ticket in any_ticket(), keep: prop::sample::Index) {
+        fn cut_words_are_detected(ticket in any_ticket(), keep: prop::sample::Index) {
             let word = ticket.to_string();
             let cut = &word[..TICKET_PREFIX.len() + keep.index(word.len() - TICKET_PREFIX.len())];
             let error = cut.parse::<Ticket>().unwrap_err();
@@ -362,7 +365,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a ticket is cut, wrapped, changed or wrapped up, at most a few of its letters are shown.
+        /// A ticket that is cut, wrapped, changed or quoted shows at most a few of its letters.
         #[test]
         fn no_ticket_is_shown(
             ticket in any_ticket(),
@@ -388,14 +391,14 @@ mod tests {
         }
 
         #[test]
-        fn any_text_can_be_looked_through(text in any::<String>()) {
+        fn any_text_can_be_searched(text in any::<String>()) {
             let _ = without_tickets(&text);
             let _ = without_pieces_of_tickets(&text);
         }
     }
 
     #[test]
-    fn what_is_no_ticket_is_left_as_it_is() {
+    fn other_text_is_left_unchanged() {
         for text in ["nas:/media", "whm1:/x", "/srv/films", "the key is not known here", ""] {
             assert_eq!(without_tickets(text), text);
             assert_eq!(without_pieces_of_tickets(text), text);

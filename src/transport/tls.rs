@@ -1,12 +1,13 @@
 //! TLS 1.3 in which each end proves one Ed25519 key, as raw public keys (RFC 7250).
 //!
-//! Why not self-signed certificates: a certificate would be an envelope around the key whose names, dates and
-//! extensions mean nothing here, and whose parser would be the first code a stranger's bytes meet. With raw keys the peer
-//! sends 44 bytes of which 12 are constant; the key is the identity, as in ssh. Sessions are not resumed: a resumed
-//! session skips the proof, and a full handshake costs the same one round trip.
+//! Self-signed certificates are not used. A certificate would wrap the key in names, dates and extensions
+//! that mean nothing here, and its parser would be the first code that handles bytes of unknown peers. With
+//! raw keys the peer sends 44 bytes, 12 of them constant. The key is the identity, as in ssh. Sessions are
+//! not resumed: a resumed session skips the proof, and a full handshake costs the same one round trip.
 //!
-//! The client pins the host's key. The host takes any well-formed Ed25519 key here and hands it up: refusing a stranger
-//! is the application's decision, so that it can be told in words on a stream instead of as a TLS alert.
+//! The client pins the key of the host. The host accepts any well-formed Ed25519 key here and passes it on.
+//! The application refuses unknown clients, so that it can give the reason in words on a stream instead of a
+//! TLS alert.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,21 +33,21 @@ use super::{
     identity::{Identity, PUBLIC_KEY_BYTES, PublicKey},
 };
 
-/// Name and version of the protocol above; an end that speaks another one is refused in the handshake.
+/// Name and version of the application protocol. An end with another one is refused in the handshake.
 pub const ALPN: &[u8] = b"wormhole/1";
 
-/// RFC 8410: the `SubjectPublicKeyInfo` of an Ed25519 key is these 12 bytes, then the key.
+/// Prefix of the `SubjectPublicKeyInfo` of an Ed25519 key (RFC 8410). The key follows it.
 const ED25519_SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// Which host key a client is content with.
+/// Host keys that a client accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExpectedHost {
-    /// Only this one, known from a ticket or the known-hosts file.
+    /// Only this key, known from a ticket or the known-hosts file.
     Key(PublicKey),
-    /// Any of these: a known host under a name that it did not have before.
+    /// Any of these keys: a known host under a new name.
     OneOf(Arc<BTreeSet<PublicKey>>),
-    /// Whichever the host proves. For a first contact whose key a person is then shown; the caller must look at
+    /// Any key that the host proves, for a first contact after which a user checks it. The caller must check
     /// [`Connection::peer_key`](super::Connection::peer_key) before it trusts anything.
     Any,
 }
@@ -61,13 +62,13 @@ impl ExpectedHost {
     }
 }
 
-/// The client's side of TLS, and where the key that the host presented can be read afterwards.
+/// Client side of TLS, and the place of the key that the host presents.
 pub(super) struct ClientTls {
     pub(super) config: ClientConfig,
     pub(super) presented: Arc<PresentedKey>,
 }
 
-/// The key a host presented, kept for the error message when it was not the expected one.
+/// The key that a host presented, kept for the error message if it was not the expected one.
 #[derive(Debug, Default)]
 pub(super) struct PresentedKey(Mutex<Option<PublicKey>>);
 
@@ -81,7 +82,7 @@ impl PresentedKey {
     }
 }
 
-/// TLS for a connection to a host, which must prove `expected`.
+/// Returns the TLS configuration for a connection to a host that must prove `expected`.
 pub(super) fn client(
     identity: &CertifiedIdentity,
     expected: ExpectedHost,
@@ -103,7 +104,7 @@ pub(super) fn client(
     Ok(ClientTls { config, presented })
 }
 
-/// TLS for a host: any client that proves an Ed25519 key passes.
+/// Returns the TLS configuration of a host. Any client that proves an Ed25519 key is accepted.
 pub(super) fn server(identity: &CertifiedIdentity, alpn: &[u8]) -> Result<ServerConfig, TransportError> {
     let provider = provider();
     let verifier = ClientVerifier { provider: Arc::clone(&provider) };
@@ -117,7 +118,7 @@ pub(super) fn server(identity: &CertifiedIdentity, alpn: &[u8]) -> Result<Server
     Ok(config)
 }
 
-/// The key that the peer of an established connection proved.
+/// Returns the key that the peer of an established connection proved.
 pub(super) fn key_of_chain(proven: &[CertificateDer<'_>]) -> Option<PublicKey> {
     match proven {
         [only] => key_of_spki(only),
@@ -125,7 +126,7 @@ pub(super) fn key_of_chain(proven: &[CertificateDer<'_>]) -> Option<PublicKey> {
     }
 }
 
-/// An identity in the form rustls signs with.
+/// An identity in the form that rustls signs with.
 #[derive(Clone, Debug)]
 pub(super) struct CertifiedIdentity(Arc<CertifiedKey>);
 
@@ -142,8 +143,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::aws_lc_rs::default_provider() })
 }
 
-/// The ciphers of TLS 1.3, the cheapest first. AES of 128 bits costs four rounds of fourteen less than that of 256, and
-/// nobody can break either; where the processor has no instructions for AES, `ChaCha20` is several times faster.
+/// Returns the ciphers of TLS 1.3, the cheapest first. AES-128 takes ten rounds where AES-256 takes fourteen,
+/// and neither can be broken. Without AES instructions `ChaCha20` is several times faster.
 const fn cipher_suites(has_aes: bool) -> [SupportedCipherSuite; 3] {
     use rustls::crypto::aws_lc_rs::cipher_suite::{
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
@@ -178,7 +179,7 @@ fn key_of_spki(spki: &[u8]) -> Option<PublicKey> {
     Some(PublicKey(key))
 }
 
-/// Reads the one raw key a peer may send; anything else is malformed.
+/// Returns the only raw key that a peer may send. Anything else is malformed.
 fn presented_key(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -204,7 +205,7 @@ fn verify_signature(
     )
 }
 
-/// What rustls asks of either side's verifier about signatures: TLS 1.3, Ed25519, by a raw key.
+/// Methods about signatures that rustls asks of both verifiers: TLS 1.3, Ed25519, raw keys.
 macro_rules! raw_ed25519_signatures {
     () => {
         fn verify_tls12_signature(
@@ -213,7 +214,7 @@ macro_rules! raw_ed25519_signatures {
             _cert: &CertificateDer<'_>,
             _dss: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, TlsError> {
-            Err(TlsError::General("TLS 1.2 is not spoken here".to_owned()))
+            Err(TlsError::General("TLS 1.2 is not supported".to_owned()))
         }
 
         fn verify_tls13_signature(

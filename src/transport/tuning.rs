@@ -1,4 +1,4 @@
-//! What carries a connection, and every number that quinn is given, with the reason for it.
+//! Choice of the protocol, and every number given to quinn, with its reason.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -9,21 +9,22 @@ use super::{
     route::{Route, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN},
 };
 
-/// Memory a connection may hold in each direction when nobody says otherwise: 32 MiB is what 1 Gbit/s needs at 250 ms.
+/// Default memory of a connection in each direction. 1 Gbit/s at 250 ms needs 32 MiB.
 pub const CONNECTION_MEMORY_BYTES_DEFAULT: u64 = 32 << 20;
-/// Below this a link of 100 Mbit/s and 100 ms could not be filled.
+/// Smallest memory. With less, a link of 100 Mbit/s and 100 ms could not be filled.
 const CONNECTION_MEMORY_BYTES_MIN: u64 = 2 << 20;
-/// 1 GiB: the offset of a QUIC window fits 62 bits, but no sane budget is larger.
+/// Largest memory, 1 GiB. QUIC windows could be larger, but no sensible budget is.
 const CONNECTION_MEMORY_BYTES_MAX: u64 = 1 << 30;
-/// A quarter of the connection's window: one stream nobody reads from leaves room for others.
+/// Part of the connection's window that one stream gets. An unread stream leaves room for others.
 const STREAM_SHARE_OF_CONNECTION: u64 = 4;
 
-/// Bytes that a stranger may send on all streams: several times the longest hello. (`tcp::frame` has the same for TCP.)
+/// Bytes that an unadmitted client may send on all streams: several times the longest hello. (`tcp::frame`
+/// has the same limit.)
 const UNADMITTED_WINDOW_BYTES: u64 = 64 << 10;
-/// Streams that a stranger may open: one for its hello, and a few that it may open behind it before the answer is there.
+/// Streams that an unadmitted client may open: one for its hello, and a few more before the answer arrives.
 const UNADMITTED_STREAMS_MAX: u32 = 4;
 
-/// What carries a connection.
+/// Protocol that carries a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransportKind {
     /// QUIC over UDP.
@@ -33,7 +34,7 @@ pub enum TransportKind {
 }
 
 impl TransportKind {
-    /// As it is written in options and shown in `status`.
+    /// Returns the name used in options and in `status`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Quic => "quic",
@@ -42,18 +43,19 @@ impl TransportKind {
     }
 }
 
-/// What may carry a connection.
+/// Protocols that may carry a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportChoice {
-    /// Whichever suits the way: TCP where it is short or swallows UDP, QUIC elsewhere. A host listens for both.
+    /// The protocol that suits the route: TCP if the route is short or blocks UDP, else QUIC. A host listens
+    /// for both.
     #[default]
     Auto,
-    /// This one alone.
+    /// Only this protocol.
     Only(TransportKind),
 }
 
 impl TransportChoice {
-    /// Whether `kind` may be used.
+    /// Returns true if `kind` may be used.
     pub fn allows(self, kind: TransportKind) -> bool {
         self == Self::Auto || self == Self::Only(kind)
     }
@@ -74,50 +76,52 @@ impl FromStr for TransportChoice {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let all = [Self::Auto, Self::Only(TransportKind::Quic), Self::Only(TransportKind::Tcp)];
         let found = all.into_iter().find(|choice| choice.to_string() == text);
-        found.ok_or_else(|| format!("{text:?} is no transport: auto, quic or tcp"))
+        found.ok_or_else(|| format!("{text:?} is no transport: use auto, quic or tcp"))
     }
 }
 
-/// How a connection behaves. The defaults suit everything from loopback to a lossy 1 Gbit/s at 250 ms.
+/// Parameters of a connection. The defaults suit everything from loopback to a lossy 1 Gbit/s at 250 ms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransportTuning {
-    /// What carries it.
+    /// Protocols that may carry it.
     pub transport: TransportChoice,
-    /// Round trip up to which TCP carries where either may. There a lost segment costs little time and the processor is what
-    /// limits, of which TCP takes a half or less (`benches/README.md`). Longer ways are radio or far, with loss that QUIC
-    /// bears better.
+    /// Largest round trip for which TCP is preferred. On such a route a lost segment costs little time, and
+    /// the processor is the limit. TCP takes half of its time or less (`benches/README.md`). Longer routes
+    /// are radio links or far, with loss that QUIC handles better.
     pub tcp_rtt_max: Duration,
-    /// Bytes the peer may send on one stream before it is read. A single stream must be able to fill the link too (`cp`
-    /// of one file), so it is the bandwidth-delay product of a fast far link, not of one request.
+    /// Unread bytes that the peer may send on one stream. A single stream must be able to fill the link too
+    /// (`cp` of one file). So it is the bandwidth-delay product of a fast far link, not the size of one
+    /// request.
     pub stream_receive_window_bytes: u64,
-    /// Bytes the peer may send on all streams before they are read: the memory a peer can make us hold.
+    /// Unread bytes that the peer may send on all streams: the memory that a peer can use here.
     pub receive_window_bytes: u64,
-    /// Bytes we keep until the peer acknowledges them: the memory our own writes can take.
+    /// Bytes kept until the peer acknowledges them: the memory that our own writes can use.
     pub send_window_bytes: u64,
-    /// Requests a peer may have in flight. 256 requests of 256 KiB are 64 MiB: more than the windows let through.
+    /// Requests that a peer may have in flight. 256 requests of 256 KiB are 64 MiB, more than the windows
+    /// allow.
     pub bidirectional_streams_max: u32,
-    /// One stream of events a session, and room for what comes.
+    /// Unidirectional streams: one of events for each session, and some spare ones.
     pub unidirectional_streams_max: u32,
-    /// A packet in an otherwise silent connection this often: a dead link shows within seconds, a NAT keeps its entry.
+    /// Interval of keep-alive packets. A dead link shows within seconds, and a NAT keeps its entry.
     pub keep_alive_interval: Duration,
-    /// Silence after which the connection is given up. The session above outlives it.
+    /// Silence after which the connection is closed. Its session lives on.
     pub idle_timeout: Duration,
-    /// Ack-eliciting packets the peer may receive before it must acknowledge. Every ack costs both ends a packet; 64 instead
-    /// of quinn's 2 raised loopback throughput by a fifth.
+    /// Ack-eliciting packets that the peer may receive before it must acknowledge. Every acknowledgement
+    /// costs both ends a packet. 64 instead of quinn's 2 raised loopback throughput by a fifth.
     pub ack_threshold_packets: u32,
-    /// How long the peer may hold an acknowledgement back. The window must cover this on top of the round trip.
+    /// Time that the peer may delay an acknowledgement. The window must cover it on top of the round trip.
     pub ack_delay_max: Duration,
     /// Congestion control.
     pub congestion: CongestionKind,
-    /// Round trip assumed until one is measured: the handshake's first retransmission comes after three of these. The
-    /// standard's 333 ms would make one lost packet cost a second.
+    /// Round trip assumed until one is measured. The first retransmission of the handshake comes after three
+    /// of these. With the 333 ms of the standard one lost packet would cost a second.
     pub initial_rtt: Duration,
-    /// Upper limit of packet size, UDP payload in bytes; the path's own limit counts where it is lower.
+    /// Upper limit of packet size, UDP payload in bytes. The limit of the route applies if it is lower.
     pub datagram_bytes_max: u16,
 }
 
 impl TransportTuning {
-    /// Windows for `connection_memory_bytes` of buffers in each direction (clamped to 2 MiB..=1 GiB).
+    /// Returns windows for `connection_memory_bytes` of buffers in each direction (clamped to 2 MiB..=1 GiB).
     pub fn for_memory(connection_memory_bytes: u64) -> Self {
         let memory = connection_memory_bytes.clamp(CONNECTION_MEMORY_BYTES_MIN, CONNECTION_MEMORY_BYTES_MAX);
         Self {
@@ -138,14 +142,14 @@ impl TransportTuning {
         }
     }
 
-    /// quinn's configuration for a connection over `path`.
+    /// Returns quinn's configuration for a connection over `route`.
     pub fn transport_config(&self, route: Route) -> Arc<TransportConfig> {
         let mut config = TransportConfig::default();
         config
             .stream_receive_window(var_int(self.stream_receive_window_bytes))
             .receive_window(var_int(self.receive_window_bytes))
             .send_window(self.send_window_bytes)
-            // Among streams of one priority, of which there are none (`Lane::priority`).
+            // This applies to streams of one priority, of which there are none (`Lane::priority`).
             .send_fairness(true)
             .max_concurrent_bidi_streams(self.bidirectional_streams_max.into())
             .max_concurrent_uni_streams(self.unidirectional_streams_max.into())
@@ -161,7 +165,7 @@ impl TransportTuning {
         Arc::new(config)
     }
 
-    /// The same for a client that a host has not admitted yet: it may say what it wants, and no more.
+    /// Returns the same tuning with the limits of a client that is not admitted yet.
     pub fn before_admission(&self) -> Self {
         Self {
             receive_window_bytes: self.receive_window_bytes.min(UNADMITTED_WINDOW_BYTES),
@@ -191,26 +195,28 @@ impl TransportTuning {
         discovery.upper_bound(upper).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
         config.mtu_discovery_config(Some(discovery)).min_mtu(UDP_PAYLOAD_BYTES_MIN);
         config.initial_mtu(self.initial_datagram_bytes(route));
-        // Less than two datagrams fit one 64 KiB send: batching is over.
+        // If less than two datagrams fit one send of 64 KiB, batches are useless.
         config.enable_segmentation_offload(upper <= UDP_PAYLOAD_BYTES_MAX / 2);
     }
 
-    /// The largest datagram that the path and the configuration allow.
+    /// Returns the largest datagram that the route and the configuration allow.
     fn datagram_bytes(&self, route: Route) -> u16 {
         route.udp_payload_bytes_max.min(self.datagram_bytes_max).max(UDP_PAYLOAD_BYTES_MIN)
     }
 
-    /// The size to start with. On this machine there is no hop that could be narrower than the interface: full size.
+    /// Returns the first datagram size. On this machine no hop is narrower than the interface, so it is the
+    /// full size.
     fn initial_datagram_bytes(&self, route: Route) -> u16 {
         if route.same_machine { self.datagram_bytes(route) } else { UDP_PAYLOAD_BYTES_MIN }
     }
 }
 
-/// However large packets are, an acknowledgement comes each MiB: with 64 packets of 64 KiB the sender would have to keep
-/// 4 MiB in flight to hear anything.
+/// Largest amount of data for one acknowledgement. With 64 packets of 64 KiB the sender would have to keep 4
+/// MiB in flight to get any.
 const ACK_THRESHOLD_BYTES_MAX: u32 = 1 << 20;
-/// quinn can take random loss for a path that swallows large packets, and falls back to 1,200 bytes. It looks again after
-/// this long; its own minute would be a minute of smaller packets for one bad second of radio.
+/// Time after which quinn tries large packets again. It can take random loss for a route that swallows them,
+/// and falls back to 1,200 bytes. Its own minute would mean a minute of small packets for one bad second of
+/// radio.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(10);
 
 impl Default for TransportTuning {

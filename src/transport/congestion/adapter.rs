@@ -1,4 +1,4 @@
-//! [`DeliveryRate`] in the form quinn asks for: quinn's clock and trait on the outside, no decision here.
+//! Adapter from [`DeliveryRate`] to quinn's clock and controller trait. It decides nothing.
 
 use std::{
     any::Any,

@@ -1,101 +1,110 @@
-//! Congestion control by delivery rate: keep in flight what the link carries in one round trip, and a tenth more.
+//! Congestion control by delivery rate. It keeps a tenth more in flight than the link carries in one round
+//! trip.
 //!
-//! Loss-based control (cubic, newreno) takes every lost packet for a full queue and crawls on radio links; quinn's BBR
-//! keeps twice the link's content in flight, and quinn's pacer (1.25 x window / rtt, whatever a controller says of pacing)
-//! then floods the queue and loses half. This controller measures two things and multiplies them:
+//! Loss-based control (cubic, newreno) takes every lost packet for a full queue, and is very slow on radio
+//! links. quinn's BBR keeps twice the bandwidth-delay product in flight. quinn's pacer (1.25 x window / rtt,
+//! for any controller) then fills the queue, and half of the packets are lost. This controller multiplies two
+//! measurements:
 //!
-//! * **bandwidth**: bytes acknowledged per time over each round trip, the best of the last eight rounds. A round in
-//!   which the application had too little to send may raise the estimate but never lowers it. What such a round had is
-//!   judged by the burst alone: a burst shorter than the round trip says how fast it was carried, but not over a round.
-//! * **the empty round trip**: the smallest seen in ten seconds. When none so small was seen for that long, the window
-//!   shrinks to half for two rounds, so that the queue drains and shows it again.
+//! * **bandwidth**: the best rate of acknowledged bytes over each of the last eight rounds. An
+//!   application-limited round can raise the estimate but never lowers it. Such a round is judged by the time
+//!   of its burst. A burst shorter than the round trip shows how fast it was carried, which the average over
+//!   the round does not.
+//! * **minimum round trip**: the smallest of the last ten seconds. If none that small was seen for ten
+//!   seconds, the window shrinks to half for two rounds. The queue drains, and the minimum shows again.
 //!
-//! The window is 1.1 x their product, plus what the peer's held-back acknowledgements hide. One round in eight asks for a
-//! quarter more (and goes on asking while that brings more); the next one drains what that left in the queue. Losses below
-//! 8 % are the link's nature and are ignored; above, the queue overflows, and the newest round's rate replaces the
-//! best. Start-up doubles each round until the rate stops growing or the round trip grows.
+//! The window is 1.1 x their product, plus the bytes hidden by delayed acknowledgements. One round in eight
+//! probes with a quarter more, and probing continues while the rate grows. The next round drains the queue
+//! that the probe left. Losses below 8 % belong to the link and are ignored. Above that the queue overflows,
+//! and the rate of the newest round replaces the best. Start-up doubles each round until the rate stops
+//! growing or the round trip grows.
 //!
-//! Pure: times are durations since an origin of the caller's choice, there is no randomness; `simulate` (tests) drives
-//! this through whole transfers in simulated time.
+//! Pure: times are durations since an origin that the caller chooses, and nothing is random. `simulate`
+//! (tests) runs whole transfers in simulated time.
 
 use std::{collections::VecDeque, time::Duration};
 
 use super::sampler::Sampler;
 
-/// Rounds whose best is the bandwidth: one full cycle of asking for more, so a success of the last ask is not forgotten.
+/// Rounds in the bandwidth maximum. They are one probe cycle, so the last successful probe still counts.
 const ROUNDS_REMEMBERED: usize = 8;
-/// In flight over bandwidth x round trip: a tenth in the queue keeps the link busy when acknowledgements come unevenly.
+/// Window over bandwidth x round trip. A tenth in the queue keeps the link busy when acknowledgements come
+/// unevenly.
 const WINDOW_GAIN: f64 = 1.1;
-/// Factor on the window in the round that asks for more.
+/// Factor on the window in a probe round.
 const PROBE_GAIN: f64 = 1.25;
-/// In flight over bandwidth x round trip in the round after: below one, so that the queue empties and the true round
-/// trip shows.
+/// Window over bandwidth x round trip in the round after a probe. Below one, so that the queue empties and
+/// the minimum round trip shows.
 const DRAIN_WINDOW_GAIN: f64 = 0.95;
-/// Growth of the rate in an asking round that makes the next one ask again: well above what noise brings.
+/// Growth of the rate that makes the next round probe again. It is well above noise.
 const PROBE_SUCCESS: f64 = 1.1;
-/// Loss that is still the link's nature: 8 % random loss leaves more than nine tenths of a link.
+/// Loss that belongs to the link. With 8 % random loss more than nine tenths of the link remain.
 const LOSS_TOLERATED: f64 = 0.08;
-/// Growth of a round's smallest round trip that shows a queue; heavy loss without one is the link's nature too, and the
-/// window, a multiple of what arrives, bounds what is sent in vain.
+/// Growth of a round's smallest round trip that shows a standing queue. Heavy loss without a queue belongs to
+/// the link. The window is a multiple of the bytes that arrive, which bounds the bytes lost.
 const STANDING_QUEUE: f64 = 1.03;
 const STANDING_QUEUE_MIN: Duration = Duration::from_millis(1);
-/// Loss that radio has and a good cable never. Together with a queue it means that the queue is a short one which our own
-/// tenth overflows.
+/// Loss that a radio link has and a good cable does not. Together with a standing queue it shows a short
+/// queue that our own extra tenth overflows.
 const LOSS_OF_A_GOOD_LINK: f64 = 0.02;
-/// In flight over bandwidth x round trip then: nothing in the queue. Not for losses without a queue: a window of what
-/// arrives, less what is lost, would shrink by the loss each round.
+/// Window over bandwidth x round trip with a short queue: nothing extra. It does not apply to loss without a
+/// queue. There the window would shrink by the loss rate each round.
 const WINDOW_GAIN_SHORT_QUEUE: f64 = 1.0;
-/// Loss is judged over at least this many packets: one in ten is no statistic.
+/// Packets over which loss is judged. Fewer give no statistic.
 const LOSS_SAMPLE_PACKETS: u64 = 64;
-/// However bad one judgement is, it takes at most this factor off the estimate: a cut of half a second is not a slower
-/// link.
+/// Largest cut of the estimate in one judgement. An interruption of half a second is not a slower link.
 const LOSS_CUT: f64 = 0.5;
-/// Start-up ends after this many rounds that grew by less than a quarter.
+/// Rounds with less than a quarter of growth after which start-up ends.
 const STARTUP_FLAT_ROUNDS: u32 = 3;
 const STARTUP_GROWTH: f64 = 1.25;
-/// Start-up also ends when this many acknowledgements in a row tell of a round trip longer by an eighth, but at least by
-/// the time scheduling alone may add, and by what the peer may hold back.
+/// Late acknowledgements in a row that end start-up. An acknowledgement is late if its round trip is an
+/// eighth longer. The margin is at least the time that scheduling may add, plus the acknowledgement delay of
+/// the peer.
 const STARTUP_LATE_ACKS: u32 = 8;
 const STARTUP_RTT_GROWTH: f64 = 0.125;
 const STARTUP_RTT_GROWTH_MIN: Duration = Duration::from_millis(3);
-/// In flight over bandwidth x round trip after that end: enough to keep the link full while the rate is measured once more.
+/// Window over bandwidth x round trip after such an end. It keeps the link full while the rate is measured
+/// once more.
 const SETTLE_GAIN: f64 = 1.4;
-/// Age at which the smallest round trip is looked for anew: paths change.
+/// Age at which the minimum round trip is measured again, because routes change.
 const RTT_MIN_AGE: Duration = Duration::from_secs(10);
-/// Rates over less than this measure wake-ups; on loopback a round trip is shorter.
+/// Shortest interval for a rate. A shorter one measures wake-ups of tasks. On loopback a round trip is
+/// shorter than this.
 const SAMPLE_INTERVAL_MIN: Duration = Duration::from_micros(50);
-/// The part of a round trip over which a burst is judged: long enough that its acknowledgements come in several.
+/// Divisor of the round trip for the time over which a burst is judged. The time covers several
+/// acknowledgements.
 const BURST_OF_RTT: u32 = 4;
-/// A round trip that differs by less than this factor is the same one.
+/// Round trips within this factor of each other count as equal.
 const RTT_SAME: f64 = 1.02;
-/// Below this, not the link but the schedulers of both ends decide when acknowledgements come; the window covers it.
+/// Smallest round trip for the window. Below it the schedulers of both ends decide when acknowledgements
+/// come.
 const RTT_FLOOR: Duration = Duration::from_millis(1);
-/// A round lasts at least this long, so that on a LAN eight of them are more than one hiccup of a scheduler.
+/// Shortest round. On a LAN eight rounds then last longer than one hiccup of a scheduler.
 const ROUND_MIN: Duration = Duration::from_millis(10);
-/// Silence after which the old estimate is only a hint: start-up resumes from half of it.
+/// Idle time after which the old estimate is only a hint. Start-up then resumes from half of it.
 const IDLE_RESTART: Duration = Duration::from_secs(10);
-/// An acknowledgement this late comes after a cut. What else was in flight is lost, but quinn would find out only by a
-/// timeout of several such round trips; so it no longer counts, and new packets, once acknowledged, prove the old ones
-/// lost.
+/// Delay of an acknowledgement that shows an interruption of the link. The other packets in flight are lost,
+/// but quinn declares them lost only after several long timeouts. So they no longer count. New packets, once
+/// acknowledged, prove the old ones lost.
 const SILENCE: Duration = Duration::from_secs(1);
-/// First window, in packets. quinn's pacer spreads a window over four fifths of a round trip, so 128 packets of 1,200 bytes
-/// let the 64 KiB with which most programs begin to read out in under half of one.
+/// First window, in packets. quinn's pacer spreads a window over four fifths of a round trip. 128 packets of
+/// 1,200 bytes send the 64 KiB with which most programs begin to read in under half of one.
 pub(super) const INITIAL_WINDOW_PACKETS: u64 = 128;
-/// Smallest window: fewer packets cannot show a loss before a timer does.
+/// Smallest window. With fewer packets a timer fires before a loss shows.
 const WINDOW_PACKETS_MIN: u64 = 16;
-/// Largest window: beyond this quinn switches its pacer off.
+/// Largest window. Beyond it quinn switches its pacer off.
 const WINDOW_BYTES_MAX: u64 = u32::MAX as u64;
-/// How long and how many packets the peer may hold an acknowledgement back: bytes that have arrived, but count as in
-/// flight.
+/// Acknowledgement policy of the peer. It delays acknowledgements, so bytes that have arrived still count as
+/// in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AckPolicy {
-    /// Longest delay.
+    /// Longest delay of an acknowledgement.
     pub delay_max: Duration,
-    /// Packets that may arrive before it must acknowledge.
+    /// Packets after which the peer must acknowledge.
     pub threshold_packets: u32,
 }
 
-/// The controller's state: told of what is sent, acknowledged and lost, it answers with a window.
+/// State of the controller. It takes reports of sent, acknowledged and lost packets, and returns a window.
 #[derive(Clone, Debug)]
 pub struct DeliveryRate {
     acks: AckPolicy,
@@ -106,33 +115,34 @@ pub struct DeliveryRate {
     rates: BestRate,
     round: Round,
     losses: Losses,
-    /// The last judgement found more loss than a good link has, and a queue: it is a short one, and overflows.
+    /// True if the last judgement found a standing queue and more loss than a good link has.
     short_queue: bool,
     rtt_min: Option<RttMin>,
-    /// Bytes that left before a silence and are in all likelihood lost, but not yet declared so.
+    /// Bytes that were sent before a silence. They are probably lost, but not yet declared lost.
     stranded_bytes: u64,
-    /// Acknowledgements in a row that tell of a longer round trip than an empty queue's.
+    /// Acknowledgements in a row with a round trip longer than the minimum.
     late_acks: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
-    /// Doubling.
+    /// Doubles the window each round.
     Startup { best_rate: f64, flat_rounds: u32 },
-    /// The link is full; the window rests a little above for `rounds` more, so that a whole one shows what it carries.
+    /// Measures the rate of the full link for `rounds` more rounds. The window stays a little above the
+    /// estimate.
     Settle { rounds: u32 },
-    /// Holding the estimate; after `rounds` more, asking for more.
+    /// Holds the estimate for `rounds` more rounds, then probes.
     Cruise { rounds: usize },
-    /// Asking for more than `before` bytes a second.
+    /// Probes for more than `before` bytes a second.
     Probe { before: f64 },
-    /// Letting the queue run empty.
+    /// Lets the queue run empty.
     Drain,
-    /// At half the window until the round trip of an empty queue has been seen.
+    /// Measures the minimum round trip with half the window.
     MeasureRtt { rounds: u32 },
 }
 
 impl DeliveryRate {
-    /// A controller for packets of `packet_bytes` to a peer that acknowledges by `acks`.
+    /// Returns a controller for packets of `packet_bytes`. The peer acknowledges by `acks`.
     pub fn new(packet_bytes: u16, acks: AckPolicy) -> Self {
         let packet_bytes = u64::from(packet_bytes);
         Self {
@@ -151,17 +161,17 @@ impl DeliveryRate {
         }
     }
 
-    /// Bytes that may be in flight.
+    /// Returns the bytes that may be in flight.
     pub fn window_bytes(&self) -> u64 {
         (self.window_bytes + self.stranded_bytes).min(WINDOW_BYTES_MAX)
     }
 
-    /// The bandwidth estimate in bytes a second; 0 before the first.
+    /// Returns the bandwidth estimate in bytes a second, 0 before the first.
     pub fn bandwidth_bytes_per_second(&self) -> f64 {
         self.rates.best()
     }
 
-    /// A packet was sent.
+    /// Records that a packet was sent.
     pub fn on_sent(&mut self, now: Duration, bytes: u64) {
         let idle =
             self.sampler.in_flight_bytes == 0 && now.saturating_sub(self.sampler.last_sent) > IDLE_RESTART;
@@ -173,7 +183,7 @@ impl DeliveryRate {
         self.sampler.on_sent(now, bytes, spacing);
     }
 
-    /// A packet sent at `sent` was acknowledged.
+    /// Records that a packet sent at `sent` was acknowledged.
     pub fn on_ack(&mut self, sent: Duration, bytes: u64) {
         self.sampler.on_ack(sent, bytes);
         self.losses.delivered_bytes += bytes;
@@ -183,8 +193,8 @@ impl DeliveryRate {
         }
     }
 
-    /// All packets of one acknowledgement have been reported; `in_flight_bytes` are left. `app_limited`: the application
-    /// had no more to send.
+    /// Ends the packets of one acknowledgement. `in_flight_bytes` are left. `app_limited` says that the
+    /// application had no more to send.
     pub fn on_end_acks(&mut self, now: Duration, in_flight_bytes: u64, app_limited: bool) {
         self.sampler.in_flight_bytes = in_flight_bytes;
         let Some(sample) = self.sampler.finish(now) else { return };
@@ -196,7 +206,7 @@ impl DeliveryRate {
         }
         self.round.add_rtt(sample.rtt);
         self.count_late_acks(sample.rtt, sample.app_limited);
-        // Over less than a round trip the rate says more about bunched acknowledgements than about the link.
+        // A rate over less than a round trip measures bunched acknowledgements, not the link.
         let shortest = self.rtt_min.map_or(Duration::ZERO, |rtt| rtt.value);
         if sample.interval >= shortest.max(SAMPLE_INTERVAL_MIN) {
             let rate = sample.delivered_bytes as f64 / sample.interval.as_secs_f64();
@@ -218,20 +228,20 @@ impl DeliveryRate {
         self.update_window();
     }
 
-    /// Packets were lost. `persistent`: nothing sent over several timeouts arrived.
+    /// Records lost packets. `persistent` means that nothing sent over several timeouts arrived.
     pub fn on_loss(&mut self, lost_bytes: u64, persistent: bool) {
         self.sampler.in_flight_bytes = self.sampler.in_flight_bytes.saturating_sub(lost_bytes);
         self.losses.lost_bytes += lost_bytes;
         self.stranded_bytes = self.stranded_bytes.saturating_sub(lost_bytes);
         if persistent {
-            // The link was gone. What it carries now is unknown; two doublings bring the old rate back.
+            // The link was interrupted, and its rate is unknown now. Two doublings bring the old rate back.
             self.rates.forget();
             self.losses = Losses::default();
             self.restart(self.window_bytes / 4);
         }
     }
 
-    /// Packets have another size from now on.
+    /// Sets the size of packets from now on.
     pub fn on_packet_size(&mut self, packet_bytes: u16) {
         self.packet_bytes = u64::from(packet_bytes);
         self.window_bytes = self.clamped(self.window_bytes);
@@ -246,7 +256,8 @@ impl DeliveryRate {
         self.round = Round { began: self.round.began, ..Round::default() };
     }
 
-    /// Who sends little has not filled the queue that makes round trips longer: it may stand in the other direction.
+    /// Counts late acknowledgements in a row. An application-limited sender does not fill the queue, so its
+    /// samples do not count. The queue may be in the other direction.
     fn count_late_acks(&mut self, sample: Duration, app_limited: bool) {
         let known = self.rtt_min.map_or(sample, |rtt| rtt.value);
         let growth = known.mul_f64(STARTUP_RTT_GROWTH).max(STARTUP_RTT_GROWTH_MIN) + self.acks.delay_max;
@@ -266,7 +277,8 @@ impl DeliveryRate {
         }
     }
 
-    /// Start-up's early end: the queue grows, so the link is full. One more doubling would overflow the queue.
+    /// Returns true if start-up must end early: the queue grows, so the link is full. One more doubling would
+    /// overflow it.
     fn queue_grows(&self) -> bool {
         matches!(self.mode, Mode::Startup { .. })
             && self.late_acks >= STARTUP_LATE_ACKS
@@ -291,7 +303,7 @@ impl DeliveryRate {
         self.mode = self.next_mode(now, &round, overflow);
     }
 
-    /// Whether not even the fastest packet of the round found an empty queue.
+    /// Returns true if not even the fastest packet of the round found an empty queue.
     fn queue_stands(&self, round: &Round) -> bool {
         self.rtt_min.zip(round.rtt()).is_some_and(|(known, least)| {
             least > known.value.mul_f64(STANDING_QUEUE).max(known.value + STANDING_QUEUE_MIN)
@@ -304,7 +316,7 @@ impl DeliveryRate {
             Mode::Startup { best_rate, flat_rounds } => {
                 Mode::after_startup_round(round, best_rate, flat_rounds)
             }
-            // Through the drain: start-up leaves a queue behind.
+            // Goes through the drain, because start-up leaves a queue behind.
             Mode::Settle { rounds: 0 } => Mode::Drain,
             Mode::Settle { rounds } => Mode::Settle { rounds: rounds - 1 },
             Mode::MeasureRtt { rounds: 0 } => {
@@ -340,7 +352,8 @@ impl DeliveryRate {
         self.window_bytes = self.window_for(self.rates.best(), gain);
     }
 
-    /// `gain` times what the link holds at `rate`, and what held-back acknowledgements hide.
+    /// Returns `gain` times the bandwidth-delay product at `rate`, plus the bytes hidden by delayed
+    /// acknowledgements.
     fn window_for(&self, rate: f64, gain: f64) -> u64 {
         let rtt = self.rtt_min.map_or(RTT_FLOOR, |rtt| rtt.value.max(RTT_FLOOR));
         let held_back_bytes = (rate * self.acks.delay_max.as_secs_f64())
@@ -361,7 +374,7 @@ impl Mode {
 
     fn after_startup_round(round: &Round, best_rate: f64, flat_rounds: u32) -> Self {
         if round.app_limited || round.best_rate <= 0.0 {
-            // Too little was sent to say that the rate has stopped growing.
+            // Too little was sent to tell that the rate has stopped growing.
             return Self::Startup { best_rate, flat_rounds };
         }
         if round.best_rate >= best_rate * STARTUP_GROWTH {
@@ -374,20 +387,20 @@ impl Mode {
     }
 }
 
-/// The smallest round trip and when it was last seen.
+/// Smallest round trip and the time it was last seen.
 #[derive(Clone, Copy, Debug)]
 struct RttMin {
     value: Duration,
     seen: Duration,
 }
 
-/// One round trip's worth of acknowledgements: it ends when a packet sent after its beginning is acknowledged.
+/// Acknowledgements of one round trip. It ends when a packet sent after its beginning is acknowledged.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     began: Duration,
     best_rate: f64,
     app_limited: bool,
-    /// The two smallest round trips; `MAX` for want of samples.
+    /// The two smallest round trips, `MAX` without samples.
     rtt_least: [Duration; 2],
 }
 
@@ -408,8 +421,8 @@ impl Round {
         *least = (*least).min(sample);
     }
 
-    /// The round's smallest round trip. The second smallest, in truth: on a busy machine quinn dates what it receives
-    /// back to its last wake-up, and one such sample would make the path seem shorter than light allows.
+    /// Returns the second smallest round trip of the round. On a busy machine quinn dates received packets
+    /// back to its last wake-up. One such sample would make the route look shorter than light allows.
     fn rtt(&self) -> Option<Duration> {
         let [least, second] = self.rtt_least;
         let sample = if second == Duration::MAX { least } else { second };
@@ -425,13 +438,14 @@ impl Round {
         newest_sent >= self.began && now.saturating_sub(self.began) >= ROUND_MIN
     }
 
-    /// Whether the round says something about the link: an idle application's round only if it is good news.
+    /// Returns true if the round may change the estimate. An application-limited round counts only if it is
+    /// faster than the best.
     fn counts(&self, best_so_far: f64) -> bool {
         self.best_rate > 0.0 && (!self.app_limited || self.best_rate > best_so_far)
     }
 }
 
-/// The rates of the last rounds.
+/// Rates of the last rounds.
 #[derive(Clone, Debug, Default)]
 struct BestRate {
     rounds: VecDeque<f64>,
@@ -467,7 +481,7 @@ struct Losses {
 }
 
 impl Losses {
-    /// The share lost, once `sample_bytes` have been counted; then counting starts anew.
+    /// Returns the share of lost bytes once `sample_bytes` have been counted, and starts counting anew.
     fn judge(&mut self, sample_bytes: u64) -> Option<f64> {
         let counted = self.lost_bytes + self.delivered_bytes;
         if counted < sample_bytes.max(1) {
@@ -489,7 +503,7 @@ mod tests {
     const PACKET: u64 = 1_200;
     const RTT: Duration = Duration::from_millis(50);
 
-    /// Sends `packets` at once and acknowledges them all one round trip later.
+    /// Sends `packets` at once and acknowledges all of them one round trip later.
     fn one_round(controller: &mut DeliveryRate, now: &mut Duration, packets: u64, app_limited: bool) {
         let sent = *now;
         (0..packets).for_each(|_| controller.on_sent(sent, PACKET));
@@ -498,7 +512,7 @@ mod tests {
         controller.on_end_acks(*now, 0, app_limited);
     }
 
-    /// A controller that has seen rounds of 500 packets, and the time.
+    /// Returns a controller after rounds of 500 packets, and the time.
     fn settled() -> (DeliveryRate, Duration) {
         let mut controller = DeliveryRate::new(PACKET as u16, ACKS);
         let mut now = Duration::from_secs(1);
@@ -534,7 +548,8 @@ mod tests {
         assert!(controller.bandwidth_bytes_per_second() < before / 10.0);
     }
 
-    /// As a host that is written to: small answers go out while the other direction's queue grows.
+    /// Models a host that receives writes. It sends small answers while the queue of the other direction
+    /// grows.
     #[test]
     fn a_queue_in_the_other_direction_does_not_end_start_up() {
         let mut controller = DeliveryRate::new(PACKET as u16, ACKS);
@@ -578,7 +593,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn window_stays_within_its_bounds_whatever_is_reported(
+        fn window_stays_within_its_bounds_for_any_reports(
             steps in prop::collection::vec((0..6_u8, 0..200_000_u64, 0..2_000_000_u64), 1..300),
         ) {
             let mut controller = DeliveryRate::new(1_200, ACKS);

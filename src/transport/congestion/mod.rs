@@ -1,4 +1,4 @@
-//! How fast to send: the choice of congestion control.
+//! Congestion control: the choice of an algorithm, and one of our own.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -15,25 +15,25 @@ mod sampler;
 #[cfg(test)]
 mod simulate;
 
-/// A congestion control by name, as `-o cc=` takes it.
+/// A congestion control by name, as in `-o cc=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CongestionKind {
-    /// Measures the rate at which bytes arrive and keeps just that much in flight; random loss does not slow it.
+    /// Measures the delivery rate and keeps that much in flight. Random loss does not slow it.
     #[default]
     Delivery,
-    /// quinn's default and TCP's on most systems: fair to others, crawls on lossy links.
+    /// Default of quinn and of TCP on most systems. Fair to others, slow on lossy links.
     Cubic,
-    /// quinn's BBR: fast on lossy links, loses up to half of what it sends.
+    /// BBR of quinn. Fast on lossy links, loses up to half of the bytes it sends.
     Bbr,
-    /// The textbook: halves at every loss.
+    /// The textbook algorithm. Halves the window at every loss.
     NewReno,
 }
 
 impl CongestionKind {
-    /// Every kind, in the order to list them.
+    /// All kinds, in the order of listings.
     pub const ALL: [Self; 4] = [Self::Delivery, Self::Cubic, Self::Bbr, Self::NewReno];
 
-    /// The name that `FromStr` reads.
+    /// Returns the name that `FromStr` reads.
     pub fn name(self) -> &'static str {
         match self {
             Self::Delivery => "delivery",
@@ -43,14 +43,15 @@ impl CongestionKind {
         }
     }
 
-    /// What quinn builds a connection's controller with. `acks` is what the peer is asked to do, `packet_bytes` the size
-    /// of the first packets.
+    /// Returns quinn's factory of controllers. `acks` is the policy asked of the peer, `packet_bytes` the
+    /// size of the first packets.
     pub(super) fn factory(
         self,
         acks: AckPolicy,
         packet_bytes: u16,
     ) -> Arc<dyn ControllerFactory + Send + Sync> {
-        // quinn's own first window is 14,720 bytes, whatever the packet: on loopback not even one would fit.
+        // quinn's own first window is 14,720 bytes for any packet size. On loopback not even one packet would
+        // fit.
         let initial_window_bytes = INITIAL_WINDOW_PACKETS * u64::from(packet_bytes);
         match self {
             Self::Delivery => Arc::new(DeliveryFactory { acks }),
@@ -90,7 +91,7 @@ impl FromStr for CongestionKind {
     }
 }
 
-/// There is no such congestion control.
+/// Error: no congestion control has this name.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("unknown congestion control `{0}`: choose delivery, cubic, bbr or newreno")]
 pub struct UnknownCongestion(String);

@@ -1,18 +1,19 @@
-//! From sendings and acknowledgements to rates: how fast a link carried what was sent.
+//! Delivery rates from sent packets and acknowledgements.
 //!
-//! Pure: times are durations since an origin of the caller's choice.
+//! Pure: times are durations since an origin that the caller chooses.
 
 use std::{collections::VecDeque, time::Duration};
 
-/// Snapshots kept: some rounds of them at 32 a round.
+/// Snapshots kept. They cover some rounds at 32 a round.
 const SNAPSHOTS_MAX: usize = 512;
-/// Shortest time over which a burst is judged: two of the delays that a peer may hold an acknowledgement back.
+/// Shortest time over which a burst is judged: twice the delay that a peer may hold an acknowledgement.
 const BURST_INTERVAL_MIN: Duration = Duration::from_millis(10);
-/// Acknowledgements remembered of a burst: more than come in a quarter of a second at one in half a millisecond.
+/// Acknowledgements of a burst that are remembered. A quarter of a second at one in half a millisecond gives
+/// fewer.
 const ARRIVALS_MAX: usize = 512;
 
-/// Where delivery stood when a packet left: the rate over its flight is what was delivered since, over the longer of
-/// the time the sender and the time the acknowledgements took for it.
+/// State of delivery when a packet left. The rate over its flight is the bytes delivered since, divided by
+/// the longer of two times: that of sending, and that of acknowledging.
 #[derive(Clone, Copy, Debug, Default)]
 struct Snapshot {
     sent: Duration,
@@ -22,7 +23,7 @@ struct Snapshot {
     app_limited: bool,
 }
 
-/// What one acknowledgement tells.
+/// Result of one acknowledgement.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     pub(super) newest_sent: Duration,
@@ -32,7 +33,7 @@ pub(super) struct Sample {
     pub(super) app_limited: bool,
 }
 
-/// Where delivery stood after an acknowledgement.
+/// State of delivery after an acknowledgement.
 #[derive(Clone, Copy, Debug)]
 struct Arrival {
     at: Duration,
@@ -40,7 +41,8 @@ struct Arrival {
     delivered_bytes: u64,
 }
 
-/// Turns sendings and acknowledgements into rate samples (after draft-cheng-iccrg-delivery-rate-estimation).
+/// Turns sent packets and acknowledgements into rate samples (after
+/// draft-cheng-iccrg-delivery-rate-estimation).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sampler {
     delivered_bytes: u64,
@@ -48,11 +50,11 @@ pub(super) struct Sampler {
     first_sent: Duration,
     pub(super) last_sent: Duration,
     pub(super) in_flight_bytes: u64,
-    /// Until more than this is delivered, packets left while the application had paused.
+    /// Packets count as application-limited until more than this is delivered.
     app_limited_until_bytes: Option<u64>,
     snapshots: VecDeque<Snapshot>,
     newest_acked: Option<Duration>,
-    /// The latest acknowledgements, as far back as a burst is judged, and one more.
+    /// Latest acknowledgements, as far back as a burst is judged, and one older.
     arrivals: VecDeque<Arrival>,
 }
 
@@ -89,7 +91,7 @@ impl Sampler {
         let newest_sent = self.newest_acked.take()?;
         self.delivered_at = now;
         let position = self.snapshots.partition_point(|snapshot| snapshot.sent <= newest_sent);
-        // Snapshots before the one that covers the newest packet will not be asked for again.
+        // Older snapshots are not needed again.
         self.snapshots.drain(..position.saturating_sub(1));
         let snapshot = *self.snapshots.front().filter(|_| position > 0)?;
         self.first_sent = self.first_sent.max(newest_sent);
@@ -104,8 +106,8 @@ impl Sampler {
         })
     }
 
-    /// Bytes a second over the last `interval`, of an acknowledgement that comes now: what arrived, over the longer of the
-    /// times in which it was sent and acknowledged. `None` while the burst is younger.
+    /// Returns the rate in bytes a second over the last `interval`, for an acknowledgement that comes now.
+    /// The time is the longer of sending and acknowledging. `None` while the burst is younger.
     pub(super) fn burst_rate(
         &mut self,
         now: Duration,
@@ -127,7 +129,7 @@ impl Sampler {
         Some((self.delivered_bytes - since.delivered_bytes) as f64 / took.as_secs_f64())
     }
 
-    /// Whether no more is kept than was meant.
+    /// Returns true if memory is within its bounds.
     #[cfg(test)]
     pub(super) fn is_bounded(&self) -> bool {
         self.snapshots.len() <= SNAPSHOTS_MAX && self.arrivals.len() <= ARRIVALS_MAX
@@ -144,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    /// Remembers every sending and looks through all of them.
+    /// Sampler that remembers every packet and searches all of them.
     #[derive(Default)]
     struct SlowSampler {
         fast: Sampler,

@@ -1,10 +1,10 @@
-//! A link in simulated time, and quinn's sending rules around the controller: whole transfers in milliseconds, the same
-//! every time.
+//! A link in simulated time, with quinn's rules of sending around the controller. Whole transfers take
+//! milliseconds and always give the same result.
 //!
-//! Modelled of quinn: window check, pacer (1.25 x window / smoothed rtt, 2 ms of burst), loss by packet threshold 3 and
-//! time threshold 9/8, timeouts with probes, persistent congestion. Modelled of the peer: acknowledgement after 64
-//! packets, 5 ms, a
-//! gap, or a second of silence. Of the link: rate, delay, drop-tail queue, random loss, a cut.
+//! Modelled of quinn: window check, pacer (1.25 x window / smoothed rtt, 2 ms of burst), loss by packet
+//! threshold 3 and time threshold 9/8, timeouts with probes, persistent congestion. Modelled of the peer: an
+//! acknowledgement after 64 packets, 5 ms, a gap, or a second of silence. Modelled of the link: rate, delay,
+//! drop-tail queue, random loss, an interruption.
 
 use std::{
     cmp::Reverse,
@@ -20,7 +20,7 @@ use super::delivery::{AckPolicy, DeliveryRate};
 const PACKET_BYTES: u16 = 1_452;
 const ACKS: AckPolicy = AckPolicy { delay_max: Duration::from_millis(5), threshold_packets: 64 };
 
-/// The way there: the bottleneck. The way back carries acknowledgements and only has the delay.
+/// The forward direction with the bottleneck. The way back carries acknowledgements and has only the delay.
 #[derive(Clone, Debug)]
 struct Link {
     bytes_per_second: f64,
@@ -43,7 +43,7 @@ impl Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Start,
-    /// The application has so many bytes more to send.
+    /// The application has so many more bytes to send.
     Write {
         bytes: u64,
     },
@@ -70,10 +70,10 @@ struct Packet {
 
 struct Flow {
     controller: DeliveryRate,
-    /// What the application still has to send, and when it last had nothing more in flight.
+    /// Bytes that the application has yet to send, and the time at which nothing was in flight.
     backlog_bytes: u64,
     last_written: Duration,
-    /// How long each [`Event::Write`] took to be acknowledged.
+    /// Times that each [`Event::Write`] took to be acknowledged.
     took: Vec<Duration>,
     outstanding: BTreeMap<u64, Packet>,
     next_number: u64,
@@ -93,7 +93,7 @@ struct Flow {
     delivered_bytes: u64,
     lost_packets: u64,
     sent_packets: u64,
-    /// (time, delivered bytes, rtt of the newest packet) at each acknowledgement.
+    /// Time, delivered bytes and rtt of the newest packet at each acknowledgement.
     trace: Vec<(Duration, u64, Duration)>,
 }
 
@@ -130,12 +130,12 @@ impl Flow {
         (self.smoothed_rtt + self.rtt_variation * 4 + ACKS.delay_max) * 2_u32.pow(self.timeouts.min(6))
     }
 
-    /// Packets lost and sent so far.
+    /// Returns the packets lost and sent so far.
     fn packets(&self) -> (u64, u64) {
         (self.lost_packets, self.sent_packets)
     }
 
-    /// Bytes delivered between two moments, as the acknowledgements told.
+    /// Returns the bytes delivered between two moments, by the acknowledgements.
     fn delivered_between(&self, from: Duration, to: Duration) -> u64 {
         let at =
             |when| self.trace.iter().take_while(|(time, ..)| *time <= when).last().map_or(0, |entry| entry.1);
@@ -383,7 +383,7 @@ impl Simulation {
         self.arm_timeout(index);
     }
 
-    /// Share of the link's capacity that a flow used between two moments.
+    /// Returns the share of the link's capacity that a flow used between two moments.
     fn utilisation(&self, flow: usize, from: Duration, to: Duration) -> f64 {
         let delivered = self.flows[flow].delivered_between(from, to);
         delivered as f64 / (self.link.bytes_per_second * to.saturating_sub(from).as_secs_f64())
@@ -400,7 +400,7 @@ fn one_flow(link: Link, end: Duration, seed: u64) -> Simulation {
     simulation
 }
 
-/// Round trips in the steady state, ascending.
+/// Returns the round trips in the steady state, ascending.
 fn round_trips_after(simulation: &Simulation, from: Duration) -> Vec<Duration> {
     let trace = simulation.flows[0].trace.iter();
     let mut round_trips: Vec<_> = trace.filter(|entry| entry.0 > from).map(|entry| entry.2).collect();
@@ -423,14 +423,14 @@ proptest! {
             let worst = round_trips[round_trips.len() * 99 / 100];
             prop_assert!(worst < Duration::from_millis(2 * rtt_ms), "{megabits} Mbit/s, {rtt_ms} ms: rtt {worst:?}");
             let (lost, sent) = simulation.flows[0].packets();
-            // Start-up may overflow the queue once; what counts is that it stays below afterwards.
+            // Start-up may overflow the queue once. Only the loss afterwards counts.
             prop_assert!(lost_at_start < sent_at_start / 4, "{lost_at_start} of {sent_at_start} lost at the start");
             let lost = (lost - lost_at_start) as f64 / (sent - sent_at_start) as f64;
             prop_assert!(lost < loss + 0.01, "{megabits} Mbit/s, {rtt_ms} ms, loss {loss}: {lost:.3} lost");
         }
     }
 
-    /// Bursts of 2.4 MB, as seeks in a film: each a third of what the link holds.
+    /// Bursts of 2.4 MB, like seeks in a film. Each is a third of the bandwidth-delay product.
     #[test]
     fn bursts_come_to_be_sent_as_fast_as_the_link_carries(seed: u64, pause_ms in 1..400_u64) {
         let mut simulation = Simulation::new(Link::new(1_000, 50, 0.0), &[], seed);
@@ -442,7 +442,7 @@ proptest! {
         simulation.run_until(seconds(30.0));
         let flow = &simulation.flows[0];
         prop_assert_eq!(flow.took.len(), 20);
-        // A round trip, 19 ms of the link, 5 ms of a held-back acknowledgement, and a tenth.
+        // A round trip, 19 ms of the link, 5 ms of a delayed acknowledgement, and a tenth.
         prop_assert!(flow.took[5..].iter().all(|took| *took < Duration::from_millis(82)), "{:?}", flow.took);
         prop_assert!(flow.lost_packets * 50 < flow.sent_packets, "{:?}", flow.packets());
     }

@@ -1,4 +1,4 @@
-//! A UDP socket with QUIC on it: a host's, which accepts, or a client's, which connects.
+//! UDP socket with QUIC: of a host, which accepts, or of a client, which connects.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::transport::route::{Route, UDP_PAYLOAD_BYTES_MAX};
 use crate::transport::tls;
 use crate::transport::tuning::TransportTuning;
 
-/// Name in the TLS handshake. Nobody looks at it: the key is the name, and it is not sent.
+/// Server name in the TLS handshake. It is not sent and not checked, because the key is the identity.
 const TLS_NAME: &str = "wormhole";
 
-/// Handshakes begun but not accepted that a host holds; further strangers are turned away.
+/// Pending handshakes that a host holds. Further clients are refused.
 const PENDING_HANDSHAKES_MAX: usize = 1_024;
-/// Bytes of early packets kept for one of them, and for all.
+/// Bytes of early packets kept for one pending handshake, and for all.
 const PENDING_BYTES_MAX: u64 = 64 << 10;
 const PENDING_BYTES_TOTAL_MAX: u64 = 8 << 20;
 
-/// A socket with QUIC on it.
+/// Socket with QUIC.
 #[derive(Clone, Debug)]
 pub(in crate::transport) struct QuicEndpoint {
     quinn: quinn::Endpoint,
@@ -50,7 +50,7 @@ impl QuicEndpoint {
         Self::open(listen, tuning, Some(server), UDP_PAYLOAD_BYTES_MAX)
     }
 
-    /// An endpoint to reach `peer` from: packet sizes follow the way to it.
+    /// Returns an endpoint to reach `peer`. Packet sizes follow the route to it.
     pub(in crate::transport) fn client(
         tuning: &TransportTuning,
         peer: SocketAddr,
@@ -84,14 +84,14 @@ impl QuicEndpoint {
         Ok(Self { quinn, server: server.map(Arc::new), buffers, local_address })
     }
 
-    /// The next client that wants to connect, or `None` once the endpoint is closed.
+    /// Waits for the next client. Returns `None` once the endpoint is closed.
     pub(in crate::transport) async fn accept(&self) -> Option<QuicIncoming> {
         let quinn = self.quinn.accept().await?;
         let server = self.server.as_ref().map(Arc::clone)?;
         Some(QuicIncoming { quinn, server })
     }
 
-    /// Connects to the host at `address`. Gives up after the tuning's idle timeout.
+    /// Connects to the host at `address`. Fails after the idle timeout of the tuning.
     pub(in crate::transport) async fn connect(
         &self,
         address: SocketAddr,
@@ -129,13 +129,14 @@ impl QuicEndpoint {
     }
 }
 
-/// The key that the peer of an established connection proved.
+/// Returns the key that the peer of an established connection proved.
 fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let proven = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     tls::key_of_chain(&proven)
 }
 
-/// A host is told at its start. A mount is made often, and by people who cannot change it: they see it in `status`.
+/// Reports small socket buffers. A host warns at its start. A mount is made often, by users that cannot
+/// change the limit, so they only see it in `status`.
 fn tell_if_clamped(buffers: SocketBuffers, is_host: bool) {
     let help = || {
         let (granted, wanted) = (buffers.smaller_bytes(), buffers.wanted_bytes);
@@ -151,7 +152,7 @@ fn tell_if_clamped(buffers: SocketBuffers, is_host: bool) {
     }
 }
 
-/// A client at the door. Dropping it refuses the client.
+/// A client that wants to connect. Dropping it refuses the client.
 #[derive(Debug)]
 pub(in crate::transport) struct QuicIncoming {
     quinn: quinn::Incoming,
@@ -163,14 +164,14 @@ impl QuicIncoming {
         self.quinn.remote_address()
     }
 
-    /// Whether the client's address is known to be its own: it answered there.
+    /// Returns true if the client has proved its address by an answer.
     pub(in crate::transport) fn is_proved(&self) -> bool {
         self.quinn.remote_address_validated()
     }
 
-    /// Has the client prove that its address is its own, and come again.
+    /// Makes the client prove its address and connect again.
     pub(in crate::transport) fn ask_for_proof(self) {
-        // Refused only for packets that bear a proof already.
+        // The call fails only for packets that carry a proof already.
         let _ = self.quinn.retry();
     }
 
@@ -189,7 +190,7 @@ impl QuicIncoming {
         Ok((connection, key))
     }
 
-    /// Tells the client that it is not wanted.
+    /// Refuses the client.
     pub(in crate::transport) fn refuse(self) {
         self.quinn.refuse();
     }

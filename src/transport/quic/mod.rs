@@ -1,4 +1,4 @@
-//! QUIC, through quinn: the UDP socket, and what connects and accepts on it.
+//! QUIC through quinn: the UDP socket, and endpoints that connect and accept.
 
 mod endpoint;
 pub(super) mod socket;

@@ -1,4 +1,5 @@
-//! The UDP socket under an endpoint: large buffers, both address families, and packets in batches the kernel accepts.
+//! UDP socket under an endpoint: large buffers, both address families, and batches of a size that the kernel
+//! accepts.
 
 use std::{
     fmt, io,
@@ -20,54 +21,54 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::transport::{error::TransportError, route::UDP_PAYLOAD_BYTES_MAX};
 
-/// Socket buffer asked for, each way. Between two wake-ups of a busy receiver a fast link brings megabytes; what does not
-/// fit is lost and must be sent again. 16 MiB is where the measured throughput stops growing.
+/// Socket buffer asked for, each way. A fast link delivers megabytes between two wake-ups of a busy receiver.
+/// Bytes that do not fit are lost and must be sent again. Measured throughput stops growing at 16 MiB.
 pub const SOCKET_BUFFER_BYTES_WANTED: usize = 16 << 20;
 
-/// Datagrams quinn puts into one batch at most; its own limit, asked of every socket.
+/// Largest number of datagrams in one batch: quinn's own limit.
 const BATCH_DATAGRAMS_MAX: usize = 10;
 
-/// What the kernel granted of the buffers asked for.
+/// Buffer sizes that the kernel granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketBuffers {
-    /// `SO_RCVBUF` granted, in bytes of payload (the kernel doubles it for its book-keeping).
+    /// `SO_RCVBUF` granted, in bytes of payload (the kernel reports twice as much).
     pub receive_bytes: usize,
     /// `SO_SNDBUF` granted, in bytes of payload.
     pub send_bytes: usize,
-    /// What was asked for, each way.
+    /// Size that was asked for, each way.
     pub wanted_bytes: usize,
 }
 
 impl SocketBuffers {
-    /// What a socket of this process is granted.
+    /// Returns the buffer sizes that a socket of this process gets.
     pub fn granted() -> Result<Self, TransportError> {
         bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).map(|(_, buffers)| buffers)
     }
 
-    /// Whether the kernel granted less than was asked for.
+    /// Returns true if the kernel granted less than was asked for.
     pub fn clamped(&self) -> bool {
         self.receive_bytes < self.wanted_bytes || self.send_bytes < self.wanted_bytes
     }
 
-    /// The smaller of both.
+    /// Returns the smaller of both.
     pub fn smaller_bytes(&self) -> usize {
         self.receive_bytes.min(self.send_bytes)
     }
 
-    /// What to type so that the buffers may be as large as wanted.
+    /// Returns the command that raises the limit to the wanted size.
     pub fn help(&self) -> String {
         buffers_help(self.wanted_bytes)
     }
 }
 
-/// What to type so that socket buffers may have so many bytes.
+/// Returns the command that allows socket buffers of `wanted_bytes`.
 pub fn buffers_help(wanted_bytes: usize) -> String {
     format!("sysctl -w net.core.rmem_max={wanted_bytes} net.core.wmem_max={wanted_bytes}")
 }
 
-/// Opens a UDP socket bound to `address` with buffers as large as the kernel grants.
+/// Opens a UDP socket bound to `address` with the largest buffers that the kernel grants.
 ///
-/// `[::]` serves IPv4 too; on a machine without IPv6 it becomes `0.0.0.0`.
+/// `[::]` serves IPv4 too. On a machine without IPv6 it becomes `0.0.0.0`.
 pub(super) fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBuffers), TransportError> {
     let socket = match bind_exactly(address) {
         Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
@@ -92,7 +93,8 @@ fn bind_exactly(address: SocketAddr) -> io::Result<Socket> {
 
 fn enlarge_buffers(socket: &Socket) -> io::Result<SocketBuffers> {
     let wanted = SOCKET_BUFFER_BYTES_WANTED;
-    // The FORCE forms pass the system-wide limits and need CAP_NET_ADMIN; without it the plain ones grant up to the limit.
+    // The FORCE options pass the system-wide limits and need CAP_NET_ADMIN. Without it the plain options
+    // grant up to the limit.
     if setsockopt(socket, sockopt::RcvBufForce, &wanted).is_err() {
         socket.set_recv_buffer_size(wanted)?;
     }
@@ -106,7 +108,7 @@ fn enlarge_buffers(socket: &Socket) -> io::Result<SocketBuffers> {
     })
 }
 
-/// Hands `socket` to quinn, wrapped in [`BatchLimit`].
+/// Gives `socket` to quinn, wrapped in [`BatchLimit`].
 pub(super) fn wrap(
     socket: std::net::UdpSocket,
     datagram_bytes_max: u16,
@@ -121,20 +123,22 @@ pub(super) fn wrap(
     }))
 }
 
-/// A receive coalesced by the kernel (GRO) is never longer than one IP packet, so a buffer of that size is enough however
-/// small the datagrams are. quinn multiplies this number by the largest datagram (and by 32) to size its buffer.
+/// Returns the number of segments for quinn's receive buffer. A receive coalesced by the kernel (GRO) is
+/// never longer than one IP packet, so a buffer of that size is enough for any datagram size. quinn
+/// multiplies this number by the largest datagram (and by 32).
 fn receive_segments(datagram_bytes_max: u16) -> usize {
     usize::from(UDP_PAYLOAD_BYTES_MAX).div_ceil(usize::from(datagram_bytes_max).max(1))
 }
 
-/// Keeps batches within what the kernel takes in one send.
+/// Socket that keeps batches within the limit of one send.
 ///
-/// quinn fills up to ten datagrams of the connection's MTU into one send (GSO). The kernel refuses a send beyond one IP
-/// packet's 64 KiB with EMSGSIZE, which quinn takes for a lost packet: with jumbo frames every full batch would vanish,
-/// the black-hole detector would blame the path and fall back to 1,200 bytes. So a batch that is too long is sent in
-/// pieces here, and the endpoint is told to make shorter ones from then on. The limit is learnt and not set, because one
-/// socket carries connections of different MTUs. (Connections whose MTU allows less than two datagrams a batch
-/// do without GSO from the start, see `tuning`, so that they do not drag the limit down for all others.)
+/// quinn puts up to ten datagrams of the connection's MTU into one send (GSO). The kernel refuses a send
+/// beyond the 64 KiB of one IP packet with EMSGSIZE, and quinn takes that for a lost packet. With jumbo
+/// frames every full batch would be lost. The black-hole detector would blame the route and fall back to
+/// 1,200 bytes. So this socket splits a batch that is too long, and tells the endpoint to make shorter ones
+/// from then on. The limit is learnt because one socket carries connections of different MTUs. Connections
+/// whose MTU allows less than two datagrams a batch work without GSO from the start (see `tuning`), so they
+/// do not lower the limit for all others.
 struct BatchLimit {
     inner: Arc<dyn AsyncUdpSocket>,
     batch_datagrams_max: AtomicUsize,
@@ -146,7 +150,8 @@ impl BatchLimit {
         let datagrams = datagrams_per_send(datagram_bytes);
         self.batch_datagrams_max.fetch_min(datagrams.max(2), Ordering::Relaxed);
         for piece in transmit.contents.chunks(datagrams * datagram_bytes) {
-            // When the socket fills up half way quinn sends the whole batch again: the peer drops the doubled packets.
+            // If the socket becomes full half way, quinn sends the whole batch again. The peer drops the
+            // duplicates.
             self.inner.try_send(&Transmit {
                 destination: transmit.destination,
                 ecn: transmit.ecn,
@@ -159,7 +164,7 @@ impl BatchLimit {
     }
 }
 
-/// How many datagrams of a size fit one send; at least one.
+/// Returns the number of datagrams of a size that fit one send, at least one.
 fn datagrams_per_send(datagram_bytes: usize) -> usize {
     (usize::from(UDP_PAYLOAD_BYTES_MAX) / datagram_bytes.max(1)).max(1)
 }
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_send_never_exceeds_what_the_kernel_takes() {
+    fn a_send_never_exceeds_the_limit_of_the_kernel() {
         for datagram_bytes in [1, 1_200, 8_952, 40_000, 65_507] {
             let datagrams = datagrams_per_send(datagram_bytes);
             assert!(datagrams >= 1);

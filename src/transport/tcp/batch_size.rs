@@ -1,15 +1,16 @@
-//! (P) How much is sealed at once: much costs less, but what is urgent waits behind it.
+//! (P) Number of bytes encrypted at once. A large batch costs less, but urgent data waits behind it.
 
 use std::time::Duration;
 
-/// Bytes sealed at once: a full record on a slow link, sixteen on a fast one.
+/// Bytes encrypted at once: a full record on a slow link, sixteen on a fast one.
 const BATCH_BYTES_MIN: usize = 16 << 10;
 const BATCH_BYTES_MAX: usize = 256 << 10;
-/// A batch that the socket takes this long to take is too large, one that it takes within that may be larger.
+/// A batch that takes the socket at least this long is too large. One that takes less than `FAST_WITHIN` may
+/// be larger.
 const SLOW_AFTER: Duration = Duration::from_millis(4);
 const FAST_WITHIN: Duration = Duration::from_millis(1);
 
-/// The size of batches, from how long the last ones took.
+/// Size of batches, derived from the time that the last ones took.
 #[derive(Debug)]
 pub(super) struct BatchSize {
     batch_bytes: usize,
@@ -21,17 +22,17 @@ impl BatchSize {
         Self { batch_bytes: BATCH_BYTES_MAX / 4, begun_at: Duration::ZERO }
     }
 
-    /// How much to seal now.
+    /// Returns the number of bytes to encrypt now.
     pub(super) const fn batch_bytes(&self) -> usize {
         self.batch_bytes
     }
 
-    /// A batch is sealed.
+    /// Records that a batch is encrypted.
     pub(super) const fn begin(&mut self, now: Duration) {
         self.begun_at = now;
     }
 
-    /// The socket has taken all of it.
+    /// Records that the socket has taken all of it.
     pub(super) fn drained(&mut self, now: Duration) {
         let took = now.saturating_sub(self.begun_at);
         if took >= SLOW_AFTER {

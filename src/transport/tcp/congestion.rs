@@ -1,8 +1,9 @@
-//! (P) Which of the kernel's congestion controls carries a connection.
+//! (P) Choice of the kernel's congestion control for a connection.
 //!
-//! Ours is rate-based, and so is the kernel's `bbr`: on a long way with some loss it moves twenty times what `cubic` does. But it
-//! sends by the clock: between two hosts on one switch that is 5 to 13 % of the processor time of a whole cold read, for nothing. So a
-//! short way begins with `cubic`, and one that turns out to lose what it carries goes on with `bbr`.
+//! Our own congestion control is rate-based, and so is the kernel's `bbr`. On a long route with some loss it
+//! moves twenty times as much as `cubic`. But it paces by timers. Between two hosts on one switch this costs
+//! 5 to 13 % of the processor time of a whole cold read without a benefit. So a short route starts with
+//! `cubic`, and moves to `bbr` if it loses packets.
 
 use crate::io::sys::TcpInfo;
 use crate::transport::congestion::CongestionKind;
@@ -10,26 +11,26 @@ use crate::transport::congestion::CongestionKind;
 const CUBIC: &str = "cubic";
 const BBR: &str = "bbr";
 
-/// So many segments tell whether a way loses.
+/// Segments over which loss is judged.
 const JUDGED_SEGMENTS: u64 = 16_384;
-/// One lost in so many is more than congestion alone explains where the way is short; `cubic` moves 80 MB/s with it at 1 ms, by the
-/// usual formula (Mathis et al., 1997).
+/// A loss rate of one in this many is more than congestion alone explains on a short route. `cubic` moves 80
+/// MB/s with it at 1 ms, by the usual formula (Mathis et al., 1997).
 const LOSSY_ONE_IN: u64 = 2_000;
-/// A queue that overflows once, as at the beginning, is no lossy way; one that loses this often in a row is.
+/// Lossy intervals in a row that make a route lossy. A queue that overflows once, as at the start, does not.
 const LOSSY_TIMES: u32 = 2;
 
-/// What one connection uses, and whether it is time for something else.
+/// Congestion control of one connection, and the rule for changing it.
 #[derive(Debug)]
 pub(super) struct KernelCongestion {
     first: &'static str,
-    /// Whether loss may change it.
+    /// True if loss may change it.
     watches: bool,
     judged: TcpInfo,
     lossy_times: u32,
 }
 
 impl KernelCongestion {
-    /// For a connection that shall be controlled like `kind`, over a short way or a long one.
+    /// Returns the choice for a connection of this `kind` on a short or a long route.
     pub(super) fn new(kind: CongestionKind, is_short: bool) -> Self {
         let first = match kind {
             CongestionKind::Delivery if is_short => CUBIC,
@@ -41,12 +42,13 @@ impl KernelCongestion {
         Self { first, watches, judged: TcpInfo::default(), lossy_times: 0 }
     }
 
-    /// The kernel's name of what the connection begins with.
+    /// Returns the kernel's name for the first congestion control.
     pub(super) const fn first(&self) -> &'static str {
         self.first
     }
 
-    /// Takes what the kernel says of the connection by now; the name of what it should go on with, once, when that changes.
+    /// Takes the kernel's present counters. Returns the name of the next congestion control, once, when it
+    /// changes.
     pub(super) fn update(&mut self, info: &TcpInfo) -> Option<&'static str> {
         let sent = info.segments_sent.saturating_sub(self.judged.segments_sent);
         if !self.watches || sent < JUDGED_SEGMENTS {
@@ -64,7 +66,8 @@ impl KernelCongestion {
 mod tests {
     use super::*;
 
-    /// What becomes of a short way that loses so many of ten thousand segments, one number a second of traffic.
+    /// Returns the decisions for a short route that loses these many of ten thousand segments, one number a
+    /// second of traffic.
     fn after(lost_in_10000: &[u64]) -> Vec<Option<&'static str>> {
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         let mut info = TcpInfo::default();
@@ -77,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_way_begins_without_a_clock_and_changes_once_where_it_loses() {
+    fn a_short_route_starts_unpaced_and_changes_once_if_it_loses() {
         assert_eq!(KernelCongestion::new(CongestionKind::Delivery, true).first(), "cubic");
         assert_eq!(KernelCongestion::new(CongestionKind::Delivery, false).first(), "bbr");
         assert_eq!(after(&[0, 1, 0, 1, 1]), [None; 5]);
@@ -86,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn little_traffic_says_nothing() {
+    fn little_traffic_decides_nothing() {
         let mut congestion = KernelCongestion::new(CongestionKind::Delivery, true);
         for segments in 1..100 {
             let info = TcpInfo { segments_sent: segments * 160, segments_lost: 0, ..TcpInfo::default() };
@@ -98,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_chosen_by_name_stays() {
+    fn a_configured_algorithm_stays() {
         for (kind, name) in [
             (CongestionKind::Cubic, "cubic"),
             (CongestionKind::Bbr, "bbr"),

@@ -1,6 +1,8 @@
-//! The task of one connection: from the socket to the streams and back, in steps as large as the socket takes.
+//! Task of one connection. It moves bytes between the socket and the streams, in steps as large as the socket
+//! takes.
 //!
-//! It decides nothing: [`Mux`](super::mux::Mux) says what to send, [`Records`] seals and opens, [`BatchSize`] says how much at once.
+//! It decides nothing: [`Mux`](super::mux::Mux) chooses the bytes to send, [`Records`] encrypts and decrypts,
+//! [`BatchSize`] says how much at once.
 
 use std::ffi::OsString;
 use std::io;
@@ -25,27 +27,28 @@ use super::record_buffer::RecordBuffer;
 use crate::io::sys::{TcpInfo, tcp_info};
 use crate::transport::connection::CloseReason;
 
-/// Bytes asked of the socket at once. What is opened is still in the processor's cache when it is proved.
+/// Bytes asked of the socket at once. Decrypted bytes are still in the processor's cache when they are
+/// verified.
 const RECEIVE_BYTES: usize = 512 << 10;
-/// The same while the peer is a stranger: one record at a time, so that a thousand strangers hold little of our memory.
+/// The same before the peer is admitted: one record. So a thousand unadmitted peers use little memory.
 const UNADMITTED_RECEIVE_BYTES: usize = RECORD_BYTES_MAX;
-/// How often the kernel is asked how the way is, while there is something to do.
+/// Interval at which the kernel is asked for `TCP_INFO` while the connection is busy.
 const INFO_EVERY: Duration = Duration::from_millis(100);
-/// How long the last words may take to leave, and the peer to read them.
+/// Deadline for sending the close and for the peer to read it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// When something is to be said in silence, and when silence has lasted too long.
+/// Times of silence after which a ping is sent, and after which the connection ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
     pub(super) keep_alive: Duration,
     pub(super) idle_timeout: Duration,
 }
 
-/// Why the connection ends.
+/// Reason for the end of the connection.
 enum ExitReason {
-    /// Somebody closed it, here or there.
+    /// Either side closed it.
     Closed,
-    /// The peer is gone without a word.
+    /// The connection broke without a close.
     Failed(CloseReason),
 }
 
@@ -71,20 +74,21 @@ impl From<Violation> for ExitReason {
     }
 }
 
-/// Has the kernel control the connection so. One that does not have it, or keeps it for others, goes on as it was.
+/// Sets the congestion control of the kernel. If the kernel lacks it or reserves it, the connection keeps its
+/// own.
 pub(super) fn set_congestion(stream: &TcpStream, name: &str) {
     let _ = setsockopt(stream, sockopt::TcpCongestion, &OsString::from(name));
 }
 
-/// Changes the congestion control where the way turns out to need another.
+/// Changes the congestion control if the route is lossy.
 fn update_congestion(stream: &TcpStream, congestion: &mut KernelCongestion, info: &TcpInfo) {
     if let Some(name) = congestion.update(info) {
-        tracing::debug!("this way loses what it carries: {name} goes on");
+        tracing::debug!("this route is lossy: changing its congestion control to {name}");
         set_congestion(stream, name);
     }
 }
 
-/// How many bytes of content were opened.
+/// Returns the number of content bytes in a record.
 fn content(opened: Opened) -> Result<usize, ExitReason> {
     match opened {
         Opened::Content(len) => Ok(len),
@@ -104,12 +108,12 @@ pub(super) struct Driver {
     congestion: KernelCongestion,
     started_at: Instant,
     incoming: Vec<u8>,
-    /// What of `incoming` is filled.
+    /// Length of the filled part of `incoming`.
     received: usize,
-    /// Where a record is opened that is not of one piece only.
+    /// Buffer for a decrypted record that does not belong to one piece only.
     opened: Vec<u8>,
     outgoing: RecordBuffer,
-    /// What of `outgoing` the socket has taken.
+    /// Length of the part of `outgoing` that the socket has taken.
     sent: usize,
     batch: Batch,
     batch_size: BatchSize,
@@ -128,7 +132,7 @@ impl Driver {
     ) -> Self {
         let now = Instant::now();
         let received = established.sealed.len();
-        // Fresh zeroes: of a connection that receives little only the first pages are ever touched.
+        // Fresh zeroes: a connection that receives little touches only the first pages.
         let mut incoming = vec![0; received.max(RECEIVE_BYTES + RECORD_BYTES_MAX)];
         incoming[..received].copy_from_slice(&established.sealed);
         let mut driver = Self {
@@ -153,7 +157,7 @@ impl Driver {
         driver
     }
 
-    /// Runs until the connection is over. `content` came with the handshake.
+    /// Runs until the connection is over. `content` arrived with the handshake.
     pub(super) async fn run(mut self, content: Vec<u8>) {
         let end = match self.begin(&content) {
             Ok(()) => self.carry().await,
@@ -181,7 +185,7 @@ impl Driver {
                 return ExitReason::Closed;
             }
             if moved {
-                // Those who were woken shall find their bytes in the processor's cache.
+                // Tasks that were woken find their bytes in the processor's cache.
                 tokio::task::yield_now().await;
             } else if let Err(end) = self.wait().await {
                 return end;
@@ -189,7 +193,7 @@ impl Driver {
         }
     }
 
-    /// Sends what is to be sent, as far as the socket takes it. Returns whether it took something.
+    /// Sends until the socket is full. Returns true if the socket took bytes.
     fn send(&mut self) -> Result<bool, ExitReason> {
         let mut moved = false;
         loop {
@@ -214,7 +218,7 @@ impl Driver {
         }
     }
 
-    /// Seals the next batch. Returns whether there was one.
+    /// Encrypts the next batch. Returns true if there was one.
     fn seal_batch(&mut self) -> Result<bool, ExitReason> {
         let bytes_max = self.batch_size.batch_bytes();
         let (batch, shared) = (&mut self.batch, &self.shared);
@@ -235,12 +239,12 @@ impl Driver {
         Ok(true)
     }
 
-    /// Takes what the socket has, once. Returns whether it had something.
+    /// Reads from the socket once. Returns true if it had bytes.
     fn receive(&mut self) -> Result<bool, ExitReason> {
         let room = if self.shared.is_admitted() { self.incoming.len() } else { UNADMITTED_RECEIVE_BYTES };
         match self.stream.try_read(&mut self.incoming[self.received..room.max(self.received + 1)]) {
             Ok(0) => {
-                let text = "the other side ended without a word".to_owned();
+                let text = "the other side ended the connection without a close".to_owned();
                 Err(ExitReason::Failed(CloseReason::Failed { text }))
             }
             Ok(bytes) => {
@@ -261,7 +265,7 @@ impl Driver {
         }
     }
 
-    /// Opens the whole records that came, and hands on what they hold.
+    /// Decrypts the complete records, and passes on their content.
     fn open_records(&mut self) -> Result<(), ExitReason> {
         let (now, mut start) = (self.last_heard - self.started_at, 0);
         while let Some(len) = Records::complete_len(&self.incoming[start..self.received])? {
@@ -273,7 +277,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Opens the record in these bytes of what came: into the piece that it is of, if it is nothing else.
+    /// Decrypts one record, directly into its piece if it holds nothing else.
     fn open_record(&mut self, at: Range<usize>, now: Duration) -> Result<(), ExitReason> {
         let (record, records) = (&self.incoming[at], &mut self.records);
         let sealed_bytes = Records::sealed_bytes(record);
@@ -288,7 +292,7 @@ impl Driver {
         Ok(self.shared.with(|mux| mux.receive(&opened[..len], now))?)
     }
 
-    /// Waits until the socket or a stream has something, or it is time to ask whether the peer lives.
+    /// Waits until the socket or a stream has work, or until the timer fires.
     async fn wait(&mut self) -> Result<(), ExitReason> {
         let mut interest = Interest::READABLE;
         if self.sent < self.outgoing.len() {
@@ -327,8 +331,8 @@ impl Driver {
         }
     }
 
-    /// Sends what was sealed and the last words, and reads until the peer has gone too: a socket that is closed with
-    /// bytes unread takes back what it sent.
+    /// Sends the encrypted bytes and the close, and reads until the peer has closed too. A socket that is
+    /// closed with unread bytes discards the bytes it sent.
     async fn send_close(mut self) -> io::Result<()> {
         self.stream.write_all(&self.outgoing[self.sent..]).await?;
         self.outgoing.clear();
@@ -360,7 +364,7 @@ mod tests {
     use crate::transport::congestion::CongestionKind;
 
     #[tokio::test]
-    async fn a_short_way_that_loses_goes_on_with_another_congestion_control() {
+    async fn a_lossy_short_route_changes_its_congestion_control() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let used = || {

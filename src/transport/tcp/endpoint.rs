@@ -1,4 +1,4 @@
-//! TCP sockets: a host's, which listens, and a client's, which connects.
+//! TCP sockets: of a host, which listens, and of a client, which connects.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,17 +20,17 @@ use crate::io::sys::tcp_info;
 use crate::transport::identity::PublicKey;
 use crate::transport::tuning::TransportTuning;
 
-/// Connections that the kernel holds for us before we look.
+/// Connections that the kernel holds before they are accepted.
 const BACKLOG: i32 = 1_024;
-/// Pause after the system refused to hand a connection over: it has no descriptors, and will have some later.
+/// Pause after a failed accept. The system has no descriptors now, and will have some later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What the kernel may hold that is not on its way yet, in bytes: what is urgent waits behind it.
+/// Unsent bytes that the kernel may hold. Urgent data waits behind them.
 const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
-/// Why there is no connection.
+/// Text of an error that prevented a connection.
 pub(in crate::transport) type TcpErrorText = String;
 
-/// The connections of one endpoint: to close them all, and to wait until they are gone.
+/// Connections of one endpoint, to close them all and to wait until they have ended.
 #[derive(Clone, Debug)]
 pub(in crate::transport) struct Registry {
     connections: Arc<Mutex<Vec<Weak<Shared>>>>,
@@ -77,7 +77,7 @@ impl Drop for Active {
     }
 }
 
-/// A host's socket.
+/// Listening socket of a host.
 #[derive(Debug)]
 pub(in crate::transport) struct TcpAcceptor {
     listener: TcpListener,
@@ -85,7 +85,7 @@ pub(in crate::transport) struct TcpAcceptor {
 }
 
 impl TcpAcceptor {
-    /// Listens at `address`; `[::]` serves IPv4 too, and becomes `0.0.0.0` on a machine without IPv6.
+    /// Listens at `address`. `[::]` serves IPv4 too, and becomes `0.0.0.0` on a machine without IPv6.
     pub(in crate::transport) fn open(address: SocketAddr, mut config: ServerConfig) -> io::Result<Self> {
         config.enable_secret_extraction = true;
         let listener = match listen(address) {
@@ -101,7 +101,7 @@ impl TcpAcceptor {
         self.listener.local_addr()
     }
 
-    /// The next client that knocks.
+    /// Waits for the next client.
     pub(in crate::transport) async fn accept(&self) -> TcpIncoming {
         loop {
             match self.listener.accept().await {
@@ -109,7 +109,7 @@ impl TcpAcceptor {
                     return TcpIncoming { stream, address, config: Arc::clone(&self.config) };
                 }
                 Err(error) => {
-                    tracing::debug!("a TCP connection could not be taken: {error}");
+                    tracing::debug!("cannot accept a TCP connection: {error}");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -122,7 +122,7 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // Connections of a host that ended a moment ago still have the port.
+    // Connections of a host that ended a moment ago still use the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -130,7 +130,7 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// A client that knocked.
+/// A client that connected.
 #[derive(Debug)]
 pub(in crate::transport) struct TcpIncoming {
     stream: TcpStream,
@@ -157,18 +157,18 @@ impl TcpIncoming {
     }
 }
 
-/// A TCP connection without TLS yet.
+/// A TCP connection before TLS.
 #[derive(Debug)]
 pub(in crate::transport) struct Connected {
     stream: TcpStream,
     address: SocketAddr,
-    /// The round trip that the kernel measured.
+    /// Round trip as measured by the kernel.
     pub(in crate::transport) rtt: Duration,
     congestion: KernelCongestion,
 }
 
 impl Connected {
-    /// Prepares a connection for what we do with it.
+    /// Sets the options of the socket.
     fn new(stream: TcpStream, address: SocketAddr, tuning: &TransportTuning) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let rtt = tcp_info(&stream).map_or(Duration::MAX, |info| info.rtt);
@@ -181,7 +181,7 @@ impl Connected {
     }
 }
 
-/// Connects to `address`; nothing is proved yet.
+/// Connects to `address`. No key is proved yet.
 pub(in crate::transport) async fn connect(
     address: SocketAddr,
     tuning: &TransportTuning,
@@ -190,20 +190,21 @@ pub(in crate::transport) async fn connect(
     let connected = timeout(tuning.idle_timeout, TcpStream::connect(address)).await;
     let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(words)?;
     if is_its_own_peer(&stream) {
-        // Closed with a reset: a host that starts now shall find its port free.
+        // Closed with a reset, so that a host that starts now finds its port free.
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         return Err(words(io::ErrorKind::ConnectionRefused.into()));
     }
     Connected::new(stream, address, tuning).map_err(words)
 }
 
-/// Whether a socket was connected to itself: who dials a port of this machine on which nobody listens may be given that very
-/// port to dial from (RFC 9293, section 3.5, simultaneous open), and would keep the host from listening there.
+/// Returns true if a socket is connected to itself. A client that dials an unused port of its own machine may
+/// get that port as its source (RFC 9293, section 3.5, simultaneous open). It would keep the host from
+/// listening there.
 fn is_its_own_peer(stream: &TcpStream) -> bool {
     stream.local_addr().is_ok_and(|local| stream.peer_addr().is_ok_and(|peer| local == peer))
 }
 
-/// Does the handshake on a connection.
+/// Does the TLS handshake on a connection.
 pub(in crate::transport) async fn secure(
     mut connected: Connected,
     mut config: ClientConfig,
@@ -241,7 +242,7 @@ fn start(
     let timeouts = Timeouts { keep_alive: tuning.keep_alive_interval, idle_timeout: tuning.idle_timeout };
     let shared = Arc::new(Shared::new(Mux::new(side, limits)));
     if side == Side::Client {
-        // Whom it dials a client has chosen itself.
+        // A client has chosen the host, so it admits it at once.
         shared.admit();
     }
     let active = registry.add(&shared);
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_to_itself_is_told_from_one_to_a_host() {
+    async fn a_connection_to_itself_is_detected() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to_host = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         assert!(!is_its_own_peer(&to_host));

@@ -1,6 +1,6 @@
-//! (P) Frames: how streams share one TLS connection over TCP.
+//! (P) Frames, by which streams share one TLS connection over TCP.
 //!
-//! A frame is a header of 12 bytes, numbers in network order, and for some kinds a payload:
+//! A frame is a header of 12 bytes with numbers in network order, and for some kinds a payload:
 //!
 //! ```text
 //! kind u8 | a u24 | b u32 | c u32
@@ -9,25 +9,26 @@
 //! | kind | a | b | c | payload |
 //! | --- | --- | --- | --- | --- |
 //! | 0 hello | streams the peer may open | bytes it may send on one of them | bytes it may send on all | |
-//! | 1 data | length of the payload; top bit: opens the stream; next: the last of it | stream | bytes of the same piece still to come | content |
+//! | 1 data | length; top bit: opens the stream; next: ends it | stream | later bytes of the piece | yes |
 //! | 2 window | | stream, or 0 for all | more bytes the peer may send | |
-//! | 3 reset | | stream | code: the sender gives up what it was sending | |
-//! | 4 stop | | stream | code: the receiver wants no more | |
-//! | 5 ping, 6 pong | | | a number that comes back | |
-//! | 7 close | length of the payload | code | | words |
+//! | 3 reset | | stream | code: the sender abandons the stream | |
+//! | 4 stop | | stream | code: the receiver wants no more data | |
+//! | 5 ping, 6 pong | | | a number that is sent back | |
+//! | 7 close | length | code | | text |
 //!
-//! Until its hello arrives a side may rely on the `EARLY` limits. A host says hello when it has admitted the client: until then
-//! a stranger can send no more than these. A client's streams have odd numbers, a host's even ones.
-//! What is written in one piece says how long it is, so that the receiver can lay it down where it will be used.
+//! A side relies on the `EARLY` limits until the hello of its peer arrives. A host sends its hello when it
+//! admits the client, so before that a client can send no more than these limits. Streams of a client have
+//! odd numbers, those of a host even ones. A piece that was written at once announces its length, so that the
+//! receiver can place it where it will be used.
 
 /// Bytes of a header.
 pub(super) const HEADER_BYTES: usize = 12;
 /// Longest payload of one frame, in bytes.
 pub(super) const PAYLOAD_BYTES_MAX: usize = (1 << 22) - 1;
-/// Longest words of a close, in bytes.
+/// Longest text of a close, in bytes.
 pub(super) const CLOSE_BYTES_MAX: usize = 1_024;
 
-/// Streams that may be opened before the peer's hello came.
+/// Streams that may be opened before the hello of the peer.
 pub(super) const EARLY_STREAMS_MAX: u32 = 4;
 /// Bytes that may be sent on one of them.
 pub(super) const EARLY_STREAM_BYTES: u32 = 64 << 10;
@@ -38,7 +39,7 @@ const OPENS: u32 = 1 << 23;
 const ENDS: u32 = 1 << 22;
 const A_MAX: u32 = (1 << 24) - 1;
 
-/// A header.
+/// Header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     Hello { streams_max: u32, stream_bytes: u32, connection_bytes: u32 },
@@ -52,7 +53,7 @@ pub(super) enum Frame {
 }
 
 impl Frame {
-    /// The header's bytes.
+    /// Returns the bytes of the header.
     pub(super) fn encode(self) -> [u8; HEADER_BYTES] {
         let (kind, a, b, c) = match self {
             Self::Hello { streams_max, stream_bytes, connection_bytes } => {
@@ -77,7 +78,7 @@ impl Frame {
         bytes
     }
 
-    /// The header in `bytes`, if it is one.
+    /// Returns the header in `bytes`, if it is valid.
     pub(super) fn decode(bytes: [u8; HEADER_BYTES]) -> Option<Self> {
         let [first, b, c] =
             [0, 4, 8].map(|at| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));

@@ -1,13 +1,14 @@
-//! Fuzzers of TLS records: changed on their way, they are refused, and whatever bytes come, nothing panics.
+//! Fuzzers of TLS records. Records that were changed in transit are refused, and no bytes cause a panic.
 //!
-//! Each runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib tcp::fuzz -- --nocapture` runs each for ten minutes.
+//! Each runs for a moment. Run each for ten minutes with
+//! `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib tcp::fuzz -- --nocapture`.
 
 use super::record::{RecordError, Records};
 use super::record_buffer::RecordBuffer;
 use super::tests::{batch, client_records, ends, host_records, open_all, pattern};
 use crate::chunk::testing::fuzz::{Numbers, fuzz, mutate};
 
-/// Some content, sealed; a new pair of ends costs a handshake.
+/// Returns encrypted content and the content. Each call makes a new pair of ends with a handshake.
 fn sealed(numbers: &mut Numbers) -> (Records, Vec<u8>, Vec<u8>) {
     let (client, server) = ends();
     let (mut ours, theirs) = (client_records(client), host_records(server));
@@ -23,22 +24,22 @@ fn sealed(numbers: &mut Numbers) -> (Records, Vec<u8>, Vec<u8>) {
     (theirs, sealed, content)
 }
 
-/// What was opened before the first record that was changed is the beginning of what was sealed, and nothing comes after it.
+/// The content of the records before the first changed one is a prefix of the encrypted content.
 #[test]
 fn records() {
     fuzz("records", |numbers| {
         let (mut theirs, mut sealed, content) = sealed(numbers);
         let before = sealed.clone();
         mutate(&mut sealed, numbers);
-        match open_whole(&mut theirs, &sealed) {
+        match open_valid(&mut theirs, &sealed) {
             (opened, None) => assert!(content.starts_with(&opened)),
             (opened, Some(_)) => assert!(content.starts_with(&opened) && sealed != before),
         }
     });
 }
 
-/// Opens records for as long as they are whole and right.
-fn open_whole(records: &mut Records, mut sealed: &[u8]) -> (Vec<u8>, Option<RecordError>) {
+/// Decrypts records as long as they are complete and valid.
+fn open_valid(records: &mut Records, mut sealed: &[u8]) -> (Vec<u8>, Option<RecordError>) {
     let mut opened = Vec::new();
     loop {
         let len = match Records::complete_len(sealed) {
@@ -54,10 +55,10 @@ fn open_whole(records: &mut Records, mut sealed: &[u8]) -> (Vec<u8>, Option<Reco
     }
 }
 
-/// Any bytes, most of which begin as a record does.
+/// Random bytes, most of which begin like a record.
 #[test]
-fn what_is_no_record() {
-    fuzz("what is no record", |numbers| {
+fn malformed_records() {
+    fuzz("malformed records", |numbers| {
         let (_, server) = ends();
         let mut records = host_records(server);
         for _ in 0..50 {
@@ -65,7 +66,7 @@ fn what_is_no_record() {
             let mut bytes: Vec<u8> = [23, 3, 3, 0].to_vec();
             bytes.extend((0..len).map(|_| numbers.next() as u8));
             mutate(&mut bytes, numbers);
-            assert!(open_whole(&mut records, &bytes).0.is_empty());
+            assert!(open_valid(&mut records, &bytes).0.is_empty());
         }
     });
 }

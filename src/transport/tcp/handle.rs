@@ -1,4 +1,4 @@
-//! What the rest of the transport holds of a TCP connection: the connection, and both ends of a stream.
+//! Handles to a TCP connection and to both ends of a stream, for the rest of the transport.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -18,25 +18,25 @@ use crate::transport::connection::{CloseReason, LinkStats};
 use crate::transport::error::TransportError;
 use crate::transport::stream::StreamError;
 
-/// What the socket's task and all handles share.
+/// State shared by the task of the socket and all handles.
 #[derive(Debug)]
 pub(super) struct Shared {
     mux: Mutex<Mux>,
-    /// Tells the socket's task that there is something to send.
+    /// Tells the task of the socket that there is work.
     pub(super) work: Notify,
-    /// Whether the peer may use the whole limits.
+    /// True once the peer may use the full limits.
     is_admitted: AtomicBool,
     pub(super) counters: Counters,
 }
 
-/// What the socket's task counts.
+/// Counters kept by the task of the socket.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) bytes_sent: AtomicU64,
     pub(super) bytes_received: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) reads: AtomicU64,
-    /// What the kernel last said.
+    /// Last counters of the kernel.
     pub(super) info: Mutex<TcpInfo>,
 }
 
@@ -50,18 +50,19 @@ impl Shared {
         Self { mux: Mutex::new(mux), work: Notify::new(), is_admitted, counters: Counters::default() }
     }
 
-    /// Whether the peer may use the whole limits.
+    /// Returns true once the peer may use the full limits.
     pub(super) fn is_admitted(&self) -> bool {
         self.is_admitted.load(Ordering::Relaxed)
     }
 
-    /// Lets the peer use the whole limits.
+    /// Lets the peer use the full limits.
     pub(super) fn admit(&self) {
         self.is_admitted.store(true, Ordering::Relaxed);
         self.with_notify(Mux::admit);
     }
 
-    /// Lets the socket's task do something with the streams; whoever waited for it is woken afterwards.
+    /// Runs `act` on the streams for the task of the socket. Wakes the waiting tasks after the lock is
+    /// released.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut Mux) -> T) -> T {
         let mut mux = locked(&self.mux);
         let result = act(&mut mux);
@@ -71,7 +72,7 @@ impl Shared {
         result
     }
 
-    /// The same for everybody else: the socket's task hears of what is to be sent.
+    /// Runs `act` for any other task, and notifies the task of the socket if there is something to send.
     fn with_notify<T>(&self, act: impl FnOnce(&mut Mux) -> T) -> T {
         let (result, has_work) = self.with(|mux| {
             let had_work = mux.has_work();
@@ -89,7 +90,7 @@ impl Shared {
     }
 }
 
-/// Closes the connection when the last one who holds it goes.
+/// Closes the connection when the last handle is dropped.
 struct ConnectionHandle(Arc<Shared>);
 
 impl Drop for ConnectionHandle {
@@ -98,7 +99,7 @@ impl Drop for ConnectionHandle {
     }
 }
 
-/// A connection; clones are handles to the same one.
+/// A connection. Clones are handles to the same one.
 #[derive(Clone)]
 pub(in crate::transport) struct TcpConnection {
     hold: Arc<ConnectionHandle>,
@@ -190,7 +191,7 @@ impl fmt::Debug for TcpConnection {
     }
 }
 
-/// One end of a stream keeps the connection.
+/// Either end of a stream. It keeps the connection open.
 struct StreamHandle {
     hold: Arc<ConnectionHandle>,
     id: u32,
@@ -202,7 +203,7 @@ impl StreamHandle {
     }
 }
 
-/// The end that writes. Dropped, it finishes what was written.
+/// The sending end. On drop it finishes the written bytes.
 pub(in crate::transport) struct TcpSendStream(StreamHandle);
 
 impl TcpSendStream {
@@ -237,7 +238,7 @@ impl Drop for TcpSendStream {
     }
 }
 
-/// The end that reads. Dropped, it wants no more.
+/// The receiving end. On drop it asks for no more data.
 pub(in crate::transport) struct TcpRecvStream(StreamHandle);
 
 impl TcpRecvStream {

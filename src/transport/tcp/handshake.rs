@@ -1,4 +1,5 @@
-//! The TLS handshake over a TCP stream: rustls says what to send and proves the peer's key, here it is carried.
+//! TLS handshake over a TCP stream. rustls makes the messages and verifies the key of the peer. This file
+//! moves them.
 
 use std::io;
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use super::record::{Records, Schedule};
 use crate::transport::identity::PublicKey;
 use crate::transport::tls;
 
-/// Name in the TLS handshake. Nobody looks at it: the key is the name, and it is not sent.
+/// Server name in the TLS handshake. It is not sent and not checked, because the key is the identity.
 const TLS_NAME: &str = "wormhole";
-/// Bytes of a handshake at most; one with raw keys takes less than a kilobyte each way.
+/// Largest handshake. One with raw keys takes less than a kilobyte each way.
 const HANDSHAKE_BYTES_MAX: usize = 16 << 10;
 
-/// Why two ends did not come together.
+/// Reason why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
     #[error("{0}")]
@@ -31,16 +32,16 @@ pub(super) enum HandshakeError {
     Other(String),
 }
 
-/// A finished handshake.
+/// Result of a handshake.
 pub(super) struct Established {
     pub(super) records: Records,
     pub(super) peer_key: PublicKey,
-    /// What came behind the handshake: content that was opened already, and records that were not.
+    /// Bytes that arrived after the handshake: decrypted content, and records that are still encrypted.
     pub(super) content: Vec<u8>,
     pub(super) sealed: Vec<u8>,
 }
 
-/// The client's part.
+/// Does the handshake as client.
 pub(super) async fn client(
     stream: &mut TcpStream,
     config: Arc<ClientConfig>,
@@ -53,7 +54,7 @@ pub(super) async fn client(
     established(buffers, peer_key, Records::new(secrets, Schedule::Client(schedule)))
 }
 
-/// The host's part.
+/// Does the handshake as host.
 pub(super) async fn host(
     stream: &mut TcpStream,
     config: Arc<ServerConfig>,
@@ -79,12 +80,12 @@ fn established(
     Ok(Established { records, peer_key, content: buffers.content, sealed: buffers.incoming })
 }
 
-/// What both kinds of rustls' connections can do.
+/// Operations common to both kinds of rustls connections.
 pub(super) trait Handshake {
     type Data;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn is_over(&self) -> bool;
-    /// Whether something waits to be encoded.
+    /// Returns true if a message waits to be encoded.
     fn has_to_send(&self) -> bool;
 }
 
@@ -114,12 +115,12 @@ impl Handshake for UnbufferedServerConnection {
     }
 }
 
-/// What is on its way.
+/// Bytes on their way during a handshake.
 #[derive(Default)]
 pub(super) struct HandshakeBuffers {
     pub(super) incoming: Vec<u8>,
     pub(super) outgoing: Vec<u8>,
-    /// Content that came behind the handshake.
+    /// Content that arrived after the handshake.
     pub(super) content: Vec<u8>,
 }
 
@@ -130,7 +131,7 @@ pub(super) enum Step {
     Done,
 }
 
-/// Sends and receives until both ends are sure.
+/// Exchanges messages until both ends have verified each other.
 async fn exchange(
     stream: &mut TcpStream,
     tls: &mut impl Handshake,
@@ -153,7 +154,7 @@ async fn exchange(
                 }
             }
             Err(error) => {
-                // The peer is told what it did wrong, if it still listens. rustls must not be asked for more than that.
+                // Tell the peer its error, if it still reads. rustls must not be asked for more than that.
                 while tls.has_to_send() && step(tls, &mut buffers).is_ok() {}
                 let _ = stream.write_all(&buffers.outgoing).await;
                 let _ = stream.shutdown().await;
@@ -188,7 +189,7 @@ pub(super) fn step(tls: &mut impl Handshake, buffers: &mut HandshakeBuffers) -> 
             }
             Ok(Step::Again)
         }
-        // A host that may write already still waits for the client's proof.
+        // A host that may already write still waits for the client's proof.
         Ok(ConnectionState::WriteTraffic(_)) if is_over => Ok(Step::Done),
         Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => Ok(Step::Receive),
         Ok(_) => Err(rustls::Error::General("the other side ended the handshake".to_owned())),

@@ -1,15 +1,16 @@
 //! TLS 1.3 over TCP, with the same streams as QUIC.
 //!
-//! For networks that block UDP, and for short ways: the kernel cuts TCP into packets and joins them for next to nothing, which
-//! QUIC does in user space packet by packet. What TCP cannot do: one lost segment holds up all streams for a round trip, the kernel's
-//! congestion control takes loss for congestion on most systems, and a client that changes its address must connect anew.
+//! TCP serves networks that block UDP, and short routes. The kernel splits and joins TCP packets at almost no
+//! cost, while QUIC handles each packet in user space. TCP has three drawbacks: one lost segment delays all
+//! streams for a round trip, the kernel's congestion control takes loss for congestion on most systems, and a
+//! client that changes its address must reconnect.
 //!
 //! In reading order:
 //!
-//! 1. [`handshake`], [`record`]: rustls makes the keys, records are sealed and opened here
+//! 1. [`handshake`], [`record`]: rustls makes the keys, this module encrypts and decrypts records
 //! 2. [`frame`], [`mux`]: many streams over one connection
 //! 3. [`batch_size`], [`congestion`], [`driver`]: the task between the socket and the streams
-//! 4. [`handle`], [`endpoint`]: what the rest of the transport uses
+//! 4. [`handle`], [`endpoint`]: the interface to the rest of the transport
 
 mod batch_size;
 mod congestion;

@@ -1,8 +1,10 @@
-//! TLS 1.3 records (RFC 8446, section 5) with the keys that rustls negotiated: seal a batch of frames, open what came where it will stay.
+//! TLS 1.3 records (RFC 8446, section 5) with keys that rustls negotiated. Encrypts batches of frames, and
+//! decrypts records in place.
 //!
-//! rustls does the handshake, proves who is who, and derives every key; here is only what runs a hundred thousand times a
-//! second. Its own record layer copies each record once more in each direction and reads a socket in steps of 4 KiB, which
-//! costs a tenth of a transfer. The tests let rustls read what is sealed here, and the other way round.
+//! rustls does the handshake, verifies the peer, and derives every key. This file holds only the part that
+//! runs a hundred thousand times a second. The record layer of rustls copies each record once more in each
+//! direction and reads a socket in steps of 4 KiB, which costs a tenth of a transfer. The tests let rustls
+//! read our records, and the other way round.
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rustls::client::ClientConnectionData;
@@ -15,14 +17,16 @@ use super::record_buffer::RecordBuffer;
 
 /// Content of a full record, in bytes.
 pub(super) const RECORD_CONTENT_BYTES_MAX: usize = 1 << 14;
-/// A record on the wire at most: what the standard allows for padding and tag, and the header.
+/// Largest record on the wire: content, the padding and tag that the standard allows, and the header.
 pub(super) const RECORD_BYTES_MAX: usize = RECORD_CONTENT_BYTES_MAX + 256 + RECORD_HEADER_BYTES;
 const RECORD_HEADER_BYTES: usize = 5;
 const TAG_BYTES: usize = 16;
 const NONCE_BYTES: usize = 12;
-/// Content of this length is sealed from where it lies; what is shorter shares records with its neighbours, for which it is copied.
+/// Shortest content that is encrypted from its own memory. Shorter content is copied to share a record with
+/// its neighbours.
 const UNGATHERED_BYTES_MIN: usize = 4 << 10;
-/// So much of it waits for the next record: what comes as part of a piece is opened where it stays as long as more is to come.
+/// Bytes at the end of content that wait for the next record. Content is decrypted in place only while more
+/// of its piece follows.
 const TAIL_BYTES: usize = 64;
 
 const ALERT: u8 = 21;
@@ -31,15 +35,15 @@ const APPLICATION_DATA: u8 = 23;
 const KEY_UPDATE: u8 = 24;
 const CLOSE_NOTIFY: u8 = 0;
 
-/// Records sealed with one key. AES-GCM is good for 2^24.5 full ones (RFC 8446, section 5.5).
+/// Records encrypted with one key. AES-GCM is safe for 2^24.5 full ones (RFC 8446, section 5.5).
 const RECORDS_PER_KEY_MAX: u64 = 1 << 23;
 
-/// Why what came cannot be used.
+/// Reason why a record cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RecordError {
-    #[error("TLS: a record that is none")]
+    #[error("TLS: malformed record")]
     Malformed,
-    #[error("TLS: a record that was changed on its way")]
+    #[error("TLS: a record was changed in transit")]
     Forged,
     #[error("TLS: the other side reports error {0}")]
     Alert(u8),
@@ -47,13 +51,13 @@ pub(super) enum RecordError {
     Keys,
 }
 
-/// Where the next keys come from.
+/// Source of the next keys.
 pub(super) enum Schedule {
     Client(KernelConnection<ClientConnectionData>),
     Host(KernelConnection<ServerConnectionData>),
 }
 
-/// One direction: a key, and the number of the next record.
+/// One direction: its key, and the number of the next record.
 struct Direction {
     key: LessSafeKey,
     iv: [u8; NONCE_BYTES],
@@ -73,7 +77,8 @@ impl Direction {
         Ok(Self { key: LessSafeKey::new(key), iv, sequence })
     }
 
-    /// The nonce of the next record: the vector with the record's number on its end. None is used twice.
+    /// Returns the nonce of the next record: the vector, combined with the record number at its end. None is
+    /// used twice.
     fn next_nonce(&mut self) -> Result<Nonce, RecordError> {
         let mut nonce = self.iv;
         for (byte, number) in nonce[NONCE_BYTES - 8..].iter_mut().zip(self.sequence.to_be_bytes()) {
@@ -83,7 +88,7 @@ impl Direction {
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 
-    /// Appends one record to `out`. `content` is not copied on its way there.
+    /// Appends one record to `out` without copying `content` first.
     fn seal(&mut self, kind: u8, content: &[u8], out: &mut RecordBuffer) -> Result<(), RecordError> {
         let sealed_bytes = content.len() + 1 + TAG_BYTES;
         let header = [APPLICATION_DATA, 3, 3, (sealed_bytes >> 8) as u8, sealed_bytes as u8];
@@ -98,14 +103,14 @@ impl Direction {
     }
 }
 
-/// What a record held.
+/// Content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// So many bytes of content.
+    /// Number of content bytes.
     Content(usize),
-    /// Nothing for whoever is above.
+    /// No content.
     Nothing,
-    /// The peer will send no more.
+    /// The peer sends no more.
     End,
 }
 
@@ -116,7 +121,7 @@ pub(super) struct Records {
     open: Direction,
     /// Short parts that share a record.
     gathered: Vec<u8>,
-    /// After how many records the key is changed.
+    /// Number of records after which the key changes.
     pub(super) per_key_max: u64,
     must_update: bool,
 }
@@ -128,7 +133,8 @@ impl Records {
         Ok(Self { schedule, seal, open, gathered: Vec::new(), per_key_max, must_update: false })
     }
 
-    /// Appends `batch` to `out`: content of some length from where it lies, what is shorter gathered in records as full as may be.
+    /// Appends `batch` to `out`. Long content is encrypted from its own memory, short content is gathered in
+    /// records as full as possible.
     pub(super) fn seal(&mut self, batch: &Batch, out: &mut RecordBuffer) -> Result<(), RecordError> {
         for part in &batch.parts {
             let mut bytes = part.bytes();
@@ -143,7 +149,7 @@ impl Records {
         self.seal_gathered(out)
     }
 
-    /// Appends the word that nothing follows.
+    /// Appends the alert that ends the connection.
     pub(super) fn seal_end(&mut self, out: &mut RecordBuffer) -> Result<(), RecordError> {
         self.seal_record(ALERT, &[1, CLOSE_NOTIFY], out)
     }
@@ -185,7 +191,7 @@ impl Records {
         Ok(())
     }
 
-    /// The length of the record at the start of `bytes`, if it is there as a whole.
+    /// Returns the length of the record at the start of `bytes`, if it is complete.
     pub(super) fn complete_len(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
         let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else { return Ok(None) };
         let len = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([header[3], header[4]]));
@@ -195,12 +201,14 @@ impl Records {
         Ok((bytes.len() >= len).then_some(len))
     }
 
-    /// What is sealed in `record`, a whole one, in bytes: its content, one for its kind, and padding.
+    /// Returns the size of the encrypted part of `record`, a complete one: content, one byte for the kind,
+    /// and padding.
     pub(super) const fn sealed_bytes(record: &[u8]) -> usize {
         record.len().saturating_sub(RECORD_HEADER_BYTES + TAG_BYTES)
     }
 
-    /// Opens one whole record into `out`, which has room for its [`Self::sealed_bytes`] and no more. Content is at its beginning.
+    /// Decrypts one complete record into `out`, which has exactly [`Self::sealed_bytes`] bytes. Content is at
+    /// its start.
     pub(super) fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<Opened, RecordError> {
         let parts = record.split_first_chunk::<RECORD_HEADER_BYTES>();
         let parts = parts.and_then(|(header, rest)| Some((header, rest.split_last_chunk::<TAG_BYTES>()?)));
@@ -212,7 +220,7 @@ impl Records {
     }
 
     fn parse_inner(&mut self, opened: &[u8]) -> Result<Opened, RecordError> {
-        // The kind stands behind the content, and zeroes may stand behind the kind.
+        // The kind follows the content, and zeroes may follow the kind.
         let kind_at = opened.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Malformed)?;
         match (opened[kind_at], &opened[..kind_at]) {
             (APPLICATION_DATA, content) if content.len() <= RECORD_CONTENT_BYTES_MAX => {

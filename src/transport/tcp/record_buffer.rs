@@ -1,8 +1,8 @@
-//! What is sealed and was not sent yet, in memory that is used again.
+//! Encrypted bytes that wait to be sent, in memory that is used again.
 
 use std::ops::Deref;
 
-/// RecordBuffer bytes. Their memory is filled with zeroes when it is used first, and not each time.
+/// Encrypted bytes. Their memory is zeroed at its first use, and not each time.
 #[derive(Debug, Default)]
 pub(super) struct RecordBuffer {
     memory: Vec<u8>,
@@ -10,7 +10,7 @@ pub(super) struct RecordBuffer {
 }
 
 impl RecordBuffer {
-    /// Appends `len` bytes of any content, which are to be overwritten.
+    /// Appends `len` bytes with undefined content. The caller overwrites them.
     pub(super) fn append(&mut self, len: usize) -> &mut [u8] {
         let start = self.len;
         self.len += len;
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_there_before_is_no_part_of_it() {
+    fn bytes_of_an_earlier_use_do_not_show() {
         let mut sealed = RecordBuffer::default();
         sealed.append(3).copy_from_slice(b"abc");
         sealed.clear();

@@ -1,4 +1,4 @@
-//! Records against rustls itself, and connections whose ends misbehave.
+//! Tests of records against rustls itself, and of connections whose ends misbehave.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     (Arc::new(client), Arc::new(server))
 }
 
-/// Both of rustls' ends after their handshake, in memory.
+/// Returns both ends of rustls after their handshake, in memory.
 pub(super) fn ends() -> (UnbufferedClientConnection, UnbufferedServerConnection) {
     let (client, server) = configs();
     let mut client = UnbufferedClientConnection::new(client, "wormhole".try_into().unwrap()).unwrap();
@@ -75,7 +75,7 @@ pub(super) fn batch(parts: &[&[u8]]) -> Batch {
     Batch { bytes: parts.iter().map(|part| part.bytes().len()).sum(), parts }
 }
 
-/// What our records hold, one after the other.
+/// Returns the content of all records, joined.
 pub(super) fn open_all(records: &mut Records, sealed: &[u8]) -> Result<Vec<u8>, RecordError> {
     let (mut content, mut start) = (Vec::new(), 0);
     while let Some(len) = Records::complete_len(&sealed[start..])? {
@@ -147,11 +147,11 @@ fn we_read_what_rustls_seals_also_over_changes_of_the_key() {
         while handshake::step(&mut server, &mut buffers).unwrap() == Step::Again {}
         sealed.append(&mut buffers.outgoing);
     }
-    assert!(open_all(&mut ours, &sealed).unwrap() == content, "other bytes");
+    assert!(open_all(&mut ours, &sealed).unwrap() == content, "the bytes differ");
 }
 
 #[test]
-fn a_changed_record_is_refused_and_one_that_is_none_too() {
+fn changed_and_malformed_records_are_refused() {
     let (client, server) = ends();
     let (mut ours, mut theirs) = (client_records(client), host_records(server));
     let mut sealed = RecordBuffer::default();
@@ -213,7 +213,7 @@ async fn pair(tuning: &TransportTuning) -> (Connection, Connection) {
     (at_host, at_client.unwrap())
 }
 
-/// A host's end whose records a test writes itself.
+/// A host end whose records are written by the test.
 struct Raw {
     stream: TcpStream,
     records: Records,
@@ -227,7 +227,7 @@ impl Raw {
     }
 }
 
-/// A client's connection to a host that a test plays.
+/// Connects a client to a host that the test plays.
 async fn raw_pair(tuning: &TransportTuning) -> (Raw, Connection) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -247,7 +247,7 @@ async fn within_deadline(test: impl Future<Output = ()>) {
 }
 
 #[tokio::test]
-async fn a_peer_that_breaks_the_protocol_is_left() {
+async fn a_peer_that_breaks_the_protocol_is_disconnected() {
     within_deadline(async {
         let data = |stream, len, opens| Frame::Data { stream, len, more: 0, opens, ends: false }.encode();
         let floods: Vec<[u8; 12]> = (0..300).map(|number| data(2 + 2 * number, 0, true)).collect();
@@ -272,18 +272,18 @@ async fn a_peer_that_breaks_the_protocol_is_left() {
 }
 
 #[tokio::test]
-async fn records_that_were_changed_end_the_connection() {
+async fn changed_records_end_the_connection() {
     within_deadline(async {
         let (mut raw, connection) = raw_pair(&over_tcp()).await;
         raw.stream.write_all(&[23, 3, 3, 0, 30]).await.unwrap();
         raw.stream.write_all(&[7; 30]).await.unwrap();
-        assert!(connection.closed().await.to_string().contains("changed on its way"));
+        assert!(connection.closed().await.to_string().contains("changed in transit"));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_peer_that_goes_without_a_word_is_noticed_at_once_and_a_mute_one_in_time() {
+async fn a_broken_connection_is_noticed_at_once_and_a_silent_one_in_time() {
     within_deadline(async {
         let (raw, connection) = raw_pair(&over_tcp()).await;
         drop(raw);
@@ -296,14 +296,14 @@ async fn a_peer_that_goes_without_a_word_is_noticed_at_once_and_a_mute_one_in_ti
         let (_mute, connection) = raw_pair(&tuning).await;
         let began = Instant::now();
         assert_eq!(connection.closed().await, CloseReason::TimedOut);
-        // Counted from the last word, which was a little before.
+        // Counted from the last received byte, which was a little before.
         assert!(began.elapsed() >= Duration::from_millis(200));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_silent_connection_shows_that_it_lives() {
+async fn a_silent_connection_is_kept_alive() {
     within_deadline(async {
         let keep_alive_interval = Duration::from_millis(50);
         let (at_host, at_client) = pair(&TransportTuning { keep_alive_interval, ..over_tcp() }).await;
@@ -316,7 +316,7 @@ async fn a_silent_connection_shows_that_it_lives() {
 }
 
 #[tokio::test]
-async fn cancelled_requests_end_at_both_sides_and_give_their_place_back() {
+async fn cancelled_requests_end_at_both_sides_and_free_their_slots() {
     within_deadline(async {
         let tuning = TransportTuning { bidirectional_streams_max: 16, ..over_tcp() };
         let (at_host, at_client) = pair(&tuning).await;
@@ -349,7 +349,7 @@ async fn cancelled_requests_end_at_both_sides_and_give_their_place_back() {
 }
 
 #[tokio::test]
-async fn a_stream_nobody_reads_does_not_hold_up_others() {
+async fn an_unread_stream_does_not_block_others() {
     within_deadline(async {
         let tuning =
             TransportTuning { transport: over_tcp().transport, ..TransportTuning::for_memory(2 << 20) };
@@ -374,7 +374,7 @@ async fn a_stream_nobody_reads_does_not_hold_up_others() {
         }
         let (mut send, mut receive) = at_client.open_stream(Lane::Demand).await.unwrap();
         send.finish().unwrap();
-        // Longer than all that may be on its way unread.
+        // Longer than all unread bytes that may be in flight.
         assert_eq!(receive.read_bytes(3 << 20, |_| {}).await.unwrap().len(), 3 << 20);
         assert_eq!(receive.read_to_end(1 << 30).await.unwrap().len(), 1 << 20);
         for mut receive in unread {
@@ -385,7 +385,7 @@ async fn a_stream_nobody_reads_does_not_hold_up_others() {
 }
 
 #[tokio::test]
-async fn what_was_finished_before_a_close_arrives() {
+async fn finished_streams_arrive_before_a_close() {
     within_deadline(async {
         let (at_host, at_client) = pair(&over_tcp()).await;
         let (mut send, mut receive) = at_client.open_stream(Lane::Demand).await.unwrap();
@@ -394,9 +394,9 @@ async fn what_was_finished_before_a_close_arrives() {
         answer.write_all(&vec![7; 100_000]).await.unwrap();
         answer.finish().unwrap();
         assert_eq!(answer.stopped().await, Ok(None));
-        at_host.close(7, "that was all");
+        at_host.close(7, "the end");
         assert_eq!(receive.read_to_end(1 << 20).await.unwrap().len(), 100_000);
-        assert!(at_client.closed().await.to_string().contains("that was all"));
+        assert!(at_client.closed().await.to_string().contains("the end"));
         let opened = at_client.open_stream(Lane::Demand).await;
         assert!(matches!(opened, Err(TransportError::Closed(CloseReason::ByPeer { code: 7, .. }))));
     })
@@ -404,7 +404,7 @@ async fn what_was_finished_before_a_close_arrives() {
 }
 
 #[tokio::test]
-async fn strangers_without_a_handshake_are_no_clients() {
+async fn connections_without_a_handshake_are_no_clients() {
     within_deadline(async {
         let identity = Identity::generate().unwrap();
         let host = Endpoint::host("127.0.0.1:0".parse().unwrap(), &identity, &over_tcp()).unwrap();

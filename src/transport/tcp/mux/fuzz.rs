@@ -1,7 +1,8 @@
-//! Fuzzers of what a peer sends over TCP: frames that make sense by themselves, changed and out of order. Nothing panics, and nobody makes
-//! this side hold more than the limits say.
+//! Fuzzers of frames from a peer over TCP: valid frames that are changed and out of order. Nothing panics,
+//! and no peer makes this side hold more than its limits.
 //!
-//! Each runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib tcp::mux::fuzz -- --nocapture` runs each for ten minutes.
+//! Each runs for a moment. Run each for ten minutes with
+//! `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib tcp::mux::fuzz -- --nocapture`.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::chunk::testing::fuzz::{Numbers, fuzz, mutate};
 const LIMITS: Limits =
     Limits { streams_max: 8, stream_bytes: 80 << 10, connection_bytes: 160 << 10, send_bytes_max: 100_000 };
 
-/// A number as peers send them: small, or at a limit.
+/// Returns a number as peers send them: small, or at a limit.
 fn number(numbers: &mut Numbers) -> u32 {
     let limits = [0, EARLY_STREAM_BYTES, LIMITS.stream_bytes, LIMITS.connection_bytes, u32::MAX, 1 << 31];
     match numbers.below(3) {
@@ -44,7 +45,7 @@ fn frame(numbers: &mut Numbers) -> Frame {
     }
 }
 
-/// What a peer sends that knows the protocol and does not keep to it.
+/// Returns bytes of a peer that knows the protocol and breaks it.
 fn sent(numbers: &mut Numbers) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..numbers.below(60) {
@@ -60,7 +61,7 @@ fn sent(numbers: &mut Numbers) -> Vec<u8> {
     bytes
 }
 
-/// Does something that whoever serves the streams may do.
+/// Does a random operation of a user of the streams.
 fn serve(mux: &mut Mux, numbers: &mut Numbers) {
     let context = Context::from_waker(Waker::noop());
     let ids: Vec<u32> = mux.streams.keys().copied().collect();

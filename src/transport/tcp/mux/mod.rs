@@ -1,12 +1,13 @@
-//! (P) Many streams over one connection that keeps order: bytes in, frames out.
+//! (P) Multiplexer: many streams over one ordered connection. Bytes in, frames out.
 //!
-//! Nothing here reads a socket or a clock. [`Mux::receive`] takes what the peer sent, [`Mux::transmit`] says what to send
-//! next, and in between the ends of streams read and write. Whoever must wait leaves a waker; [`Mux::take_wakes`] hands out
-//! those whose time has come, to be woken when no lock is held any more.
+//! It reads no socket and no clock. [`Mux::receive`] takes bytes of the peer, and [`Mux::transmit`] returns
+//! the next bytes to send. In between, the ends of streams read and write. A task that must wait leaves a
+//! waker. [`Mux::take_wakes`] returns the wakers that are due, to be woken after the lock is released.
 //!
-//! What goes first: control frames, then the lanes in their order; in a lane what was written first is sent whole first.
-//! What is bounded: bytes received and not read, by stream and over all, by credit; bytes written and not sent; streams; frames
-//! of control. A peer that passes a bound has broken the protocol, and the connection ends.
+//! Control frames go first, then streams by priority. Streams of one priority are sent whole, in the order in
+//! which they were written. These are bounded: received unread bytes, for each stream and in total, by
+//! credit; written unsent bytes; streams; control frames. A peer that exceeds a bound breaks the protocol,
+//! and the connection ends.
 
 #[cfg(test)]
 mod fuzz;
@@ -31,40 +32,40 @@ use super::frame::{
 use crate::proto::Lane;
 use crate::transport::connection::CloseReason;
 
-/// Bytes that may wait on one stream; a writer waits from there on. Two chunks: one on its way, one behind it.
+/// Bytes that may wait on one stream before its writer waits. Two chunks: one being sent, one behind it.
 const STREAM_QUEUE_BYTES_MAX: usize = 512 << 10;
-/// Frames of control that may wait. A peer that makes us say so much and does not listen is hostile.
+/// Control frames that may wait. A peer that causes more and does not read them is hostile.
 const CONTROL_FRAMES_MAX: usize = 4_096;
-/// Streams kept beyond those a peer may have open: of ended ones, until whoever served them has noticed.
+/// Streams kept beyond the limit of open ones: ended streams whose handles are still held.
 const STREAMS_LINGERING_MAX: usize = 4_096;
-/// A stream's window is granted anew when a quarter of it was read, the connection's when an eighth was.
+/// A stream's credit is returned when a quarter of its window was read, the connection's when an eighth was.
 const STREAM_GRANT_SHARE: u64 = 4;
 const CONNECTION_GRANT_SHARE: u64 = 8;
-/// Lanes, the most urgent first.
+/// Priorities, the most urgent first.
 const LANES: [Lane; 4] = [Lane::Metadata, Lane::Demand, Lane::Ahead, Lane::Background];
 
-/// Which end this is.
+/// The end of the connection that this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
     Host,
 }
 
-/// What a peer may make us hold, and what we may hold ourselves.
+/// Bounds on memory: for bytes of the peer, and for our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Streams the peer may have open.
+    /// Streams that the peer may have open.
     pub(super) streams_max: u32,
-    /// Bytes it may send on one before it is read.
+    /// Unread bytes that it may send on one stream.
     pub(super) stream_bytes: u32,
-    /// Bytes it may send on all.
+    /// Unread bytes that it may send on all streams.
     pub(super) connection_bytes: u32,
     /// Bytes of our own that may wait to be sent.
     pub(super) send_bytes_max: usize,
 }
 
 impl Limits {
-    /// What a peer may rely on before the hello, and so all that a stranger gets.
+    /// Returns the limits that hold before the hello, and so all that an unadmitted peer gets.
     fn early(self) -> Self {
         Self {
             streams_max: EARLY_STREAMS_MAX,
@@ -75,12 +76,12 @@ impl Limits {
     }
 }
 
-/// The peer does what the protocol forbids.
+/// Error: the peer breaks the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other side breaks the protocol: {0}")]
 pub(super) struct Violation(&'static str);
 
-/// What is to be sent next: headers and content in this order.
+/// Next bytes to send: headers and content in this order.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) parts: Vec<Part>,
@@ -117,9 +118,9 @@ impl Batch {
 #[derive(Debug)]
 struct Stream {
     is_ours: bool,
-    /// Whether the peer knows it.
+    /// True once the peer knows the stream.
     announced: bool,
-    /// Whether it counts as open.
+    /// True while it counts as open.
     counted: bool,
     send: SendState,
     receive: RecvState,
@@ -131,7 +132,7 @@ impl Stream {
     }
 }
 
-/// What comes next in the bytes of the peer.
+/// Next element expected in the bytes of the peer.
 #[derive(Debug)]
 enum Expect {
     Header { bytes: [u8; HEADER_BYTES], filled: usize },
@@ -139,12 +140,12 @@ enum Expect {
     CloseText { code: u32, left: usize, words: Vec<u8> },
 }
 
-/// The state of one connection.
+/// State of one connection.
 #[derive(Debug)]
 pub(super) struct Mux {
-    /// What holds for the peer now.
+    /// Present limits of the peer.
     limits: Limits,
-    /// What will hold once the peer is admitted.
+    /// Limits of the peer after its admission.
     admitted_limits: Option<Limits>,
     streams: HashMap<u32, Stream>,
     next_stream: u32,
@@ -159,12 +160,12 @@ pub(super) struct Mux {
     pong: Option<u32>,
     pending_close: Option<(u32, String)>,
     expect: Expect,
-    /// Bytes we may send on all streams.
+    /// Bytes that may be sent on all streams.
     send_credit: u64,
     queued_bytes: usize,
-    /// Streams whose writers wait because too much waits on all of them.
+    /// Streams whose writers wait because too many bytes are queued in total.
     blocked_writers: Vec<u32>,
-    /// Bytes the peer may send on all streams, and those read that were not granted anew.
+    /// Bytes that the peer may send on all streams, and read bytes whose credit was not returned yet.
     receive_credit: u64,
     ungranted: u64,
     closed: Option<CloseReason>,
@@ -176,7 +177,7 @@ pub(super) struct Mux {
 }
 
 impl Mux {
-    /// A connection that begins. `limits` hold from [`Self::admit`] on: a client calls it at once.
+    /// Returns a new connection. `limits` hold from [`Self::admit`] on, which a client calls at once.
     pub(super) fn new(side: Side, limits: Limits) -> Self {
         Self {
             limits: limits.early(),
@@ -208,7 +209,7 @@ impl Mux {
         }
     }
 
-    /// Lets the peer use the whole limits, and tells it so. Returns `false` where that was done before.
+    /// Lets the peer use the full limits, and tells it so. Returns `false` if that was done before.
     pub(super) fn admit(&mut self) -> bool {
         let Some(limits) = self.admitted_limits.take() else { return false };
         let early = std::mem::replace(&mut self.limits, limits);
@@ -218,18 +219,18 @@ impl Mux {
             stream.receive.credit += more;
         }
         let Limits { streams_max, stream_bytes, connection_bytes, .. } = limits;
-        // In front of all else: the peer takes no window for its hello that was granted before it.
+        // The hello goes first. A peer must not count credit towards it that was returned before.
         self.control.push_front(Frame::Hello { streams_max, stream_bytes, connection_bytes });
         self.has_work = true;
         true
     }
 
-    /// Why it is over, if it is.
+    /// Returns the reason if the connection is over.
     pub(super) fn close_reason(&self) -> Option<&CloseReason> {
         self.closed.as_ref()
     }
 
-    /// Ends it. The peer reads `code` and `text` behind what was sent already.
+    /// Closes the connection. The peer reads `code` and `text` after the bytes that were sent already.
     pub(super) fn close(&mut self, code: u32, text: &str) {
         if self.closed.is_none() {
             let mut text = text.to_owned();
@@ -242,7 +243,7 @@ impl Mux {
         }
     }
 
-    /// It is over, for this reason unless there was one before.
+    /// Ends the connection for this reason, unless it is over already.
     pub(super) fn fail(&mut self, reason: CloseReason) {
         if self.closed.is_some() {
             return;
@@ -260,12 +261,12 @@ impl Mux {
         }
     }
 
-    /// Asks the peer for a sign of life.
+    /// Asks the peer for a pong.
     pub(super) fn ping(&mut self) {
         self.push_control(Frame::Ping { token: 0 });
     }
 
-    /// Waits until it is over.
+    /// Waits until the connection is over.
     pub(super) fn poll_closed(&mut self, context: &Context<'_>) -> Poll<CloseReason> {
         match &self.closed {
             Some(reason) => Poll::Ready(reason.clone()),
@@ -282,7 +283,8 @@ impl Mux {
             return wait(&mut self.openers, context);
         }
         let id = self.next_stream;
-        // After two thousand million streams the numbers begin anew; who still has one of the first ones keeps it.
+        // After two thousand million streams the numbers start again. A number that is still in use is
+        // skipped.
         self.next_stream = self.next_stream.checked_add(2).unwrap_or(self.next_stream % 2 + 2);
         if self.streams.contains_key(&id) {
             context.waker().wake_by_ref();
@@ -293,7 +295,7 @@ impl Mux {
         Poll::Ready(Ok(id))
     }
 
-    /// The next stream that the peer opened.
+    /// Returns the next stream that the peer opened.
     pub(super) fn poll_accept(&mut self, context: &Context<'_>) -> Poll<Result<u32, CloseReason>> {
         match (self.accepted.pop_front(), &self.closed) {
             (_, Some(reason)) => Poll::Ready(Err(reason.clone())),
@@ -302,12 +304,12 @@ impl Mux {
         }
     }
 
-    /// Those to be woken now.
+    /// Returns the wakers that are due.
     pub(super) fn take_wakes(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.wakes)
     }
 
-    /// Whether there may be something to send.
+    /// Returns true if there may be something to send.
     pub(super) fn has_work(&self) -> bool {
         self.has_work
     }
@@ -328,7 +330,7 @@ impl Mux {
         self.has_work = true;
     }
 
-    /// Puts a stream into its lane if it has something to send.
+    /// Puts a stream into the queue of its priority if it has something to send.
     fn schedule(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let send = &mut stream.send;
@@ -339,7 +341,8 @@ impl Mux {
         }
     }
 
-    /// Lets the peer send so many bytes more, on the stream and on all; tells it when that is worth a frame.
+    /// Returns credit for `bytes` bytes, on the stream and in total. Sends a frame when the amount is worth
+    /// it.
     fn grant(&mut self, id: u32, bytes: usize) {
         let bytes = bytes as u64;
         self.ungranted += bytes;
@@ -359,7 +362,7 @@ impl Mux {
         }
     }
 
-    /// Counts a stream as ended when both halves are, and forgets it when nobody holds it any more.
+    /// Counts a stream as closed when both halves have ended, and removes it when no handle is left.
     fn reap(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.is_over()) else { return };
         if std::mem::take(&mut stream.counted) {
@@ -376,12 +379,12 @@ impl Mux {
     }
 }
 
-/// How far an exact read is.
+/// Progress of an exact read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ReadProgress {
-    /// So many of the bytes.
+    /// Number of bytes that have arrived.
     Part(usize),
-    /// All of them.
+    /// All bytes.
     All(BytesMut),
 }
 

@@ -1,33 +1,33 @@
-//! (P) A piece of content that is on its way, laid down where it stays.
+//! (P) Reassembly of a piece of content in the memory where it stays.
 
 use bytes::BytesMut;
 
-/// What came of a piece, and the room for the rest.
+/// The received part of a piece, and memory for the rest.
 #[derive(Debug, Default)]
 pub(super) struct Reassembly {
-    /// Beyond what came it may hold something, left from its last use.
+    /// Bytes beyond `filled` may be left from an earlier use.
     memory: BytesMut,
     filled: usize,
     left: usize,
 }
 
 impl Reassembly {
-    /// A piece of `len` bytes, for which `memory` has room.
+    /// Returns a piece of `len` bytes, for which `memory` has room.
     pub(super) const fn new(memory: BytesMut, len: usize) -> Self {
         Self { memory, filled: 0, left: len }
     }
 
-    /// Bytes still to come.
+    /// Returns the number of bytes that are still to come.
     pub(super) const fn left(&self) -> usize {
         self.left
     }
 
-    /// Whether nothing came that was not taken.
+    /// Returns true if all received bytes were taken.
     pub(super) const fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// Puts `bytes` behind what came before.
+    /// Adds `bytes`.
     pub(super) fn put(&mut self, bytes: &[u8]) {
         let (over, behind) = bytes.split_at(bytes.len().min(self.memory.len() - self.filled));
         self.memory[self.filled..][..over.len()].copy_from_slice(over);
@@ -35,8 +35,8 @@ impl Reassembly {
         self.has_put(bytes.len());
     }
 
-    /// Lets `fill` put the next bytes into `len` bytes of room, which must be less than is still to come; otherwise it is not called. It says
-    /// how many it has put there.
+    /// Lets `fill` write the next bytes into `len` bytes of memory. `len` must be less than the rest of the
+    /// piece, otherwise `fill` is not called. `fill` returns the number of bytes written.
     pub(super) fn fill<E>(
         &mut self,
         len: usize,
@@ -59,7 +59,7 @@ impl Reassembly {
         self.left -= len;
     }
 
-    /// What came and was not taken. The rest will follow behind.
+    /// Takes the received bytes. The rest of the piece follows.
     pub(super) fn take(&mut self) -> BytesMut {
         self.memory.split_to(std::mem::take(&mut self.filled))
     }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_came_is_taken_whatever_was_there_before() {
+    fn only_received_bytes_are_taken_from_reused_memory() {
         let mut piece = Reassembly::new(BytesMut::from(&b"old"[..]), 9);
         assert!(piece.is_empty() && piece.take().is_empty());
         piece.put(b"a");

@@ -1,4 +1,4 @@
-//! (P) What the peer sent, and whether it may.
+//! (P) Receiving side: parses frames of the peer and enforces its limits.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
 use crate::proto::{Lane, words};
 
 impl Mux {
-    /// Takes what the peer sent, in portions of any size.
+    /// Takes bytes of the peer, in portions of any size.
     pub(in crate::transport::tcp) fn receive(
         &mut self,
         mut bytes: &[u8],
@@ -56,8 +56,8 @@ impl Mux {
         Ok(())
     }
 
-    /// The same for what `fill` puts into `len` bytes of room, at once where it stays; it says how many bytes that are. `None`, and
-    /// nothing is called, where it may be more than content of one piece.
+    /// Lets `fill` write `len` bytes in place. `fill` returns the number of bytes written. Returns `None`,
+    /// and does not call `fill`, if the bytes may be more than content of one piece.
     pub(in crate::transport::tcp) fn receive_in_place<E>(
         &mut self,
         len: usize,
@@ -105,7 +105,7 @@ impl Mux {
             }
         }
         if self.control.len() > CONTROL_FRAMES_MAX {
-            return Err(Violation("it does not listen to what it makes us say"));
+            return Err(Violation("more control frames than it reads"));
         }
         Ok(())
     }
@@ -177,7 +177,7 @@ impl Mux {
         Ok(())
     }
 
-    /// Content of a stream; of one that is not known any more it counts as read.
+    /// Takes content of a stream. Content of a forgotten stream counts as read.
     fn content(&mut self, id: u32, bytes: &[u8], now: Duration) {
         let receive = self.streams.get_mut(&id).map(|stream| &mut stream.receive);
         let grant = match receive.filter(|receive| receive.stopped.is_none()) {

@@ -1,4 +1,4 @@
-//! (P) What the two ends of a stream ask of the connection.
+//! (P) Operations of the two ends of a stream.
 
 use std::task::{Context, Poll};
 
@@ -10,7 +10,7 @@ use crate::proto::Lane;
 use crate::transport::stream::StreamError;
 
 impl Mux {
-    /// Queues `bytes`, which are not copied, as one piece; waits while much is queued already.
+    /// Queues `bytes` without a copy, as one piece. Waits while much is queued already.
     pub(in crate::transport::tcp) fn poll_write(
         &mut self,
         id: u32,
@@ -28,7 +28,7 @@ impl Mux {
         if send.phase != Phase::Open {
             return Poll::Ready(Err(StreamError::Closed));
         }
-        // What many small answers wait for must not wait for the content of others.
+        // Small answers must not wait for the content of other streams.
         let is_held_up = send.lane != Lane::Metadata && self.queued_bytes >= self.limits.send_bytes_max;
         if send.queued_bytes >= STREAM_QUEUE_BYTES_MAX || is_held_up {
             send.writer = Some(context.waker().clone());
@@ -46,11 +46,11 @@ impl Mux {
         Poll::Ready(Ok(()))
     }
 
-    /// All was written. Returns whether there was something to finish.
+    /// Marks the end of the stream. Returns true if the stream was open.
     pub(in crate::transport::tcp) fn finish(&mut self, id: u32) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else { return false };
         if stream.send.phase != Phase::Open {
-            // A peer that has enough already takes nothing amiss.
+            // If the peer wants no more data, a finish is no error.
             return stream.send.stopped.is_some();
         }
         stream.send.phase = Phase::Finished;
@@ -58,7 +58,7 @@ impl Mux {
         true
     }
 
-    /// Gives up what is being written. Returns whether there was something to give up.
+    /// Abandons the stream. Returns true if it was still open.
     pub(in crate::transport::tcp) fn reset(&mut self, id: u32, code: u32) -> bool {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.send.has_ended()) else {
             return false;
@@ -68,7 +68,7 @@ impl Mux {
         if stream.announced {
             self.push_control(Frame::Reset { stream: id, code });
         } else {
-            // The peer has not heard of it, and never will.
+            // The peer does not know the stream, and never will.
             stream.receive.reset = Some(code);
             stream.receive.wake(&mut self.wakes);
         }
@@ -76,7 +76,7 @@ impl Mux {
         true
     }
 
-    /// Wants no more of what the peer writes. Returns whether there was more to come.
+    /// Asks the peer for no more data. Returns true if more was to come.
     pub(in crate::transport::tcp) fn stop(&mut self, id: u32, code: u32) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else { return false };
         let is_over = stream.receive.is_over();
@@ -94,7 +94,7 @@ impl Mux {
         !is_over
     }
 
-    /// What the stream gives way to from now on.
+    /// Sets the priority of the stream from now on.
     pub(in crate::transport::tcp) fn set_lane(&mut self, id: u32, lane: Lane) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.send.lane != lane) else {
             return;
@@ -104,7 +104,8 @@ impl Mux {
         self.schedule(id);
     }
 
-    /// Waits until the peer wants no more (its code), or all that was written, and the end, has been sent (`None`).
+    /// Waits until the peer wants no more data (returns its code), or until all written bytes and the end are
+    /// sent (`None`).
     pub(in crate::transport::tcp) fn poll_stopped(
         &mut self,
         id: u32,
@@ -125,7 +126,7 @@ impl Mux {
         wait(&mut stream.send.watchers, context)
     }
 
-    /// Up to `max` bytes of what came, not copied; `None` at the end.
+    /// Returns up to `max` received bytes without a copy, and `None` at the end.
     pub(in crate::transport::tcp) fn poll_read(
         &mut self,
         id: u32,
@@ -145,15 +146,15 @@ impl Mux {
         Poll::Pending
     }
 
-    /// The long pieces that come next are to be laid side by side in `room`.
+    /// Places the next long pieces in `room`, next to each other.
     pub(in crate::transport::tcp) fn use_memory(&mut self, id: u32, room: BytesMut) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.receive.use_memory(room);
         }
     }
 
-    /// Exactly `len` bytes, not copied where the peer wrote them in one piece. Comes back with the number of bytes that are
-    /// there when those are more than `told` and the rest takes its time.
+    /// Returns exactly `len` bytes, without a copy if the peer wrote them in one piece. If more than `told`
+    /// bytes have arrived and the rest is slow, it returns their number instead.
     pub(in crate::transport::tcp) fn poll_read_exact(
         &mut self,
         id: u32,
@@ -173,7 +174,8 @@ impl Mux {
         if let Some(end) = Self::end_of(stream, self.closed.is_some()) {
             return Poll::Ready(Err(end.err().unwrap_or(StreamError::EndedEarly)));
         }
-        // Also where a part is told: a peer that waits for credit must get it before the reader comes back.
+        // This also applies when a part is reported. A peer that waits for credit must get it before the
+        // reader comes back.
         let grant = stream.receive.wait(len, context.waker());
         self.grant(id, grant);
         if there > told { Poll::Ready(Ok(ReadProgress::Part(there))) } else { Poll::Pending }
@@ -188,7 +190,7 @@ impl Mux {
         }
     }
 
-    /// Nobody will write on it any more: what was written is finished.
+    /// Handles the drop of the sending end: the written bytes are finished.
     pub(in crate::transport::tcp) fn drop_sending(&mut self, id: u32) {
         self.finish(id);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -197,7 +199,7 @@ impl Mux {
         }
     }
 
-    /// Nobody will read from it any more.
+    /// Handles the drop of the receiving end.
     pub(in crate::transport::tcp) fn drop_receiving(&mut self, id: u32) {
         self.stop(id, 0);
         if let Some(stream) = self.streams.get_mut(&id) {

@@ -1,4 +1,4 @@
-//! (P) The two halves of a stream: what is to be sent, and what came and was not read yet.
+//! (P) State of the two halves of a stream: bytes to send, and received bytes that are unread.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -10,37 +10,38 @@ use super::reassembly::Reassembly;
 use crate::io::{alloc_aligned, split_aligned};
 use crate::proto::Lane;
 
-/// Longest piece that is laid down in one place, in bytes; what a read or a write of the protocol asks for at most. A peer
+/// Longest piece that is placed in one buffer, in bytes: the largest read or write of the protocol. A peer
 /// that announces pieces and does not send them costs addresses, not memory.
 const PIECE_BYTES_MAX: usize = 1 << 20;
-/// A reader that waits for much is told of what came after this long, so that it sees a slow link move.
+/// Time after which a reader that waits for many bytes learns of those that have arrived, so that it sees a
+/// slow link move.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How far our writing is.
+/// State of the sending half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// More may be written.
     Open,
-    /// All was written that will be.
+    /// The end is written but not sent.
     Finished,
-    /// The end has gone out, or the peer wanted no more.
+    /// The end was sent, or the peer wants no more data.
     Ended,
-    /// We gave it up.
+    /// This side abandoned it.
     GivenUp,
 }
 
-/// What we write.
+/// The sending half.
 #[derive(Debug)]
 pub(super) struct SendState {
     pub(super) queue: VecDeque<Bytes>,
     pub(super) queued_bytes: usize,
-    /// Bytes the peer lets us send.
+    /// Bytes that the peer allows to be sent.
     pub(super) credit: u64,
     pub(super) lane: Lane,
-    /// Whether the stream stands in its lane's queue.
+    /// True while the stream is in the queue of its priority.
     pub(super) scheduled: bool,
     pub(super) phase: Phase,
-    /// The peer wants no more.
+    /// Code of the peer, once it wants no more data.
     pub(super) stopped: Option<u32>,
     pub(super) dropped: bool,
     pub(super) writer: Option<Waker>,
@@ -63,12 +64,12 @@ impl SendState {
         }
     }
 
-    /// Whether nothing more will go out.
+    /// Returns true if nothing more will be sent.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended | Phase::GivenUp)
     }
 
-    /// Whether something could go out if there were credit.
+    /// Returns true if there is something to send, given credit.
     pub(super) fn has_work(&self) -> bool {
         match self.phase {
             Phase::Open => !self.queue.is_empty(),
@@ -77,12 +78,12 @@ impl SendState {
         }
     }
 
-    /// Whether something could go out now.
+    /// Returns true if something can be sent now.
     pub(super) fn may_send(&self) -> bool {
         self.has_work() && (self.queue.is_empty() || self.credit > 0)
     }
 
-    /// Ends so and forgets what was not sent; returns how many bytes that were.
+    /// Ends in `phase` and drops the unsent bytes. Returns their number.
     pub(super) fn discard(&mut self, phase: Phase) -> usize {
         self.phase = phase;
         self.queue.clear();
@@ -95,35 +96,35 @@ impl SendState {
     }
 }
 
-/// Somebody waits for bytes.
+/// A task that waits for bytes.
 #[derive(Debug)]
 pub(super) struct Reader {
     waker: Waker,
     wanted: usize,
-    /// When bytes first came that were not enough.
+    /// Time at which bytes first arrived that were not enough.
     since: Option<Duration>,
 }
 
-/// What the peer writes.
+/// The receiving half.
 #[derive(Debug)]
 pub(super) struct RecvState {
     pieces: VecDeque<BytesMut>,
-    /// Where the next long pieces are laid side by side.
+    /// Memory in which the next long pieces are placed next to each other.
     room: BytesMut,
-    /// The piece on its way.
+    /// The piece that is arriving.
     filling: Reassembly,
     buffered: usize,
-    /// Of those, granted anew already because a reader waits for them.
+    /// Part of `buffered` whose credit was already returned, because a reader waits for it.
     granted_ahead: usize,
-    /// Bytes the peer may still send.
+    /// Bytes that the peer may still send.
     pub(super) credit: u64,
-    /// Bytes that were read and not granted anew yet.
+    /// Bytes that were read and whose credit was not returned yet.
     pub(super) ungranted: u64,
-    /// All came that will.
+    /// True once all bytes have arrived.
     pub(super) ended: bool,
-    /// The peer gave it up.
+    /// Code of the peer, once it abandoned the stream.
     pub(super) reset: Option<u32>,
-    /// We want no more.
+    /// Code of this side, once it wants no more data.
     pub(super) stopped: Option<u32>,
     pub(super) dropped: bool,
     pub(super) reader: Option<Reader>,
@@ -155,12 +156,12 @@ impl RecvState {
         self.buffered
     }
 
-    /// The long pieces that come next are to be laid side by side in `room`.
+    /// Places the next long pieces in `room`, next to each other.
     pub(super) fn use_memory(&mut self, room: BytesMut) {
         self.room = room;
     }
 
-    /// A payload begins: of `len` bytes, and `more` of the same piece follow in later ones.
+    /// Begins a payload of `len` bytes. `more` bytes of the same piece follow in later payloads.
     pub(super) fn begin(&mut self, len: usize, more: usize) {
         if self.filling.left() < len || self.filling.left() > len.saturating_add(more) {
             self.finish_piece();
@@ -169,14 +170,15 @@ impl RecvState {
         }
     }
 
-    /// Part of the payload that was begun. Returns how many of the bytes may be granted anew at once.
+    /// Adds part of the payload. Returns the number of bytes whose credit can be returned at once.
     pub(super) fn put(&mut self, bytes: &[u8], now: Duration, wakes: &mut Vec<Waker>) -> usize {
         self.filling.put(bytes);
         self.has_put(bytes.len(), now, wakes)
     }
 
-    /// Lets `fill` put the next bytes of the payload where they stay, into `len` bytes of room, which must be less than is still to
-    /// come of the piece; otherwise it is not called. It says how many it has put there.
+    /// Lets `fill` write the next bytes of the payload in place, into `len` bytes of memory. `len` must be
+    /// less than the rest of the piece, otherwise `fill` is not called. `fill` returns the number of bytes
+    /// written.
     pub(super) fn fill<E>(
         &mut self,
         len: usize,
@@ -185,7 +187,7 @@ impl RecvState {
         self.filling.fill(len, fill)
     }
 
-    /// So many bytes were put behind the others. Returns how many of them may be granted anew at once.
+    /// Counts `len` bytes that were added. Returns the number of bytes whose credit can be returned at once.
     pub(super) fn has_put(&mut self, len: usize, now: Duration, wakes: &mut Vec<Waker>) -> usize {
         self.buffered += len;
         if self.filling.left() == 0 {
@@ -200,7 +202,8 @@ impl RecvState {
         len
     }
 
-    /// A reader waits until `wanted` bytes are there. Returns how many of those that are may be granted anew.
+    /// Lets a reader wait until `wanted` bytes have arrived. Returns the number of buffered bytes whose
+    /// credit can be returned.
     pub(super) fn wait(&mut self, wanted: usize, waker: &Waker) -> usize {
         self.reader = Some(Reader { waker: waker.clone(), wanted, since: None });
         let grant = self.buffered - self.granted_ahead;
@@ -212,11 +215,11 @@ impl RecvState {
         wakes.extend(self.reader.take().map(|reader| reader.waker));
     }
 
-    /// Up to `max` bytes of the first piece, which is not copied; `None` where nothing came. With the bytes comes how many of them
-    /// may be granted anew.
+    /// Returns up to `max` bytes of the first piece without a copy, or `None` if nothing has arrived. Also
+    /// returns the number of bytes whose credit can be returned.
     pub(super) fn take(&mut self, max: usize) -> Option<(BytesMut, usize)> {
         if self.pieces.is_empty() && !self.filling.is_empty() {
-            // What came of the piece goes on its way; the rest will follow behind.
+            // Takes the part of the piece that has arrived. The rest follows in the same memory.
             self.pieces.push_back(self.filling.take());
         }
         let first = self.pieces.front_mut()?;
@@ -228,7 +231,8 @@ impl RecvState {
         Some((bytes, grant))
     }
 
-    /// Exactly `len` bytes, which are there: the piece they came in, or several joined.
+    /// Returns exactly `len` bytes, which must have arrived: the piece they came in, or several pieces
+    /// joined.
     pub(super) fn take_exactly(&mut self, len: usize) -> (BytesMut, usize) {
         debug_assert!(self.buffered >= len);
         let Some((first, mut grant)) = self.take(len) else { return (BytesMut::new(), 0) };
@@ -246,7 +250,7 @@ impl RecvState {
         (joined, grant)
     }
 
-    /// Forgets what came. Returns how many bytes may be granted anew.
+    /// Drops the received bytes. Returns the number of bytes whose credit can be returned.
     pub(super) fn discard(&mut self) -> usize {
         self.pieces.clear();
         self.room = BytesMut::new();

@@ -1,4 +1,4 @@
-//! Two ends, any history: what is read is what was written, however it was cut on its way.
+//! Two ends and random histories: the reader gets the written bytes, for any way in which they were cut.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -52,17 +52,17 @@ fn op() -> impl Strategy<Value = (bool, Op)> {
     (any::<bool>(), kinds)
 }
 
-/// What one direction of a stream should be, byte for byte.
+/// Expected content of one direction of a stream.
 #[derive(Debug, Default)]
 struct Model {
     written: VecDeque<u8>,
     finished: bool,
-    /// Given up by the writer, or not wanted by the reader.
+    /// Abandoned by the writer, or not wanted by the reader.
     broken: bool,
     ended: bool,
 }
 
-/// An end and the streams whose handles it holds.
+/// One end, and the streams whose handles it holds.
 struct End {
     mux: Mux,
     held: Vec<u32>,
@@ -70,7 +70,7 @@ struct End {
 
 struct World {
     ends: [End; 2],
-    /// By stream, then by the side that writes.
+    /// Indexed by stream, then by the side that writes.
     models: BTreeMap<(u32, usize), Model>,
     count: u8,
 }
@@ -79,7 +79,8 @@ fn context() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
-/// Hands over what was in one record, which has more room than content. Returns whether it went where it stays.
+/// Passes the content of one record, whose buffer is larger than the content. Returns true if it was written
+/// in place.
 fn hand(mux: &mut Mux, content: &[u8]) -> bool {
     let room = content.len() + 1 + content.len() % 3;
     let in_place = mux.receive_in_place(room, Duration::ZERO, |out| {
@@ -100,7 +101,7 @@ impl World {
         Self { ends, models: BTreeMap::new(), count: 0 }
     }
 
-    /// Two ends that let each other use the whole limits.
+    /// Returns two ends that have admitted each other.
     fn admitted() -> Self {
         let mut world = Self::new();
         for side in 0..2 {
@@ -139,7 +140,7 @@ impl World {
             }
             Op::Reset { pick } => {
                 let Some(id) = self.held(side, pick) else { return };
-                // Nothing comes back on a stream that the peer never hears of.
+                // Nothing arrives on a stream that the peer never learns of.
                 let is_known = self.ends[side].mux.streams.get(&id).is_some_and(|stream| stream.announced);
                 if self.ends[side].mux.reset(id, 1) {
                     self.model(id, side).broken = true;
@@ -156,7 +157,7 @@ impl World {
             Op::LayTogether { pick, len } => {
                 let Some(id) = self.held(side, pick) else { return };
                 let mut room = alloc_aligned(len);
-                // What was there before must not be seen.
+                // Older bytes in the memory must not show.
                 room.resize(len / 2, 0xee);
                 self.ends[side].mux.use_memory(id, room);
             }
@@ -228,7 +229,7 @@ impl World {
                 assert!(model.finished && model.written.len() < len);
             }
             Poll::Ready(Err(_)) => assert!(self.model(id, 1 - side).broken),
-            Poll::Ready(Ok(ReadProgress::Part(_))) => panic!("nobody asked for parts"),
+            Poll::Ready(Ok(ReadProgress::Part(_))) => panic!("parts were not asked for"),
             Poll::Pending => {}
         }
     }
@@ -236,7 +237,7 @@ impl World {
     fn compare(&mut self, id: u32, writer: usize, bytes: &[u8]) {
         let model = self.model(id, writer);
         assert!(model.written.len() >= bytes.len(), "more than was written");
-        assert!(model.written.drain(..bytes.len()).eq(bytes.iter().copied()), "other bytes");
+        assert!(model.written.drain(..bytes.len()).eq(bytes.iter().copied()), "the bytes differ");
     }
 
     fn ended(&mut self, id: u32, writer: usize) {
@@ -245,7 +246,7 @@ impl World {
         model.ended = true;
     }
 
-    /// Brings what `side` has to say to the other, in portions of `cut` bytes.
+    /// Carries the output of `side` to the other end, in portions of `cut` bytes.
     fn carry(&mut self, side: usize, bytes_max: usize, cut: usize) {
         let mut batch = Batch::default();
         self.ends[side].mux.transmit(&mut batch, bytes_max);
@@ -257,7 +258,7 @@ impl World {
         }
         for end in &self.ends {
             let unread: usize = end.mux.streams.values().map(|stream| stream.receive.buffered()).sum();
-            // A reader that waits lets its bytes pass the bound.
+            // A reader that waits may let its bytes exceed the bound.
             assert!(unread <= LIMITS.connection_bytes as usize + 16 * 100_000, "{unread} bytes unread");
             assert!(end.mux.open_theirs <= LIMITS.streams_max);
             let queued: usize = end.mux.streams.values().map(|stream| stream.send.queued_bytes).sum();
@@ -265,7 +266,7 @@ impl World {
         }
     }
 
-    /// Everything is finished, carried and read: nothing may be left.
+    /// Finishes, carries and reads everything. Nothing may be left.
     fn finish(&mut self) {
         for side in 0..2 {
             self.apply(side, Op::Admit);
@@ -307,7 +308,7 @@ impl World {
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written(ops in proptest::collection::vec(op(), 0..300)) {
+    fn the_reader_gets_the_written_bytes(ops in proptest::collection::vec(op(), 0..300)) {
         let mut world = World::new();
         for (side, op) in ops {
             world.apply(usize::from(side), op);
@@ -350,9 +351,9 @@ fn content_of_a_stream_that_is_not_open_yet_is_refused() {
 }
 
 #[test]
-fn a_stranger_makes_a_host_hold_64_kib_whatever_it_sends() {
+fn an_unadmitted_client_makes_a_host_hold_at_most_64_kib() {
     let mut host = Mux::new(Side::Host, LIMITS);
-    assert!(frames(&mut host, 1 << 20).is_empty(), "nothing allows it more");
+    assert!(frames(&mut host, 1 << 20).is_empty(), "no hello is sent before admission");
     let data = |stream, len| Frame::Data { stream, len, more: u32::MAX, opens: true, ends: false }.encode();
     let send = |host: &mut Mux, stream, len: u32| {
         let bytes = [&data(stream, len)[..], &vec![0; len as usize]].concat();
@@ -368,7 +369,7 @@ fn a_stranger_makes_a_host_hold_64_kib_whatever_it_sends() {
 }
 
 #[test]
-fn who_is_admitted_is_told_and_may_send_what_the_limits_say() {
+fn an_admitted_peer_gets_a_hello_and_the_full_limits() {
     let mut host = Mux::new(Side::Host, LIMITS);
     assert!(host.admit() && !host.admit());
     let told = frames(&mut host, 1 << 20);
@@ -378,7 +379,7 @@ fn who_is_admitted_is_told_and_may_send_what_the_limits_say() {
     assert_eq!(host.receive(&data, Duration::ZERO), Ok(()));
 }
 
-/// Headers of what goes out next.
+/// Returns the headers of the next frames to send.
 fn frames(mux: &mut Mux, bytes_max: usize) -> Vec<Frame> {
     let mut batch = Batch::default();
     mux.transmit(&mut batch, bytes_max);
@@ -426,7 +427,7 @@ fn a_piece_comes_out_as_it_was_written() {
 }
 
 #[test]
-fn content_goes_where_it_stays_unless_something_else_may_follow_and_a_failure_leaves_nothing() {
+fn content_is_received_in_place_unless_more_may_follow_and_a_failure_leaves_nothing() {
     let mut world = World::new();
     let id = open(&mut world.ends[0].mux, Lane::Demand, 30_000);
     let mut batch = Batch::default();
@@ -444,7 +445,7 @@ fn content_goes_where_it_stays_unless_something_else_may_follow_and_a_failure_le
 }
 
 #[test]
-fn readers_of_more_than_the_window_do_not_wait_for_ever() {
+fn readers_of_more_than_the_window_do_not_wait_forever() {
     let mut world = World::new();
     let len = LIMITS.connection_bytes as usize * 2;
     let id = open(&mut world.ends[0].mux, Lane::Demand, len);
@@ -457,7 +458,7 @@ fn readers_of_more_than_the_window_do_not_wait_for_ever() {
         world.carry(0, 1 << 20, 9_999);
         world.carry(1, 1 << 20, 9_999);
     }
-    panic!("it waits for ever");
+    panic!("the reader waits forever");
 }
 
 #[test]
@@ -469,7 +470,7 @@ fn a_client_may_not_open_more_than_it_is_allowed() {
 }
 
 #[test]
-fn who_makes_us_talk_and_does_not_listen_is_hostile() {
+fn a_peer_that_causes_control_frames_and_does_not_read_is_hostile() {
     let mut mux = Mux::new(Side::Host, LIMITS);
     let mut refused = None;
     for number in 0..2 * CONTROL_FRAMES_MAX as u32 {
@@ -487,13 +488,13 @@ fn who_makes_us_talk_and_does_not_listen_is_hostile() {
 }
 
 #[test]
-fn a_peer_that_has_enough_takes_an_end_not_amiss() {
+fn finishing_a_stopped_stream_is_no_error() {
     let mut world = World::new();
     let id = open(&mut world.ends[0].mux, Lane::Demand, 100);
     world.carry(0, 1 << 20, 9_999);
     assert!(world.ends[1].mux.stop(id, 1));
     world.carry(1, 1 << 20, 9_999);
-    assert!(world.ends[0].mux.finish(id), "as with QUIC, the end is only not needed any more");
+    assert!(world.ends[0].mux.finish(id), "as with QUIC, the end is just not needed any more");
     let written = world.ends[0].mux.poll_write(id, &mut Bytes::from_static(b"more"), &context());
     assert_eq!(written, Poll::Ready(Err(StreamError::Stopped(1))));
 }

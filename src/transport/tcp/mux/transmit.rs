@@ -1,4 +1,4 @@
-//! (P) What is sent next: control, then the lanes in their order.
+//! (P) Sending side: control frames, then streams by priority.
 
 use bytes::Bytes;
 
@@ -7,7 +7,7 @@ use super::{Batch, Frame, LANES, Mux, PAYLOAD_BYTES_MAX, STREAM_QUEUE_BYTES_MAX}
 use crate::proto::Lane;
 
 impl Mux {
-    /// Adds what is to be sent next to `batch`, until it holds `bytes_max` or a little more.
+    /// Adds the next frames to `batch`, until it holds `bytes_max` or a little more.
     pub(in crate::transport::tcp) fn transmit(&mut self, batch: &mut Batch, bytes_max: usize) {
         self.has_work = false;
         if let Some((code, text)) = self.pending_close.take() {
@@ -44,7 +44,7 @@ impl Mux {
         self.streams.get(&id).is_some_and(|stream| stream.send.scheduled && !stream.send.queue.is_empty())
     }
 
-    /// Adds frames of one stream. Returns whether it stays first in its lane.
+    /// Adds frames of one stream. Returns true if it stays first in its queue.
     fn transmit_stream(&mut self, id: u32, lane: Lane, batch: &mut Batch, bytes_max: usize) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else { return false };
         let send = &mut stream.send;

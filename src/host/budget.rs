@@ -4,6 +4,7 @@
 //! much of waits or is refused; other keys do not notice.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,7 @@ pub(super) struct Budgets {
     lending: Lending,
     turns: Arc<Turns>,
     keys: Mutex<HashMap<(PublicKey, KeyLimits), Weak<KeyBudget>>>,
+    files_max: Mutex<HashMap<PublicKey, Weak<AtomicU64>>>,
 }
 
 /// What one key uses and may use.
@@ -101,13 +103,14 @@ pub(super) struct KeyBudget {
 pub(super) struct FileBudget {
     pool: Pool,
     key: PublicKey,
-    max: u64,
+    /// The most that the key may have open by its line of now, also for a session that began under another one.
+    max: Arc<AtomicU64>,
 }
 
 impl FileBudget {
     /// Room for one more open file.
     pub(super) fn take(&self) -> Option<Place> {
-        self.pool.take(self.key, self.max)
+        self.pool.take(self.key, self.max.load(Ordering::Relaxed))
     }
 
     /// How many the key has open.
@@ -124,11 +127,13 @@ impl Budgets {
             lending,
             turns: Arc::new(Turns(Mutex::new(FairQueue::new(turns_max)))),
             keys: Mutex::default(),
+            files_max: Mutex::default(),
         }
     }
 
     /// The budget of a key. One whose limits were changed begins another: its connections are made anew then.
     pub(super) fn of(&self, key: PublicKey, limits: KeyLimits) -> Arc<KeyBudget> {
+        let files_max = self.files_max(key, limits);
         let mut keys = lock(&self.keys);
         if let Some(known) = keys.get(&(key, limits)).and_then(Weak::upgrade) {
             return known;
@@ -139,7 +144,7 @@ impl Budgets {
             key,
             limits,
             lending: self.lending.for_key(),
-            files: FileBudget { pool: self.files.clone(), key, max: limits.max_open.into() },
+            files: FileBudget { pool: self.files.clone(), key, max: files_max },
             turns: Arc::clone(&self.turns),
             requests: Arc::new(semaphore(limits.max_requests)),
             threads: Arc::new(semaphore(limits.max_threads)),
@@ -151,6 +156,16 @@ impl Budgets {
         });
         keys.insert((key, limits), Arc::downgrade(&budget));
         budget
+    }
+
+    /// Sets what a key may have open, for all of its sessions.
+    fn files_max(&self, key: PublicKey, limits: KeyLimits) -> Arc<AtomicU64> {
+        let mut all = lock(&self.files_max);
+        all.retain(|_, max| max.strong_count() > 0);
+        let max = all.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        max.store(limits.max_open.into(), Ordering::Relaxed);
+        all.insert(key, Arc::downgrade(&max));
+        max
     }
 
     /// The budgets of keys that use something.
@@ -296,6 +311,12 @@ mod tests {
         assert_eq!(others.len(), 3);
         drop(held);
         assert!(same.files.take().is_some());
+        // What began under other limits has those of now.
+        let less = budgets.of(key(1), KeyLimits { max_open: 2, ..KeyLimits::default() });
+        for files in [&one.files, &less.files] {
+            let held: Vec<Place> = std::iter::from_fn(|| files.take()).collect();
+            assert_eq!(held.len(), 2);
+        }
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ mod idmapped;
 mod lasting;
 mod leases;
 mod lifecycle;
+mod limits;
 mod locking;
 mod names;
 mod offline;

@@ -9,6 +9,7 @@ mod fuzz;
 mod greeting;
 mod hanging;
 mod held;
+mod hostile;
 mod known;
 mod locks;
 mod metadata;

@@ -1,38 +1,37 @@
-//! Content-defined blocks: cut where the content says so, not where the offset does, so that bytes which moved are
-//! found again.
+//! Content-defined blocks: their boundaries depend on the content, not on the offset, so that moved bytes
+//! are found again.
 //!
-//! The cuts are those of `FastCDC` (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage
-//! Systems", 2020): a boundary depends on the bytes just before it and on where the block began. Who begins somewhere in
-//! the middle comes to cut at the same places as others after a few blocks.
+//! The boundaries are those of `FastCDC` (Xia et al., "The Design of Fast Content-Defined Chunking for Data
+//! Deduplication Based Storage Systems", 2020). A boundary depends on the bytes just before it and on the
+//! start of its block. Cutting from somewhere in the middle reaches the same boundaries after a few blocks.
 
 use fastcdc::v2020::FastCDC;
 
 use super::{ByteRange, ChunkHash};
 
-/// Sizes of blocks, in bytes: least, usual, most. Smaller ones find more moved content, and 32 bytes of hash for each 8 KiB
-/// are 0.4 %. `docs/decisions/0002-content-defined-blocks.md` has the measurements.
+/// Minimum, average and maximum block size in bytes. Smaller blocks find more moved content. 32 bytes of
+/// hash for each 8 KiB are 0.4 %. `docs/decisions/0002-content-defined-blocks.md` has the measurements.
 const BLOCK_BYTES: (usize, usize, usize) = (2 * 1024, 8 * 1024, 32 * 1024);
 
-/// Bytes from which on cuts no longer depend on where cutting began, for all that content does in practice: eight
-/// blocks.
+/// Bytes after which boundaries do not depend on the start any more, for practical content: eight blocks.
 pub const BLOCK_LEAD_BYTES: u64 = 8 * BLOCK_BYTES.1 as u64;
 
-/// Longest block, in bytes.
+/// Longest block in bytes.
 pub const BLOCK_BYTES_MAX: u64 = BLOCK_BYTES.2 as u64;
 
-/// Shortest block but for the last one, in bytes.
+/// Shortest block in bytes, except the last one.
 pub const BLOCK_BYTES_MIN: u64 = BLOCK_BYTES.0 as u64;
 
-/// One block of a content.
+/// Block of a content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
-    /// Where it lies.
+    /// Its bytes in the file.
     pub range: ByteRange,
-    /// BLAKE3 of its bytes.
+    /// BLAKE3 hash of its bytes.
     pub hash: ChunkHash,
 }
 
-/// Cuts `bytes`, which lie at `offset` of a file. The last block ends with them.
+/// Cuts `bytes`, which start at `offset` of a file, into blocks. The last block ends with them.
 pub fn cut_blocks(offset: u64, bytes: &[u8]) -> Vec<Block> {
     let (least, usual, most) = BLOCK_BYTES;
     let block = |cut: fastcdc::v2020::Chunk| Block {

@@ -1,4 +1,4 @@
-//! BLAKE3 names of chunks, and the proof that bytes bear the name they claim.
+//! BLAKE3 hashes of chunks, and the verification of bytes.
 
 use std::fmt;
 
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use super::Laid;
 
-/// The BLAKE3 hash of a chunk's plain bytes: 32 bytes, shown as 64 hexadecimal digits.
+/// BLAKE3 hash of a chunk's plain bytes: 32 bytes, shown as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ChunkHash([u8; 32]);
 
 impl ChunkHash {
-    /// Takes 32 bytes that were a hash before: off the wire or off the disk. Nothing is verified by this.
+    /// Creates a hash from 32 bytes off the wire or the disk. Verifies nothing.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The hash of `bytes`.
+    /// Returns the hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Whether this is the hash of `bytes`.
+    /// Checks that this is the hash of `bytes`.
     fn check(self, bytes: &[u8]) -> Result<(), HashMismatch> {
         let actual = Self::of(bytes);
         if actual == self { Ok(()) } else { Err(HashMismatch { expected: self, actual }) }
     }
 
-    /// The 32 bytes of the hash.
+    /// Returns the 32 bytes of the hash.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -46,17 +46,17 @@ impl fmt::Debug for ChunkHash {
     }
 }
 
-/// Bytes that do not bear the name they came under.
+/// Bytes that do not match their hash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("content does not match its hash: expected {expected}, got {actual}")]
 pub struct HashMismatch {
-    /// The name under which the bytes came.
+    /// Claimed hash.
     pub expected: ChunkHash,
-    /// The name that the bytes have.
+    /// Hash of the bytes.
     pub actual: ChunkHash,
 }
 
-/// Bytes together with their hash, which was computed from them in this process.
+/// Bytes with their hash, which this process computed from them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifiedChunk {
     hash: ChunkHash,
@@ -64,34 +64,34 @@ pub struct VerifiedChunk {
 }
 
 impl VerifiedChunk {
-    /// Names `bytes` by hashing them. For whoever reads the original.
+    /// Hashes `bytes`, which come from the original file.
     pub fn compute(bytes: Bytes) -> Self {
         Self { hash: ChunkHash::of(&bytes), laid: bytes.into() }
     }
 
-    /// Accepts `bytes` if their hash is `expected`. For whoever got them from a peer or a disk.
+    /// Accepts `bytes` if their hash is `expected`. For bytes from a peer or a disk.
     pub fn verify(expected: ChunkHash, bytes: impl Into<Laid>) -> Result<Self, HashMismatch> {
         let laid = bytes.into();
         expected.check(laid.bytes())?;
         Ok(Self { hash: expected, laid })
     }
 
-    /// The name of the bytes.
+    /// Returns the hash.
     pub const fn hash(&self) -> ChunkHash {
         self.hash
     }
 
-    /// The plain bytes; sharing them copies nothing.
+    /// Returns the plain bytes. Cloning them copies nothing.
     pub const fn bytes(&self) -> &Bytes {
         self.laid.bytes()
     }
 
-    /// The same, as they lie.
+    /// Returns the bytes with the run that contains them.
     pub const fn laid(&self) -> &Laid {
         &self.laid
     }
 
-    /// Gives up the proof, keeps the bytes.
+    /// Returns the bytes without the hash.
     pub fn into_bytes(self) -> Bytes {
         self.laid.bytes().clone()
     }
@@ -103,7 +103,7 @@ impl fmt::Debug for VerifiedChunk {
     }
 }
 
-/// Chunks that are laid down side by side while they come, each verified as it does.
+/// Chunks received into adjacent memory, each verified on arrival.
 #[derive(Debug, Default)]
 pub struct VerifiedRun {
     bytes: BytesMut,
@@ -111,8 +111,8 @@ pub struct VerifiedRun {
 }
 
 impl VerifiedRun {
-    /// Accepts the next chunk if its hash is `expected`. It is not copied where it lies right behind those before, in what was one
-    /// [`BytesMut`].
+    /// Accepts the next chunk if its hash is `expected`. It is not copied if it lies directly behind the
+    /// earlier ones in what was one [`BytesMut`].
     pub fn push(&mut self, expected: ChunkHash, bytes: BytesMut) -> Result<(), HashMismatch> {
         expected.check(&bytes)?;
         self.chunks.push((expected, bytes.len()));
@@ -120,12 +120,12 @@ impl VerifiedRun {
         Ok(())
     }
 
-    /// How many have been accepted.
+    /// Returns the number of accepted chunks.
     pub const fn chunks(&self) -> usize {
         self.chunks.len()
     }
 
-    /// The chunks, in their order; `freeze` makes them what is shared.
+    /// Returns the chunks in order. `freeze` converts their memory to shared bytes.
     pub fn finish(self, freeze: impl FnOnce(BytesMut) -> Bytes) -> impl Iterator<Item = VerifiedChunk> {
         let (hashes, lengths): (Vec<_>, Vec<_>) = self.chunks.into_iter().unzip();
         let parts = Laid::cut(freeze(self.bytes), lengths);
@@ -133,17 +133,17 @@ impl VerifiedRun {
     }
 }
 
-/// Hashes a whole file, fed front to back in pieces of any size; equal to `b3sum`.
+/// Hasher of a whole file, fed from front to back in pieces of any size. The result equals `b3sum`.
 #[derive(Debug, Default)]
 pub struct FileHasher(blake3::Hasher);
 
 impl FileHasher {
-    /// Takes the next bytes of the file.
+    /// Adds the next bytes of the file.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The hash of everything fed so far.
+    /// Returns the hash of all bytes so far.
     pub fn finish(&self) -> ChunkHash {
         ChunkHash(*self.0.finalize().as_bytes())
     }

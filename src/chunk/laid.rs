@@ -1,10 +1,11 @@
-//! Where content lies in memory: neighbours that were laid down side by side can be read as one, without copying.
+//! Slices of runs in memory: adjacent slices can be joined without a copy.
 
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-/// Some content, and the run of content around it that it was laid down with. Sharing it copies nothing; it keeps the run.
+/// Bytes together with the run of memory that contains them. Cloning copies nothing and keeps the whole run
+/// alive.
 #[derive(Clone, Debug)]
 pub struct Laid {
     bytes: Bytes,
@@ -12,24 +13,24 @@ pub struct Laid {
 }
 
 impl Laid {
-    /// All bytes of a run of parts, of these lengths, as its parts.
+    /// Cuts a run into slices of these lengths.
     pub(super) fn cut(run: Bytes, lengths: impl IntoIterator<Item = usize>) -> impl Iterator<Item = Self> {
         let mut rest = run.clone();
         lengths.into_iter().map(move |len| Self { bytes: rest.split_to(len), run: run.clone() })
     }
 
-    /// The content at `part` of `run`, in bytes. Panics where it is not in it.
+    /// Returns the bytes at `part` of `run`. Panics if `part` is out of bounds.
     pub fn part(run: &Bytes, part: Range<usize>) -> Self {
         Self { bytes: run.slice(part), run: run.clone() }
     }
 
-    /// The content itself.
+    /// Returns the bytes.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The content of neighbours without the first `skip` bytes, at most `len` of it: out of their run where they lie in one and
-    /// in this order, else copied once.
+    /// Joins the bytes of neighbours, without the first `skip` bytes and at most `len`. They are sliced
+    /// from their run if they are adjacent in it, otherwise copied once.
     pub fn join(parts: &[Self], skip: usize, len: usize) -> Bytes {
         Self::side_by_side(parts).map_or_else(
             || Self::copied(parts, skip, len),
@@ -64,7 +65,7 @@ impl Laid {
     }
 }
 
-/// Content that lies alone.
+/// Bytes that are a run of their own.
 impl From<Bytes> for Laid {
     fn from(bytes: Bytes) -> Self {
         Self { run: bytes.clone(), bytes }
@@ -72,7 +73,7 @@ impl From<Bytes> for Laid {
 }
 
 impl PartialEq for Laid {
-    /// Whether the content is the same, wherever it lies.
+    /// Compares the bytes, wherever they are.
     fn eq(&self, other: &Self) -> bool {
         self.bytes == other.bytes
     }
@@ -89,7 +90,7 @@ mod tests {
     proptest! {
         #[test]
         fn neighbours_are_joined_however_they_lie(
-            // Lengths of parts, and whether each begins a new run.
+            // Lengths of the parts, each with `true` if it begins a new run.
             parts in prop::collection::vec((0..50usize, any::<bool>()), 0..6),
             skip in 0..120usize,
             len in 0..120usize,
@@ -117,7 +118,7 @@ mod tests {
         assert_eq!(Laid::join(&swapped, 1, 3), "dea");
         let gap = [parts[0].clone(), parts[2].clone()];
         assert_eq!(Laid::join(&gap, 0, 9), "abf");
-        // Neighbours in memory, of runs that end and begin there.
+        // Neighbours in memory that belong to two different runs.
         let halves = [Laid::from(run.slice(..3)), Laid::from(run.slice(3..))];
         assert_eq!(Laid::join(&halves, 0, 9), "abcdef");
     }

@@ -1,4 +1,4 @@
-//! Where chunks lie in a file: ranges of bytes, ranges of chunks, and the way between them.
+//! Ranges of bytes and of chunks in a file, and conversions between them.
 
 use std::ops::Range;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use super::CHUNK_BYTES;
 
-/// The position of a chunk in its file, counted from 0 in units of [`CHUNK_BYTES`].
+/// Index of a chunk in its file, counted from 0 in units of [`CHUNK_BYTES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ChunkIndex(pub u64);
 
 impl ChunkIndex {
-    /// The chunk that holds byte `offset`.
+    /// Returns the chunk that contains byte `offset`.
     pub const fn containing(offset: u64) -> Self {
         Self(offset / CHUNK_BYTES)
     }
 
-    /// Offset of the chunk's first byte.
+    /// Returns the offset of the chunk's first byte.
     pub const fn offset(self) -> u64 {
         self.0 * CHUNK_BYTES
     }
 
-    /// The bytes of this chunk in a file of `size` bytes; empty when the chunk lies behind the end.
+    /// Returns the bytes of this chunk in a file of `size` bytes; empty if the chunk is behind the end.
     pub const fn bytes_in(self, size: u64) -> ByteRange {
         ByteRange { offset: self.offset(), len: CHUNK_BYTES }.clamp_to(size)
     }
 }
 
-/// A range of bytes of one file.
+/// Range of bytes of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ByteRange {
     /// First byte.
@@ -37,40 +37,40 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
-    /// `len` bytes from `offset` on.
+    /// Creates a range of `len` bytes from `offset` on.
     pub const fn new(offset: u64, len: u64) -> Self {
         Self { offset, len }
     }
 
-    /// One behind the last byte; a range that would pass the end of the number space ends there.
+    /// Returns the end of the range, exclusive. It saturates at the end of the number space.
     pub const fn end(self) -> u64 {
         self.offset.saturating_add(self.len)
     }
 
-    /// Whether there is no byte in it.
+    /// Returns `true` if the range has no bytes.
     pub const fn is_empty(self) -> bool {
         self.len == 0
     }
 
-    /// What of it lies before the end of a file of `size` bytes.
+    /// Returns the part before the end of a file of `size` bytes.
     pub const fn clamp_to(self, size: u64) -> Self {
         let end = if self.end() < size { self.end() } else { size };
         Self { offset: self.offset, len: end.saturating_sub(self.offset) }
     }
 
-    /// What both ranges hold; `None` when that is nothing.
+    /// Returns the overlap of both ranges; `None` if it is empty.
     pub fn intersect(self, other: Self) -> Option<Self> {
         let offset = self.offset.max(other.offset);
         let end = self.end().min(other.end());
         (offset < end).then(|| Self { offset, len: end - offset })
     }
 
-    /// Whether every byte of `other` is in it.
+    /// Returns `true` if it contains every byte of `other`.
     pub const fn contains(self, other: Self) -> bool {
         self.offset <= other.offset && other.end() <= self.end()
     }
 
-    /// The chunks that hold these bytes.
+    /// Returns the chunks that contain these bytes.
     pub const fn chunks(self) -> ChunkRange {
         if self.len == 0 {
             return ChunkRange { first: ChunkIndex::containing(self.offset), count: 0 };
@@ -81,7 +81,7 @@ impl ByteRange {
     }
 }
 
-/// A run of neighbouring chunks of one file.
+/// Run of adjacent chunks of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkRange {
     /// First chunk.
@@ -91,34 +91,34 @@ pub struct ChunkRange {
 }
 
 impl ChunkRange {
-    /// `count` chunks from `first` on.
+    /// Creates a range of `count` chunks from `first` on.
     pub const fn new(first: ChunkIndex, count: u64) -> Self {
         Self { first, count }
     }
 
-    /// The chunks as numbers, `first..end`.
+    /// Returns the chunk numbers as `first..end`.
     pub const fn as_range(self) -> Range<u64> {
         self.first.0..self.first.0.saturating_add(self.count)
     }
 
-    /// The chunks one by one.
+    /// Iterates over the chunks.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = ChunkIndex> + ExactSizeIterator {
-        // A range of u64 has no exact size; the counts here come from file sizes and fit.
+        // A range of u64 has no exact size. The counts here come from file sizes and fit.
         (0..self.count as usize).map(move |i| ChunkIndex(self.first.0 + i as u64))
     }
 
-    /// Whether `index` is one of them.
+    /// Returns `true` if `index` is in the range.
     pub const fn contains(self, index: ChunkIndex) -> bool {
         self.first.0 <= index.0 && index.0 - self.first.0 < self.count
     }
 
-    /// What of them lies in a file of `size` bytes, whatever numbers they came with.
+    /// Returns the part that lies in a file of `size` bytes, for any chunk numbers.
     pub fn clamp_to(self, size: u64) -> Self {
         let end = self.as_range().end.min(size.div_ceil(CHUNK_BYTES));
         Self { first: self.first, count: end.saturating_sub(self.first.0) }
     }
 
-    /// The bytes of these chunks in a file of `size` bytes.
+    /// Returns the bytes of these chunks in a file of `size` bytes.
     pub const fn bytes_in(self, size: u64) -> ByteRange {
         ByteRange { offset: self.first.offset(), len: self.count.saturating_mul(CHUNK_BYTES) }.clamp_to(size)
     }

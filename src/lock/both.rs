@@ -1,11 +1,11 @@
-//! Locks of `flock` and of `fcntl` on one file: two tables, as neither stands against the other.
+//! Locks of `flock` and of `fcntl` on one file, in two tables, because the two kinds do not conflict.
 
 use std::collections::BTreeSet;
 
 use super::{FileLocks, HeldLock};
 use crate::proto::{LockKind, LockKinds, LockRange};
 
-/// Who holds what of one file, in both ways.
+/// Owners of locks on one file, of both kinds.
 #[derive(Debug, Clone)]
 pub struct BothKinds<O> {
     flock: FileLocks<O>,
@@ -19,19 +19,19 @@ impl<O> Default for BothKinds<O> {
 }
 
 impl<O: Copy + Ord> BothKinds<O> {
-    /// From now on `owner` holds `range` so, in these ways; what he held of it in another way is given back.
+    /// Gives `owner` a lock on `range` in these kinds. It loses its locks of the other kind there.
     pub fn set(&mut self, owner: O, range: LockRange, kinds: LockKinds, kind: Option<LockKind>) {
-        // One of flock is one of the whole file.
+        // A flock lock always covers the whole file.
         self.flock.set(owner, LockRange::WHOLE, kind.filter(|_| kinds.flock));
         self.fcntl.set(owner, range, kind.filter(|_| kinds.fcntl));
     }
 
-    /// `owner` holds nothing of `range` any more, in no way.
+    /// Releases all locks of `owner` in `range`, of both kinds.
     pub fn release(&mut self, owner: O, range: LockRange) {
         self.set(owner, range, LockKinds { flock: false, fcntl: false }, None);
     }
 
-    /// A lock of somebody else that stands against `owner` having this one, and whose it is.
+    /// Returns a lock of another owner that conflicts with this one, and its owner.
     pub fn conflict(
         &self,
         owner: O,
@@ -43,28 +43,28 @@ impl<O: Copy + Ord> BothKinds<O> {
         flock.or_else(|| kinds.fcntl.then(|| self.fcntl.conflict(owner, range, kind)).flatten())
     }
 
-    /// Whether `owner` holds this in one of the ways.
+    /// Returns `true` if `owner` holds this lock in one of the kinds.
     pub fn holds(&self, owner: O, held: HeldLock) -> bool {
         [&self.flock, &self.fcntl].iter().any(|locks| locks.within(owner, held.range) == [held])
     }
 
-    /// Whether `owner` holds anything.
+    /// Returns `true` if `owner` holds any lock.
     pub fn has(&self, owner: O) -> bool {
         !self.flock.of(owner).is_empty() || !self.fcntl.of(owner).is_empty()
     }
 
-    /// Who holds something.
+    /// Returns the owners of locks.
     pub fn owners(&self) -> BTreeSet<O> {
         self.flock.owners().chain(self.fcntl.owners()).collect()
     }
 
-    /// How many locks there are; one that is of both kinds is one.
+    /// Returns the number of locks. A lock of both kinds counts once.
     pub fn count(&self) -> usize {
         let only_flock = |owner: &O| self.fcntl.of(*owner).is_empty();
         self.fcntl.count() + self.flock.owners().filter(only_flock).count()
     }
 
-    /// Whether nobody holds anything.
+    /// Returns `true` if there are no locks.
     pub fn is_empty(&self) -> bool {
         self.flock.is_empty() && self.fcntl.is_empty()
     }
@@ -92,7 +92,7 @@ mod tests {
         locks.set(2, part, fcntl, Some(EXCLUSIVE));
         assert!(locks.conflict(1, whole, both, EXCLUSIVE).is_some());
         assert_eq!((locks.count(), locks.owners()), (2, BTreeSet::from([1, 2])));
-        // What was of both kinds and turns out to be of one.
+        // A lock of both kinds turns out to be of one.
         locks.release(2, whole);
         locks.set(1, whole, both, Some(EXCLUSIVE));
         assert_eq!(locks.count(), 1);

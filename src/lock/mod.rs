@@ -1,10 +1,11 @@
-//! Who holds which bytes of a file, and who waits for some: the table that each side keeps of its locks.
+//! Tables of file locks and their waiters, used by both sides.
 //!
-//! Pure: no I/O, no clock. What an owner is is up to the caller.
+//! Pure: no I/O, no clock. The caller defines the type of owners.
 //!
-//! - [`FileLocks`]: the locks of one file, as the kernel keeps them: an owner holds each byte once, what he takes replaces what he had
-//! - [`BothKinds`]: the same for the two kinds of locks that a host has, which know nothing of each other
-//! - [`Queue`]: who waits, in the order of arrival
+//! - [`FileLocks`]: the locks of one file with the semantics of the kernel: an owner holds each byte once,
+//!   and a new lock replaces its old one.
+//! - [`BothKinds`]: the same for the two independent kinds of locks on a host.
+//! - [`Queue`]: the waiters in the order of arrival.
 
 mod both;
 mod queue;

@@ -1,15 +1,16 @@
-//! Who waits for a lock of one file.
+//! Queue of waiters for locks of one file.
 //!
-//! Whoever came first is looked at first when something is given back, and gets what is free for him. Nobody is held up for one who
-//! came earlier and cannot have his yet: a queue that did could make two wait for each other who would not.
+//! A released lock is offered to the waiters in the order of arrival, and each takes the locks that are
+//! free for it. A waiter is never blocked by an earlier one that cannot have its lock yet: that could
+//! create a deadlock between waiters that do not conflict.
 
 use std::collections::VecDeque;
 
-/// Too many wait.
+/// The queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueFull;
 
-/// Those who wait, by their tickets `T`, each with what he waits for.
+/// Waiters by ticket `T`, each with its wanted lock.
 #[derive(Debug, Clone)]
 pub struct Queue<T, W> {
     waiting: VecDeque<(T, W)>,
@@ -22,7 +23,7 @@ impl<T, W> Default for Queue<T, W> {
 }
 
 impl<T: Copy + Eq, W> Queue<T, W> {
-    /// Puts somebody at the end, or, if he has a place, in it; at most `most` may wait.
+    /// Appends a waiter, or replaces the wanted lock of a known one in its place. At most `most` may wait.
     pub fn join(&mut self, ticket: T, wanted: W, most: usize) -> Result<(), QueueFull> {
         if let Some((_, place)) = self.waiting.iter_mut().find(|(known, _)| *known == ticket) {
             *place = wanted;
@@ -35,36 +36,37 @@ impl<T: Copy + Eq, W> Queue<T, W> {
         Ok(())
     }
 
-    /// He waits no longer; what he waited for.
+    /// Removes a waiter and returns its wanted lock.
     pub fn leave(&mut self, ticket: T) -> Option<W> {
         let at = self.waiting.iter().position(|(known, _)| *known == ticket)?;
         self.waiting.remove(at).map(|(_, wanted)| wanted)
     }
 
-    /// What he waits for, if he does.
+    /// Returns the wanted lock of a waiter.
     pub fn get_mut(&mut self, ticket: T) -> Option<&mut W> {
         self.waiting.iter_mut().find(|(known, _)| *known == ticket).map(|(_, wanted)| wanted)
     }
 
-    /// Offers what there is to each in his turn; those for whom `take` says yes have what they waited for, and leave. Whether there
-    /// were any: what they hold now may be less than before, so that it is worth asking again.
+    /// Offers the free locks to each waiter in turn. Those for which `take` returns `true` are served and
+    /// leave. Returns `true` if there were any: an upgrade may have released other bytes, so another round
+    /// can succeed.
     pub fn offer(&mut self, mut take: impl FnMut(T, &mut W) -> bool) -> bool {
         let before = self.waiting.len();
         self.waiting.retain_mut(|(ticket, wanted)| !take(*ticket, wanted));
         self.waiting.len() < before
     }
 
-    /// What is waited for, first come first.
+    /// Returns the wanted locks in the order of arrival.
     pub fn waiting(&self) -> impl Iterator<Item = &W> {
         self.waiting.iter().map(|(_, wanted)| wanted)
     }
 
-    /// How many wait.
+    /// Returns the number of waiters.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether nobody waits.
+    /// Returns `true` if the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -96,8 +98,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken, waited for and given back: nobody holds what another holds, nobody waits for what is free once it
-        /// was offered, and of those who wait for the same byte the first gets it.
+        /// Random locks, waits and releases: no two owners hold conflicting locks, no waiter wants a lock
+        /// that is free after an offer, and of two waiters for one byte the first gets it.
         #[test]
         fn what_is_free_is_given_in_the_order_of_arrival(
             steps in proptest::collection::vec((0u64..5, 0u64..4, 1u64..3, 0usize..4), 1..80),
@@ -127,7 +129,7 @@ mod tests {
                         }
                         is_free
                     });
-                    // In the order of arrival, each who could have his when it was his turn.
+                    // In the order of arrival, each waiter whose lock was free in its turn.
                     let arrived = arrivals.iter().map(|(owner, ..)| *owner);
                     let order: Vec<u64> = arrived.filter(|owner| given.contains(owner)).collect();
                     prop_assert_eq!(&given, &order);

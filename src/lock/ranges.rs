@@ -1,4 +1,4 @@
-//! The locks of one file.
+//! Locks of one file.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use crate::proto::{LockKind, LockRange};
 pub struct HeldLock {
     /// Its bytes.
     pub range: LockRange,
-    /// Shared or not.
+    /// Shared or exclusive.
     pub kind: LockKind,
 }
 
-/// Who holds what of one file.
+/// Owners of locks on one file.
 #[derive(Debug, Clone)]
 pub struct FileLocks<O> {
-    /// By owner: in order, without overlap, and neighbours of one kind joined.
+    /// By owner: in order, disjoint, and neighbours of one kind joined.
     owners: BTreeMap<O, Vec<HeldLock>>,
 }
 
@@ -27,7 +27,7 @@ impl<O> Default for FileLocks<O> {
 }
 
 impl<O: Copy + Ord> FileLocks<O> {
-    /// From now on `owner` holds `range` so, or, with `None`, not at all. That nobody else stands against it is the caller's care.
+    /// Sets the lock of `owner` on `range`, or removes it (`None`). The caller checks for conflicts.
     pub fn set(&mut self, owner: O, range: LockRange, kind: Option<LockKind>) {
         let before = self.owners.remove(&owner).unwrap_or_default();
         let mut after: Vec<HeldLock> = before.iter().flat_map(|held| outside(*held, range)).collect();
@@ -47,7 +47,7 @@ impl<O: Copy + Ord> FileLocks<O> {
         }
     }
 
-    /// A lock of somebody else that stands against `owner` having this one, and whose it is.
+    /// Returns a lock of another owner that conflicts with this one, and its owner.
     pub fn conflict(&self, owner: O, range: LockRange, kind: LockKind) -> Option<(O, HeldLock)> {
         let others = self.owners.iter().filter(|(other, _)| **other != owner);
         let mut locks = others.flat_map(|(other, locks)| locks.iter().map(|held| (*other, *held)));
@@ -56,7 +56,7 @@ impl<O: Copy + Ord> FileLocks<O> {
         })
     }
 
-    /// What `owner` holds of `range`, cut to it, in order.
+    /// Returns the locks of `owner` in `range`, cut to it, in order.
     pub fn within(&self, owner: O, range: LockRange) -> Vec<HeldLock> {
         let cut = |held: &HeldLock| {
             let (start, end) = (held.range.start.max(range.start), held.range.end.min(range.end));
@@ -65,12 +65,12 @@ impl<O: Copy + Ord> FileLocks<O> {
         self.of(owner).iter().filter_map(cut).collect()
     }
 
-    /// Everything that `owner` holds, in order.
+    /// Returns all locks of `owner` in order.
     pub fn of(&self, owner: O) -> &[HeldLock] {
         self.owners.get(&owner).map_or(&[], Vec::as_slice)
     }
 
-    /// How `owner` holds the whole file, if he does.
+    /// Returns the kind of a lock of `owner` on the whole file, if there is one.
     pub fn whole(&self, owner: O) -> Option<LockKind> {
         match self.of(owner) {
             [one] if one.range == LockRange::WHOLE => Some(one.kind),
@@ -78,23 +78,23 @@ impl<O: Copy + Ord> FileLocks<O> {
         }
     }
 
-    /// Who holds something.
+    /// Returns the owners of locks.
     pub fn owners(&self) -> impl Iterator<Item = O> {
         self.owners.keys().copied()
     }
 
-    /// How many locks there are.
+    /// Returns the number of locks.
     pub fn count(&self) -> usize {
         self.owners.values().map(Vec::len).sum()
     }
 
-    /// Whether nobody holds anything.
+    /// Returns `true` if there are no locks.
     pub fn is_empty(&self) -> bool {
         self.owners.is_empty()
     }
 }
 
-/// What is left of a lock without `range`.
+/// Returns the rest of a lock outside of `range`.
 fn outside(held: HeldLock, range: LockRange) -> impl Iterator<Item = HeldLock> {
     let left = range.start.checked_sub(1).and_then(|end| {
         let end = end.min(held.range.end);
@@ -113,10 +113,10 @@ mod tests {
     use super::*;
 
     const OWNERS: usize = 3;
-    /// The last stands for all behind it.
+    /// The last one stands for all bytes behind it.
     const BYTES: usize = 17;
 
-    /// The slow twin: what each owner holds of each byte.
+    /// Naive model: the lock of each owner on each byte.
     type Bytes = [[Option<LockKind>; BYTES]; OWNERS];
 
     fn kind() -> impl Strategy<Value = Option<LockKind>> {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     fn range(start: usize, len: usize) -> LockRange {
-        // Some reach to the end of all files, where adding one could overflow.
+        // Some ranges reach the end of all files, where adding one could overflow.
         let end = if start + len >= BYTES { LockRange::LAST } else { (start + len - 1) as u64 };
         LockRange::new(start as u64, end).unwrap()
     }
@@ -164,7 +164,7 @@ mod tests {
                         table.of(owner).iter().find(|held| covers(held.range, byte)).map(|held| held.kind)
                     });
                     prop_assert_eq!(&held, slow);
-                    // As few as can be, in order and apart.
+                    // The locks are as few as possible, in order and apart.
                     let are_apart = table.of(owner).windows(2).all(|pair| {
                         let [one, two] = [pair[0], pair[1]];
                         one.range.end < two.range.start

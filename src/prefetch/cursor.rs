@@ -1,4 +1,4 @@
-//! One run through a file: where the reader is, what it left out, and what is on its way to it.
+//! One run of reads through a file: the reader's position, its gaps, and the chunks planned ahead.
 
 use std::time::{Duration, Instant};
 
@@ -9,72 +9,73 @@ use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex, ChunkRange};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A read so far behind the reader still belongs to its run, in bytes. 1 MiB is the value of mountpoint-s3 and hf-mount.
+/// Farthest read behind the reader that still belongs to its run, in bytes. mountpoint-s3 and hf-mount use
+/// 1 MiB, too.
 const BACK_SEEK_BYTES: u64 = MIB;
 
-/// A skip so far forward stays in its run, in bytes. 16 MiB is the value of mountpoint-s3 and hf-mount.
+/// Farthest forward skip that stays in its run, in bytes. mountpoint-s3 and hf-mount use 16 MiB, too.
 const FORWARD_SKIP_BYTES: u64 = 16 * MIB;
 
-/// A gap of this many bytes in front of a read is a request that has not arrived yet, in bytes.
+/// Gap before a read that counts as a request that has not arrived yet, in bytes.
 ///
-/// Half the kernel's readahead of 128 KiB; small, because a lookup must not be taken for a run by chance.
+/// Half the kernel's readahead of 128 KiB. It is small, so that a lookup is not taken for a run by chance.
 const ADJACENT_GAP_BYTES: u64 = 64 * 1024;
 
-/// A run that was read so far without a gap opens its window, in bytes.
+/// Bytes read without a gap that open the window of a run.
 ///
-/// The kernel's readahead passes 32 KiB with its second request, a reader of 4 KiB pages with its eighth; of these the
-/// third and later are served by the chunk that the second one fetched.
+/// The kernel's readahead passes 32 KiB with its second request, a reader of 4 KiB pages with its eighth.
+/// The chunk fetched for its second read also serves the later ones.
 const PROOF_BYTES: u64 = 32 * 1024;
 
-/// How many gaps are remembered: as many as FUSE threads can put requests out of order.
+/// Most gaps that are remembered: as many requests as FUSE threads can reorder.
 const HOLES_MAX: usize = 8;
 
-/// After so long a pause what was read ahead may have been evicted, so it is planned anew.
+/// Pause after which read-ahead may have been evicted and is planned again.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// How a read lies to a run it belongs to; the closest first.
+/// Position of a read relative to its run, the closest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Relation {
-    /// Goes on where the run stands, give or take what the kernel puts out of order.
+    /// Continues the run, within the kernel's reordering.
     Adjacent,
-    /// Fills what an earlier read left out.
+    /// Fills a gap of earlier reads.
     Late,
-    /// Lies in what is on its way already.
+    /// Lies in the planned window.
     InWindow,
     /// Lies shortly behind the reader.
     Behind,
-    /// Leaves out a part of the file, but goes on.
+    /// Skips a part of the file.
     Skip,
 }
 
 impl Relation {
-    /// Whether the run goes on.
+    /// Returns `true` if the run continues.
     pub(super) const fn is_forward(self) -> bool {
         matches!(self, Self::Adjacent | Self::InWindow)
     }
 }
 
-/// One run through a file.
+/// One run of reads through a file.
 #[derive(Debug)]
 pub(super) struct Cursor {
     id: CursorId,
     kind: RunKind,
     start: u64,
-    /// One behind the farthest byte read.
+    /// End of the farthest byte read.
     position: u64,
-    /// Bytes read one after the other; what a skip leaves out does not count.
+    /// Bytes read in sequence. Skipped bytes do not count.
     progress_bytes: u64,
-    /// What was left out before `position` by reads that came out of order.
+    /// Gaps before `position`, from reads that came out of order.
     holes: Vec<ByteRange>,
-    /// Everything of the run before this was left behind.
+    /// End of the chunks that the run has consumed.
     passed_end: ChunkIndex,
-    /// Everything from the reader to here has been asked for.
+    /// End of the chunks that were planned.
     planned_end: ChunkIndex,
     window: Window,
-    /// Where the run ends if it is like those before it.
+    /// Expected end of the run, if it is like those before it.
     expected_end: Option<u64>,
     last_read: Instant,
-    /// Whether a second read went on from the first.
+    /// True if a second read followed the first.
     followed: bool,
     recorded: bool,
     given_up: bool,
@@ -117,17 +118,17 @@ impl Cursor {
         self.position
     }
 
-    /// Length of the run so far, in bytes.
+    /// Returns the length of the run so far in bytes.
     pub(super) const fn run_bytes(&self) -> u64 {
         self.position - self.start
     }
 
-    /// Whether the run's length is news; it is not until the run goes on.
+    /// Returns `true` once after each advance: the length of the run is not recorded yet.
     pub(super) const fn take_unrecorded(&mut self) -> bool {
         !std::mem::replace(&mut self.recorded, true)
     }
 
-    /// What is on its way is no longer wanted; should the run go on, it is planned again.
+    /// Gives up the planned chunks. If the run continues, they are planned again.
     pub(super) const fn give_up(&mut self) {
         self.given_up = true;
         self.planned_end = chunk_at_or_behind(self.position);
@@ -141,7 +142,7 @@ impl Cursor {
         self.position.abs_diff(range.offset)
     }
 
-    /// How a read lies to this run; `None` where it belongs to another.
+    /// Returns the position of a read relative to this run; `None` if it belongs to another.
     pub(super) fn relation(&self, range: ByteRange) -> Option<Relation> {
         if range.offset <= self.position {
             return self.relation_behind(range);
@@ -169,7 +170,7 @@ impl Cursor {
         (self.position - range.offset <= BACK_SEEK_BYTES).then_some(Relation::Behind)
     }
 
-    /// Takes note of a read. Says whether it is part of a sequence, so that whole chunks are worth it.
+    /// Records a read. Returns `true` if it belongs to a sequence, so that whole chunks pay.
     pub(super) fn advance(&mut self, range: ByteRange, relation: Relation, now: Instant) -> bool {
         if now.saturating_duration_since(self.last_read) > IDLE_MAX {
             self.planned_end = self.planned_end.min(chunk_at_or_behind(self.position));
@@ -223,12 +224,13 @@ impl Cursor {
         self.holes.extend(left.drain(surplus..));
     }
 
-    /// The read in hand asks for these chunks itself.
+    /// Marks chunks that the current read requests itself.
     pub(super) fn note_asked(&mut self, chunks: ChunkRange) {
         self.planned_end = self.planned_end.max(ChunkIndex(chunks.as_range().end));
     }
 
-    /// The chunks that the run has left behind since this was asked last: what comes late, or goes back a little, finds the others.
+    /// Returns the chunks consumed since the last call. Late reads and short back seeks still find the
+    /// others.
     pub(super) fn leave_behind(&mut self) -> Option<ChunkRange> {
         let late = self.holes.iter().map(|hole| hole.offset).min().unwrap_or(self.position);
         let end = ChunkIndex::containing(late.min(self.position.saturating_sub(BACK_SEEK_BYTES)));
@@ -237,7 +239,7 @@ impl Cursor {
         (first < end).then(|| ChunkRange::new(first, end.0 - first.0))
     }
 
-    /// What to ask for ahead of the reader now, in a file of `size` bytes.
+    /// Returns the chunks to request ahead of the reader now, in a file of `size` bytes.
     pub(super) fn top_up(&mut self, size: u64, limits: Limits) -> Option<ChunkRange> {
         if !self.is_open() {
             if !self.followed || self.progress_bytes < PROOF_BYTES {
@@ -259,8 +261,8 @@ impl Cursor {
         Some(ChunkRange::new(first, end.0 - first.0))
     }
 
-    /// Where the next request ends: a window in front of the reader, not behind the end of the file or of the run that
-    /// is expected, and on the border of a step where the window is wide enough for steps.
+    /// Returns the end of the next request: a window ahead of the reader, but within the file and the
+    /// expected run. A wide window ends at a step boundary.
     fn target(&self, size: u64, limits: Limits) -> ChunkIndex {
         let window_bytes = self.window.bytes(limits);
         let most = self.position.saturating_add(limits.window_bytes_max);

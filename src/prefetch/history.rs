@@ -1,26 +1,26 @@
-//! What earlier reads of an open file teach about the next ones.
+//! History of an open file, which predicts its next reads.
 
 use std::collections::VecDeque;
 
 use super::window::LARGE_WINDOW_BYTES;
 use crate::chunk::{CHUNK_BYTES, ChunkRange};
 
-/// A first read of at least this many bytes is a hint of a run, in bytes.
+/// Length from which a first read suggests a run, in bytes.
 ///
-/// 128 KiB is the largest request of the kernel's readahead and the buffer of `cat`; who looks something up reads less.
+/// 128 KiB is the largest request of the kernel's readahead and the buffer of `cat`. A lookup reads less.
 const LARGE_READ_BYTES: u64 = 128 * 1024;
 
-/// Runs that began with a small read must have come this far for the next such read to open a window, in bytes.
+/// Length from which runs that began with a small read let the next such read open a window, in bytes.
 ///
-/// 1 MiB: whoever looks up records never reads that far; a player that fills its buffer does.
+/// 1 MiB: record lookups never read that far, a player that fills its buffer does.
 const SMALL_FIRST_RUN_BYTES_MIN: u64 = 1024 * 1024;
 
-/// How many chunks that were touched by a piece are remembered.
+/// Number of remembered chunks that were touched by a piece.
 ///
-/// 512 of them span 128 MiB, and are searched in a tenth of a microsecond.
+/// 512 of them span 128 MiB, and a search takes a tenth of a microsecond.
 const PIECES_REMEMBERED: usize = 512;
 
-/// Runs are told apart by how they begin: only runs of the same kind predict each other.
+/// Kind of a run by its first read. Only runs of the same kind predict each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunKind {
     SmallFirst,
@@ -33,12 +33,12 @@ impl RunKind {
     }
 }
 
-/// How a run begins.
+/// Start of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Opening {
-    /// The first window, behind the first read; 0 for none.
+    /// First window behind the first read in bytes; 0 for none.
     pub(super) window_bytes: u64,
-    /// How long the run will be if it is like the ones before it, which were all alike.
+    /// Expected length of the run, if the earlier ones were all alike.
     pub(super) expected_run_bytes: Option<u64>,
 }
 
@@ -46,7 +46,7 @@ impl Opening {
     const CLOSED: Self = Self { window_bytes: 0, expected_run_bytes: None };
 }
 
-/// Lengths of the last two runs of each kind, in bytes.
+/// Lengths of the last two runs of each kind in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     small_first: [Option<u64>; 2],
@@ -54,7 +54,7 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// Takes note of a run that is over, for all that is known.
+    /// Records the length of a run that is probably over.
     pub(super) const fn record(&mut self, kind: RunKind, run_bytes: u64) {
         let lengths = match kind {
             RunKind::SmallFirst => &mut self.small_first,
@@ -63,9 +63,9 @@ impl Runs {
         *lengths = [lengths[1], Some(run_bytes)];
     }
 
-    /// How to begin a run whose first read has `first_bytes` bytes.
+    /// Returns the start of a run whose first read has `first_bytes` bytes.
     ///
-    /// Two runs are asked, and the shorter one is believed: one long run among short ones is no habit.
+    /// The shorter one of two runs counts: one long run among short ones is not a habit.
     pub(super) fn opening(&self, kind: RunKind, first_bytes: u64) -> Opening {
         let lengths = match kind {
             RunKind::SmallFirst => self.small_first,
@@ -87,7 +87,7 @@ impl Runs {
     }
 }
 
-/// The chunks that were touched by pieces lately.
+/// Chunks recently touched by pieces.
 #[derive(Debug, Default)]
 pub(super) struct PieceTouches(VecDeque<u64>);
 
@@ -135,7 +135,7 @@ mod tests {
         runs.record(kind, 100 * MIB);
         runs.record(kind, 4096);
         assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
-        // Long runs teach only about their own kind.
+        // Long runs predict only their own kind.
         runs.record(RunKind::LargeFirst, 100 * MIB);
         runs.record(RunKind::LargeFirst, 100 * MIB);
         assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);

@@ -1,20 +1,21 @@
-//! What to read ahead: a pure policy that turns reads into plans.
+//! Read-ahead policy: a pure function of the reads of a file.
 //!
-//! A [`Prefetcher`] belongs to one open file. It is told of every read and answers with a [`Plan`]: what the read itself
-//! needs ([`Demand`]), what should be on its way before it is asked for ([`Ahead`]), and what is no longer wanted.
-//! Carrying the plan out is another module's business.
+//! A [`Prefetcher`] belongs to one open file. It is told of every read and returns a [`Plan`]: the data for
+//! the read itself ([`Demand`]), the data to request ahead ([`Ahead`]), and the runs to cancel. Other
+//! modules carry the plan out.
 //!
-//! # How it decides
+//! # Decisions
 //!
-//! Reads that follow each other form a *run*, and a run has a *cursor* with a *window*: the bytes in front of the reader
-//! that have been asked for. One file may have several runs at a time; containers such as MP4 and Matroska keep their
-//! index at the end and the media at the front, and programs read a file with several threads.
+//! Reads that follow each other form a *run*. A run has a *cursor* with a *window*: the requested bytes
+//! ahead of the reader. One file may have several runs at a time: containers such as MP4 and Matroska keep
+//! their index at the end and the media at the front, and programs read a file with several threads.
 //!
-//! - A small read at a new place costs exactly its bytes: it proves nothing yet.
-//! - A large read at a new place is the start of a run until the file's own history says otherwise.
+//! - A small read at a new place costs exactly its bytes, because it proves nothing yet.
+//! - A large read at a new place counts as the start of a run, unless the history of the file contradicts.
 //! - A window opens small and doubles each time the reader has used half of it, up to [`Limits`].
-//! - After a seek the window opens at once to what earlier runs of the same kind on this file came to.
-//! - A seek gives up the window of the run before it, unless runs of this file turn out to be interleaved.
+//! - After a seek the window opens at once to the length of earlier runs of the same kind in this file.
+//! - A seek cancels the window of the run before it, unless the runs of this file turn out to be
+//!   interleaved.
 
 mod cursor;
 mod history;
@@ -31,57 +32,59 @@ use cursor::{Cursor, Relation};
 use history::{PieceTouches, RunKind, Runs};
 pub use window::{Limits, in_flight_limit, window_limit};
 
-/// Most runs that one open file keeps apart.
+/// Most runs tracked per open file.
 ///
-/// Two are needed for containers with an index; four let a few threads read one handle.
+/// Containers with an index need two. Four let a few threads read one handle.
 const CURSORS_MAX: usize = 4;
 
-/// A read of at most this many bytes at a new place is answered by exactly its bytes, in bytes.
+/// Largest read at a new place that gets exactly its bytes, in bytes.
 ///
-/// 64 KiB is 0.5 ms of a 1 Gbit/s link: below it the round trip is the price, above it a whole chunk costs little more.
+/// 64 KiB is 0.5 ms of a 1 Gbit/s link. Below it the round trip dominates, above it a whole chunk costs
+/// little more.
 const PIECE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Pieces are widened to multiples of this, in bytes: the page of the kernel and of most databases.
+/// Alignment of pieces in bytes: the page size of the kernel and of most databases.
 const PIECE_ALIGN_BYTES: u64 = 4096;
 
 const _: () = assert!(PIECE_BYTES_MAX + 2 * PIECE_ALIGN_BYTES <= CHUNK_BYTES);
 
-/// Names a run of one [`Prefetcher`]; never used again for another run.
+/// Number of a run of one [`Prefetcher`], never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CursorId(pub u64);
 
-/// What a read needs before it can be answered.
+/// Data that a read needs before it can be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Demand {
-    /// Exactly these bytes; at most one chunk's size.
+    /// Exactly these bytes, at most the size of a chunk.
     Piece(ByteRange),
-    /// These chunks, whole.
+    /// These whole chunks.
     Chunks(ChunkRange),
 }
 
 /// Chunks that will probably be read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ahead {
-    /// For which run.
+    /// Run that will read them.
     pub cursor: CursorId,
-    /// Which chunks; all of them lie in the file, and none is planned twice unless the run was given up or idle.
+    /// Chunks to request. They lie in the file, and none is planned twice unless the run was given up or
+    /// idle.
     pub range: ChunkRange,
 }
 
-/// What to do about one read.
+/// Actions for one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What the read waits for. Covers the read as far as the file goes.
+    /// Data for which the read waits. It covers the read as far as the file goes.
     pub demand: Demand,
-    /// What to ask for besides.
+    /// Data to request ahead.
     pub ahead: Option<Ahead>,
-    /// Runs whose chunks nobody will come for; at most two.
+    /// Runs whose chunks are no longer wanted; at most two.
     pub cancel: Vec<CursorId>,
-    /// What the run has left behind since the last read, whole chunks.
+    /// Whole chunks that the run has consumed since the last read.
     pub passed: Option<ChunkRange>,
 }
 
-/// The read-ahead policy of one open file.
+/// Read-ahead policy of one open file.
 #[derive(Debug, Default)]
 pub struct Prefetcher {
     /// Least recently used first.
@@ -89,18 +92,18 @@ pub struct Prefetcher {
     cursors_made: u64,
     runs: Runs,
     pieces: PieceTouches,
-    /// Set once a run went on whose window had been given up for a seek.
+    /// True once a run continued after its window was given up for a seek.
     interleaved: bool,
 }
 
 impl Prefetcher {
-    /// A policy without history.
+    /// Creates a policy without history.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes note of a read of `range` in a file of `size` bytes and says what to do. Also to be told of reads that
-    /// are answered from memory: they are what moves a window on.
+    /// Records a read of `range` in a file of `size` bytes and returns the plan. Reads answered from memory
+    /// must be recorded, too, because they move the window.
     pub fn on_read(&mut self, now: Instant, range: ByteRange, size: u64, limits: Limits) -> Plan {
         let range = range.clamp_to(size);
         if range.is_empty() {
@@ -121,12 +124,12 @@ impl Prefetcher {
         Plan { demand, ahead, cancel, passed: cursor.leave_behind() }
     }
 
-    /// The runs that may have chunks under way; what to cancel when the file is closed.
+    /// Returns the runs that may have chunks in flight, to cancel when the file is closed.
     pub fn cursors(&self) -> impl Iterator<Item = CursorId> {
         self.cursors.iter().map(Cursor::id)
     }
 
-    /// The cursor that a read belongs to: the nearest, the most recently used of equals.
+    /// Returns the cursor of a read: the nearest, and of equal ones the most recently used.
     fn find(&self, range: ByteRange) -> Option<(usize, Relation)> {
         let related = self.cursors.iter().enumerate().rev();
         related
@@ -134,7 +137,8 @@ impl Prefetcher {
             .min_by_key(|(at, relation)| (*relation, self.cursors[*at].distance(range)))
     }
 
-    /// Moves a cursor on, and to the end of the list. Says whether chunks should be fetched whole.
+    /// Advances a cursor and moves it to the end of the list. Returns `true` if whole chunks should be
+    /// fetched.
     fn advance(&mut self, at: usize, range: ByteRange, relation: Relation, now: Instant) -> bool {
         let mut cursor = self.cursors.remove(at);
         self.interleaved |= cursor.was_given_up() && relation.is_forward();
@@ -143,7 +147,7 @@ impl Prefetcher {
         sequential
     }
 
-    /// Begins a run. Says whether its history calls for whole chunks.
+    /// Begins a run. Returns `true` if its history calls for whole chunks.
     fn begin(&mut self, range: ByteRange, now: Instant, cancel: &mut Vec<CursorId>) -> bool {
         if let Some(last) = self.cursors.last_mut()
             && last.take_unrecorded()
@@ -185,7 +189,7 @@ impl Prefetcher {
     }
 }
 
-/// The chunk that begins at or behind byte `offset`.
+/// Returns the first chunk that begins at or behind byte `offset`.
 const fn chunk_at_or_behind(offset: u64) -> ChunkIndex {
     ChunkIndex(offset.div_ceil(CHUNK_BYTES))
 }

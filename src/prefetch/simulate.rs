@@ -1,4 +1,4 @@
-//! A reader, a prefetcher and a link in simulated time: counts what plans cost in round trips and bytes.
+//! Reader, prefetcher and link in simulated time. Counts the cost of plans in round trips and bytes.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ const GIB: u64 = 1024 * MIB;
 const RTT: Duration = Duration::from_millis(50);
 const GIGABIT: u64 = 125_000_000;
 
-/// What the host has to send, in bytes, and for whom.
+/// Bytes that the host has to send, and their purpose.
 struct Job {
     ready: Instant,
     bytes: u64,
@@ -19,7 +19,7 @@ struct Job {
     cursor: Option<CursorId>,
 }
 
-/// One reader at a time over a link that sends one chunk after the other, demand first.
+/// One reader at a time over a link that sends one chunk after another, demands first.
 struct Simulation {
     now: Instant,
     start: Instant,
@@ -29,9 +29,9 @@ struct Simulation {
     prefetcher: Prefetcher,
     demanded: VecDeque<Job>,
     ahead: VecDeque<Job>,
-    /// Chunks asked for: under way or here.
+    /// Chunks in flight or arrived.
     asked: BTreeSet<u64>,
-    /// Chunks and when they are here.
+    /// Chunks and their arrival times.
     arrived: std::collections::BTreeMap<u64, Instant>,
     piece_arrived: Instant,
     link_free: Instant,
@@ -62,7 +62,7 @@ impl Simulation {
         self.now - self.start
     }
 
-    /// Reads and waits; the time that took.
+    /// Reads and waits. Returns the time taken.
     fn read(&mut self, offset: u64, len: u64) -> Duration {
         let begun = self.now;
         let limits = Limits { window_bytes_max: window_limit(self.share_bytes, RTT, self.bytes_per_second) };
@@ -135,7 +135,7 @@ impl Simulation {
         }
     }
 
-    /// Bytes asked for that have not arrived by now.
+    /// Returns the requested bytes that have not arrived yet.
     fn in_flight_bytes(&self) -> u64 {
         let here = self.arrived.values().filter(|at| **at <= self.now).count() as u64;
         (self.asked.len() as u64 - here) * CHUNK_BYTES
@@ -175,7 +175,8 @@ fn a_link_of_unknown_rate_is_filled_as_well() {
     sequential_fills_the_link(128 * 1024, 0);
 }
 
-/// A viewer that seeks and reads 2 MiB in calls of 1 MiB, which the kernel cuts into requests of `request_bytes`.
+/// Simulates a viewer that seeks and reads 2 MiB in calls of 1 MiB, which the kernel cuts into requests of
+/// `request_bytes`.
 fn scrub(request_bytes: u64, seeks: u64, bytes_per_second: u64) -> Simulation {
     let mut simulation = Simulation::new(10 * GIB);
     simulation.bytes_per_second = bytes_per_second;
@@ -194,7 +195,7 @@ fn a_seek_costs_a_round_trip() {
     scrub(MIB, 20, GIGABIT);
     scrub(128 * 1024, 20, GIGABIT);
     scrub(MIB, 20, 0);
-    // The rate as measured while a film played.
+    // The rate as measured during a film.
     scrub(MIB, 20, 1_000_000);
 }
 
@@ -256,7 +257,7 @@ fn a_film_starts_with_its_index_at_the_end() {
     }
     let ideal = Duration::from_nanos(23 * MIB * 1_000_000_000 / GIGABIT);
     assert!(simulation.elapsed() <= ideal + RTT * 12, "{:?}", simulation.elapsed());
-    // The window behind the reader is all that was not used.
+    // Only the window behind the reader was unused.
     assert!(simulation.wire_bytes <= 23 * MIB + 20 * MIB);
     let last = ChunkIndex::containing(size - 1);
     assert!(simulation.asked.iter().all(|index| *index <= last.0));

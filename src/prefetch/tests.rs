@@ -1,4 +1,4 @@
-//! Hand-made reading patterns, and random ones against what every plan must keep.
+//! Hand-made read patterns, and random ones against the invariants of every plan.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ fn a_run_leaves_behind_what_is_far_behind_it_and_waits_for_what_is_late() {
     };
     assert!(go(0..MIB + 128 * KIB).is_empty());
     assert_eq!(go(MIB + 128 * KIB..MIB + 256 * KIB), [0]);
-    // One request is late: its chunk and those behind it are not passed.
+    // One request is late: its chunk and those behind it are not consumed.
     assert_eq!(go(MIB + 384 * KIB..3 * MIB), [0, 1, 2, 3, 4]);
     assert_eq!(go(MIB + 256 * KIB..MIB + 384 * KIB), [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(go(100 * MIB..101 * MIB).len(), 8, "another run, and it is short");
@@ -148,7 +148,7 @@ fn index_at_the_end_and_media_at_the_front_keep_their_runs() {
     for i in 0..40 {
         read(&mut prefetcher, i * 128 * KIB, 128 * KIB, size);
         let plan = read(&mut prefetcher, size - 100 * MIB + i * 128 * KIB, 128 * KIB, size);
-        // One seek may be mistaken for the end of the other run, no more.
+        // One seek may be mistaken for the end of the other run, but no more.
         assert!(i == 0 || plan.cancel.is_empty());
     }
     assert_eq!(prefetcher.cursors().count(), 2);
@@ -182,7 +182,7 @@ fn a_seek_gives_up_the_window_before_it() {
     let plan = read(&mut prefetcher, 5 * GIB, MIB, 10 * GIB);
     assert_eq!(plan.cancel, vec![first]);
     assert!(plan.ahead.is_some());
-    // A lookup elsewhere is no seek.
+    // A lookup elsewhere is not a seek.
     let plan = read(&mut prefetcher, 7 * GIB, 4096, 10 * GIB);
     assert!(plan.cancel.is_empty());
 }
@@ -259,7 +259,7 @@ fn habits_open_the_window_after_a_small_read() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Goes on from the last read, this far off.
+    /// Continues from the last read, this far off.
     Near {
         jump: i64,
         len: u64,
@@ -289,7 +289,7 @@ proptest! {
         let limits = Limits { window_bytes_max: limit };
         let mut prefetcher = Prefetcher::new();
         let (mut now, mut last_end) = (Instant::now(), 0u64);
-        // What is planned for each run; the slow twin of `planned_end`.
+        // Planned chunks of each run: the model of `planned_end`.
         let mut planned: BTreeMap<CursorId, Vec<u64>> = BTreeMap::new();
         for step in steps {
             let (offset, len) = match step {

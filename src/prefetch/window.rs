@@ -1,4 +1,4 @@
-//! How far ahead a run may read.
+//! Width of the read-ahead window of a run.
 
 use std::time::Duration;
 
@@ -6,42 +6,44 @@ use crate::chunk::CHUNK_BYTES;
 
 const MIB: u64 = 1024 * 1024;
 
-/// First window of a run that has proved itself by small reads, in bytes.
+/// First window of a run that small reads have proved, in bytes.
 ///
-/// Two chunks: what a program that only looked at a header wastes is 4 ms of a 1 Gbit/s link.
+/// Two chunks: a program that only reads a header wastes 4 ms of a 1 Gbit/s link.
 pub(super) const PROVED_WINDOW_BYTES: u64 = 2 * CHUNK_BYTES;
 
 /// Window of a run that begins with a large read, in bytes.
 ///
-/// 2 MiB is what a viewer reads after a seek; they are 17 ms of a 1 Gbit/s link, a third of a long round trip.
+/// A viewer reads 2 MiB after a seek. They take 17 ms of a 1 Gbit/s link, a third of a long round trip.
 pub(super) const LARGE_WINDOW_BYTES: u64 = 2 * MIB;
 
-/// What a viewer reads after a seek, with the chunks that it begins and ends in the middle of, in bytes.
+/// Bytes that a viewer reads after a seek, with the partial chunks at both ends.
 const SEEK_BYTES: u64 = LARGE_WINDOW_BYTES + 2 * CHUNK_BYTES;
 
-/// Read-ahead is asked for in multiples of this, in chunks: 1 MiB, of which one stream carries one.
+/// Unit of read-ahead in chunks: 1 MiB, which one stream carries.
 pub(super) const STEP_CHUNKS: u64 = 4;
 
-/// What keeps a disk, two processors and a link busy however short that is, in bytes: a request each.
+/// Bytes that keep a disk, two processors and the shortest link busy: a request each.
 const BUSY_BYTES: u64 = 4 * MIB;
 
-/// What a request takes besides the link: the host's disk, hashing, and both sides' schedulers.
+/// Time of a request beside the link: the host's disk, hashing, and the schedulers of both sides.
 ///
-/// 5 ms is half of a seek of a spinning disk and a hundred of an SSD's.
+/// 5 ms is half a seek of a spinning disk and a hundred seeks of an SSD.
 const BEYOND_LINK: Duration = Duration::from_millis(5);
 
-/// What a plan may not pass.
+/// Limits of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most bytes in front of a reader that may be asked for. [`window_limit`] computes it.
+    /// Most requested bytes ahead of a reader, computed by [`window_limit`].
     pub window_bytes_max: u64,
 }
 
-/// The window that fills a link, in bytes: twice what is in flight at `bytes_per_second` (0 where unknown) over a
-/// round trip of `rtt`, and what a seek needs (2.5 MiB); never more than the share of the memory budget.
+/// Returns the window that fills a link, in bytes: twice the bytes in flight at `bytes_per_second` (0 if
+/// unknown) over a round trip of `rtt`, plus the bytes of a seek (2.5 MiB); at most the share of the memory
+/// budget.
 ///
-/// The link may have been measured while nobody was in a hurry, as while a film played: a seek needs its bytes at once.
-/// Twice, because the rate is what was measured with the window there was: the window must be able to find a faster link.
+/// The seek is added because the rate may have been measured during slow reads, such as a film: a seek
+/// needs its bytes at once. The bytes in flight are doubled because the rate was measured with the current
+/// window, which must be able to detect a faster link.
 pub fn window_limit(budget_share_bytes: u64, rtt: Duration, bytes_per_second: u64) -> u64 {
     if bytes_per_second == 0 {
         return budget_share_bytes;
@@ -52,11 +54,12 @@ pub fn window_limit(budget_share_bytes: u64, rtt: Duration, bytes_per_second: u6
     u64::try_from(wanted).unwrap_or(u64::MAX).min(budget_share_bytes)
 }
 
-/// What may be on its way ahead of all readers together, in bytes: twice what the link holds at `bytes_per_second` (0 where
-/// unknown) over a round trip of `rtt`, and what keeps both ends busy meanwhile.
+/// Returns the most bytes in flight ahead of all readers, in bytes: twice the capacity of the link at
+/// `bytes_per_second` (0 if unknown) over a round trip of `rtt`, plus the bytes that keep both ends busy.
 ///
-/// More only waits in memory at either end: over Ethernet between two network namespaces, where the whole window was on its
-/// way before (16 MiB), a GiB took 5 to 10 % more processor time, as little of it was still in the processor's cache when it was used.
+/// More bytes would only wait in memory at either end. Over Ethernet between two network namespaces, a
+/// whole window in flight (16 MiB) cost 5 to 10 % more processor time for a GiB, because little of it was
+/// still in the processor's cache when it was used.
 pub fn in_flight_limit(rtt: Duration, bytes_per_second: u64) -> u64 {
     if bytes_per_second == 0 {
         return u64::MAX;
@@ -65,17 +68,17 @@ pub fn in_flight_limit(rtt: Duration, bytes_per_second: u64) -> u64 {
     u64::try_from(held.saturating_mul(2)).unwrap_or(u64::MAX).saturating_add(BUSY_BYTES)
 }
 
-/// The window of one run: how wide it is, and when it last grew.
+/// Window of one run: its width, and the time of its last growth.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
     /// 0 while closed.
     bytes: u64,
-    /// How far the run had come when the window last grew, in bytes read.
+    /// Progress of the run at the last growth, in bytes read.
     grown_at_bytes: u64,
 }
 
 impl Window {
-    /// A window that is open from the start, or closed with 0.
+    /// Creates a window that is open from the start, or closed with 0.
     pub(super) const fn opened(bytes: u64, progress_bytes: u64) -> Self {
         Self { bytes, grown_at_bytes: progress_bytes }
     }
@@ -84,21 +87,21 @@ impl Window {
         self.bytes > 0
     }
 
-    /// The width under `limits`.
+    /// Returns the width under `limits`.
     pub(super) fn bytes(self, limits: Limits) -> u64 {
         self.bytes.min(limits.window_bytes_max)
     }
 
-    /// Whether so little is left in front of the reader that more should be asked for.
+    /// Returns `true` if so few bytes are left ahead of the reader that more should be requested.
     pub(super) fn is_due(self, left_bytes: u64, limits: Limits) -> bool {
         left_bytes <= self.bytes(limits) / 2
     }
 
-    /// Doubles once half of it was read since it last grew.
+    /// Doubles the window once half of it was read since it last grew.
     pub(super) fn grow(&mut self, progress_bytes: u64, limits: Limits) {
         let bytes = self.bytes(limits);
         if progress_bytes.saturating_sub(self.grown_at_bytes) >= bytes / 2 {
-            // Never below the first window: a limit that was low for a moment must not hold it down.
+            // Never below the first window: a limit that was low for a moment must not keep it small.
             self.bytes = bytes.saturating_mul(2).min(limits.window_bytes_max).max(PROVED_WINDOW_BYTES);
             self.grown_at_bytes = progress_bytes;
         }

@@ -1,7 +1,9 @@
-//! Mutations of notes: of their bytes, of what leads to them, and of the files of the cache that holds them. What is read is something
-//! that was said of that very subject, or nothing; and what is noted afterwards is known.
+//! Mutated metadata records: their bytes, the keys that lead to them, and the files of the cache that holds
+//! them. A read returns only content that was recorded for that very subject, or nothing. Content recorded
+//! afterwards is found.
 //!
-//! Each runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib recall::fuzz -- --nocapture` runs each for ten minutes.
+//! Each test runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib recall::fuzz -- --nocapture` runs
+//! each for ten minutes.
 
 use std::collections::HashMap;
 use std::fs;
@@ -39,7 +41,7 @@ fn some_attributes(numbers: &mut Numbers) -> Attributes {
     Attributes { node: node(found.node.inode as usize), size: numbers.next(), ..found }
 }
 
-/// A listing; one in forty is too long for the head of its record.
+/// Returns a listing. One in forty is too long for the head of its record.
 fn some_entries(numbers: &mut Numbers) -> Vec<DirectoryEntry> {
     let mut entries: Vec<_> = (0..NAMES).map(name).collect();
     entries.truncate(numbers.below(NAMES + 1));
@@ -79,11 +81,11 @@ fn statistics(numbers: &mut Numbers) -> FsStatistics {
     }
 }
 
-/// Everything that was ever said under one scope.
+/// Everything that was recorded under one scope.
 #[derive(Default)]
 struct Told {
     roots: HashMap<Vec<u8>, Vec<Attributes>>,
-    /// By size, which is unlike all others.
+    /// Each has a unique size, which identifies it.
     nodes: HashMap<NodeId, HashMap<u64, Attributes>>,
     names: HashMap<(NodeId, Vec<u8>), Vec<Option<NodeId>>>,
     listings: HashMap<NodeId, Vec<HashMap<Vec<u8>, NodeId>>>,
@@ -118,7 +120,7 @@ impl Told {
         }
     }
 
-    /// Whether these attributes were seen, of a node that this name may have led to.
+    /// Returns `true` if these attributes were recorded, for a node to which this name may have led.
     fn may_be(&self, parent: NodeId, name: &[u8], seen: &Attributes) -> bool {
         let alone = self.names.get(&(parent, name.to_vec())).into_iter().flatten();
         let listed = self.listings.get(&parent).into_iter().flatten();
@@ -157,10 +159,10 @@ impl Told {
     fn check_name(&self, parent: NodeId, name: &[u8], found: Option<SeenName>) {
         let listings = || self.listings.get(&parent).into_iter().flatten();
         match found.map(|seen| seen.what) {
-            Some(Some(seen)) => assert!(self.may_be(parent, name, &seen), "it never led there"),
+            Some(Some(seen)) => assert!(self.may_be(parent, name, &seen), "the name never led there"),
             Some(None) => {
                 let was_unlisted = listings().any(|listing| !listing.contains_key(name));
-                assert!(was_unlisted || self.was_gone(parent, name), "it was always there");
+                assert!(was_unlisted || self.was_gone(parent, name), "the name was always there");
             }
             None => {}
         }
@@ -171,16 +173,16 @@ impl Told {
             listing.iter().map(|entry| (entry.name.as_slice(), entry.attributes.node)).collect();
         assert_eq!(found.len(), listing.len(), "a name comes twice");
         for entry in listing {
-            assert!(self.may_be(of, &entry.name, &entry.attributes), "it never was in there");
+            assert!(self.may_be(of, &entry.name, &entry.attributes), "the entry was never in the listing");
         }
         let is_all_of = |said: &HashMap<Vec<u8>, NodeId>| {
             said.keys().all(|name| found.contains_key(name.as_slice()) || self.was_gone(of, name))
         };
-        assert!(self.listings[&of].iter().any(is_all_of), "some of it is missing");
+        assert!(self.listings[&of].iter().any(is_all_of), "an entry is missing");
     }
 }
 
-/// Two exports in one cache, and what was said of each.
+/// Two exports in one cache, and the records of each.
 struct Exports<'a> {
     cache: Arc<dyn ChunkCache>,
     told: &'a mut [Told; 2],
@@ -208,7 +210,7 @@ impl Exports<'_> {
         [0, 1].map(|number| Notebook::new(self.records(number)).unwrap())
     }
 
-    /// Whether what is noted now is known afterwards.
+    /// Checks that a new record is found afterwards.
     fn check_use(&mut self, notebooks: &[Notebook; 2], numbers: &mut Numbers) {
         let (export, of) = (numbers.below(2), node(numbers.below(NODES)));
         let records = self.records(export);
@@ -229,7 +231,7 @@ impl Exports<'_> {
     }
 }
 
-/// A cache in memory in which everything can be put elsewhere. As on a disk, no chunk has other bytes than its name says.
+/// Cache in memory whose content can be moved and lost. As on a disk, a chunk always matches its hash.
 #[derive(Default)]
 struct Torn(Mutex<Kept>);
 
@@ -237,11 +239,11 @@ struct Torn(Mutex<Kept>);
 struct Kept {
     chunks: HashMap<ChunkHash, VerifiedChunk>,
     known: HashMap<FileKey, ChunkHash>,
-    /// Everything that was ever known, in its order.
+    /// Every recorded hash, in order.
     history: Vec<(FileKey, ChunkHash)>,
-    /// Every chunk that was ever kept, in its order.
+    /// Every chunk stored, in order.
     hashes: Vec<ChunkHash>,
-    /// Most bytes that were loaded together.
+    /// Most bytes loaded in one call.
     loaded_bytes_max: usize,
 }
 
@@ -256,7 +258,8 @@ impl Torn {
         chunk.hash()
     }
 
-    /// Loses chunks, or has keys lead to what another one led to, to an older head, to a part, to a head that was cut or has something behind it.
+    /// Loses chunks, or makes keys lead to another record, an older head, a part, or a truncated or
+    /// extended head.
     fn damage(&self, numbers: &mut Numbers) {
         for _ in 0..=numbers.below(6) {
             let (key, own, other) = self.some_known(numbers);
@@ -283,7 +286,7 @@ impl Torn {
         }
     }
 
-    /// Has keys lead to heads that somebody made who knows the format.
+    /// Makes keys lead to heads forged with knowledge of the format.
     fn forge(&self, numbers: &mut Numbers) {
         let (key, own, other) = self.some_known(numbers);
         let forged = if numbers.below(2) == 0 {
@@ -299,7 +302,7 @@ impl Torn {
         self.record_hash(&key, ChunkIndex(0), forged);
     }
 
-    /// A key, what it leads to or led to, and what another one did.
+    /// Returns a key, a chunk to which it leads or led, and a chunk of another key.
     fn some_known(&self, numbers: &mut Numbers) -> (FileKey, ChunkHash, ChunkHash) {
         let kept = self.kept();
         let (key, own) = kept.history[numbers.below(kept.history.len())];
@@ -360,7 +363,7 @@ impl ChunkCache for Torn {
     }
 }
 
-/// What can be decoded means the same when it is encoded again.
+/// Decodes bytes and checks that encoding the result gives the same meaning.
 fn decode<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> Option<T> {
     let value = record::decode_body::<T>(bytes)?;
     let again = postcard::to_stdvec(&value).unwrap();
@@ -393,7 +396,7 @@ fn heads_and_bodies() {
         assert!(record::decode_head(&key, &head).is_some() && record::decode_head(&other, &head).is_none());
         let longer = |bytes: &[u8]| [bytes, &[0]].concat();
         assert!(record::decode_head(&key, &head[..numbers.below(head.len())]).is_none());
-        assert!(record::decode_head(&key, &longer(&head)).is_none(), "something stands behind it");
+        assert!(record::decode_head(&key, &longer(&head)).is_none(), "trailing bytes");
         assert_eq!(record::decode_body::<SeenListing>(&body[..numbers.below(body.len())]), None);
         assert_eq!(record::decode_body::<SeenListing>(&longer(&body)), None);
         mutate(&mut head, numbers);
@@ -416,7 +419,7 @@ fn what_leads_elsewhere() {
         exports.note_some(&notebooks, numbers);
         exports.note_some(&notebooks, numbers);
         exports.check();
-        // The same readers, too, which remember the last listing.
+        // Includes readers that cache the last listing.
         let records = [0, 1].map(|number| exports.records(number));
         for _ in 0..3 {
             torn.damage(numbers);
@@ -433,7 +436,7 @@ fn what_leads_elsewhere() {
             return;
         }
         (0..3).for_each(|_| torn.forge(numbers));
-        // Whatever they say: it is read within bounds.
+        // Forged heads may say anything: the read stays within its bounds.
         for records in &records {
             for of in (0..NODES).map(node) {
                 let _ = (records.node(of), records.link(of), records.name(of, &name(1)), records.listing(of));
@@ -444,7 +447,7 @@ fn what_leads_elsewhere() {
     });
 }
 
-/// Changes some files of a cache: anyhow, or to what they or others were before.
+/// Changes some files of a cache: at random, or to an older state of one of them.
 fn damage_files(directory: &Path, older: &HashMap<PathBuf, Vec<u8>>, numbers: &mut Numbers) {
     for _ in 0..=numbers.below(3) {
         let files = files_below(directory);
@@ -541,7 +544,7 @@ fn what_came_back_to_a_name_is_there() {
     assert_eq!((is_there(3), is_there(4)), (Some(false), Some(true)), "the listing came later");
     say(&notebook, [named(3)]);
     assert_eq!(is_there(3), Some(true), "it was looked up since");
-    // The other way round: gone by its name, then listed as it was before.
+    // The other way round: removed by name, then listed as before.
     say(&notebook, [Note::Name(of, name(4), None)]);
     assert_eq!(is_there(4), Some(false));
     say(&notebook, [Note::Listing(of, vec![entry(4)])]);
@@ -562,5 +565,5 @@ fn a_listing_whose_parts_were_evicted_is_written_once_more() {
     assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500));
     torn.kept().known.clear();
     say(&notebook, [listing()]);
-    assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500), "what led to it was evicted");
+    assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500), "its key was evicted");
 }

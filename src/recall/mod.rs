@@ -1,11 +1,12 @@
-//! What the host said of names and attributes, kept in the disk cache, for times when it does not answer.
+//! Metadata cache: names and attributes from the host in the disk cache, for times without a connection.
 //!
-//! [`RecallClient`] stands between the file system and the client that reaches the host. What the host says passes through and is
-//! noted behind, off all paths that a program waits on. While the host is out of reach, and in a mount that never asks one
-//! (`offline`), the notes answer instead; what they do not know fails: at the deadline of the call, or at once offline.
+//! [`RecallClient`] wraps the client that reaches the host. It forwards every answer of the host and
+//! records it in the background, off the paths on which programs wait. While the host is unreachable, and
+//! in a mount that never asks one (`offline`), the records answer instead. A request without a record
+//! fails: at the deadline of the call, or at once offline.
 //!
-//! Notes are chunks of the disk cache like any others, so its bounds, eviction, sharing and checks hold for them. Each is found by a key
-//! that names its subject ([`record`]); what was noted last holds.
+//! Records are chunks of the disk cache like any others, so its bounds, eviction, sharing and verification
+//! apply to them. The key of a record names its subject ([`record`]), and the latest record holds.
 
 #[cfg(test)]
 mod fuzz;
@@ -35,49 +36,49 @@ use own::{Asked, OwnChanges};
 pub use record::Scope;
 use store::{Note, Notebook, Records, entry_bytes};
 
-/// How often a waiting call looks whether the link is still there.
+/// Time between two checks of the link during a call.
 const LINK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Longest listing that is kept, in bytes of memory: some 80,000 entries.
+/// Longest listing that is recorded, in bytes of memory: some 80,000 entries.
 const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Entries of a remembered listing that are handed on together.
+/// Entries of a recorded listing that are sent in one part.
 const BATCH_ENTRIES: usize = 1024;
 
-/// How long notes may take to reach the cache when a mount ends.
+/// Longest wait for the writer at the end of a mount.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
-/// How long an answer from notes waits for those that are on their way to the cache: they are the newer ones.
+/// Longest wait of an answer for newer records that are still being written.
 const CATCH_UP_WAIT: Duration = Duration::from_secs(1);
 
-/// A client that remembers.
+/// Client that caches metadata of the host.
 pub struct RecallClient {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// `None`: never asked.
+    /// `None` in an offline mount.
     host: Option<Arc<dyn Client>>,
     records: Records,
     notebook: Option<Arc<Notebook>>,
     sub_path: Vec<u8>,
     root: Attributes,
-    /// Whether notes answer for a host that is out of reach.
+    /// True if records answer while the host is unreachable.
     answers: bool,
     stale_answers: AtomicU64,
     own: Mutex<OwnChanges>,
-    /// When the host last answered, or when this began.
+    /// Time of the host's last answer, or of the start.
     heard: Mutex<Instant>,
-    /// How long before `heard` the host was last heard: in an earlier mount.
+    /// Silence of the host before `heard`, from an earlier mount.
     silent_before: Duration,
 }
 
 impl RecallClient {
-    /// Passes everything on to `host` and notes what it says. `sub_path` is what is mounted below the export. With `answers` the
-    /// notes answer for a host that is out of reach.
+    /// Creates a client that forwards to `host` and records its answers. `sub_path` is the mounted folder
+    /// below the export. With `answers` the records answer while the host is unreachable.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// Failure to start a thread.
     pub fn new(
         host: Arc<dyn Client>,
         cache: Arc<dyn ChunkCache>,
@@ -87,7 +88,7 @@ impl RecallClient {
     ) -> std::io::Result<Self> {
         let is_writable = cache.is_writable();
         let records = Records::new(cache, scope);
-        // What cannot be kept need not be noted.
+        // A read-only cache cannot store records.
         let notebook = is_writable.then(|| Notebook::new(records.clone()).map(Arc::new)).transpose()?;
         let root = host.root();
         let shared = Shared {
@@ -106,7 +107,8 @@ impl RecallClient {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Answers from notes alone; `None` if they do not even know what is mounted. Blocks on the disk.
+    /// Creates a client that answers from records alone; `None` if the mounted root is not recorded. Blocks
+    /// on the disk.
     pub fn offline(cache: Arc<dyn ChunkCache>, scope: Scope, sub_path: &[u8]) -> Option<Self> {
         let records = Records::new(cache, scope);
         let root = records.root(sub_path)?;
@@ -126,27 +128,27 @@ impl RecallClient {
         Some(Self { shared: Arc::new(shared) })
     }
 
-    /// Notes once more what is mounted: the cache could keep nothing when that was noted.
+    /// Records the mounted root again, because the cache could not store it before.
     pub fn note_root_again(&self) {
         self.shared.note(|| Note::Root(self.shared.sub_path.clone(), self.shared.root));
     }
 
-    /// Notes as whom the host acts.
+    /// Records the user as which the host acts.
     pub fn note_acts_as(&self, user: ActingUser) {
         self.shared.note(|| Note::ActsAs(user));
     }
 
-    /// As whom the host acted when it was last there, as far as is known. Blocks on the disk.
+    /// Returns the user as which the host last acted, if it is recorded. Blocks on the disk.
     pub fn acts_as(&self) -> Option<ActingUser> {
         self.shared.records.acts_as()
     }
 
-    /// How often notes answered for the host.
+    /// Returns the number of answers from records.
     pub fn stale_answers(&self) -> u64 {
         self.shared.stale_answers.load(Ordering::Relaxed)
     }
 
-    /// Time since the host last said something; zero while it is connected.
+    /// Returns the time since the host last answered; zero while it is connected.
     pub fn silence(&self) -> Duration {
         if self.link().connected {
             return Duration::ZERO;
@@ -155,10 +157,10 @@ impl RecallClient {
         self.shared.silent_before + heard.elapsed()
     }
 
-    /// Waits until what was noted is with the cache, some seconds at most. Whether it is. Blocks.
+    /// Waits up to some seconds until all records are in the cache. Returns `true` if they are. Blocks.
     pub fn flush(&self) -> bool {
         let connected = self.link().connected;
-        // So that a later mount knows when the host was last there.
+        // A later mount reads from it when the host was last reachable.
         self.shared.note_if(connected, || Note::Root(self.shared.sub_path.clone(), self.root()));
         self.shared.notebook.as_ref().is_none_or(|notebook| notebook.flush(FLUSH_WAIT))
     }
@@ -180,7 +182,7 @@ impl Client for RecallClient {
         let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            // Whoever drops the receiver cancels.
+            // Dropping the receiver cancels the listing.
             tokio::select! {
                 () = parts.closed() => {}
                 () = shared.list(node, &parts) => {}
@@ -282,7 +284,7 @@ impl Client for RecallClient {
     }
 }
 
-/// A channel on which one error comes.
+/// Returns a channel with one error in it.
 fn failed<T>(error: CallError) -> mpsc::Receiver<Result<T, CallError>> {
     let (sender, receiver) = mpsc::channel(1);
     // There is room for one.
@@ -290,7 +292,7 @@ fn failed<T>(error: CallError) -> mpsc::Receiver<Result<T, CallError>> {
     receiver
 }
 
-/// Whether what the host says to this is worth a note, or notes may answer it.
+/// Returns `true` if the answer to this request is recorded, or can come from records.
 const fn is_noted(request: &Request) -> bool {
     matches!(
         request,
@@ -304,7 +306,7 @@ const fn is_noted(request: &Request) -> bool {
     )
 }
 
-/// Whether to answer from notes if there are any: nobody else does.
+/// Returns `true` if the host is unreachable, so that records may answer.
 const fn is_out_of_reach(error: &CallError) -> bool {
     matches!(error, CallError::TimedOut(_) | CallError::Offline)
 }
@@ -326,7 +328,7 @@ impl Shared {
         }
     }
 
-    /// Notes a change that the host tells: under a lease nobody asks for it.
+    /// Records a change that the host reported. Under a lease no program asks for it.
     fn note_event(&self, event: &ClientEvent) {
         let ClientEvent::Told(event) = event else { return };
         self.heard();
@@ -342,7 +344,7 @@ impl Shared {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what became of an own change.
+    /// Records the result of a change by this client.
     fn learn_own(&self, change: Option<Change>, answer: &Result<Reply, CallError>) {
         match (answer, change) {
             (Ok(Reply::Changed(changed)), Some(change)) => {
@@ -362,7 +364,7 @@ impl Shared {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Asks the host; notes answer as soon as it is known to be out of reach.
+    /// Sends a request to the host. Records answer as soon as the host is unreachable.
     async fn ask(
         self: Arc<Self>,
         host: Arc<dyn Client>,
@@ -396,7 +398,7 @@ impl Shared {
         }
     }
 
-    /// Notes what the host said.
+    /// Records the answer of the host.
     fn learn(&self, request: Request, answer: &Result<Reply, CallError>, asked: Asked) {
         match answer {
             Ok(_) | Err(CallError::Host(_)) => self.heard(),
@@ -417,7 +419,7 @@ impl Shared {
             }
             (Request::LookupMany { parent, names }, Ok(Reply::Entries(found))) => {
                 for (name, found) in names.into_iter().zip(found) {
-                    // What cannot be looked at need not be gone.
+                    // An entry that could not be read need not be gone.
                     self.note_if(found.is_some(), || Note::Name(parent, name, *found));
                 }
             }
@@ -434,7 +436,7 @@ impl Shared {
         }
     }
 
-    /// What the notes say to a request; `None` if nothing.
+    /// Returns the recorded answer to a request, if there is one.
     async fn recall(&self, request: &Request) -> Option<Result<Reply, CallError>> {
         let request = request.clone();
         let known = self.look_up(move |records| recall(records, &request)).await;
@@ -442,7 +444,7 @@ impl Shared {
         known
     }
 
-    /// Reads in the notes, all that were made until now if the cache takes them.
+    /// Reads records, including those that are still being written if that takes a short time only.
     async fn look_up<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Records) -> Option<T> + Send + 'static,
@@ -454,14 +456,14 @@ impl Shared {
             }
             look(&records)
         };
-        // The disk is read; the task fails only while the runtime shuts down.
+        // The read blocks on the disk. The task fails only if the runtime shuts down.
         tokio::task::spawn_blocking(look).await.ok().flatten()
     }
 
     async fn answer_offline(&self, request: Request) -> Result<Reply, CallError> {
         match request {
             Request::Close { .. } => Ok(Reply::Done),
-            // Programs then read the whole file instead of looking for holes.
+            // Programs then read the whole file instead of searching for holes.
             Request::Seek { .. } => Err(WireError::system(Errno::EOPNOTSUPP).into()),
             request => self.recall(&request).await.unwrap_or(Err(CallError::Offline)),
         }
@@ -471,11 +473,11 @@ impl Shared {
         self.stale_answers.fetch_add(u64::from(answered), Ordering::Relaxed);
     }
 
-    /// Carries a listing over, from the host or from the notes.
+    /// Sends a listing from the host or from records.
     async fn list(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) {
         let Some(host) = &self.host else {
             if !self.list_from_notes(node, to).await {
-                // Who dropped the receiver does not want to know.
+                // If the receiver was dropped, the error has no recipient.
                 let _ = to.send(Err(CallError::Offline)).await;
             }
             return;
@@ -503,7 +505,7 @@ impl Shared {
             {
                 return;
             }
-            // Notes do not go on where the host stopped: its listing may be another by now.
+            // The recorded listing cannot continue that of the host, which may differ by now.
             may_recall = false;
             let goes_on = matches!(part, Ok(ListPart::Begin { .. } | ListPart::Entries(_)));
             self.keep(node, &part, &mut kept, asked);
@@ -513,7 +515,7 @@ impl Shared {
         }
     }
 
-    /// Collects a listing as it passes, and notes it when it is complete.
+    /// Collects a listing while it is forwarded, and records it when it is complete.
     fn keep(
         &self,
         node: NodeId,
@@ -540,7 +542,7 @@ impl Shared {
         }
     }
 
-    /// Whether the notes had a complete listing; then it was sent.
+    /// Sends the recorded listing of a directory. Returns `true` if there was one.
     async fn list_from_notes(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) -> bool {
         let known = self.look_up(move |records| records.listing(node)).await;
         let Some(mut entries) = known else { return false };
@@ -556,7 +558,7 @@ impl Shared {
     }
 }
 
-/// A change that is under way, also when the call is dropped before its end.
+/// A change in progress, also if its call is dropped early.
 struct UnderWay(Arc<Shared>);
 
 impl UnderWay {
@@ -576,7 +578,7 @@ fn is_not_found(error: &CallError) -> bool {
     error.code() == Some(ErrorCode::System(Errno::ENOENT))
 }
 
-/// Blocks on the disk.
+/// Reads the recorded answer to a request. Blocks on the disk.
 fn recall(records: &Records, request: &Request) -> Option<Result<Reply, CallError>> {
     let reply = match request {
         Request::Lookup { parent, name } => match records.name(*parent, name)?.what {
@@ -586,7 +588,8 @@ fn recall(records: &Records, request: &Request) -> Option<Result<Reply, CallErro
         Request::GetAttributes { node } => Reply::Attributes(records.node(*node)?),
         Request::ReadLink { node } => Reply::Bytes(records.link(*node)?),
         Request::StatFs { .. } => Reply::FsStatistics(records.statistics()?),
-        // Who may not read it finds nothing that was read. Without this nobody could change into a directory.
+        // Without read access there is nothing recorded to return. Otherwise no program could change into a
+        // directory.
         Request::Access { .. } => Reply::Done,
         _ => return None,
     };

@@ -1,19 +1,19 @@
-//! (P) What an own change says of names, for the notes.
+//! (P) Effects of a change by this client on the recorded names.
 //!
-//! An earlier note must never be shown instead of what was done from here: what the host answers to a change is noted, and what it
-//! said to a question that was under way at the same time is not, as it may be of the time before.
+//! An old record must never hide a change by this client. So the answer to a change is recorded. An answer
+//! to a request that overlapped with a change is not recorded, because it may show the state before.
 
 use super::store::Note;
 use crate::proto::{Attributes, Change, Changed, NodeId, RenameHow};
 
-/// Which questions were asked when nothing was being changed.
+/// Counts of changes, to detect requests that overlap with one.
 #[derive(Debug, Default)]
 pub(super) struct OwnChanges {
     under_way: u64,
     ended: u64,
 }
 
-/// When something was asked, counted in changes.
+/// Time of a request, counted in changes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
     ended: u64,
@@ -33,13 +33,14 @@ impl OwnChanges {
         Asked { ended: self.ended }
     }
 
-    /// Whether the answer to what was asked then, which is here now, is of one time.
+    /// Returns `true` if no change overlapped with a request whose answer has arrived now.
     pub(super) const fn is_sound(&self, asked: Asked) -> bool {
         self.under_way == 0 && self.ended == asked.ended
     }
 }
 
-/// What is to be noted of names after `change` was answered. What it says of attributes besides is in `changed`.
+/// Returns the records of names after `change` was answered. The attributes in `changed` are recorded
+/// separately.
 pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
     let node = changed.node;
     match change {
@@ -59,7 +60,7 @@ pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
             let is_folder = |other: &&Attributes| other.node == from_parent || other.node == to_parent;
             let replaced = changed.others.iter().find(|other| !is_folder(other)).copied();
             if replaced.is_some() && replaced.map(|other| other.node) == node.map(|moved| moved.node) {
-                // Two names of one file: nothing has happened.
+                // Two names of one file: the rename did nothing.
                 return Vec::new();
             }
             let left = replaced.filter(|_| how == RenameHow::Exchange);

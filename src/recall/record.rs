@@ -1,7 +1,8 @@
-//! (P) What is remembered of names and attributes, as bytes, and how a long record is cut into chunks.
+//! (P) Encoding of metadata records, and the division of a long record into chunks.
 //!
-//! A record is found by its [`FileKey`] in the disk cache: chunk 0 of that "file" is its head. A short record stands in the head; of
-//! a long one the head lists the hashes of its parts. So a record is replaced by one hash, and never a mix of two.
+//! A record is found by its [`FileKey`] in the disk cache: chunk 0 of that "file" is its head. The head
+//! contains the body of a short record, or the hashes of the parts of a long one. So one hash replaces a
+//! record, and a record is never a mix of two.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -11,24 +12,25 @@ use crate::cache::FileKey;
 use crate::chunk::{CHUNK_BYTES, ChunkHash};
 use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
 
-/// Changes whenever the bytes mean something else; what has another one is unknown.
+/// Version of the encoding. Records of another version are ignored.
 const FORMAT: u16 = 1;
 
-/// Longest body that stands in the head: few directories are larger, and two chunks cost more than one.
+/// Longest body stored in the head. Few directories are larger, and two chunks cost more than one.
 const BODY_IN_HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Longest body, so that its head fits into a chunk many times over.
+/// Longest body. Its head fits into a chunk many times over.
 pub(super) const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Most chunks of a body. A head that lists more was not written here; the same chunk over and over would fill the memory.
+/// Most chunks of a body. A head with more was not written here, and one chunk repeated many times would
+/// fill the memory.
 const PARTS_MAX: usize = BODY_BYTES_MAX / CHUNK_BYTES as usize;
 
-/// Whose records: one host's, as seen through one export. What one export shows another need not.
+/// Scope of records: one host seen through one export. Two exports may show different things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope([u8; 32]);
 
 impl Scope {
-    /// Of an export of the host with this key.
+    /// Creates the scope of an export of the host with this key.
     pub fn new(host_key: &[u8; 32], export: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("wormhole recall, scope, version 1");
         hasher.update(host_key).update(export.as_bytes());
@@ -36,27 +38,27 @@ impl Scope {
     }
 }
 
-/// What a record tells of.
+/// Subject of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subject<'a> {
-    /// What is mounted when this path below the export is.
+    /// Root of a mount of this path below the export.
     Root(&'a [u8]),
-    /// A node's attributes.
+    /// Attributes of a node.
     Node(NodeId),
-    /// What a name in a directory leads to.
+    /// Target of a name in a directory.
     Name(NodeId, &'a [u8]),
     /// All entries of a directory.
     Listing(NodeId),
-    /// The target of a symbolic link.
+    /// Target of a symbolic link.
     Link(NodeId),
-    /// Room and use of the file system.
+    /// Size and usage of the file system.
     Statistics,
-    /// As whom the host acts.
+    /// User as which the host acts.
     ActsAs,
 }
 
 impl Subject<'_> {
-    /// Where its record is.
+    /// Returns the cache key of its record.
     pub(super) fn key(&self, scope: Scope) -> FileKey {
         let (kind, node, name): (u8, Option<NodeId>, &[u8]) = match *self {
             Self::Root(path) => (0, None, path),
@@ -78,44 +80,44 @@ impl Subject<'_> {
     }
 }
 
-/// Something as it was seen at a time by this machine's clock.
+/// Value with the time at which it was seen, by the clock of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen<T> {
     pub at: Timestamp,
     pub what: T,
 }
 
-/// The attributes of a node, or of the root.
+/// Attributes of a node, or of the root.
 pub(super) type SeenNode = Seen<Attributes>;
-/// What a name leads to; `None`: there is no such name.
+/// Target of a name; `None` if the name does not exist.
 pub(super) type SeenName = Seen<Option<Attributes>>;
-/// A complete listing.
+/// Complete listing.
 pub(super) type SeenListing = Seen<Vec<DirectoryEntry>>;
-/// A link's target.
+/// Target of a link.
 pub(super) type SeenLink = Seen<Vec<u8>>;
-/// Room and use.
+/// Size and usage of the file system.
 pub(super) type SeenStatistics = Seen<FsStatistics>;
-/// As whom the host acts.
+/// User as which the host acts.
 pub(super) type SeenActsAs = Seen<ActingUser>;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
     format: u16,
-    /// Whose record it is: a chunk is named by its content alone.
+    /// Key of the record, because the hash of a chunk names only its content.
     key: [u8; 32],
     body: Body,
 }
 
-/// Where a record's bytes are.
+/// Location of a record's body.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Body {
-    /// Here.
+    /// In the head.
     Here(Vec<u8>),
-    /// In chunks, one after the other.
+    /// In chunks, in this order.
     Parts(Vec<ChunkHash>),
 }
 
-/// The chunks of a record, the head first; `None` if it is too long to be kept.
+/// Encodes a record into chunks, the head first; `None` if it is too long.
 pub(super) fn encode<T: Serialize>(key: &FileKey, value: &T) -> Option<Vec<Bytes>> {
     let bytes = postcard::to_stdvec(value).ok().filter(|bytes| bytes.len() <= BODY_BYTES_MAX)?;
     let (body, mut parts) = if bytes.len() <= BODY_IN_HEAD_BYTES_MAX {
@@ -131,21 +133,21 @@ pub(super) fn encode<T: Serialize>(key: &FileKey, value: &T) -> Option<Vec<Bytes
     Some(parts)
 }
 
-/// Where the body of the record `key` is; `None` when this is not its head.
+/// Decodes the head of the record `key`; `None` if this is not its head.
 pub(super) fn decode_head(key: &FileKey, head: &[u8]) -> Option<Body> {
     let head: Head = decode_body(head)?;
     let is_too_long = matches!(&head.body, Body::Parts(parts) if parts.len() > PARTS_MAX);
     (head.format == FORMAT && head.key == *key.as_bytes() && !is_too_long).then_some(head.body)
 }
 
-/// What a body says; `None` when it says nothing that is understood, or something stands behind it.
+/// Decodes a body; `None` if it is invalid or has trailing bytes.
 pub(super) fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     let (value, rest) = postcard::take_from_bytes(body).ok()?;
     rest.is_empty().then_some(value)
 }
 
-/// Attributes without what changes though nothing has: the clock when they were looked at, but for whether that was long enough
-/// after the last change that content can be kept by them; and the time of the last reading.
+/// Returns attributes without the parts that change although the file did not: the time of the last access,
+/// and the time of the look. Of the latter only [`Attributes::is_settled`] is kept.
 pub(super) const fn lasting(mut attributes: Attributes) -> Attributes {
     attributes.observed = Timestamp(attributes.is_settled() as i64);
     attributes.atime = Timestamp(0);
@@ -200,7 +202,7 @@ mod tests {
         assert!(decode_head(&key(1), &longest).is_some());
         assert_eq!(decode_head(&key(1), &head(PARTS_MAX + 1).unwrap()), None, "it would fill the memory");
         longest.push(0);
-        assert_eq!(decode_head(&key(1), &longest), None, "something stands behind it");
+        assert_eq!(decode_head(&key(1), &longest), None, "trailing bytes");
     }
 
     #[test]

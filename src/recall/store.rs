@@ -1,4 +1,4 @@
-//! Records in the disk cache: read on demand, written behind by one thread.
+//! Metadata records in the disk cache: read on demand, written by a background thread.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
@@ -18,10 +18,10 @@ use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
 
-/// Of how many names and nodes it is known that the cache has them as they are; some 100 bytes each.
+/// Most names and nodes whose record in the cache is known to be current. They take some 100 bytes each.
 const WRITTEN_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
 
-/// Something that the host said.
+/// Fact reported by the host, to be recorded.
 #[derive(Debug)]
 pub(super) enum Note {
     Root(Vec<u8>, Attributes),
@@ -34,7 +34,7 @@ pub(super) enum Note {
 }
 
 impl Note {
-    /// What it takes in memory, about.
+    /// Returns its approximate size in memory.
     pub(super) fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
@@ -45,21 +45,21 @@ impl Note {
     }
 }
 
-/// What an entry takes in memory, about.
+/// Returns the approximate size of an entry in memory.
 pub(super) const fn entry_bytes(entry: &DirectoryEntry) -> usize {
     size_of::<DirectoryEntry>() + entry.name.len()
 }
 
-/// Reads records.
+/// Reader of records.
 #[derive(Clone)]
 pub(super) struct Records {
     cache: Arc<dyn ChunkCache>,
     scope: Scope,
-    /// The listing in which a name was last looked for, with its head: names of one directory are looked for in a row.
+    /// Last searched listing, with its head. Names of one directory are often looked up in a row.
     last_listing: Arc<Mutex<Option<LastListing>>>,
 }
 
-/// A decoded listing, of which directory it is, and the hash of its record's head.
+/// Directory of a decoded listing, the hash of its record's head, and the listing.
 type LastListing = (NodeId, ChunkHash, Arc<SeenListing>);
 
 impl Records {
@@ -67,7 +67,7 @@ impl Records {
         Self { cache, scope, last_listing: Arc::default() }
     }
 
-    /// Blocks on the disk, as all that follows.
+    /// Reads a record. Blocks on the disk, like all methods below.
     fn get<T: DeserializeOwned>(&self, subject: &Subject<'_>) -> Option<Seen<T>> {
         self.read(subject, self.head(subject)?)
     }
@@ -110,7 +110,7 @@ impl Records {
         self.get(&Subject::Root(sub_path))
     }
 
-    /// The attributes of a node, if they were seen later than `than`.
+    /// Returns the attributes of a node if they were seen later than `than`.
     fn node_newer(&self, node: NodeId, than: Timestamp) -> Option<SeenNode> {
         self.get::<Attributes>(&Subject::Node(node)).filter(|seen| seen.at > than && seen.what.node == node)
     }
@@ -119,7 +119,7 @@ impl Records {
         Some(self.node_newer(node, Timestamp(i64::MIN))?.what)
     }
 
-    /// What a name leads to, as far as is known.
+    /// Returns the recorded target of a name.
     pub(super) fn name(&self, parent: NodeId, name: &[u8]) -> Option<SeenName> {
         let alone: Option<SeenName> = self.get(&Subject::Name(parent, name));
         let listed = self.listing_to_search(parent).map(|listing| {
@@ -131,7 +131,7 @@ impl Records {
         Some(Seen { at: newest.at, what })
     }
 
-    /// All entries of a directory, if it was listed to its end.
+    /// Returns all entries of a directory if a complete listing is recorded.
     pub(super) fn listing(&self, node: NodeId) -> Option<Vec<DirectoryEntry>> {
         let listing: SeenListing = self.get(&Subject::Listing(node))?;
         let as_seen_last = |mut entry: DirectoryEntry| {
@@ -158,13 +158,14 @@ impl Records {
         self.get(&Subject::Statistics).map(|seen: SeenStatistics| seen.what)
     }
 
-    /// A file that was opened after its directory was listed has the attributes from then, as its content is that from then.
+    /// Returns newer attributes of the node if there are any. A file opened after its directory was listed
+    /// has those of its open, which match its cached content.
     fn newest(&self, attributes: Attributes, at: Timestamp) -> Attributes {
         self.node_newer(attributes.node, at).map_or(attributes, |seen| seen.what)
     }
 }
 
-/// Takes notes and writes them behind.
+/// Queue of records with the thread that writes them.
 pub(super) struct Notebook {
     queue: Arc<Queue>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -180,13 +181,13 @@ struct Queue {
 struct Desk {
     waiting: Waiting,
     is_writing: bool,
-    /// How many wait until all is written.
+    /// Number of callers in [`Notebook::flush`].
     hurries: usize,
     ends: bool,
 }
 
 impl Notebook {
-    /// Starts the thread that writes.
+    /// Starts the writer thread.
     pub(super) fn new(records: Records) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let for_writer = Arc::clone(&queue);
@@ -199,13 +200,13 @@ impl Notebook {
         Ok(Self { queue, writer: Mutex::new(Some(thread)) })
     }
 
-    /// Takes a note; never waits, and forgets it where too much waits already.
+    /// Queues a fact. Never waits, and drops the fact if the queue is full.
     pub(super) fn take(&self, note: Note) {
         self.queue.lock().waiting.take(now(), note);
         self.queue.changed.notify_all();
     }
 
-    /// Takes what own changes have made of files.
+    /// Queues the attributes of files that this client changed.
     pub(super) fn take_changed(&self, files: impl IntoIterator<Item = Attributes>) {
         let mut desk = self.queue.lock();
         let mut is_sooner = false;
@@ -217,7 +218,7 @@ impl Notebook {
         }
     }
 
-    /// Waits until all notes are with the cache, up to a time. Whether they are. Blocks.
+    /// Waits up to `wait` until the queue is written. Returns `true` if it is. Blocks.
     pub(super) fn flush(&self, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
         let mut desk = self.queue.lock();
@@ -241,7 +242,8 @@ impl Drop for Notebook {
         self.queue.changed.notify_all();
         let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
-            // Between two notes it looks whether it is to end, and a note is only memory: the cache has its own thread for the disk.
+            // The writer checks for the end between two records, and a record only goes to memory: the
+            // cache has its own thread for the disk.
             let _ = writer.join();
         }
     }
@@ -252,7 +254,7 @@ impl Queue {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next note, once there is one; `None` to end.
+    /// Waits for the next fact; `None` to end the thread.
     fn next(&self) -> Option<(Timestamp, Note)> {
         let mut desk = self.lock();
         desk.is_writing = false;
@@ -275,19 +277,19 @@ impl Queue {
     }
 }
 
-/// What the cache has of a subject: a digest of what it says, and the head of the record that says so.
+/// State of a subject in the cache: a digest of its value, and the head of the record that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Written {
-    /// `None`: something else was noted since, so the same is to be written once more.
+    /// `None` if the same value must be written again, because another record superseded it.
     digest: Option<u64>,
     head: ChunkHash,
-    /// When it was seen.
+    /// Time at which it was seen.
     at: Timestamp,
 }
 
 struct Writer {
     records: Records,
-    /// By the key of a subject. What a listing says of its names and their nodes counts for them, too.
+    /// By the key of a subject. A listing also counts for its names and their nodes.
     written: LruCache<FileKey, Written>,
     hasher: RandomState,
 }
@@ -329,8 +331,9 @@ impl Writer {
         }
     }
 
-    /// A name and the listing of its directory speak of the same, and the later one counts. So a name that is where it was before a listing without
-    /// it is news, and so is a listing that is what it was before one of its names said something else.
+    /// Invalidates the digest of an older record. A name and the listing of its directory describe the same
+    /// fact, and the later one holds. So a known name must be written again after a listing without it, and
+    /// a known listing after one of its names changed.
     fn settle_name(&mut self, parent: NodeId, name: &[u8], digest: u64) {
         let scope = self.records.scope;
         let (key, listing) = (Subject::Name(parent, name).key(scope), Subject::Listing(parent).key(scope));
@@ -349,8 +352,8 @@ impl Writer {
         }
     }
 
-    /// A name that was met after its directory was listed belongs into the listing. Longer ones than fit into their head are left
-    /// as they are: writing them anew for each name would cost too much.
+    /// Adds a name found after its directory was listed to the listing. A listing longer than its head
+    /// stays unchanged, because rewriting it for each name would cost too much.
     fn add_to_listing(&mut self, parent: NodeId, name: &[u8], attributes: Attributes) {
         let subject = Subject::Listing(parent);
         let head = self.records.head(&subject);
@@ -360,7 +363,7 @@ impl Writer {
         if !listing.what.iter().any(|entry| entry.name == name) {
             listing.what.push(DirectoryEntry { name: name.to_vec(), attributes });
             self.store(listing.at, &subject, &listing.what);
-            // The next listing of the host is to be written, whatever it says.
+            // The next listing from the host must be written in any case.
             self.forget_digest(&subject.key(self.records.scope));
         }
     }
@@ -385,7 +388,7 @@ impl Writer {
         self.written.put(key, Written { digest: Some(digest), head, at });
     }
 
-    /// Whether a record could be read: its parts may have been evicted before its head, and what leads to it, too.
+    /// Returns `true` if a record can be read. Its key, head or parts may have been evicted.
     fn is_whole(&self, subject: &Subject<'_>) -> bool {
         let head = self.records.head(subject);
         match head.and_then(|head| self.records.body(subject, head)) {
@@ -400,7 +403,7 @@ impl Writer {
         (key, self.digest(&record::lasting(*attributes)))
     }
 
-    /// Keeps a record unless the cache has one that says the same. Whether it was kept.
+    /// Writes a record unless the cache has the same value. Returns `true` if it was written.
     fn put<T: Serialize>(
         &mut self,
         at: Timestamp,
@@ -421,7 +424,7 @@ impl Writer {
 
     fn has(&mut self, key: &FileKey, digest: u64) -> bool {
         let same = self.written.get(key).filter(|written| written.digest == Some(digest)).copied();
-        // It may have been evicted since, or dropped on its way to the disk.
+        // The record may have been evicted since, or dropped before it reached the disk.
         same.is_some_and(|written| self.records.cache.contains(written.head))
     }
 
@@ -441,12 +444,12 @@ impl Writer {
     }
 
     fn digest(&self, value: &impl Serialize) -> u64 {
-        // Serializing to memory does not fail; if it did, two failures would be taken for the same.
+        // Serializing to memory does not fail. If it did, two failures would count as the same value.
         self.hasher.hash_one(postcard::to_stdvec(value).unwrap_or_default())
     }
 }
 
-/// This machine's clock.
+/// Returns the time of this machine's clock.
 pub(super) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))

@@ -1,6 +1,8 @@
-//! (P) Notes that wait to be written, within a bound; and what own changes made of files, which waits to be joined.
+//! (P) Bounded queue of facts to record, and the attributes of files changed by this client, which are
+//! merged.
 //!
-//! A program that writes changes the attributes of its file a thousand times a second, and the last ones are all that is worth a note.
+//! A program that writes changes the attributes of its file a thousand times a second, and only the last
+//! ones are worth a record.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -8,20 +10,20 @@ use std::time::{Duration, Instant};
 use super::store::Note;
 use crate::proto::{Attributes, NodeId, Timestamp};
 
-/// What may wait to be written, in bytes of memory. What comes while so much waits is not remembered.
+/// Most bytes of queued facts in memory. Facts beyond it are dropped.
 const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// How long what own changes made of a file waits for the next of them.
+/// Time for which the attributes of a changed file wait for the next change.
 const JOIN_WAIT: Duration = Duration::from_secs(1);
 
-/// Of so many files at a time; more are written at once.
+/// Most files whose attributes wait. With more, all are written at once.
 const JOINED_MAX: usize = 1024;
 
-/// What is to be done next.
+/// Next action of the writer.
 #[derive(Debug)]
 pub(super) enum Next {
     Write(Timestamp, Note),
-    /// Nothing before this time; `None`: nothing at all.
+    /// Wait until this time; `None` means without end.
     Wait(Option<Instant>),
 }
 
@@ -30,21 +32,22 @@ pub(super) struct Waiting {
     notes: VecDeque<(Timestamp, Note)>,
     bytes: usize,
     changed: HashMap<NodeId, Attributes>,
-    /// When the first of `changed` is to be written.
+    /// Time at which `changed` is to be written.
     due: Option<Instant>,
 }
 
 impl Waiting {
-    /// Whether there is nothing to be written, now or later.
+    /// Returns `true` if nothing is left to write, now or later.
     pub(super) fn is_empty(&self) -> bool {
         self.notes.is_empty() && self.changed.is_empty()
     }
 
-    /// Takes a note, made at `at`; forgets it where too much waits already.
+    /// Queues a fact seen at `at`; drops it if the queue is full.
     pub(super) fn take(&mut self, at: Timestamp, mut note: Note) {
         match &mut note {
             Note::Node(attributes) | Note::Name(_, _, Some(attributes)) => self.settle(attributes),
-            // What is older than an own change is corrected by the note of that, which comes later.
+            // Entries older than an own change stay, because the record of that change follows and corrects
+            // them.
             Note::Listing(_, entries) => {
                 for entry in entries {
                     self.settle(&mut entry.attributes.clone());
@@ -59,10 +62,11 @@ impl Waiting {
         }
     }
 
-    /// Takes what an own change has made of a file. Whether something is to be written sooner than before.
+    /// Queues the attributes of a file after an own change. Returns `true` if the next write is due earlier
+    /// than before.
     pub(super) fn take_changed(&mut self, now: Instant, attributes: Attributes) -> bool {
         let known = self.changed.entry(attributes.node).or_insert(attributes);
-        // Answers to changes that are under way at once come in any order.
+        // Answers to concurrent changes arrive in any order.
         if known.ctime <= attributes.ctime {
             *known = attributes;
         }
@@ -74,7 +78,7 @@ impl Waiting {
         is_sooner
     }
 
-    /// What to write next; `hurry`: also what could wait. `at` is the time of what was joined.
+    /// Returns the next action. With `hurry` it includes attributes that could wait; `at` is their time.
     pub(super) fn next(&mut self, now: Instant, at: Timestamp, hurry: bool) -> Next {
         if self.notes.is_empty() && self.due.is_some_and(|due| hurry || due <= now) {
             self.due = None;
@@ -93,7 +97,7 @@ impl Waiting {
         }
     }
 
-    /// Of two sights of a file the later one holds, by the host's clock.
+    /// Keeps the later of two states of a file, by the host's clock.
     fn settle(&mut self, seen: &mut Attributes) {
         match self.changed.get(&seen.node) {
             Some(changed) if changed.ctime > seen.ctime => *seen = *changed,
@@ -116,7 +120,7 @@ mod tests {
         Attributes { ctime, size: inode, ..attributes(inode, FileKind::Regular) }
     }
 
-    /// The changed time of each node that is written by now.
+    /// Returns the change time of each node that is written by now.
     fn written(waiting: &mut Waiting, now: Instant, hurry: bool) -> Vec<(u64, i64)> {
         std::iter::from_fn(|| match waiting.next(now, Timestamp(0), hurry) {
             Next::Write(_, Note::Node(attributes) | Note::Name(_, _, Some(attributes))) => {

@@ -1,12 +1,12 @@
-//! Mutations of valid bytes, for the fuzzers of all formats that lie on a disk or come from a peer.
+//! Mutations of valid bytes, for the fuzzers of all formats that come from a disk or a peer.
 //!
-//! A fuzzer runs a moment in every test run, and `WORMHOLE_FUZZ_SECONDS` if that is set; one that fails names its seed, and
-//! `WORMHOLE_FUZZ_SEED` repeats it.
+//! A fuzzer runs a moment in every test run, or for `WORMHOLE_FUZZ_SECONDS` if that is set. A failure names
+//! its seed, and `WORMHOLE_FUZZ_SEED` repeats it.
 
 use std::panic::{RefUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
-/// A small generator of numbers: the same for the same seed, on every machine.
+/// Small random generator: equal seeds give equal numbers on every machine.
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
@@ -21,7 +21,7 @@ impl Numbers {
         mixed ^ (mixed >> 31)
     }
 
-    /// Below `end`; 0 where that is 0.
+    /// Returns a number below `end`, or 0 if `end` is 0.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % (end as u64).max(1)) as usize
     }
@@ -31,7 +31,7 @@ impl Numbers {
     }
 }
 
-/// Changes something: bits, bytes, numbers at their limits, length, order.
+/// Changes bits, bytes, numbers to their limits, the length, or the order.
 pub(crate) fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
     for _ in 0..=numbers.below(4) {
         let at = numbers.below(bytes.len());
@@ -63,7 +63,7 @@ pub(crate) fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
     }
 }
 
-/// The same without changing the length.
+/// Changes bytes without changing the length.
 pub(crate) fn mutate_in_place(bytes: &mut [u8], numbers: &mut Numbers) {
     let mut changed = bytes.to_vec();
     mutate(&mut changed, numbers);
@@ -71,8 +71,8 @@ pub(crate) fn mutate_in_place(bytes: &mut [u8], numbers: &mut Numbers) {
     bytes.copy_from_slice(&changed);
 }
 
-/// Writes a block of `other` over one of `bytes`: mostly from the same place, as a disk does that lost a write. Blocks have `block` bytes and
-/// are counted from `first`.
+/// Overwrites a block of `bytes` with one of `other`, mostly from the same place, like a disk that lost a
+/// write. Blocks have `block` bytes and are counted from `first`.
 pub(crate) fn take_block(
     bytes: &mut [u8],
     other: &[u8],
@@ -89,7 +89,7 @@ pub(crate) fn take_block(
     bytes[first + to * block..][..block].copy_from_slice(taken);
 }
 
-/// Runs `one` with seed after seed as long as it is told to.
+/// Runs `one` with one seed after another until the time is over.
 pub(crate) fn fuzz(name: &str, one: impl Fn(&mut Numbers) + RefUnwindSafe) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     if let Some(seed) = number("WORMHOLE_FUZZ_SEED") {
@@ -109,7 +109,7 @@ pub(crate) fn fuzz(name: &str, one: impl Fn(&mut Numbers) + RefUnwindSafe) {
     println!("{name}: {runs} runs from seed {first}, {} s", start.elapsed().as_secs());
 }
 
-/// All files of a folder and of those in it, in order.
+/// Returns all files below a folder, in order.
 pub(crate) fn files_below(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {

@@ -8,15 +8,15 @@
 
 mod blocks;
 mod hash;
-mod laid;
 mod layout;
+mod run_slice;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use blocks::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_LEAD_BYTES, Block, cut_blocks};
 pub use hash::{ChunkHash, FileHasher, HashMismatch, VerifiedChunk, VerifiedRun};
-pub use laid::Laid;
 pub use layout::{ByteRange, ChunkIndex, ChunkRange};
+pub use run_slice::Laid;
 
 /// Size of every chunk of a file but the last, in bytes.
 ///

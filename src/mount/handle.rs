@@ -18,9 +18,9 @@ use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
 use crate::fuse::Mounted;
 use crate::fuse::table::MountEntry;
+use crate::metadata_cache::RecallClient;
 use crate::metrics::{Metric, Readings};
 use crate::proto::TrustReason;
-use crate::recall::RecallClient;
 
 /// What a mount is to do. What comes later counts for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

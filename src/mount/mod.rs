@@ -33,8 +33,8 @@ use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
 use crate::fuse::{self, Claim, ClaimError, FuseConfig, FuseError, Mounted, UnmountError, UnmountHow};
+use crate::metadata_cache::{RecallClient, Scope};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
-use crate::recall::{RecallClient, Scope};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::known_hosts::KnownHostsError;
 use crate::transport::{

@@ -11,8 +11,8 @@ use wormhole::client::Client;
 use wormhole::client::memory::MemoryHost;
 use wormhole::fetch::{FetchConfig, Fetcher};
 use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, Lookup, Made, OpenRequest};
+use wormhole::metadata_cache::{RecallClient, Scope};
 use wormhole::proto::{Caller, Errno, RenameHow};
-use wormhole::recall::{RecallClient, Scope};
 
 use super::changing::{WRITE, create};
 use super::{FLEETING, World};

@@ -2,7 +2,7 @@
 //! them. A read returns only content that was recorded for that very subject, or nothing. Content recorded
 //! afterwards is found.
 //!
-//! Each test runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib recall::fuzz -- --nocapture` runs
+//! Each test runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib metadata_cache::fuzz -- --nocapture` runs
 //! each for ten minutes.
 
 use std::collections::HashMap;

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::record::{
     self, Body, Scope, Seen, SeenActsAs, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
 };
-use super::waiting::{Next, Waiting};
+use super::record_queue::{Next, Waiting};
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};

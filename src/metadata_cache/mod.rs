@@ -10,10 +10,10 @@
 
 #[cfg(test)]
 mod fuzz;
-mod own;
+mod own_changes;
 mod record;
+mod record_queue;
 mod store;
-mod waiting;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +32,7 @@ use crate::proto::{
     ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, HostEvent, LockAnswer,
     LockCall, NodeId, ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, Written,
 };
-use own::{Asked, OwnChanges};
+use own_changes::{Asked, OwnChanges};
 pub use record::Scope;
 use store::{Note, Notebook, Records, entry_bytes};
 
@@ -348,7 +348,7 @@ impl Shared {
     fn learn_own(&self, change: Option<Change>, answer: &Result<Reply, CallError>) {
         match (answer, change) {
             (Ok(Reply::Changed(changed)), Some(change)) => {
-                for note in own::notes(change, changed) {
+                for note in own_changes::notes(change, changed) {
                     self.note(|| note);
                 }
                 self.note_changed(changed.node.iter().chain(&changed.others).copied());

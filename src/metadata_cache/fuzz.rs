@@ -2,8 +2,8 @@
 //! them. A read returns only content that was recorded for that very subject, or nothing. Content recorded
 //! afterwards is found.
 //!
-//! Each test runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib metadata_cache::fuzz -- --nocapture` runs
-//! each for ten minutes.
+//! Each test runs a moment. `WORMHOLE_FUZZ_SECONDS=600 cargo test --lib metadata_cache::fuzz --
+//! --nocapture` runs each for ten minutes.
 
 use std::collections::HashMap;
 use std::fs;
@@ -53,19 +53,19 @@ fn some_entries(numbers: &mut Numbers) -> Vec<DirectoryEntry> {
     entries.into_iter().map(with_attributes).collect()
 }
 
-fn some_note(numbers: &mut Numbers) -> Note {
+fn some_record(numbers: &mut Numbers) -> MetadataRecord {
     let of = node(numbers.below(NODES));
     match numbers.below(9) {
-        0 => Note::Root(name(numbers.below(2)), some_attributes(numbers)),
-        1 | 2 => Note::Node(some_attributes(numbers)),
+        0 => MetadataRecord::Root(name(numbers.below(2)), some_attributes(numbers)),
+        1 | 2 => MetadataRecord::Node(some_attributes(numbers)),
         3 | 4 => {
             let found = (numbers.below(4) > 0).then(|| some_attributes(numbers));
-            Note::Name(of, name(numbers.below(NAMES)), found)
+            MetadataRecord::Name(of, name(numbers.below(NAMES)), found)
         }
-        5 | 6 => Note::Listing(of, some_entries(numbers)),
-        7 => Note::Link(of, name(numbers.below(1000))),
-        _ if numbers.below(2) == 0 => Note::Statistics(statistics(numbers)),
-        _ => Note::ActsAs(ActingUser { uid: numbers.next() as u32, gid: numbers.next() as u32 }),
+        5 | 6 => MetadataRecord::Listing(of, some_entries(numbers)),
+        7 => MetadataRecord::Link(of, name(numbers.below(1000))),
+        _ if numbers.below(2) == 0 => MetadataRecord::Statistics(statistics(numbers)),
+        _ => MetadataRecord::ActsAs(ActingUser { uid: numbers.next() as u32, gid: numbers.next() as u32 }),
     }
 }
 
@@ -83,7 +83,7 @@ fn statistics(numbers: &mut Numbers) -> FsStatistics {
 
 /// Everything that was recorded under one scope.
 #[derive(Default)]
-struct Told {
+struct Recorded {
     roots: HashMap<Vec<u8>, Vec<Attributes>>,
     /// Each has a unique size, which identifies it.
     nodes: HashMap<NodeId, HashMap<u64, Attributes>>,
@@ -94,29 +94,29 @@ struct Told {
     users: Vec<ActingUser>,
 }
 
-impl Told {
-    fn add(&mut self, note: &Note) {
+impl Recorded {
+    fn add(&mut self, record: &MetadataRecord) {
         let mut said = |seen: &Attributes| {
             self.nodes.entry(seen.node).or_default().insert(seen.size, *seen);
         };
-        match note {
-            Note::Root(path, seen) => self.roots.entry(path.clone()).or_default().push(*seen),
-            Note::Node(seen) => said(seen),
-            Note::Name(parent, name, found) => {
+        match record {
+            MetadataRecord::Root(path, seen) => self.roots.entry(path.clone()).or_default().push(*seen),
+            MetadataRecord::Node(seen) => said(seen),
+            MetadataRecord::Name(parent, name, found) => {
                 found.iter().for_each(&mut said);
                 let names = self.names.entry((*parent, name.clone())).or_default();
                 names.push(found.map(|seen| seen.node));
             }
-            Note::Listing(directory, entries) => {
+            MetadataRecord::Listing(directory, entries) => {
                 for entry in entries {
                     said(&entry.attributes);
                 }
                 let names = entries.iter().map(|entry| (entry.name.clone(), entry.attributes.node));
                 self.listings.entry(*directory).or_default().push(names.collect());
             }
-            Note::Link(node, target) => self.links.entry(*node).or_default().push(target.clone()),
-            Note::Statistics(seen) => self.statistics.push(*seen),
-            Note::ActsAs(user) => self.users.push(*user),
+            MetadataRecord::Link(node, target) => self.links.entry(*node).or_default().push(target.clone()),
+            MetadataRecord::Statistics(seen) => self.statistics.push(*seen),
+            MetadataRecord::ActsAs(user) => self.users.push(*user),
         }
     }
 
@@ -150,7 +150,7 @@ impl Told {
             }
         }
         for path in (0..2).map(name) {
-            assert!(records.root(&path).is_none_or(|seen| self.roots[&path].contains(&seen.what)));
+            assert!(records.root(&path).is_none_or(|seen| self.roots[&path].contains(&seen.value)));
         }
         assert!(records.statistics().is_none_or(|seen| self.statistics.contains(&seen)));
         assert!(records.acts_as().is_none_or(|user| self.users.contains(&user)));
@@ -158,7 +158,7 @@ impl Told {
 
     fn check_name(&self, parent: NodeId, name: &[u8], found: Option<SeenName>) {
         let listings = || self.listings.get(&parent).into_iter().flatten();
-        match found.map(|seen| seen.what) {
+        match found.map(|seen| seen.value) {
             Some(Some(seen)) => assert!(self.may_be(parent, name, &seen), "the name never led there"),
             Some(None) => {
                 let was_unlisted = listings().any(|listing| !listing.contains_key(name));
@@ -185,7 +185,7 @@ impl Told {
 /// Two exports in one cache, and the records of each.
 struct Exports<'a> {
     cache: Arc<dyn ChunkCache>,
-    told: &'a mut [Told; 2],
+    told: &'a mut [Recorded; 2],
 }
 
 impl Exports<'_> {
@@ -197,43 +197,43 @@ impl Exports<'_> {
         (0..2).for_each(|number| self.told[number].check(&self.records(number)));
     }
 
-    fn note_some(&mut self, notebooks: &[Notebook; 2], numbers: &mut Numbers) {
+    fn record_some(&mut self, record_writers: &[RecordWriter; 2], numbers: &mut Numbers) {
         for _ in 0..=numbers.below(14) {
-            let (export, note) = (numbers.below(2), some_note(numbers));
-            self.told[export].add(&note);
-            notebooks[export].take(note);
+            let (export, record) = (numbers.below(2), some_record(numbers));
+            self.told[export].add(&record);
+            record_writers[export].take(record);
         }
-        assert!(notebooks.iter().all(|notebook| notebook.flush(WAIT)));
+        assert!(record_writers.iter().all(|record_writer| record_writer.flush(WAIT)));
     }
 
-    fn notebooks(&self) -> [Notebook; 2] {
-        [0, 1].map(|number| Notebook::new(self.records(number)).unwrap())
+    fn record_writers(&self) -> [RecordWriter; 2] {
+        [0, 1].map(|number| RecordWriter::new(self.records(number)).unwrap())
     }
 
     /// Checks that a new record is found afterwards.
-    fn check_use(&mut self, notebooks: &[Notebook; 2], numbers: &mut Numbers) {
+    fn check_use(&mut self, record_writers: &[RecordWriter; 2], numbers: &mut Numbers) {
         let (export, of) = (numbers.below(2), node(numbers.below(NODES)));
         let records = self.records(export);
-        let mut note = |note: Note| {
-            self.told[export].add(&note);
-            notebooks[export].take(note);
-            assert!(notebooks[export].flush(WAIT));
+        let mut record = |record: MetadataRecord| {
+            self.told[export].add(&record);
+            record_writers[export].take(record);
+            assert!(record_writers[export].flush(WAIT));
         };
         let entries = some_entries(numbers);
-        note(Note::Listing(of, entries.clone()));
+        record(MetadataRecord::Listing(of, entries.clone()));
         let names = |entries: &[DirectoryEntry]| {
             entries.iter().map(|entry| (entry.name.clone(), entry.attributes.node)).collect::<Vec<_>>()
         };
         assert_eq!(records.listing(of).map(|found| names(&found)), Some(names(&entries)));
         let seen = some_attributes(numbers);
-        note(Note::Name(of, name(0), Some(seen)));
-        assert_eq!(records.name(of, &name(0)).map(|found| found.what), Some(Some(seen)));
+        record(MetadataRecord::Name(of, name(0), Some(seen)));
+        assert_eq!(records.name(of, &name(0)).map(|found| found.value), Some(Some(seen)));
     }
 }
 
 /// Cache in memory whose content can be moved and lost. As on a disk, a chunk always matches its hash.
 #[derive(Default)]
-struct Torn(Mutex<Kept>);
+struct DamagedCache(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
@@ -247,7 +247,7 @@ struct Kept {
     loaded_bytes_max: usize,
 }
 
-impl Torn {
+impl DamagedCache {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -315,7 +315,7 @@ impl Torn {
     }
 }
 
-impl ChunkCache for Torn {
+impl ChunkCache for DamagedCache {
     fn contains(&self, hash: ChunkHash) -> bool {
         self.kept().chunks.contains_key(&hash)
     }
@@ -378,19 +378,19 @@ fn decode_as_everything(bytes: &[u8]) {
     decode::<SeenStatistics>(bytes);
     decode::<SeenActsAs>(bytes);
     if let Some(listing) = decode::<SeenListing>(bytes) {
-        let taken = listing.what.capacity() * size_of::<DirectoryEntry>();
+        let taken = listing.value.capacity() * size_of::<DirectoryEntry>();
         assert!(taken <= (64 * bytes.len()).max(2 << 20), "{taken} bytes of memory for {}", bytes.len());
     }
 }
 
 #[test]
 fn heads_and_bodies() {
-    fuzz("note heads and bodies", |numbers| {
+    fuzz("record heads and bodies", |numbers| {
         let (of, at) = (node(numbers.below(NODES)), Timestamp(numbers.next() as i64));
         let scope = Scope::new(&[1; 32], "export");
         let [key, other] =
             [Subject::Listing(of), Subject::Name(of, b"listing")].map(|subject| subject.key(scope));
-        let listing = SeenListing { at, what: some_entries(numbers) };
+        let listing = SeenListing { at, value: some_entries(numbers) };
         let chunks = record::encode(&key, &listing).unwrap();
         let (mut head, mut body) = (chunks[0].to_vec(), postcard::to_stdvec(&listing).unwrap());
         assert!(record::decode_head(&key, &head).is_some() && record::decode_head(&other, &head).is_none());
@@ -411,31 +411,32 @@ fn heads_and_bodies() {
 }
 
 #[test]
-fn what_leads_elsewhere() {
-    fuzz("notes that lead elsewhere", |numbers| {
-        let (torn, mut told) = (Arc::new(Torn::default()), [Told::default(), Told::default()]);
-        let mut exports = Exports { cache: Arc::clone(&torn) as _, told: &mut told };
-        let mut notebooks = exports.notebooks();
-        exports.note_some(&notebooks, numbers);
-        exports.note_some(&notebooks, numbers);
+fn keys_that_lead_elsewhere() {
+    fuzz("records that lead elsewhere", |numbers| {
+        let (damaged, mut told) =
+            (Arc::new(DamagedCache::default()), [Recorded::default(), Recorded::default()]);
+        let mut exports = Exports { cache: Arc::clone(&damaged) as _, told: &mut told };
+        let mut record_writers = exports.record_writers();
+        exports.record_some(&record_writers, numbers);
+        exports.record_some(&record_writers, numbers);
         exports.check();
         // Includes readers that cache the last listing.
         let records = [0, 1].map(|number| exports.records(number));
         for _ in 0..3 {
-            torn.damage(numbers);
+            damaged.damage(numbers);
             exports.check();
             (0..2).for_each(|number| exports.told[number].check(&records[number]));
         }
         if numbers.below(2) == 0 {
-            notebooks = exports.notebooks();
+            record_writers = exports.record_writers();
         }
-        exports.note_some(&notebooks, numbers);
+        exports.record_some(&record_writers, numbers);
         exports.check();
-        exports.check_use(&notebooks, numbers);
+        exports.check_use(&record_writers, numbers);
         if numbers.below(30) > 0 {
             return;
         }
-        (0..3).for_each(|_| torn.forge(numbers));
+        (0..3).for_each(|_| damaged.forge(numbers));
         // Forged heads may say anything: the read stays within its bounds.
         for records in &records {
             for of in (0..NODES).map(node) {
@@ -443,7 +444,7 @@ fn what_leads_elsewhere() {
             }
             let _ = (records.root(&name(0)), records.acts_as(), records.statistics());
         }
-        assert!(torn.kept().loaded_bytes_max <= BODY_BYTES_MAX, "{}", torn.kept().loaded_bytes_max);
+        assert!(damaged.kept().loaded_bytes_max <= BODY_BYTES_MAX, "{}", damaged.kept().loaded_bytes_max);
     });
 }
 
@@ -473,7 +474,7 @@ fn damage_files(directory: &Path, older: &HashMap<PathBuf, Vec<u8>>, numbers: &m
 
 #[test]
 fn damaged_files() {
-    fuzz("notes in damaged files", |numbers| {
+    fuzz("records in damaged files", |numbers| {
         let directory = tempfile::tempdir().unwrap();
         let config = CacheConfig {
             directory: directory.path().join("cache"),
@@ -481,11 +482,11 @@ fn damaged_files() {
             min_free_ratio: 0.0,
             segment_bytes: Some(1 << 20),
         };
-        let mut told = [Told::default(), Told::default()];
+        let mut told = [Recorded::default(), Recorded::default()];
         let mut older = HashMap::new();
         for round in 0..2 {
             let mut exports = Exports { cache: Arc::new(DiskCache::open(&config).unwrap()), told: &mut told };
-            exports.note_some(&exports.notebooks(), numbers);
+            exports.record_some(&exports.record_writers(), numbers);
             exports.check();
             assert!(exports.cache.flush());
             if round == 0 {
@@ -498,25 +499,25 @@ fn damaged_files() {
             let Ok(cache) = DiskCache::open(&config) else { return };
             let mut exports = Exports { cache: Arc::new(cache), told: &mut told };
             exports.check();
-            let notebooks = exports.notebooks();
-            exports.note_some(&notebooks, numbers);
+            let record_writers = exports.record_writers();
+            exports.record_some(&record_writers, numbers);
             exports.check();
-            exports.check_use(&notebooks, numbers);
+            exports.check_use(&record_writers, numbers);
             assert!(exports.cache.flush());
         }
     });
 }
 
-fn one_export() -> (Arc<Torn>, Records, Notebook) {
-    let torn = Arc::new(Torn::default());
-    let records = Records::new(Arc::clone(&torn) as _, Scope::new(&[1; 32], "export"));
-    let notebook = Notebook::new(records.clone()).unwrap();
-    (torn, records, notebook)
+fn one_export() -> (Arc<DamagedCache>, Records, RecordWriter) {
+    let damaged = Arc::new(DamagedCache::default());
+    let records = Records::new(Arc::clone(&damaged) as _, Scope::new(&[1; 32], "export"));
+    let record_writer = RecordWriter::new(records.clone()).unwrap();
+    (damaged, records, record_writer)
 }
 
-fn say(notebook: &Notebook, notes: impl IntoIterator<Item = Note>) {
-    notes.into_iter().for_each(|note| notebook.take(note));
-    assert!(notebook.flush(WAIT));
+fn write_all(record_writer: &RecordWriter, records: impl IntoIterator<Item = MetadataRecord>) {
+    records.into_iter().for_each(|record| record_writer.take(record));
+    assert!(record_writer.flush(WAIT));
 }
 
 fn entry(number: usize) -> DirectoryEntry {
@@ -525,45 +526,46 @@ fn entry(number: usize) -> DirectoryEntry {
 
 #[test]
 fn a_listing_is_not_taken_for_that_of_another_directory() {
-    let (torn, records, notebook) = one_export();
-    say(&notebook, [Note::Listing(node(1), vec![entry(3)])]);
-    assert!(records.name(node(1), &name(3)).unwrap().what.is_some());
+    let (damaged, records, record_writer) = one_export();
+    write_all(&record_writer, [MetadataRecord::Listing(node(1), vec![entry(3)])]);
+    assert!(records.name(node(1), &name(3)).unwrap().value.is_some());
     let [one, other] = [1, 2].map(|of| Subject::Listing(node(of)).key(Scope::new(&[1; 32], "export")));
-    let head = torn.known_hash(&one, ChunkIndex(0)).unwrap();
-    torn.record_hash(&other, ChunkIndex(0), head);
+    let head = damaged.known_hash(&one, ChunkIndex(0)).unwrap();
+    damaged.record_hash(&other, ChunkIndex(0), head);
     assert_eq!(records.name(node(2), &name(3)), None);
 }
 
 #[test]
-fn what_came_back_to_a_name_is_there() {
-    let (_, records, notebook) = one_export();
+fn a_name_that_came_back_is_found() {
+    let (_, records, record_writer) = one_export();
     let of = node(9);
-    let named = |number| Note::Name(of, name(number), Some(entry(number).attributes));
-    let is_there = |number| records.name(of, &name(number)).map(|seen| seen.what.is_some());
-    say(&notebook, [named(3), Note::Listing(of, vec![entry(4)])]);
+    let named = |number| MetadataRecord::Name(of, name(number), Some(entry(number).attributes));
+    let is_there = |number| records.name(of, &name(number)).map(|seen| seen.value.is_some());
+    write_all(&record_writer, [named(3), MetadataRecord::Listing(of, vec![entry(4)])]);
     assert_eq!((is_there(3), is_there(4)), (Some(false), Some(true)), "the listing came later");
-    say(&notebook, [named(3)]);
+    write_all(&record_writer, [named(3)]);
     assert_eq!(is_there(3), Some(true), "it was looked up since");
     // The other way round: removed by name, then listed as before.
-    say(&notebook, [Note::Name(of, name(4), None)]);
+    write_all(&record_writer, [MetadataRecord::Name(of, name(4), None)]);
     assert_eq!(is_there(4), Some(false));
-    say(&notebook, [Note::Listing(of, vec![entry(4)])]);
+    write_all(&record_writer, [MetadataRecord::Listing(of, vec![entry(4)])]);
     assert_eq!((is_there(3), is_there(4)), (Some(false), Some(true)), "it was listed since");
 }
 
 #[test]
-fn a_listing_whose_parts_were_evicted_is_written_once_more() {
-    let (torn, records, notebook) = one_export();
+fn a_listing_with_evicted_parts_is_written_again() {
+    let (damaged, records, record_writer) = one_export();
     let long: Vec<_> =
         (0..1500).map(|number| DirectoryEntry { name: vec![b'x'; number], ..entry(1) }).collect();
-    let listing = || Note::Listing(node(9), long.clone());
-    say(&notebook, [listing()]);
-    let head = torn.known_hash(&Subject::Listing(node(9)).key(Scope::new(&[1; 32], "export")), ChunkIndex(0));
-    torn.kept().chunks.retain(|hash, _| Some(*hash) == head);
+    let listing = || MetadataRecord::Listing(node(9), long.clone());
+    write_all(&record_writer, [listing()]);
+    let head =
+        damaged.known_hash(&Subject::Listing(node(9)).key(Scope::new(&[1; 32], "export")), ChunkIndex(0));
+    damaged.kept().chunks.retain(|hash, _| Some(*hash) == head);
     assert_eq!(records.listing(node(9)), None);
-    say(&notebook, [listing()]);
+    write_all(&record_writer, [listing()]);
     assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500));
-    torn.kept().known.clear();
-    say(&notebook, [listing()]);
+    damaged.kept().known.clear();
+    write_all(&record_writer, [listing()]);
     assert_eq!(records.listing(node(9)).map(|found| found.len()), Some(1500), "its key was evicted");
 }

@@ -1,6 +1,6 @@
 //! Metadata cache: names and attributes from the host in the disk cache, for times without a connection.
 //!
-//! [`RecallClient`] wraps the client that reaches the host. It forwards every answer of the host and
+//! [`CachingClient`] wraps the client that reaches the host. It forwards every answer of the host and
 //! records it in the background, off the paths on which programs wait. While the host is unreachable, and
 //! in a mount that never asks one (`offline`), the records answer instead. A request without a record
 //! fails: at the deadline of the call, or at once offline.
@@ -32,12 +32,12 @@ use crate::proto::{
     ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, HostEvent, LockAnswer,
     LockCall, NodeId, ReadRequest, Reply, Request, SessionRun, WireError, WriteAt, Written,
 };
-use own_changes::{Asked, OwnChanges};
+use own_changes::{OwnChanges, RequestTime};
 pub use record::Scope;
-use store::{Note, Notebook, Records, entry_bytes};
+use store::{MetadataRecord, RecordWriter, Records, entry_bytes};
 
 /// Time between two checks of the link during a call.
-const LINK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const LINK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Longest listing that is recorded, in bytes of memory: some 80,000 entries.
 const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -52,7 +52,7 @@ const FLUSH_WAIT: Duration = Duration::from_secs(2);
 const CATCH_UP_WAIT: Duration = Duration::from_secs(1);
 
 /// Client that caches metadata of the host.
-pub struct RecallClient {
+pub struct CachingClient {
     shared: Arc<Shared>,
 }
 
@@ -60,7 +60,7 @@ struct Shared {
     /// `None` in an offline mount.
     host: Option<Arc<dyn Client>>,
     records: Records,
-    notebook: Option<Arc<Notebook>>,
+    record_writer: Option<Arc<RecordWriter>>,
     sub_path: Vec<u8>,
     root: Attributes,
     /// True if records answer while the host is unreachable.
@@ -68,12 +68,12 @@ struct Shared {
     stale_answers: AtomicU64,
     own: Mutex<OwnChanges>,
     /// Time of the host's last answer, or of the start.
-    heard: Mutex<Instant>,
-    /// Silence of the host before `heard`, from an earlier mount.
+    last_answer: Mutex<Instant>,
+    /// Silence of the host before `last_answer`, from an earlier mount.
     silent_before: Duration,
 }
 
-impl RecallClient {
+impl CachingClient {
     /// Creates a client that forwards to `host` and records its answers. `sub_path` is the mounted folder
     /// below the export. With `answers` the records answer while the host is unreachable.
     ///
@@ -89,21 +89,22 @@ impl RecallClient {
         let is_writable = cache.is_writable();
         let records = Records::new(cache, scope);
         // A read-only cache cannot store records.
-        let notebook = is_writable.then(|| Notebook::new(records.clone()).map(Arc::new)).transpose()?;
+        let record_writer =
+            is_writable.then(|| RecordWriter::new(records.clone()).map(Arc::new)).transpose()?;
         let root = host.root();
         let shared = Shared {
             host: Some(host),
             records,
-            notebook,
+            record_writer,
             sub_path: sub_path.to_vec(),
             root,
             answers,
             stale_answers: AtomicU64::new(0),
             own: Mutex::default(),
-            heard: Mutex::new(Instant::now()),
+            last_answer: Mutex::new(Instant::now()),
             silent_before: Duration::ZERO,
         };
-        shared.note(|| Note::Root(sub_path.to_vec(), root));
+        shared.record(|| MetadataRecord::Root(sub_path.to_vec(), root));
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -116,26 +117,26 @@ impl RecallClient {
         let shared = Shared {
             host: None,
             records,
-            notebook: None,
+            record_writer: None,
             sub_path: sub_path.to_vec(),
-            root: root.what,
+            root: root.value,
             answers: true,
             stale_answers: AtomicU64::new(0),
             own: Mutex::default(),
-            heard: Mutex::new(Instant::now()),
+            last_answer: Mutex::new(Instant::now()),
             silent_before: Duration::from_nanos(silent_ns),
         };
         Some(Self { shared: Arc::new(shared) })
     }
 
     /// Records the mounted root again, because the cache could not store it before.
-    pub fn note_root_again(&self) {
-        self.shared.note(|| Note::Root(self.shared.sub_path.clone(), self.shared.root));
+    pub fn record_root_again(&self) {
+        self.shared.record(|| MetadataRecord::Root(self.shared.sub_path.clone(), self.shared.root));
     }
 
     /// Records the user as which the host acts.
-    pub fn note_acts_as(&self, user: ActingUser) {
-        self.shared.note(|| Note::ActsAs(user));
+    pub fn record_acts_as(&self, user: ActingUser) {
+        self.shared.record(|| MetadataRecord::ActsAs(user));
     }
 
     /// Returns the user as which the host last acted, if it is recorded. Blocks on the disk.
@@ -153,26 +154,26 @@ impl RecallClient {
         if self.link().connected {
             return Duration::ZERO;
         }
-        let heard = *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.silent_before + heard.elapsed()
+        let last_answer = *self.shared.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.silent_before + last_answer.elapsed()
     }
 
     /// Waits up to some seconds until all records are in the cache. Returns `true` if they are. Blocks.
     pub fn flush(&self) -> bool {
         let connected = self.link().connected;
         // A later mount reads from it when the host was last reachable.
-        self.shared.note_if(connected, || Note::Root(self.shared.sub_path.clone(), self.root()));
-        self.shared.notebook.as_ref().is_none_or(|notebook| notebook.flush(FLUSH_WAIT))
+        self.shared.record_if(connected, || MetadataRecord::Root(self.shared.sub_path.clone(), self.root()));
+        self.shared.record_writer.as_ref().is_none_or(|record_writer| record_writer.flush(FLUSH_WAIT))
     }
 }
 
-impl Client for RecallClient {
+impl Client for CachingClient {
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
         let shared = Arc::clone(&self.shared);
         let Some(host) = shared.host.clone() else {
             return Box::pin(async move { shared.answer_offline(request).await });
         };
-        if !is_noted(&request) {
+        if !is_recorded(&request) {
             return host.call(request, lane);
         }
         Box::pin(async move { shared.ask(host, request, lane).await })
@@ -208,13 +209,13 @@ impl Client for RecallClient {
     fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
         let shared = Arc::clone(&self.shared);
         let Some(host) = &self.shared.host else { return Box::pin(async { Err(CallError::Offline) }) };
-        let under_way = UnderWay::begin(Arc::clone(&shared));
-        let noted = shared.notebook.is_some().then(|| change.clone());
+        let in_progress = ChangeGuard::begin(Arc::clone(&shared));
+        let change_to_record = shared.record_writer.is_some().then(|| change.clone());
         let answer = host.change(change, first);
         Box::pin(async move {
             let answer = answer.await;
-            shared.learn_own(noted, &answer);
-            drop(under_way);
+            shared.record_own_change(change_to_record, &answer);
+            drop(in_progress);
             answer
         })
     }
@@ -225,7 +226,7 @@ impl Client for RecallClient {
         let written = host.write(node, at, bytes, first);
         Box::pin(async move {
             let written = written.await;
-            shared.note_changed(written.iter().map(|written| written.attributes));
+            shared.record_changed(written.iter().map(|written| written.attributes));
             written
         })
     }
@@ -258,7 +259,7 @@ impl Client for RecallClient {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             while let Some(event) = told.recv().await {
-                shared.note_event(&event);
+                shared.record_event(&event);
                 if passed.send(event).await.is_err() {
                     return;
                 }
@@ -293,7 +294,7 @@ fn failed<T>(error: CallError) -> mpsc::Receiver<Result<T, CallError>> {
 }
 
 /// Returns `true` if the answer to this request is recorded, or can come from records.
-const fn is_noted(request: &Request) -> bool {
+const fn is_recorded(request: &Request) -> bool {
     matches!(
         request,
         Request::Lookup { .. }
@@ -312,32 +313,32 @@ const fn is_out_of_reach(error: &CallError) -> bool {
 }
 
 impl Shared {
-    fn note(&self, note: impl FnOnce() -> Note) {
-        self.note_if(true, note);
+    fn record(&self, record: impl FnOnce() -> MetadataRecord) {
+        self.record_if(true, record);
     }
 
-    fn note_if(&self, condition: bool, note: impl FnOnce() -> Note) {
-        if let Some(notebook) = self.notebook.as_ref().filter(|_| condition) {
-            notebook.take(note());
+    fn record_if(&self, condition: bool, record: impl FnOnce() -> MetadataRecord) {
+        if let Some(record_writer) = self.record_writer.as_ref().filter(|_| condition) {
+            record_writer.take(record());
         }
     }
 
-    fn note_changed(&self, files: impl IntoIterator<Item = Attributes>) {
-        if let Some(notebook) = &self.notebook {
-            notebook.take_changed(files);
+    fn record_changed(&self, files: impl IntoIterator<Item = Attributes>) {
+        if let Some(record_writer) = &self.record_writer {
+            record_writer.take_changed(files);
         }
     }
 
     /// Records a change that the host reported. Under a lease no program asks for it.
-    fn note_event(&self, event: &ClientEvent) {
+    fn record_event(&self, event: &ClientEvent) {
         let ClientEvent::Told(event) = event else { return };
-        self.heard();
+        self.note_answer();
         let HostEvent::Changed(change) = event else { return };
         for (name, found) in &change.entries {
-            self.note(|| Note::Name(change.directory, name.clone(), *found));
+            self.record(|| MetadataRecord::Name(change.directory, name.clone(), *found));
         }
         let found = change.entries.iter().filter_map(|(_, found)| *found);
-        self.note_changed(found.chain(change.attributes));
+        self.record_changed(found.chain(change.attributes));
     }
 
     fn own(&self) -> MutexGuard<'_, OwnChanges> {
@@ -345,23 +346,23 @@ impl Shared {
     }
 
     /// Records the result of a change by this client.
-    fn learn_own(&self, change: Option<Change>, answer: &Result<Reply, CallError>) {
+    fn record_own_change(&self, change: Option<Change>, answer: &Result<Reply, CallError>) {
         match (answer, change) {
             (Ok(Reply::Changed(changed)), Some(change)) => {
-                for note in own_changes::notes(change, changed) {
-                    self.note(|| note);
+                for record in own_changes::records(change, changed) {
+                    self.record(|| record);
                 }
-                self.note_changed(changed.node.iter().chain(&changed.others).copied());
+                self.record_changed(changed.node.iter().chain(&changed.others).copied());
             }
             (Ok(Reply::Written(written) | Reply::Taken { written, .. }), _) => {
-                self.note_changed([written.attributes]);
+                self.record_changed([written.attributes]);
             }
             _ => {}
         }
     }
 
-    fn heard(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn note_answer(&self) {
+        *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Sends a request to the host. Records answer as soon as the host is unreachable.
@@ -371,13 +372,13 @@ impl Shared {
         request: Request,
         lane: Lane,
     ) -> Result<Reply, CallError> {
-        let asked = self.own().ask();
+        let request_time = self.own().ask();
         let mut answer = host.call(request.clone(), lane);
-        let mut may_recall = self.answers;
+        let mut may_use_records = self.answers;
         loop {
-            if may_recall && !host.link().connected {
-                may_recall = false;
-                if let Some(known) = self.recall(&request).await {
+            if may_use_records && !host.link().connected {
+                may_use_records = false;
+                if let Some(known) = self.recorded_answer(&request).await {
                     return known;
                 }
             }
@@ -386,25 +387,25 @@ impl Shared {
                 answer = &mut answer => {
                     return match answer {
                         Err(error) if is_out_of_reach(&error) && self.answers =>
-                            self.recall(&request).await.unwrap_or(Err(error)),
+                            self.recorded_answer(&request).await.unwrap_or(Err(error)),
                         answer => {
-                            self.learn(request, &answer, asked);
+                            self.record_answer(request, &answer, request_time);
                             answer
                         }
                     };
                 }
-                () = tokio::time::sleep(LINK_LOOK_INTERVAL) => {}
+                () = tokio::time::sleep(LINK_CHECK_INTERVAL) => {}
             }
         }
     }
 
     /// Records the answer of the host.
-    fn learn(&self, request: Request, answer: &Result<Reply, CallError>, asked: Asked) {
+    fn record_answer(&self, request: Request, answer: &Result<Reply, CallError>, request_time: RequestTime) {
         match answer {
-            Ok(_) | Err(CallError::Host(_)) => self.heard(),
+            Ok(_) | Err(CallError::Host(_)) => self.note_answer(),
             Err(_) => return,
         }
-        if !self.own().is_sound(asked) {
+        if !self.own().is_sound(request_time) {
             return;
         }
         match (request, answer) {
@@ -412,34 +413,34 @@ impl Shared {
                 Request::Lookup { parent, name },
                 Ok(Reply::Attributes(found) | Reply::Entry { attributes: found, .. }),
             ) => {
-                self.note(|| Note::Name(parent, name, Some(*found)));
+                self.record(|| MetadataRecord::Name(parent, name, Some(*found)));
             }
             (Request::Lookup { parent, name }, Err(error)) if is_not_found(error) => {
-                self.note(|| Note::Name(parent, name, None));
+                self.record(|| MetadataRecord::Name(parent, name, None));
             }
             (Request::LookupMany { parent, names }, Ok(Reply::Entries(found))) => {
                 for (name, found) in names.into_iter().zip(found) {
                     // An entry that could not be read need not be gone.
-                    self.note_if(found.is_some(), || Note::Name(parent, name, *found));
+                    self.record_if(found.is_some(), || MetadataRecord::Name(parent, name, *found));
                 }
             }
             (Request::GetAttributes { .. } | Request::Open { .. }, Ok(Reply::Attributes(found))) => {
-                self.note(|| Note::Node(*found));
+                self.record(|| MetadataRecord::Node(*found));
             }
             (Request::ReadLink { node }, Ok(Reply::Bytes(target))) => {
-                self.note(|| Note::Link(node, target.clone()));
+                self.record(|| MetadataRecord::Link(node, target.clone()));
             }
             (Request::StatFs { .. }, Ok(Reply::FsStatistics(statistics))) => {
-                self.note(|| Note::Statistics(*statistics));
+                self.record(|| MetadataRecord::Statistics(*statistics));
             }
             _ => {}
         }
     }
 
     /// Returns the recorded answer to a request, if there is one.
-    async fn recall(&self, request: &Request) -> Option<Result<Reply, CallError>> {
+    async fn recorded_answer(&self, request: &Request) -> Option<Result<Reply, CallError>> {
         let request = request.clone();
-        let known = self.look_up(move |records| recall(records, &request)).await;
+        let known = self.look_up(move |records| recorded_answer(records, &request)).await;
         self.count(known.is_some());
         known
     }
@@ -449,10 +450,10 @@ impl Shared {
         &self,
         look: impl FnOnce(&Records) -> Option<T> + Send + 'static,
     ) -> Option<T> {
-        let (records, notebook) = (self.records.clone(), self.notebook.clone());
+        let (records, record_writer) = (self.records.clone(), self.record_writer.clone());
         let look = move || {
-            if let Some(notebook) = notebook {
-                notebook.flush(CATCH_UP_WAIT);
+            if let Some(record_writer) = record_writer {
+                record_writer.flush(CATCH_UP_WAIT);
             }
             look(&records)
         };
@@ -465,7 +466,7 @@ impl Shared {
             Request::Close { .. } => Ok(Reply::Done),
             // Programs then read the whole file instead of searching for holes.
             Request::Seek { .. } => Err(WireError::system(Errno::EOPNOTSUPP).into()),
-            request => self.recall(&request).await.unwrap_or(Err(CallError::Offline)),
+            request => self.recorded_answer(&request).await.unwrap_or(Err(CallError::Offline)),
         }
     }
 
@@ -476,39 +477,39 @@ impl Shared {
     /// Sends a listing from the host or from records.
     async fn list(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) {
         let Some(host) = &self.host else {
-            if !self.list_from_notes(node, to).await {
+            if !self.list_from_records(node, to).await {
                 // If the receiver was dropped, the error has no recipient.
                 let _ = to.send(Err(CallError::Offline)).await;
             }
             return;
         };
-        let asked = self.own().ask();
+        let request_time = self.own().ask();
         let mut parts = host.list(node);
         let mut kept = Some((Vec::new(), 0));
-        let mut may_recall = self.answers;
+        let mut may_use_records = self.answers;
         loop {
-            if may_recall && !host.link().connected {
-                may_recall = false;
-                if self.list_from_notes(node, to).await {
+            if may_use_records && !host.link().connected {
+                may_use_records = false;
+                if self.list_from_records(node, to).await {
                     return;
                 }
             }
             let part = tokio::select! {
                 biased;
                 part = parts.recv() => part.unwrap_or(Err(CallError::Closed)),
-                () = tokio::time::sleep(LINK_LOOK_INTERVAL) => continue,
+                () = tokio::time::sleep(LINK_CHECK_INTERVAL) => continue,
             };
             if let Err(error) = &part
                 && is_out_of_reach(error)
-                && may_recall
-                && self.list_from_notes(node, to).await
+                && may_use_records
+                && self.list_from_records(node, to).await
             {
                 return;
             }
             // The recorded listing cannot continue that of the host, which may differ by now.
-            may_recall = false;
+            may_use_records = false;
             let goes_on = matches!(part, Ok(ListPart::Begin { .. } | ListPart::Entries(_)));
-            self.keep(node, &part, &mut kept, asked);
+            self.keep(node, &part, &mut kept, request_time);
             if to.send(part).await.is_err() || !goes_on {
                 return;
             }
@@ -521,29 +522,29 @@ impl Shared {
         node: NodeId,
         part: &Result<ListPart, CallError>,
         kept: &mut Option<(Vec<DirectoryEntry>, usize)>,
-        asked: Asked,
+        request_time: RequestTime,
     ) {
-        let Some((entries, bytes)) = kept.as_mut().filter(|_| self.notebook.is_some()) else { return };
+        let Some((entries, bytes)) = kept.as_mut().filter(|_| self.record_writer.is_some()) else { return };
         match part {
             Ok(ListPart::Entries(batch)) => {
-                self.heard();
+                self.note_answer();
                 *bytes += batch.iter().map(entry_bytes).sum::<usize>();
                 entries.extend_from_slice(batch);
                 if *bytes > LISTING_BYTES_MAX {
                     *kept = None;
                 }
             }
-            Ok(ListPart::Begin { .. }) => self.heard(),
+            Ok(ListPart::Begin { .. }) => self.note_answer(),
             Ok(ListPart::End) => {
                 let entries = std::mem::take(entries);
-                self.note_if(self.own().is_sound(asked), || Note::Listing(node, entries));
+                self.record_if(self.own().is_sound(request_time), || MetadataRecord::Listing(node, entries));
             }
             Err(_) => {}
         }
     }
 
     /// Sends the recorded listing of a directory. Returns `true` if there was one.
-    async fn list_from_notes(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) -> bool {
+    async fn list_from_records(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) -> bool {
         let known = self.look_up(move |records| records.listing(node)).await;
         let Some(mut entries) = known else { return false };
         self.count(true);
@@ -559,16 +560,16 @@ impl Shared {
 }
 
 /// A change in progress, also if its call is dropped early.
-struct UnderWay(Arc<Shared>);
+struct ChangeGuard(Arc<Shared>);
 
-impl UnderWay {
+impl ChangeGuard {
     fn begin(shared: Arc<Shared>) -> Self {
         shared.own().begin();
         Self(shared)
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for ChangeGuard {
     fn drop(&mut self) {
         self.0.own().end();
     }
@@ -579,9 +580,9 @@ fn is_not_found(error: &CallError) -> bool {
 }
 
 /// Reads the recorded answer to a request. Blocks on the disk.
-fn recall(records: &Records, request: &Request) -> Option<Result<Reply, CallError>> {
+fn recorded_answer(records: &Records, request: &Request) -> Option<Result<Reply, CallError>> {
     let reply = match request {
-        Request::Lookup { parent, name } => match records.name(*parent, name)?.what {
+        Request::Lookup { parent, name } => match records.name(*parent, name)?.value {
             Some(attributes) => Reply::Attributes(attributes),
             None => return Some(Err(WireError::system(Errno::ENOENT).into())),
         },
@@ -596,9 +597,9 @@ fn recall(records: &Records, request: &Request) -> Option<Result<Reply, CallErro
     Some(Ok(reply))
 }
 
-impl std::fmt::Debug for RecallClient {
+impl std::fmt::Debug for CachingClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let is_offline = self.shared.host.is_none();
-        f.debug_struct("RecallClient").field("is_offline", &is_offline).finish_non_exhaustive()
+        f.debug_struct("CachingClient").field("is_offline", &is_offline).finish_non_exhaustive()
     }
 }

@@ -3,59 +3,59 @@
 //! An old record must never hide a change by this client. So the answer to a change is recorded. An answer
 //! to a request that overlapped with a change is not recorded, because it may show the state before.
 
-use super::store::Note;
+use super::store::MetadataRecord;
 use crate::proto::{Attributes, Change, Changed, NodeId, RenameHow};
 
 /// Counts of changes, to detect requests that overlap with one.
 #[derive(Debug, Default)]
 pub(super) struct OwnChanges {
-    under_way: u64,
+    in_progress: u64,
     ended: u64,
 }
 
 /// Time of a request, counted in changes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct RequestTime {
     ended: u64,
 }
 
 impl OwnChanges {
     pub(super) const fn begin(&mut self) {
-        self.under_way += 1;
+        self.in_progress += 1;
     }
 
     pub(super) const fn end(&mut self) {
-        self.under_way -= 1;
+        self.in_progress -= 1;
         self.ended += 1;
     }
 
-    pub(super) const fn ask(&self) -> Asked {
-        Asked { ended: self.ended }
+    pub(super) const fn ask(&self) -> RequestTime {
+        RequestTime { ended: self.ended }
     }
 
     /// Returns `true` if no change overlapped with a request whose answer has arrived now.
-    pub(super) const fn is_sound(&self, asked: Asked) -> bool {
-        self.under_way == 0 && self.ended == asked.ended
+    pub(super) const fn is_sound(&self, request_time: RequestTime) -> bool {
+        self.in_progress == 0 && self.ended == request_time.ended
     }
 }
 
 /// Returns the records of names after `change` was answered. The attributes in `changed` are recorded
 /// separately.
-pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
+pub(super) fn records(change: Change, changed: &Changed) -> Vec<MetadataRecord> {
     let node = changed.node;
     match change {
         Change::MakeDirectory { parent, name, .. } => {
-            let empty = node.map(|made| Note::Listing(made.node, Vec::new()));
+            let empty = node.map(|made| MetadataRecord::Listing(made.node, Vec::new()));
             empty.into_iter().chain(named(parent, name, node)).collect()
         }
         Change::MakeSymlink { parent, name, target, .. } => {
-            let link = node.map(|made| Note::Link(made.node, target));
+            let link = node.map(|made| MetadataRecord::Link(made.node, target));
             link.into_iter().chain(named(parent, name, node)).collect()
         }
         Change::Create { parent, name, .. }
         | Change::MakeNode { parent, name, .. }
         | Change::Link { parent, name, .. } => named(parent, name, node).collect(),
-        Change::Remove { parent, name, .. } => vec![Note::Name(parent, name, None)],
+        Change::Remove { parent, name, .. } => vec![MetadataRecord::Name(parent, name, None)],
         Change::Rename { from_parent, from_name, to_parent, to_name, how, .. } => {
             let is_folder = |other: &&Attributes| other.node == from_parent || other.node == to_parent;
             let replaced = changed.others.iter().find(|other| !is_folder(other)).copied();
@@ -64,7 +64,7 @@ pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
                 return Vec::new();
             }
             let left = replaced.filter(|_| how == RenameHow::Exchange);
-            let from = Note::Name(from_parent, from_name, left);
+            let from = MetadataRecord::Name(from_parent, from_name, left);
             named(to_parent, to_name, node).chain([from]).collect()
         }
         Change::SetAttributes { .. }
@@ -76,8 +76,8 @@ pub(super) fn notes(change: Change, changed: &Changed) -> Vec<Note> {
     }
 }
 
-fn named(parent: NodeId, name: Vec<u8>, node: Option<Attributes>) -> impl Iterator<Item = Note> {
-    node.map(|found| Note::Name(parent, name, Some(found))).into_iter()
+fn named(parent: NodeId, name: Vec<u8>, node: Option<Attributes>) -> impl Iterator<Item = MetadataRecord> {
+    node.map(|found| MetadataRecord::Name(parent, name, Some(found))).into_iter()
 }
 
 #[cfg(test)]
@@ -85,18 +85,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_sound_only_if_nothing_changed_since_the_question() {
+    fn an_answer_is_sound_only_without_overlapping_changes() {
         let mut own = OwnChanges::default();
-        let asked = own.ask();
-        assert!(own.is_sound(asked));
+        let request_time = own.ask();
+        assert!(own.is_sound(request_time));
         own.begin();
         let meanwhile = own.ask();
-        assert!(!own.is_sound(asked));
+        assert!(!own.is_sound(request_time));
         own.begin();
         own.end();
         assert!(!own.is_sound(meanwhile));
         own.end();
-        assert!(!own.is_sound(asked) && !own.is_sound(meanwhile));
+        assert!(!own.is_sound(request_time) && !own.is_sound(meanwhile));
         assert!(own.is_sound(own.ask()));
     }
 }

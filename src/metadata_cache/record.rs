@@ -84,7 +84,7 @@ impl Subject<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen<T> {
     pub at: Timestamp,
-    pub what: T,
+    pub value: T,
 }
 
 /// Attributes of a node, or of the root.
@@ -148,7 +148,7 @@ pub(super) fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
 
 /// Returns attributes without the parts that change although the file did not: the time of the last access,
 /// and the time of the look. Of the latter only [`Attributes::is_settled`] is kept.
-pub(super) const fn lasting(mut attributes: Attributes) -> Attributes {
+pub(super) const fn stable_part(mut attributes: Attributes) -> Attributes {
     attributes.observed = Timestamp(attributes.is_settled() as i64);
     attributes.atime = Timestamp(0);
     attributes
@@ -171,7 +171,7 @@ mod tests {
     proptest! {
         #[test]
         fn records_of_any_length_come_back(len in prop_oneof![0..200usize, 65_000..67_000usize, 500_000..800_000usize]) {
-            let value = Seen { at: Timestamp(7), what: vec![3_u8; len] };
+            let value = Seen { at: Timestamp(7), value: vec![3_u8; len] };
             let chunks = encode(&key(1), &value).unwrap();
             prop_assert!(chunks.iter().all(|chunk| chunk.len() as u64 <= CHUNK_BYTES));
             let body = match decode_head(&key(1), &chunks[0]).unwrap() {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_no_more_than_was_written() {
+    fn a_head_is_bounded() {
         let head =
             |parts| postcard::to_stdvec(&(FORMAT, [1_u8; 32], Body::Parts(vec![ChunkHash::of(b""); parts])));
         let mut longest = head(PARTS_MAX).unwrap();

@@ -7,58 +7,60 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::store::Note;
+use super::store::MetadataRecord;
 use crate::proto::{Attributes, NodeId, Timestamp};
 
 /// Most bytes of queued facts in memory. Facts beyond it are dropped.
 const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Time for which the attributes of a changed file wait for the next change.
-const JOIN_WAIT: Duration = Duration::from_secs(1);
+const MERGE_WAIT: Duration = Duration::from_secs(1);
 
 /// Most files whose attributes wait. With more, all are written at once.
-const JOINED_MAX: usize = 1024;
+const MERGED_FILES_MAX: usize = 1024;
 
 /// Next action of the writer.
 #[derive(Debug)]
 pub(super) enum Next {
-    Write(Timestamp, Note),
+    Write(Timestamp, MetadataRecord),
     /// Wait until this time; `None` means without end.
     Wait(Option<Instant>),
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
-    notes: VecDeque<(Timestamp, Note)>,
+pub(super) struct RecordQueue {
+    records: VecDeque<(Timestamp, MetadataRecord)>,
     bytes: usize,
     changed: HashMap<NodeId, Attributes>,
     /// Time at which `changed` is to be written.
     due: Option<Instant>,
 }
 
-impl Waiting {
+impl RecordQueue {
     /// Returns `true` if nothing is left to write, now or later.
     pub(super) fn is_empty(&self) -> bool {
-        self.notes.is_empty() && self.changed.is_empty()
+        self.records.is_empty() && self.changed.is_empty()
     }
 
     /// Queues a fact seen at `at`; drops it if the queue is full.
-    pub(super) fn take(&mut self, at: Timestamp, mut note: Note) {
-        match &mut note {
-            Note::Node(attributes) | Note::Name(_, _, Some(attributes)) => self.settle(attributes),
+    pub(super) fn take(&mut self, at: Timestamp, mut record: MetadataRecord) {
+        match &mut record {
+            MetadataRecord::Node(attributes) | MetadataRecord::Name(_, _, Some(attributes)) => {
+                self.settle(attributes);
+            }
             // Entries older than an own change stay, because the record of that change follows and corrects
             // them.
-            Note::Listing(_, entries) => {
+            MetadataRecord::Listing(_, entries) => {
                 for entry in entries {
                     self.settle(&mut entry.attributes.clone());
                 }
             }
             _ => {}
         }
-        let bytes = note.bytes();
+        let bytes = record.bytes();
         if self.bytes + bytes <= QUEUED_BYTES_MAX {
             self.bytes += bytes;
-            self.notes.push_back((at, note));
+            self.records.push_back((at, record));
         }
     }
 
@@ -70,7 +72,7 @@ impl Waiting {
         if known.ctime <= attributes.ctime {
             *known = attributes;
         }
-        let due = if self.changed.len() > JOINED_MAX { now } else { now + JOIN_WAIT };
+        let due = if self.changed.len() > MERGED_FILES_MAX { now } else { now + MERGE_WAIT };
         let is_sooner = self.due.is_none_or(|before| due < before);
         if is_sooner {
             self.due = Some(due);
@@ -78,20 +80,21 @@ impl Waiting {
         is_sooner
     }
 
-    /// Returns the next action. With `hurry` it includes attributes that could wait; `at` is their time.
-    pub(super) fn next(&mut self, now: Instant, at: Timestamp, hurry: bool) -> Next {
-        if self.notes.is_empty() && self.due.is_some_and(|due| hurry || due <= now) {
+    /// Returns the next action. With `is_flushing` it includes attributes that could wait; `at` is their
+    /// time.
+    pub(super) fn next(&mut self, now: Instant, at: Timestamp, is_flushing: bool) -> Next {
+        if self.records.is_empty() && self.due.is_some_and(|due| is_flushing || due <= now) {
             self.due = None;
             for (_, attributes) in self.changed.drain() {
-                let note = Note::Node(attributes);
-                self.bytes += note.bytes();
-                self.notes.push_back((at, note));
+                let record = MetadataRecord::Node(attributes);
+                self.bytes += record.bytes();
+                self.records.push_back((at, record));
             }
         }
-        match self.notes.pop_front() {
-            Some((at, note)) => {
-                self.bytes -= note.bytes();
-                Next::Write(at, note)
+        match self.records.pop_front() {
+            Some((at, record)) => {
+                self.bytes -= record.bytes();
+                Next::Write(at, record)
             }
             None => Next::Wait(self.due),
         }
@@ -121,11 +124,12 @@ mod tests {
     }
 
     /// Returns the change time of each node that is written by now.
-    fn written(waiting: &mut Waiting, now: Instant, hurry: bool) -> Vec<(u64, i64)> {
-        std::iter::from_fn(|| match waiting.next(now, Timestamp(0), hurry) {
-            Next::Write(_, Note::Node(attributes) | Note::Name(_, _, Some(attributes))) => {
-                Some((attributes.node.inode, attributes.ctime.0))
-            }
+    fn written(queue: &mut RecordQueue, now: Instant, is_flushing: bool) -> Vec<(u64, i64)> {
+        std::iter::from_fn(|| match queue.next(now, Timestamp(0), is_flushing) {
+            Next::Write(
+                _,
+                MetadataRecord::Node(attributes) | MetadataRecord::Name(_, _, Some(attributes)),
+            ) => Some((attributes.node.inode, attributes.ctime.0)),
             Next::Write(..) => Some((0, 0)),
             Next::Wait(_) => None,
         })
@@ -134,62 +138,62 @@ mod tests {
 
     #[test]
     fn changes_of_one_file_are_joined_and_the_last_one_is_written() {
-        let (mut waiting, start) = (Waiting::default(), Instant::now());
+        let (mut queue, start) = (RecordQueue::default(), Instant::now());
         for (after_ms, ctime) in [(0, 10), (300, 30), (600, 20)] {
-            let is_sooner = waiting.take_changed(start + Duration::from_millis(after_ms), file(1, ctime));
+            let is_sooner = queue.take_changed(start + Duration::from_millis(after_ms), file(1, ctime));
             assert_eq!(is_sooner, after_ms == 0, "the writer is woken once");
-            assert_eq!(written(&mut waiting, start + Duration::from_millis(after_ms), false), []);
+            assert_eq!(written(&mut queue, start + Duration::from_millis(after_ms), false), []);
         }
         assert!(
-            matches!(waiting.next(start, Timestamp(0), false), Next::Wait(Some(due)) if due == start + JOIN_WAIT)
+            matches!(queue.next(start, Timestamp(0), false), Next::Wait(Some(due)) if due == start + MERGE_WAIT)
         );
-        assert_eq!(written(&mut waiting, start + JOIN_WAIT, false), [(1, 30)]);
-        assert!(waiting.is_empty());
-        waiting.take_changed(start, file(2, 1));
-        assert_eq!(written(&mut waiting, start, true), [(2, 1)], "in a hurry");
+        assert_eq!(written(&mut queue, start + MERGE_WAIT, false), [(1, 30)]);
+        assert!(queue.is_empty());
+        queue.take_changed(start, file(2, 1));
+        assert_eq!(written(&mut queue, start, true), [(2, 1)], "during a flush");
     }
 
     #[test]
     fn too_many_files_do_not_wait() {
-        let (mut waiting, now) = (Waiting::default(), Instant::now());
-        for inode in 0..=JOINED_MAX as u64 {
-            assert_eq!(written(&mut waiting, now, false), []);
-            waiting.take_changed(now, file(inode, 1));
+        let (mut queue, now) = (RecordQueue::default(), Instant::now());
+        for inode in 0..=MERGED_FILES_MAX as u64 {
+            assert_eq!(written(&mut queue, now, false), []);
+            queue.take_changed(now, file(inode, 1));
         }
-        assert_eq!(written(&mut waiting, now, false).len(), JOINED_MAX + 1);
+        assert_eq!(written(&mut queue, now, false).len(), MERGED_FILES_MAX + 1);
     }
 
     #[test]
-    fn what_the_host_says_holds_unless_it_is_older_than_an_own_change() {
-        let (mut waiting, now) = (Waiting::default(), Instant::now());
+    fn an_answer_holds_unless_it_is_older_than_an_own_change() {
+        let (mut queue, now) = (RecordQueue::default(), Instant::now());
         let listing = |inode, ctime| {
             let entry = DirectoryEntry { name: b"n".to_vec(), attributes: file(inode, ctime) };
-            Note::Listing(file(9, 0).node, vec![entry])
+            MetadataRecord::Listing(file(9, 0).node, vec![entry])
         };
         for inode in 1..=5 {
-            waiting.take_changed(now, file(inode, 5));
+            queue.take_changed(now, file(inode, 5));
         }
-        waiting.take(Timestamp(0), Note::Node(file(1, 4)));
-        waiting.take(Timestamp(0), Note::Node(file(2, 6)));
-        waiting.take(Timestamp(0), Note::Name(file(9, 0).node, b"n".to_vec(), Some(file(3, 4))));
-        waiting.take(Timestamp(0), listing(4, 4));
-        waiting.take(Timestamp(0), listing(5, 5));
-        let mut all = written(&mut waiting, now, true);
+        queue.take(Timestamp(0), MetadataRecord::Node(file(1, 4)));
+        queue.take(Timestamp(0), MetadataRecord::Node(file(2, 6)));
+        queue.take(Timestamp(0), MetadataRecord::Name(file(9, 0).node, b"n".to_vec(), Some(file(3, 4))));
+        queue.take(Timestamp(0), listing(4, 4));
+        queue.take(Timestamp(0), listing(5, 5));
+        let mut all = written(&mut queue, now, true);
         assert_eq!(all[..5], [(1, 5), (2, 6), (3, 5), (0, 0), (0, 0)]);
         all[5..].sort_unstable();
         assert_eq!(all[5..], [(1, 5), (3, 5), (4, 5)]);
     }
 
     #[test]
-    fn what_waits_is_bounded() {
-        let mut waiting = Waiting::default();
-        let long = || Note::Link(file(1, 0).node, vec![0; 1 << 20]);
-        (0..100).for_each(|_| waiting.take(Timestamp(0), long()));
-        let count = std::iter::from_fn(|| match waiting.next(Instant::now(), Timestamp(0), false) {
+    fn the_queue_is_bounded() {
+        let mut queue = RecordQueue::default();
+        let long = || MetadataRecord::Link(file(1, 0).node, vec![0; 1 << 20]);
+        (0..100).for_each(|_| queue.take(Timestamp(0), long()));
+        let count = std::iter::from_fn(|| match queue.next(Instant::now(), Timestamp(0), false) {
             Next::Write(..) => Some(()),
             Next::Wait(_) => None,
         });
         assert_eq!(count.count(), 31);
-        assert_eq!(waiting.bytes, 0);
+        assert_eq!(queue.bytes, 0);
     }
 }

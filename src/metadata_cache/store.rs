@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::record::{
     self, Body, Scope, Seen, SeenActsAs, SeenLink, SeenListing, SeenName, SeenNode, SeenStatistics, Subject,
 };
-use super::record_queue::{Next, Waiting};
+use super::record_queue::{Next, RecordQueue};
 use crate::cache::{ChunkCache, FileKey};
 use crate::chunk::{ChunkHash, ChunkIndex, VerifiedChunk};
 use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId, Timestamp};
@@ -23,7 +23,7 @@ const WRITTEN_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero"
 
 /// Fact reported by the host, to be recorded.
 #[derive(Debug)]
-pub(super) enum Note {
+pub(super) enum MetadataRecord {
     Root(Vec<u8>, Attributes),
     Node(Attributes),
     Name(NodeId, Vec<u8>, Option<Attributes>),
@@ -33,7 +33,7 @@ pub(super) enum Note {
     ActsAs(ActingUser),
 }
 
-impl Note {
+impl MetadataRecord {
     /// Returns its approximate size in memory.
     pub(super) fn bytes(&self) -> usize {
         size_of::<Self>()
@@ -112,23 +112,23 @@ impl Records {
 
     /// Returns the attributes of a node if they were seen later than `than`.
     fn node_newer(&self, node: NodeId, than: Timestamp) -> Option<SeenNode> {
-        self.get::<Attributes>(&Subject::Node(node)).filter(|seen| seen.at > than && seen.what.node == node)
+        self.get::<Attributes>(&Subject::Node(node)).filter(|seen| seen.at > than && seen.value.node == node)
     }
 
     pub(super) fn node(&self, node: NodeId) -> Option<Attributes> {
-        Some(self.node_newer(node, Timestamp(i64::MIN))?.what)
+        Some(self.node_newer(node, Timestamp(i64::MIN))?.value)
     }
 
     /// Returns the recorded target of a name.
     pub(super) fn name(&self, parent: NodeId, name: &[u8]) -> Option<SeenName> {
         let alone: Option<SeenName> = self.get(&Subject::Name(parent, name));
         let listed = self.listing_to_search(parent).map(|listing| {
-            let found = listing.what.iter().find(|entry| entry.name == name);
-            Seen { at: listing.at, what: found.map(|entry| entry.attributes) }
+            let found = listing.value.iter().find(|entry| entry.name == name);
+            Seen { at: listing.at, value: found.map(|entry| entry.attributes) }
         });
         let newest = alone.into_iter().chain(listed).max_by_key(|seen| seen.at)?;
-        let what = newest.what.map(|attributes| self.newest(attributes, newest.at));
-        Some(Seen { at: newest.at, what })
+        let value = newest.value.map(|attributes| self.newest(attributes, newest.at));
+        Some(Seen { at: newest.at, value })
     }
 
     /// Returns all entries of a directory if a complete listing is recorded.
@@ -137,81 +137,81 @@ impl Records {
         let as_seen_last = |mut entry: DirectoryEntry| {
             let later: Option<SeenName> = self.get(&Subject::Name(node, &entry.name));
             let (at, found) = match later.filter(|later| later.at > listing.at) {
-                Some(later) => (later.at, later.what?),
+                Some(later) => (later.at, later.value?),
                 None => (listing.at, entry.attributes),
             };
             entry.attributes = self.newest(found, at);
             Some(entry)
         };
-        Some(listing.what.into_iter().filter_map(as_seen_last).collect())
+        Some(listing.value.into_iter().filter_map(as_seen_last).collect())
     }
 
     pub(super) fn link(&self, node: NodeId) -> Option<Vec<u8>> {
-        self.get(&Subject::Link(node)).map(|seen: SeenLink| seen.what)
+        self.get(&Subject::Link(node)).map(|seen: SeenLink| seen.value)
     }
 
     pub(super) fn acts_as(&self) -> Option<ActingUser> {
-        self.get(&Subject::ActsAs).map(|seen: SeenActsAs| seen.what)
+        self.get(&Subject::ActsAs).map(|seen: SeenActsAs| seen.value)
     }
 
     pub(super) fn statistics(&self) -> Option<FsStatistics> {
-        self.get(&Subject::Statistics).map(|seen: SeenStatistics| seen.what)
+        self.get(&Subject::Statistics).map(|seen: SeenStatistics| seen.value)
     }
 
     /// Returns newer attributes of the node if there are any. A file opened after its directory was listed
     /// has those of its open, which match its cached content.
     fn newest(&self, attributes: Attributes, at: Timestamp) -> Attributes {
-        self.node_newer(attributes.node, at).map_or(attributes, |seen| seen.what)
+        self.node_newer(attributes.node, at).map_or(attributes, |seen| seen.value)
     }
 }
 
 /// Queue of records with the thread that writes them.
-pub(super) struct Notebook {
+pub(super) struct RecordWriter {
     queue: Arc<Queue>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
 struct Queue {
-    desk: Mutex<Desk>,
+    state: Mutex<WriterState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Desk {
-    waiting: Waiting,
+struct WriterState {
+    queue: RecordQueue,
     is_writing: bool,
-    /// Number of callers in [`Notebook::flush`].
-    hurries: usize,
-    ends: bool,
+    /// Number of callers in [`RecordWriter::flush`].
+    flush_waiters: usize,
+    is_closed: bool,
 }
 
-impl Notebook {
+impl RecordWriter {
     /// Starts the writer thread.
     pub(super) fn new(records: Records) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let for_writer = Arc::clone(&queue);
         let mut writer = Writer { records, written: LruCache::new(WRITTEN_MAX), hasher: RandomState::new() };
-        let thread = std::thread::Builder::new().name("recall".to_owned()).spawn(move || {
-            while let Some((at, note)) = for_writer.next() {
-                writer.write(at, &note);
+        let thread = std::thread::Builder::new().name("metadata-cache".to_owned()).spawn(move || {
+            while let Some((at, record)) = for_writer.next() {
+                writer.write(at, &record);
             }
         })?;
         Ok(Self { queue, writer: Mutex::new(Some(thread)) })
     }
 
     /// Queues a fact. Never waits, and drops the fact if the queue is full.
-    pub(super) fn take(&self, note: Note) {
-        self.queue.lock().waiting.take(now(), note);
+    pub(super) fn take(&self, record: MetadataRecord) {
+        self.queue.lock().queue.take(now(), record);
         self.queue.changed.notify_all();
     }
 
     /// Queues the attributes of files that this client changed.
     pub(super) fn take_changed(&self, files: impl IntoIterator<Item = Attributes>) {
-        let mut desk = self.queue.lock();
+        let mut state = self.queue.lock();
         let mut is_sooner = false;
         for attributes in files {
-            is_sooner |= desk.waiting.take_changed(Instant::now(), attributes);
+            is_sooner |= state.queue.take_changed(Instant::now(), attributes);
         }
         if is_sooner {
             self.queue.changed.notify_all();
@@ -221,24 +221,24 @@ impl Notebook {
     /// Waits up to `wait` until the queue is written. Returns `true` if it is. Blocks.
     pub(super) fn flush(&self, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
-        let mut desk = self.queue.lock();
-        desk.hurries += 1;
+        let mut state = self.queue.lock();
+        state.flush_waiters += 1;
         self.queue.changed.notify_all();
-        while desk.is_writing || !desk.waiting.is_empty() {
+        while state.is_writing || !state.queue.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            desk = self.queue.changed.wait_timeout(desk, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.queue.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        desk.hurries -= 1;
-        !desk.is_writing && desk.waiting.is_empty()
+        state.flush_waiters -= 1;
+        !state.is_writing && state.queue.is_empty()
     }
 }
 
-impl Drop for Notebook {
+impl Drop for RecordWriter {
     fn drop(&mut self) {
-        self.queue.lock().ends = true;
+        self.queue.lock().is_closed = true;
         self.queue.changed.notify_all();
         let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
@@ -250,26 +250,26 @@ impl Drop for Notebook {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, WriterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next fact; `None` to end the thread.
-    fn next(&self) -> Option<(Timestamp, Note)> {
-        let mut desk = self.lock();
-        desk.is_writing = false;
+    fn next(&self) -> Option<(Timestamp, MetadataRecord)> {
+        let mut state = self.lock();
+        state.is_writing = false;
         self.changed.notify_all();
-        while !desk.ends {
-            let hurry = desk.hurries > 0;
-            desk = match desk.waiting.next(Instant::now(), now(), hurry) {
-                Next::Write(at, note) => {
-                    desk.is_writing = true;
-                    return Some((at, note));
+        while !state.is_closed {
+            let is_flushing = state.flush_waiters > 0;
+            state = match state.queue.next(Instant::now(), now(), is_flushing) {
+                Next::Write(at, record) => {
+                    state.is_writing = true;
+                    return Some((at, record));
                 }
-                Next::Wait(None) => self.changed.wait(desk).unwrap_or_else(PoisonError::into_inner),
+                Next::Wait(None) => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Next::Wait(Some(until)) => {
                     let wait = until.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(desk, wait).unwrap_or_else(PoisonError::into_inner).0
+                    self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -295,34 +295,34 @@ struct Writer {
 }
 
 impl Writer {
-    fn write(&mut self, at: Timestamp, note: &Note) {
-        match note {
-            Note::Root(path, attributes) => {
+    fn write(&mut self, at: Timestamp, record: &MetadataRecord) {
+        match record {
+            MetadataRecord::Root(path, attributes) => {
                 self.put(at, &Subject::Root(path), attributes, at.0);
             }
-            Note::Node(attributes) => self.write_node(at, *attributes),
-            Note::Name(parent, name, attributes) => self.write_name(at, *parent, name, *attributes),
-            Note::Listing(node, entries) => self.write_listing(at, *node, entries),
-            Note::Link(node, target) => {
+            MetadataRecord::Node(attributes) => self.write_node(at, *attributes),
+            MetadataRecord::Name(parent, name, attributes) => self.write_name(at, *parent, name, *attributes),
+            MetadataRecord::Listing(node, entries) => self.write_listing(at, *node, entries),
+            MetadataRecord::Link(node, target) => {
                 self.put(at, &Subject::Link(*node), target, target);
             }
-            Note::ActsAs(user) => {
+            MetadataRecord::ActsAs(user) => {
                 self.put(at, &Subject::ActsAs, user, *user);
             }
-            Note::Statistics(statistics) => {
+            MetadataRecord::Statistics(statistics) => {
                 self.put(at, &Subject::Statistics, statistics, *statistics);
             }
         }
     }
 
     fn write_node(&mut self, at: Timestamp, attributes: Attributes) {
-        self.put(at, &Subject::Node(attributes.node), &attributes, record::lasting(attributes));
+        self.put(at, &Subject::Node(attributes.node), &attributes, record::stable_part(attributes));
     }
 
     fn write_name(&mut self, at: Timestamp, parent: NodeId, name: &[u8], found: Option<Attributes>) {
-        let leads_to = found.map(|attributes| attributes.node);
-        self.settle_name(parent, name, self.digest(&leads_to));
-        let is_news = self.put(at, &Subject::Name(parent, name), &found, leads_to);
+        let target = found.map(|attributes| attributes.node);
+        self.invalidate_older(parent, name, self.digest(&target));
+        let is_news = self.put(at, &Subject::Name(parent, name), &found, target);
         if let Some(attributes) = found {
             if is_news {
                 self.add_to_listing(parent, name, attributes);
@@ -334,7 +334,7 @@ impl Writer {
     /// Invalidates the digest of an older record. A name and the listing of its directory describe the same
     /// fact, and the later one holds. So a known name must be written again after a listing without it, and
     /// a known listing after one of its names changed.
-    fn settle_name(&mut self, parent: NodeId, name: &[u8], digest: u64) {
+    fn invalidate_older(&mut self, parent: NodeId, name: &[u8], digest: u64) {
         let scope = self.records.scope;
         let (key, listing) = (Subject::Name(parent, name).key(scope), Subject::Listing(parent).key(scope));
         let Some(listed) = self.written.get_mut(&listing) else { return };
@@ -360,28 +360,28 @@ impl Writer {
         let body = head.and_then(|head| self.records.body(&subject, head));
         let Some(Body::Here(body)) = body else { return };
         let Some(mut listing) = record::decode_body::<SeenListing>(&body) else { return };
-        if !listing.what.iter().any(|entry| entry.name == name) {
-            listing.what.push(DirectoryEntry { name: name.to_vec(), attributes });
-            self.store(listing.at, &subject, &listing.what);
+        if !listing.value.iter().any(|entry| entry.name == name) {
+            listing.value.push(DirectoryEntry { name: name.to_vec(), attributes });
+            self.store(listing.at, &subject, &listing.value);
             // The next listing from the host must be written in any case.
             self.forget_digest(&subject.key(self.records.scope));
         }
     }
 
     fn write_listing(&mut self, at: Timestamp, directory: NodeId, entries: &[DirectoryEntry]) {
-        let lasting: Vec<_> =
-            entries.iter().map(|entry| (&entry.name, record::lasting(entry.attributes))).collect();
-        let digest = self.digest(&lasting);
+        let stable_part: Vec<_> =
+            entries.iter().map(|entry| (&entry.name, record::stable_part(entry.attributes))).collect();
+        let digest = self.digest(&stable_part);
         let subject = Subject::Listing(directory);
         let key = subject.key(self.records.scope);
-        if self.has(&key, digest) && self.is_whole(&subject) {
+        if self.is_current(&key, digest) && self.is_complete(&subject) {
             return;
         }
         let Some(head) = self.store(at, &subject, &entries) else { return };
         for entry in entries {
-            let leads_to = self.digest(&Some(entry.attributes.node));
+            let target = self.digest(&Some(entry.attributes.node));
             let name = Subject::Name(directory, &entry.name).key(self.records.scope);
-            self.written.put(name, Written { digest: Some(leads_to), head, at });
+            self.written.put(name, Written { digest: Some(target), head, at });
             let (node, digest) = self.node_digest(&entry.attributes);
             self.written.put(node, Written { digest: Some(digest), head, at });
         }
@@ -389,7 +389,7 @@ impl Writer {
     }
 
     /// Returns `true` if a record can be read. Its key, head or parts may have been evicted.
-    fn is_whole(&self, subject: &Subject<'_>) -> bool {
+    fn is_complete(&self, subject: &Subject<'_>) -> bool {
         let head = self.records.head(subject);
         match head.and_then(|head| self.records.body(subject, head)) {
             Some(Body::Here(_)) => true,
@@ -400,7 +400,7 @@ impl Writer {
 
     fn node_digest(&self, attributes: &Attributes) -> (FileKey, u64) {
         let key = Subject::Node(attributes.node).key(self.records.scope);
-        (key, self.digest(&record::lasting(*attributes)))
+        (key, self.digest(&record::stable_part(*attributes)))
     }
 
     /// Writes a record unless the cache has the same value. Returns `true` if it was written.
@@ -408,29 +408,29 @@ impl Writer {
         &mut self,
         at: Timestamp,
         subject: &Subject<'_>,
-        what: &T,
-        lasting: impl Serialize,
+        value: &T,
+        stable_part: impl Serialize,
     ) -> bool {
-        let (key, digest) = (subject.key(self.records.scope), self.digest(&lasting));
-        if self.has(&key, digest) {
+        let (key, digest) = (subject.key(self.records.scope), self.digest(&stable_part));
+        if self.is_current(&key, digest) {
             return false;
         }
-        let head = self.store(at, subject, what);
+        let head = self.store(at, subject, value);
         if let Some(head) = head {
             self.written.put(key, Written { digest: Some(digest), head, at });
         }
         head.is_some()
     }
 
-    fn has(&mut self, key: &FileKey, digest: u64) -> bool {
+    fn is_current(&mut self, key: &FileKey, digest: u64) -> bool {
         let same = self.written.get(key).filter(|written| written.digest == Some(digest)).copied();
         // The record may have been evicted since, or dropped before it reached the disk.
         same.is_some_and(|written| self.records.cache.contains(written.head))
     }
 
-    fn store<T: Serialize>(&self, at: Timestamp, subject: &Subject<'_>, what: &T) -> Option<ChunkHash> {
+    fn store<T: Serialize>(&self, at: Timestamp, subject: &Subject<'_>, value: &T) -> Option<ChunkHash> {
         let (cache, key) = (&self.records.cache, subject.key(self.records.scope));
-        let chunks = record::encode(&key, &Seen { at, what })?;
+        let chunks = record::encode(&key, &Seen { at, value })?;
         let mut chunks: Vec<VerifiedChunk> = chunks.into_iter().map(VerifiedChunk::compute).collect();
         let head = chunks.remove(0);
         let hash = head.hash();

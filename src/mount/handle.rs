@@ -18,7 +18,7 @@ use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
 use crate::fuse::Mounted;
 use crate::fuse::table::MountEntry;
-use crate::metadata_cache::RecallClient;
+use crate::metadata_cache::CachingClient;
 use crate::metrics::{Metric, Readings};
 use crate::proto::TrustReason;
 
@@ -37,7 +37,7 @@ pub(super) enum Wanted {
 pub(super) struct Link {
     /// `None`: the mount is offline.
     pub client: Option<Arc<QuicClient>>,
-    pub recall: Arc<RecallClient>,
+    pub recall: Arc<CachingClient>,
 }
 
 /// A running mount, for `status` and for whoever ends it.

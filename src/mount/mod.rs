@@ -1,7 +1,7 @@
 //! The mount side wired on one screen, with its shutdown order.
 //!
 //! ```text
-//! kernel -> fuse session -> FileSystem -> Fetcher -> RecallClient -> QuicClient -> host
+//! kernel -> fuse session -> FileSystem -> Fetcher -> CachingClient -> QuicClient -> host
 //!                                            |-----------'--> StandbyCache -> DiskCache
 //! ```
 //!
@@ -33,7 +33,7 @@ use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
 use crate::fuse::{self, Claim, ClaimError, FuseConfig, FuseError, Mounted, UnmountError, UnmountHow};
-use crate::metadata_cache::{RecallClient, Scope};
+use crate::metadata_cache::{CachingClient, Scope};
 use crate::proto::{CompressionWish, SessionId, TicketSecret};
 use crate::transport::identity::{IdentityError, random_bytes};
 use crate::transport::known_hosts::KnownHostsError;
@@ -223,7 +223,7 @@ pub struct Mount {
     session: Arc<Mounted>,
     file_system: Arc<FileSystem>,
     cache: Arc<dyn ChunkCache>,
-    recall: Arc<RecallClient>,
+    recall: Arc<CachingClient>,
     client: Option<Arc<QuicClient>>,
     handle: Arc<MountHandle>,
     control: Option<ControlSocket>,
@@ -395,11 +395,11 @@ async fn connect(config: &MountConfig) -> Result<Option<Arc<QuicClient>>, MountE
 async fn id_map(
     config: &MountConfig,
     client: Option<&QuicClient>,
-    recall: Arc<RecallClient>,
+    recall: Arc<CachingClient>,
 ) -> Result<Arc<IdMap>, MountError> {
     let root = recall.root();
     if let Some(client) = client {
-        recall.note_acts_as(client.acts_as());
+        recall.record_acts_as(client.acts_as());
     }
     let mut ids = match config.id_mapping.clone() {
         IdMapping::None => return Ok(Arc::default()),
@@ -428,19 +428,19 @@ async fn recall(
     config: &MountConfig,
     client: Option<Arc<QuicClient>>,
     cache: Arc<dyn ChunkCache>,
-) -> Result<(Arc<RecallClient>, PublicKey), MountError> {
+) -> Result<(Arc<CachingClient>, PublicKey), MountError> {
     let sub_path = config.remote.sub_path.clone();
     if let Some(client) = client {
         let key = client.host_key();
         let scope = Scope::new(key.as_bytes(), &config.remote.export);
-        let recall = RecallClient::new(client, cache, scope, &sub_path, config.serves_stale);
+        let recall = CachingClient::new(client, cache, scope, &sub_path, config.serves_stale);
         return recall.map(|recall| (Arc::new(recall), key)).map_err(MountError::Thread);
     }
     let (keys, export) = (trust::candidates(config)?, config.remote.export.clone());
     let look = move || {
         let known = keys.into_iter().filter_map(|key| {
             let scope = Scope::new(key.as_bytes(), &export);
-            Some((Arc::new(RecallClient::offline(Arc::clone(&cache), scope, &sub_path)?), key))
+            Some((Arc::new(CachingClient::offline(Arc::clone(&cache), scope, &sub_path)?), key))
         });
         known.collect::<Vec<_>>()
     };
@@ -488,13 +488,13 @@ async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, M
 }
 
 /// Has what is mounted noted again when the cache is taken up late.
-fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<RecallClient>, client: Option<&QuicClient>) {
+fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<CachingClient>, client: Option<&QuicClient>) {
     let (recall, acts_as) = (Arc::downgrade(recall), client.map(QuicClient::acts_as));
     standby.on_available(move || {
         if let Some(recall) = recall.upgrade() {
-            recall.note_root_again();
+            recall.record_root_again();
             if let Some(user) = acts_as {
-                recall.note_acts_as(user);
+                recall.record_acts_as(user);
             }
         }
     });

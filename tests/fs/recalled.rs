@@ -11,7 +11,7 @@ use wormhole::client::Client;
 use wormhole::client::memory::MemoryHost;
 use wormhole::fetch::{FetchConfig, Fetcher};
 use wormhole::fs::{FileSystem, FsConfig, FsError, Inode, Lookup, Made, OpenRequest};
-use wormhole::metadata_cache::{RecallClient, Scope};
+use wormhole::metadata_cache::{CachingClient, Scope};
 use wormhole::proto::{Caller, Errno, RenameHow};
 
 use super::changing::{WRITE, create};
@@ -28,7 +28,7 @@ struct Place {
 /// A mount of it.
 struct Mounted {
     world: World,
-    recall: Arc<RecallClient>,
+    recall: Arc<CachingClient>,
     cache: Arc<DiskCache>,
 }
 
@@ -49,7 +49,7 @@ impl Place {
         Arc::new(DiskCache::open(&config).unwrap())
     }
 
-    fn mount(&self, make: impl FnOnce(Arc<DiskCache>) -> Option<RecallClient>) -> Option<Mounted> {
+    fn mount(&self, make: impl FnOnce(Arc<DiskCache>) -> Option<CachingClient>) -> Option<Mounted> {
         let cache = self.cache();
         let recall = Arc::new(make(Arc::clone(&cache))?);
         let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache) as _, FetchConfig::default());
@@ -61,13 +61,13 @@ impl Place {
     fn online(&self) -> Mounted {
         let host = self.host.client();
         self.mount(|cache| {
-            Some(RecallClient::new(host, cache, Scope::new(&KEY, "media"), b"", true).unwrap())
+            Some(CachingClient::new(host, cache, Scope::new(&KEY, "media"), b"", true).unwrap())
         })
         .unwrap()
     }
 
     fn try_offline(&self, export: &str, sub_path: &[u8]) -> Option<Mounted> {
-        self.mount(|cache| RecallClient::offline(cache, Scope::new(&KEY, export), sub_path))
+        self.mount(|cache| CachingClient::offline(cache, Scope::new(&KEY, export), sub_path))
     }
 
     fn offline(&self) -> Mounted {
@@ -251,8 +251,9 @@ async fn with_nosoftreval_calls_wait_for_the_host() {
     let place = looked_at(host()).await;
     let cache = place.cache();
     let scope = Scope::new(&KEY, "media");
-    let recall: Arc<dyn Client> =
-        Arc::new(RecallClient::new(place.host.client(), Arc::clone(&cache) as _, scope, b"", false).unwrap());
+    let recall: Arc<dyn Client> = Arc::new(
+        CachingClient::new(place.host.client(), Arc::clone(&cache) as _, scope, b"", false).unwrap(),
+    );
     let fetcher = Fetcher::new(Arc::clone(&recall), cache, FetchConfig::default());
     let config = FsConfig { freshness: FLEETING, serves_stale: false, ..FsConfig::default() };
     let fs = FileSystem::new(recall, Arc::clone(&fetcher), config);

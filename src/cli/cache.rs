@@ -5,6 +5,8 @@ mod mounted;
 
 use std::path::{Path, PathBuf};
 
+pub(super) use mounted::place_of;
+
 use super::CliError;
 use crate::config::{Environment, Size};
 
@@ -107,7 +109,7 @@ fn unpin(typed: &Path, from: &In, json: bool) -> Result<(), CliError> {
     if directory::is_pinned(&root, &name) {
         return directory::unpin(&root, &name, json);
     }
-    match mounted::place_of(typed) {
+    match place_of(typed) {
         Ok(place) => {
             let own = place.cache_dir().filter(|_| from.cache_dir.is_none());
             directory::unpin(&own.unwrap_or(root), &place.name(), json)

@@ -23,6 +23,7 @@ mod progress;
 mod rest;
 mod status;
 mod sum;
+mod sync;
 mod threads;
 mod umount;
 mod words;
@@ -65,6 +66,8 @@ enum Command {
     Cache(cache::Arguments),
     /// Print BLAKE3 sums of files on a mount without transferring them
     Sum(sum::Arguments),
+    /// Wait until the host's disk has everything that was written on a mount
+    Sync(sync::Arguments),
     /// Show and revoke the keys that may connect to this host
     Key(key::Arguments),
     /// Make, list and revoke join tickets
@@ -164,6 +167,7 @@ fn run(command: Command, verbose: u8) -> Result<(), CliError> {
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Cache(arguments) => cache::run(&arguments),
         Command::Sum(arguments) => sum::run(&arguments),
+        Command::Sync(arguments) => sync::run(&arguments),
         Command::Key(arguments) => key::run(arguments),
         Command::Pair(arguments) => pair::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),

@@ -59,6 +59,12 @@ pub trait Client: Send + Sync + 'static {
         Box::pin(async move { synced(&asked.await?) })
     }
 
+    /// Has everything on the disk of a file or directory brought to it. Tells which run of the host's kernel did it.
+    fn sync_file_system(&self, node: NodeId) -> CallFuture<BootId> {
+        let asked = self.call(Request::SyncFileSystem { node }, Lane::Metadata);
+        Box::pin(async move { synced(&asked.await?) })
+    }
+
     /// Which run of the host's kernel answered last, where that is known.
     fn boot(&self) -> Option<BootId> {
         None

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
-use super::{ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, Unsent, WAIT, WarmReport};
+use super::{
+    ANSWER_BYTES_MAX, Answer, ControlError, Order, StatusReport, SyncReport, Unsent, WAIT, WarmReport,
+};
 use crate::io::private::{self, NotPrivate};
 
 /// Most sockets looked at in one directory.
@@ -49,6 +51,14 @@ impl Daemon {
     pub fn warm(&self, order: &Order) -> Result<WarmReport, ControlError> {
         match ask(&self.socket, order)? {
             Answer::Warming(report) => Ok(*report),
+            _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
+        }
+    }
+
+    /// Has it bring what was written to the host's disk, or asks how far that is.
+    pub fn sync(&self, order: &Order) -> Result<SyncReport, ControlError> {
+        match ask(&self.socket, order)? {
+            Answer::Syncing(report) => Ok(*report),
             _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
         }
     }

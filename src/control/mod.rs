@@ -9,6 +9,8 @@
 //! "abort"                      -> "done"        and then it ends without waiting for anything
 //! {"warm":{"path_hex":"…","pin":false}} -> {"warming":{"id":1,…}}   brings that path into the cache
 //! {"warm_progress":1}          -> {"warming":{"id":1,…}}   and gives it up when nobody has asked for 5 s
+//! "sync"                       -> {"syncing":{"id":1,…}}   brings what was written to the host's disk
+//! {"sync_progress":1}          -> {"syncing":{"id":1,…}}
 //! anything else                -> {"refused":"…"}
 //! ```
 //!
@@ -25,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ask::{Daemon, ask, daemon_of_mount, daemons, daemons_of_mount};
 pub use report::{
-    CLIENTS_MAX, ClientReport, DaemonKind, FileSystemReport, KeyUse, LinkWord, StatusReport,
+    CLIENTS_MAX, ClientReport, DaemonKind, FileSystemReport, KeyUse, LinkWord, StatusReport, SyncReport,
     UNSENT_FILES_MAX, Unsent, UnsentFile, WarmOrder, WarmReport,
 };
 pub use serve::ControlSocket;
@@ -53,6 +55,10 @@ pub enum Order {
     Warm(WarmOrder),
     /// Say how far a warm-up is.
     WarmProgress(u64),
+    /// Bring everything that was written to the host's disk.
+    Sync,
+    /// Say how far a sync is.
+    SyncProgress(u64),
 }
 
 /// What a daemon answers.
@@ -63,6 +69,8 @@ pub enum Answer {
     Status(Box<StatusReport>),
     /// To [`Order::Warm`] and [`Order::WarmProgress`].
     Warming(Box<WarmReport>),
+    /// To [`Order::Sync`] and [`Order::SyncProgress`].
+    Syncing(Box<SyncReport>),
     /// To [`Order::Abort`]: what is given up.
     Aborted(Unsent),
     /// The order was taken.
@@ -82,6 +90,14 @@ pub trait Controlled: Send + Sync + 'static {
     /// Begins to bring content into the disk cache.
     fn warm(&self, _order: &WarmOrder) -> Result<WarmReport, String> {
         Err("this daemon has no cache of content".to_owned())
+    }
+    /// Begins to bring everything that was written to the host's disk.
+    fn sync(&self) -> Result<SyncReport, String> {
+        Err("this daemon has no mount".to_owned())
+    }
+    /// How far a sync is.
+    fn sync_progress(&self, id: u64) -> Result<SyncReport, String> {
+        Err(format!("there is no sync {id}"))
     }
     /// How far a warm-up is.
     fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::ask::socket_name;
-use super::{Answer, ControlError, Controlled, Order, WAIT, WarmReport};
+use super::{Answer, ControlError, Controlled, Order, SyncReport, WAIT, WarmReport};
 use crate::io::private::{self, NotPrivate};
 
 /// Connections that wait in the kernel's queue.
@@ -145,12 +145,18 @@ fn obey(line: &[u8], daemon: &dyn Controlled) -> (Answer, bool) {
         Ok(Order::Abort) => (Answer::Aborted(daemon.abort()), true),
         Ok(Order::Warm(order)) => (warming(daemon.warm(&order)), true),
         Ok(Order::WarmProgress(id)) => (warming(daemon.warm_progress(id)), true),
+        Ok(Order::Sync) => (syncing(daemon.sync()), true),
+        Ok(Order::SyncProgress(id)) => (syncing(daemon.sync_progress(id)), true),
         Err(error) => (Answer::Refused(format!("not an order that this version knows: {error}")), false),
     }
 }
 
 fn warming(report: Result<WarmReport, String>) -> Answer {
     report.map_or_else(Answer::Refused, |report| Answer::Warming(Box::new(report)))
+}
+
+fn syncing(report: Result<SyncReport, String>) -> Answer {
+    report.map_or_else(Answer::Refused, |report| Answer::Syncing(Box::new(report)))
 }
 
 async fn write(writing: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {

@@ -316,6 +316,10 @@ impl InodeTable {
         self.records.get_mut(&inode)
     }
 
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (Inode, &Record)> {
+        self.records.iter().map(|(inode, record)| (*inode, record))
+    }
+
     pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
     }

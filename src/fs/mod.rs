@@ -11,7 +11,7 @@
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
 //! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced`, `room` (pure), `sending`, `extent`, `write`: changes of content
 //! - `own_locks` (pure), `locks`: file locks
-//! - `statistics`, `xattr`: the rest; `warm`: content for later, past the kernel
+//! - `statistics`, `xattr`: the rest; `warm`, `sync`: what users ask for past the kernel
 //!
 //! # Freshness
 //!
@@ -58,6 +58,7 @@ mod sending;
 mod snapshot;
 mod statistics;
 mod strides;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod unsynced;
@@ -85,6 +86,7 @@ pub use inodes::{Inode, Name};
 pub use locks::{LockWish, RemoteLocks};
 pub use nodes::{Entry, Lookup};
 pub use open_mode::{DIRECT_BYTES_MIN, OpenMode};
+pub use sync::{SyncJob, SyncProgress};
 pub use warm::{WarmJob, WarmProgress};
 pub use write::WriteHow;
 pub use xattr::SUM_XATTR;

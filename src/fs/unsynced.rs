@@ -52,6 +52,8 @@ pub(super) struct Writes {
     /// Failures so far.
     failures: u64,
     failure: Option<FsError>,
+    /// How many of them a sync of the whole mount has told.
+    told_by_sync: u64,
 }
 
 impl Writes {
@@ -127,6 +129,18 @@ impl Writes {
     /// Last failure, told or not.
     pub(super) fn last_failure(&self) -> Option<FsError> {
         self.failure.clone()
+    }
+
+    /// Whether something failed since the whole mount was synced last.
+    pub(super) const fn has_failed_since_sync(&self) -> bool {
+        self.failures > self.told_by_sync
+    }
+
+    /// The last failure since the whole mount was synced last: told once.
+    pub(super) fn failure_since_sync(&mut self) -> Option<FsError> {
+        let is_news = self.has_failed_since_sync();
+        self.told_by_sync = self.failures;
+        self.failure.clone().filter(|_| is_news)
     }
 
     /// What a new handle has not to hear of.

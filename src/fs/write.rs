@@ -169,18 +169,28 @@ impl FileSystem {
         data_only: bool,
         teller: Teller,
     ) -> Result<(), FsError> {
-        let (inode, writes) = (file.inode, self.writes_so_far());
         if !self.config.read_only {
-            let _hurry = self.hurry(inode);
-            let repeated = self.with_record(inode, |record| record.writes.repeated())?;
-            self.begun_until(inode, writes).await?;
-            self.sync_until(inode, writes, data_only).await?;
-            if self.with_record(inode, |record| record.writes.repeated())? != repeated {
-                // What had to be sent anew may have come behind the sync.
-                self.sync_until(inode, writes, data_only).await?;
-            }
+            self.sync_content(file.inode, self.writes_so_far(), data_only).await?;
         }
         self.unheard_failure(file, teller)
+    }
+
+    /// Has the first `writes` to a file brought to the host's disk.
+    pub(super) async fn sync_content(
+        self: &Arc<Self>,
+        inode: Inode,
+        writes: u64,
+        data_only: bool,
+    ) -> Result<(), FsError> {
+        let _hurry = self.hurry(inode);
+        let repeated = self.with_record(inode, |record| record.writes.repeated())?;
+        self.begun_until(inode, writes).await?;
+        self.sync_until(inode, writes, data_only).await?;
+        if self.with_record(inode, |record| record.writes.repeated())? != repeated {
+            // What had to be sent anew may have come behind the sync.
+            self.sync_until(inode, writes, data_only).await?;
+        }
+        Ok(())
     }
 
     /// A sync of what is under way, of which the first `writes` are over then.

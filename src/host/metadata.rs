@@ -71,6 +71,7 @@ pub(super) fn answer(session: &Session, read_only: bool, request: Request) -> Re
         | Request::Change(_)
         | Request::Write(_)
         | Request::Sync { .. }
+        | Request::SyncFileSystem { .. }
         | Request::Sum { .. }
         | Request::Lock(_)
         | Request::TestLock(_)

@@ -133,6 +133,10 @@ async fn dispatch(
             let reply = unless_unwanted(answer, write::sync_after(context, node, data_only, &after)).await?;
             answer.reply(&reply).await
         }
+        Request::SyncFileSystem { node } => {
+            let reply = unless_unwanted(answer, write::sync_file_system(context, node)).await?;
+            answer.reply(&reply).await
+        }
         Request::Lock(request) => {
             let reply = locks::serve(context, request).await;
             answer.reply(&reply).await

@@ -1,7 +1,7 @@
 //! Content that clients send, and its way to the disk.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use nix::errno::Errno as SystemErrno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{fdatasync, fsync};
+use nix::unistd::{fdatasync, fsync, syncfs};
 
 use super::actor::Actor;
 use super::answer::{malformed, read_body};
@@ -172,19 +172,37 @@ pub(super) async fn sync_after(
     context.blocking(move |session| sync(session, boot, node, data_only)).await
 }
 
+/// Brings everything on a node's file system to its disk. A client that may not write has nothing to bring there.
+pub(super) async fn sync_file_system(context: &Arc<ClientContext>, node: NodeId) -> Result<Reply, WireError> {
+    let boot = context.boot();
+    if context.read_only {
+        return Ok(Reply::Synced { boot });
+    }
+    context.blocking(move |session| sync_by(session, boot, node, |fd| syncfs(fd))).await
+}
+
 /// Brings a file, or a folder's entries, to the disk. Blocks.
 fn sync(session: &Session, boot: BootId, node: NodeId, data_only: bool) -> Result<Reply, WireError> {
+    sync_by(session, boot, node, |fd| if data_only { fdatasync(fd) } else { fsync(fd) })
+}
+
+fn sync_by(
+    session: &Session,
+    boot: BootId,
+    node: NodeId,
+    how: impl Fn(BorrowedFd<'_>) -> Result<(), SystemErrno>,
+) -> Result<Reply, WireError> {
     let (reached, _) = session.reach(node)?;
     let synced = match &reached {
-        Reached::Handle(handle) if !handle.is_folder => sync_open(handle.file.as_fd(), data_only),
+        Reached::Handle(handle) if !handle.is_folder => until_done(|| how(handle.file.as_fd())),
         Reached::Handle(handle) => {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             openat(handle.file.as_fd(), ".", flags, Mode::empty())
-                .and_then(|folder| sync_open(folder.as_fd(), data_only))
+                .and_then(|folder| until_done(|| how(folder.as_fd())))
         }
         Reached::Path(_) => {
             let handle = session.file(node).or_else(|_| session.file_to_write(node))?;
-            sync_open(handle.file.as_fd(), data_only)
+            until_done(|| how(handle.file.as_fd()))
         }
     };
     match synced {
@@ -194,9 +212,9 @@ fn sync(session: &Session, boot: BootId, node: NodeId, data_only: bool) -> Resul
     }
 }
 
-fn sync_open(fd: std::os::fd::BorrowedFd<'_>, data_only: bool) -> Result<(), SystemErrno> {
+fn until_done(work: impl Fn() -> Result<(), SystemErrno>) -> Result<(), SystemErrno> {
     loop {
-        match if data_only { fdatasync(fd) } else { fsync(fd) } {
+        match work() {
             Err(SystemErrno::EINTR) => {}
             done => return done,
         }

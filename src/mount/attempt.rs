@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{Mount, MountConfig, MountError, MountHandle};
 use crate::control::{
-    ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport,
+    ControlSocket, Controlled, DaemonKind, LinkWord, StatusReport, SyncReport, Unsent, WarmOrder, WarmReport,
 };
 use crate::fuse::Claim;
 use crate::metrics::{Metric, Readings};
@@ -136,6 +136,16 @@ impl Controlled for Standing {
     fn warm(&self, order: &WarmOrder) -> Result<WarmReport, String> {
         let mounted = self.mounted.get().ok_or("nothing is mounted yet")?;
         mounted.warm(order)
+    }
+
+    fn sync(&self) -> Result<SyncReport, String> {
+        let mounted = self.mounted.get().ok_or("nothing is mounted yet")?;
+        mounted.sync()
+    }
+
+    fn sync_progress(&self, id: u64) -> Result<SyncReport, String> {
+        let mounted = self.mounted.get().ok_or("nothing is mounted yet")?;
+        mounted.sync_progress(id)
     }
 
     fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {

@@ -8,11 +8,13 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use super::MountConfig;
+use super::sync::SyncJobs;
 use super::warm::WarmJobs;
 use crate::cache::ChunkCache;
 use crate::client::quic::{ClientStatistics, QuicClient};
 use crate::control::{
-    Controlled, DaemonKind, FileSystemReport, LinkWord, StatusReport, Unsent, WarmOrder, WarmReport,
+    Controlled, DaemonKind, FileSystemReport, LinkWord, StatusReport, SyncReport, Unsent, WarmOrder,
+    WarmReport,
 };
 use crate::fetch::Fetcher;
 use crate::fs::FileSystem;
@@ -48,6 +50,7 @@ pub struct MountHandle {
     cache_limit_bytes: Option<u64>,
     cache_dir: Option<PathBuf>,
     warm_jobs: WarmJobs,
+    sync_jobs: SyncJobs,
     started: Instant,
     link: Link,
     /// Not kept: it ends with the mount, and the control socket later.
@@ -74,6 +77,7 @@ impl MountHandle {
             cache_limit_bytes: config.cache.as_ref().map(|cache| cache.config.size_bytes),
             cache_dir: config.cache.as_ref().map(|cache| cache.config.directory.clone()),
             warm_jobs: WarmJobs::new(Arc::clone(file_system)),
+            sync_jobs: SyncJobs::default(),
             started: Instant::now(),
             link,
             file_system: Arc::downgrade(file_system),
@@ -92,6 +96,7 @@ impl MountHandle {
     /// The mount is gone from its place.
     pub(super) fn set_ended(&self) {
         self.warm_jobs.end();
+        self.sync_jobs.end();
         self.ended.store(true, Ordering::Relaxed);
     }
 
@@ -99,6 +104,13 @@ impl MountHandle {
     pub(super) async fn until(&self, least: Wanted) {
         // Fails only when the sender is gone, and the sender is here.
         let _ = self.wanted.subscribe().wait_for(|wanted| *wanted >= least).await;
+    }
+
+    /// The file system, while it is mounted.
+    fn served(&self) -> Result<Arc<FileSystem>, String> {
+        let is_there = !self.ended.load(Ordering::Relaxed);
+        let file_system = self.file_system.upgrade().filter(|_| is_there);
+        file_system.ok_or_else(|| "the mount is being taken down".to_owned())
     }
 
     fn want(&self, more: Wanted) {
@@ -234,6 +246,14 @@ impl Controlled for MountHandle {
             return Err("this mount has no disk cache (cache=none)".to_owned());
         }
         self.warm_jobs.begin(order)
+    }
+
+    fn sync(&self) -> Result<SyncReport, String> {
+        self.sync_jobs.begin(&self.served()?)
+    }
+
+    fn sync_progress(&self, id: u64) -> Result<SyncReport, String> {
+        self.sync_jobs.report(id, &*self.served()?)
     }
 
     fn warm_progress(&self, id: u64) -> Result<WarmReport, String> {

@@ -13,6 +13,7 @@
 
 mod attempt;
 mod handle;
+mod sync;
 mod trust;
 mod warm;
 

@@ -250,6 +250,11 @@ pub enum Request {
         /// [`super::SYNC_AFTER_MAX`]. [`super::ErrorCode::Busy`] where one does not come.
         after: Vec<OperationId>,
     },
+    /// Brings everything on a disk of the host to it (`syncfs`). Answer: [`Reply::Synced`].
+    SyncFileSystem {
+        /// A file or directory on the disk.
+        node: NodeId,
+    },
     /// Takes, gives back or waits for a lock, once. Answer: [`Reply::Lock`].
     Lock(LockRequest),
     /// Who stands against a lock. Answer: [`Reply::LockTest`].

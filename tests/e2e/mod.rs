@@ -32,6 +32,7 @@ mod rights;
 mod standby;
 mod store;
 mod suites;
+mod syncing;
 mod trust;
 mod waiting;
 mod working;

@@ -304,3 +304,51 @@ async fn what_is_not_sent_is_known_by_file() {
     world.fs.all_sent().await;
     assert_eq!(world.fs.unsent_files(), []);
 }
+
+async fn synced(world: &World) -> wormhole::fs::SyncProgress {
+    let job = world.fs.sync_all();
+    loop {
+        let progress = job.progress();
+        if progress.is_done {
+            return progress;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_sync_of_everything_reaches_the_disk_and_tells_each_failure_once() {
+    let world = world(MemoryHost::new());
+    for name in [b"one", b"two"] {
+        let (_, opened) = world.fs.create(Inode::ROOT, name, create(true)).await.unwrap();
+        world.write(opened.handle, 0, b"content").await.unwrap();
+    }
+    let before = world.host.counters().syncs;
+    let told = synced(&world).await;
+    assert_eq!((told.files, told.synced, told.failed, told.error), (2, 2, 0, None));
+    assert_eq!(world.host.counters().syncs - before, 3, "two files, and the disk with their names");
+    assert_eq!(world.fs.unsynced_bytes(), 0);
+    assert_eq!(synced(&world).await.files, 0, "nothing is left");
+    // What fails is told with its name, by this and not by the next one.
+    let (_, opened) = world.fs.create(Inode::ROOT, b"three", create(true)).await.unwrap();
+    world
+        .host
+        .set_errors(|request| matches!(request, Request::Write(_)).then(|| WireError::system(Errno::EIO)));
+    world.write(opened.handle, 0, b"lost").await.unwrap();
+    world.fs.all_sent().await;
+    world.host.set_errors(|_| None);
+    let told = synced(&world).await;
+    assert_eq!((told.files, told.synced, told.failed), (1, 0, 1));
+    assert!(told.problems[0].starts_with("three: "), "{:?}", told.problems);
+    assert_eq!(synced(&world).await.failed, 0);
+    assert_eq!(
+        world.fs.fsync(opened.handle, false).await.unwrap_err().errno(),
+        Errno::EIO,
+        "its writer hears, too"
+    );
+    // A disk that fails is told, too.
+    world.host.set_errors(|request| {
+        matches!(request, Request::SyncFileSystem { .. }).then(|| WireError::system(Errno::EIO))
+    });
+    assert!(synced(&world).await.error.is_some());
+}

@@ -19,13 +19,18 @@ use crate::fuse::table;
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// A path on a mount.
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     daemon: Daemon,
     source: String,
     below: Vec<u8>,
 }
 
 impl Place {
+    /// The daemon of the mount.
+    pub(in crate::cli) const fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
     /// Where the cache of the mount is.
     pub(super) fn cache_dir(&self) -> Option<PathBuf> {
         self.daemon.status().ok()?.cache_dir
@@ -41,7 +46,7 @@ impl Place {
 }
 
 /// Which mount a path is on, and where on it. A path that is not there (any more) is taken as it is written.
-pub(super) fn place_of(typed: &Path) -> Result<Place, CliError> {
+pub(in crate::cli) fn place_of(typed: &Path) -> Result<Place, CliError> {
     let wrong = |why: &dyn std::fmt::Display| CliError::system(format!("{}: {why}", typed.display()));
     let path = typed.canonicalize().or_else(|_| table::resolve(typed)).map_err(|error| wrong(&error))?;
     let mounts = table::mounts().map_err(|error| wrong(&error))?;

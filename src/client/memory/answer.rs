@@ -50,7 +50,9 @@ impl Tree {
             Request::Open { node, open } => self.open(*node, (client, *open), OpenAccess::READ),
             Request::OpenFor { node, open, access } => self.open(*node, (client, *open), *access),
             Request::Change(request) => self.change(client, &request.change, boot_of(instance)),
-            Request::Sync { node, .. } => self.node(*node).map(|_| Reply::Synced { boot: boot_of(instance) }),
+            Request::Sync { node, .. } | Request::SyncFileSystem { node } => {
+                self.node(*node).map(|_| Reply::Synced { boot: boot_of(instance) })
+            }
             Request::Close { node, open } => {
                 self.set_open(*node, (client, *open), false);
                 Ok(Reply::Done)

@@ -104,7 +104,7 @@ impl Counters {
             Request::Open { .. } | Request::OpenFor { .. } => &mut self.opens,
             Request::Change(_) => &mut self.changes,
             Request::Write(_) => &mut self.writes,
-            Request::Sync { .. } => &mut self.syncs,
+            Request::Sync { .. } | Request::SyncFileSystem { .. } => &mut self.syncs,
             Request::Close { .. } => &mut self.closes,
             Request::Seek { .. } => &mut self.seeks,
             Request::Read(..) => &mut self.reads,

@@ -115,6 +115,7 @@ fn question(stage: &Stage, numbers: &mut Numbers) -> Request {
             Request::TestLock(LockTest { node, owner, range, kind: LockKind::Shared })
         }
         20 => Request::HaveChunks { node, offset: 0, chunks: vec![ChunkHash::of(b"x"); 3] },
+        21 => Request::SyncFileSystem { node },
         _ => Request::Events,
     }
 }

@@ -73,6 +73,7 @@ const PLAIN: &[&str] = &[
     "src/fetch/",
     "src/io/",
     "src/metadata_cache/",
+    "src/prefetch/",
     "src/transport/",
 ];
 

@@ -187,8 +187,8 @@ impl FileSystem {
         if let Some(ahead) = plan.ahead {
             self.fetcher.read_ahead(content, ahead.range, StreamId { handle, cursor: ahead.cursor.0 });
         }
-        if let Some(passed) = plan.passed {
-            self.fetcher.mark_consumed(content, passed);
+        if let Some(consumed) = plan.consumed {
+            self.fetcher.mark_consumed(content, consumed);
         }
         plan
     }

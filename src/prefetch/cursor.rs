@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::history::{Opening, RunKind};
+use super::history::{RunKind, RunStart};
 use super::window::{Limits, PROVED_WINDOW_BYTES, STEP_CHUNKS, Window};
 use super::{CursorId, PIECE_BYTES_MAX, chunk_at_or_behind};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex, ChunkRange};
@@ -28,7 +28,7 @@ const ADJACENT_GAP_BYTES: u64 = 64 * 1024;
 const PROOF_BYTES: u64 = 32 * 1024;
 
 /// Most gaps that are remembered: as many requests as FUSE threads can reorder.
-const HOLES_MAX: usize = 8;
+const GAPS_MAX: usize = 8;
 
 /// Pause after which read-ahead may have been evicted and is planned again.
 const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -66,9 +66,9 @@ pub(super) struct Cursor {
     /// Bytes read in sequence. Skipped bytes do not count.
     progress_bytes: u64,
     /// Gaps before `position`, from reads that came out of order.
-    holes: Vec<ByteRange>,
+    gaps: Vec<ByteRange>,
     /// End of the chunks that the run has consumed.
-    passed_end: ChunkIndex,
+    consumed_end: ChunkIndex,
     /// End of the chunks that were planned.
     planned_end: ChunkIndex,
     window: Window,
@@ -78,26 +78,26 @@ pub(super) struct Cursor {
     /// True if a second read followed the first.
     followed: bool,
     recorded: bool,
-    given_up: bool,
+    cancelled: bool,
 }
 
 impl Cursor {
-    pub(super) fn begin(id: CursorId, first: ByteRange, opening: Opening, now: Instant) -> Self {
+    pub(super) fn begin(id: CursorId, first: ByteRange, start: RunStart, now: Instant) -> Self {
         Self {
             id,
             kind: RunKind::of_first_read(first.len),
             start: first.offset,
             position: first.end(),
             progress_bytes: first.len,
-            holes: Vec::new(),
-            passed_end: ChunkIndex::containing(first.offset),
+            gaps: Vec::new(),
+            consumed_end: ChunkIndex::containing(first.offset),
             planned_end: ChunkIndex::containing(first.offset),
-            window: Window::opened(opening.window_bytes, first.len),
-            expected_end: opening.expected_run_bytes.map(|bytes| first.offset.saturating_add(bytes)),
+            window: Window::opened(start.window_bytes, first.len),
+            expected_end: start.expected_run_bytes.map(|bytes| first.offset.saturating_add(bytes)),
             last_read: now,
             followed: false,
             recorded: false,
-            given_up: false,
+            cancelled: false,
         }
     }
 
@@ -129,13 +129,13 @@ impl Cursor {
     }
 
     /// Gives up the planned chunks. If the run continues, they are planned again.
-    pub(super) const fn give_up(&mut self) {
-        self.given_up = true;
+    pub(super) const fn cancel(&mut self) {
+        self.cancelled = true;
         self.planned_end = chunk_at_or_behind(self.position);
     }
 
-    pub(super) const fn was_given_up(&self) -> bool {
-        self.given_up
+    pub(super) const fn was_cancelled(&self) -> bool {
+        self.cancelled
     }
 
     pub(super) const fn distance(&self, range: ByteRange) -> u64 {
@@ -164,7 +164,7 @@ impl Cursor {
         if range.end() > self.position {
             return (self.position - range.offset <= BACK_SEEK_BYTES).then_some(Relation::Adjacent);
         }
-        if self.holes.iter().any(|hole| hole.intersect(range).is_some()) {
+        if self.gaps.iter().any(|gap| gap.intersect(range).is_some()) {
             return Some(Relation::Late);
         }
         (self.position - range.offset <= BACK_SEEK_BYTES).then_some(Relation::Behind)
@@ -177,11 +177,11 @@ impl Cursor {
         }
         self.last_read = now;
         match relation {
-            Relation::Adjacent | Relation::InWindow => self.go_on(range),
+            Relation::Adjacent | Relation::InWindow => self.extend(range),
             Relation::Late => self.fill(range),
             Relation::Behind => {}
             Relation::Skip => {
-                self.holes.clear();
+                self.gaps.clear();
                 self.position = range.end();
                 self.planned_end = self.planned_end.max(ChunkIndex::containing(range.offset));
                 self.expected_end = None;
@@ -190,16 +190,16 @@ impl Cursor {
         relation != Relation::Behind || self.is_open()
     }
 
-    fn go_on(&mut self, range: ByteRange) {
+    fn extend(&mut self, range: ByteRange) {
         self.followed = true;
         self.recorded = false;
-        self.given_up = false;
+        self.cancelled = false;
         self.progress_bytes += range.len.min(range.end() - self.position);
         if range.offset > self.position {
-            if self.holes.len() == HOLES_MAX {
-                self.holes.remove(0);
+            if self.gaps.len() == GAPS_MAX {
+                self.gaps.remove(0);
             }
-            self.holes.push(ByteRange::new(self.position, range.offset - self.position));
+            self.gaps.push(ByteRange::new(self.position, range.offset - self.position));
         }
         self.position = range.end();
         self.planned_end = self.planned_end.max(ChunkIndex::containing(range.offset));
@@ -209,38 +209,38 @@ impl Cursor {
     }
 
     fn fill(&mut self, range: ByteRange) {
-        let mut left = Vec::with_capacity(self.holes.len() + 1);
-        for hole in self.holes.drain(..) {
-            let Some(filled) = hole.intersect(range) else {
-                left.push(hole);
+        let mut left = Vec::with_capacity(self.gaps.len() + 1);
+        for gap in self.gaps.drain(..) {
+            let Some(filled) = gap.intersect(range) else {
+                left.push(gap);
                 continue;
             };
             self.progress_bytes += filled.len;
-            left.push(ByteRange::new(hole.offset, filled.offset - hole.offset));
-            left.push(ByteRange::new(filled.end(), hole.end() - filled.end()));
+            left.push(ByteRange::new(gap.offset, filled.offset - gap.offset));
+            left.push(ByteRange::new(filled.end(), gap.end() - filled.end()));
         }
-        left.retain(|hole| !hole.is_empty());
-        let surplus = left.len().saturating_sub(HOLES_MAX);
-        self.holes.extend(left.drain(surplus..));
+        left.retain(|gap| !gap.is_empty());
+        let surplus = left.len().saturating_sub(GAPS_MAX);
+        self.gaps.extend(left.drain(surplus..));
     }
 
     /// Marks chunks that the current read requests itself.
-    pub(super) fn note_asked(&mut self, chunks: ChunkRange) {
+    pub(super) fn note_demanded(&mut self, chunks: ChunkRange) {
         self.planned_end = self.planned_end.max(ChunkIndex(chunks.as_range().end));
     }
 
     /// Returns the chunks consumed since the last call. Late reads and short back seeks still find the
     /// others.
-    pub(super) fn leave_behind(&mut self) -> Option<ChunkRange> {
-        let late = self.holes.iter().map(|hole| hole.offset).min().unwrap_or(self.position);
+    pub(super) fn take_consumed(&mut self) -> Option<ChunkRange> {
+        let late = self.gaps.iter().map(|gap| gap.offset).min().unwrap_or(self.position);
         let end = ChunkIndex::containing(late.min(self.position.saturating_sub(BACK_SEEK_BYTES)));
-        let first = self.passed_end;
-        self.passed_end = end.max(first);
+        let first = self.consumed_end;
+        self.consumed_end = end.max(first);
         (first < end).then(|| ChunkRange::new(first, end.0 - first.0))
     }
 
     /// Returns the chunks to request ahead of the reader now, in a file of `size` bytes.
-    pub(super) fn top_up(&mut self, size: u64, limits: Limits) -> Option<ChunkRange> {
+    pub(super) fn plan_ahead(&mut self, size: u64, limits: Limits) -> Option<ChunkRange> {
         if !self.is_open() {
             if !self.followed || self.progress_bytes < PROOF_BYTES {
                 return None;

@@ -35,25 +35,25 @@ impl RunKind {
 
 /// Start of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Opening {
+pub(super) struct RunStart {
     /// First window behind the first read in bytes; 0 for none.
     pub(super) window_bytes: u64,
     /// Expected length of the run, if the earlier ones were all alike.
     pub(super) expected_run_bytes: Option<u64>,
 }
 
-impl Opening {
+impl RunStart {
     const CLOSED: Self = Self { window_bytes: 0, expected_run_bytes: None };
 }
 
 /// Lengths of the last two runs of each kind in bytes.
 #[derive(Debug, Default)]
-pub(super) struct Runs {
+pub(super) struct RunLengths {
     small_first: [Option<u64>; 2],
     large_first: [Option<u64>; 2],
 }
 
-impl Runs {
+impl RunLengths {
     /// Records the length of a run that is probably over.
     pub(super) const fn record(&mut self, kind: RunKind, run_bytes: u64) {
         let lengths = match kind {
@@ -66,21 +66,21 @@ impl Runs {
     /// Returns the start of a run whose first read has `first_bytes` bytes.
     ///
     /// The shorter one of two runs counts: one long run among short ones is not a habit.
-    pub(super) fn opening(&self, kind: RunKind, first_bytes: u64) -> Opening {
+    pub(super) fn start_of(&self, kind: RunKind, first_bytes: u64) -> RunStart {
         let lengths = match kind {
             RunKind::SmallFirst => self.small_first,
             RunKind::LargeFirst => self.large_first,
         };
         let [Some(a), Some(b)] = lengths else {
             let window_bytes = if kind == RunKind::LargeFirst { LARGE_WINDOW_BYTES } else { 0 };
-            return Opening { window_bytes, expected_run_bytes: None };
+            return RunStart { window_bytes, expected_run_bytes: None };
         };
         let (shorter, longer) = (a.min(b), a.max(b));
         if kind == RunKind::SmallFirst && shorter < SMALL_FIRST_RUN_BYTES_MIN {
-            return Opening::CLOSED;
+            return RunStart::CLOSED;
         }
         let alike = longer - shorter <= CHUNK_BYTES;
-        Opening {
+        RunStart {
             window_bytes: shorter.saturating_sub(first_bytes),
             expected_run_bytes: alike.then_some(longer),
         }
@@ -114,31 +114,31 @@ mod tests {
     const MIB: u64 = 1024 * 1024;
 
     #[test]
-    fn two_runs_make_a_habit_and_the_shorter_is_believed() {
-        let mut runs = Runs::default();
+    fn the_shorter_of_two_runs_predicts_the_next() {
+        let mut runs = RunLengths::default();
         let kind = RunKind::LargeFirst;
-        assert_eq!(runs.opening(kind, MIB).window_bytes, LARGE_WINDOW_BYTES);
+        assert_eq!(runs.start_of(kind, MIB).window_bytes, LARGE_WINDOW_BYTES);
         runs.record(kind, 8 * MIB);
-        assert_eq!(runs.opening(kind, MIB).window_bytes, LARGE_WINDOW_BYTES);
+        assert_eq!(runs.start_of(kind, MIB).window_bytes, LARGE_WINDOW_BYTES);
         runs.record(kind, 3 * MIB);
-        let opening = runs.opening(kind, MIB);
-        assert_eq!(opening, Opening { window_bytes: 2 * MIB, expected_run_bytes: None });
+        let start = runs.start_of(kind, MIB);
+        assert_eq!(start, RunStart { window_bytes: 2 * MIB, expected_run_bytes: None });
         runs.record(kind, 3 * MIB);
-        assert_eq!(runs.opening(kind, MIB).expected_run_bytes, Some(3 * MIB));
+        assert_eq!(runs.start_of(kind, MIB).expected_run_bytes, Some(3 * MIB));
     }
 
     #[test]
     fn lookups_never_open_a_window() {
-        let mut runs = Runs::default();
+        let mut runs = RunLengths::default();
         let kind = RunKind::SmallFirst;
-        assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
+        assert_eq!(runs.start_of(kind, 4096), RunStart::CLOSED);
         runs.record(kind, 100 * MIB);
         runs.record(kind, 4096);
-        assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
+        assert_eq!(runs.start_of(kind, 4096), RunStart::CLOSED);
         // Long runs predict only their own kind.
         runs.record(RunKind::LargeFirst, 100 * MIB);
         runs.record(RunKind::LargeFirst, 100 * MIB);
-        assert_eq!(runs.opening(kind, 4096), Opening::CLOSED);
+        assert_eq!(runs.start_of(kind, 4096), RunStart::CLOSED);
     }
 
     #[test]

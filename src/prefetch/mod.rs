@@ -29,7 +29,7 @@ use std::time::Instant;
 
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkIndex, ChunkRange};
 use cursor::{Cursor, Relation};
-use history::{PieceTouches, RunKind, Runs};
+use history::{PieceTouches, RunKind, RunLengths};
 pub use window::{Limits, in_flight_limit, window_limit};
 
 /// Most runs tracked per open file.
@@ -81,7 +81,7 @@ pub struct Plan {
     /// Runs whose chunks are no longer wanted; at most two.
     pub cancel: Vec<CursorId>,
     /// Whole chunks that the run has consumed since the last read.
-    pub passed: Option<ChunkRange>,
+    pub consumed: Option<ChunkRange>,
 }
 
 /// Read-ahead policy of one open file.
@@ -90,7 +90,7 @@ pub struct Prefetcher {
     /// Least recently used first.
     cursors: Vec<Cursor>,
     cursors_made: u64,
-    runs: Runs,
+    runs: RunLengths,
     pieces: PieceTouches,
     /// True once a run continued after its window was given up for a seek.
     interleaved: bool,
@@ -107,7 +107,7 @@ impl Prefetcher {
     pub fn on_read(&mut self, now: Instant, range: ByteRange, size: u64, limits: Limits) -> Plan {
         let range = range.clamp_to(size);
         if range.is_empty() {
-            return Plan { demand: Demand::Piece(range), ahead: None, cancel: Vec::new(), passed: None };
+            return Plan { demand: Demand::Piece(range), ahead: None, cancel: Vec::new(), consumed: None };
         }
         let mut cancel = Vec::new();
         let known = self.find(range);
@@ -118,10 +118,10 @@ impl Prefetcher {
         let demand = self.demand(range, size, sequential);
         let cursor = self.cursors.last_mut().expect("the read has just moved or made a cursor");
         if let Demand::Chunks(chunks) = demand {
-            cursor.note_asked(chunks);
+            cursor.note_demanded(chunks);
         }
-        let ahead = cursor.top_up(size, limits).map(|range| Ahead { cursor: cursor.id(), range });
-        Plan { demand, ahead, cancel, passed: cursor.leave_behind() }
+        let ahead = cursor.plan_ahead(size, limits).map(|range| Ahead { cursor: cursor.id(), range });
+        Plan { demand, ahead, cancel, consumed: cursor.take_consumed() }
     }
 
     /// Returns the runs that may have chunks in flight, to cancel when the file is closed.
@@ -141,7 +141,7 @@ impl Prefetcher {
     /// fetched.
     fn advance(&mut self, at: usize, range: ByteRange, relation: Relation, now: Instant) -> bool {
         let mut cursor = self.cursors.remove(at);
-        self.interleaved |= cursor.was_given_up() && relation.is_forward();
+        self.interleaved |= cursor.was_cancelled() && relation.is_forward();
         let sequential = cursor.advance(range, relation, now);
         self.cursors.push(cursor);
         sequential
@@ -155,13 +155,13 @@ impl Prefetcher {
             self.runs.record(last.kind(), last.run_bytes());
         }
         let kind = RunKind::of_first_read(range.len);
-        let opening = self.runs.opening(kind, range.len);
-        let opens = opening.window_bytes > 0;
+        let start = self.runs.start_of(kind, range.len);
+        let opens = start.window_bytes > 0;
         if opens
             && !self.interleaved
             && let Some(last) = self.cursors.last_mut().filter(|last| last.is_open())
         {
-            last.give_up();
+            last.cancel();
             cancel.push(last.id());
         }
         if self.cursors.len() == CURSORS_MAX {
@@ -172,7 +172,7 @@ impl Prefetcher {
         }
         let id = CursorId(self.cursors_made);
         self.cursors_made += 1;
-        self.cursors.push(Cursor::begin(id, range, opening, now));
+        self.cursors.push(Cursor::begin(id, range, start, now));
         opens
     }
 

@@ -68,7 +68,7 @@ impl Simulation {
         let limits = Limits { window_bytes_max: window_limit(self.share_bytes, RTT, self.bytes_per_second) };
         let range = ByteRange::new(offset, len).clamp_to(self.size);
         let plan = self.prefetcher.on_read(self.now, range, self.size, limits);
-        self.carry_out(&plan);
+        self.execute(&plan);
         match plan.demand {
             Demand::Piece(_) => {
                 while !self.demanded.is_empty() {
@@ -90,7 +90,7 @@ impl Simulation {
         self.now - begun
     }
 
-    fn carry_out(&mut self, plan: &Plan) {
+    fn execute(&mut self, plan: &Plan) {
         let ready = self.now + RTT / 2;
         for cursor in &plan.cancel {
             let (dropped, kept) = self.ahead.drain(..).partition(|job| job.cursor == Some(*cursor));
@@ -200,7 +200,7 @@ fn a_seek_costs_a_round_trip() {
 }
 
 #[test]
-fn scrubbing_learns_how_much_a_seek_needs() {
+fn scrubbing_learns_the_length_of_a_seek() {
     let simulation = scrub(MIB, 40, GIGABIT);
     let used = 40 * 2 * MIB;
     let bound = used + 40 * CHUNK_BYTES + 12 * MIB;
@@ -234,7 +234,7 @@ fn a_header_costs_its_bytes() {
 }
 
 #[test]
-fn a_reader_of_pages_is_found_out() {
+fn a_reader_of_pages_is_detected() {
     let mut simulation = Simulation::new(64 * MIB);
     for offset in (0..64 * MIB).step_by(4096) {
         simulation.read(offset, 4096);

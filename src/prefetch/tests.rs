@@ -52,15 +52,15 @@ fn a_large_first_read_opens_a_window_at_once() {
 }
 
 #[test]
-fn a_run_leaves_behind_what_is_far_behind_it_and_waits_for_what_is_late() {
+fn consumed_chunks_end_before_late_reads() {
     let mut prefetcher = Prefetcher::new();
-    let mut passed = Vec::new();
+    let mut consumed = Vec::new();
     let mut go = |offsets: std::ops::Range<u64>| {
         for offset in offsets.step_by(128 * KIB as usize) {
             let plan = read(&mut prefetcher, offset, 128 * KIB, GIB);
-            passed.extend(plan.passed.iter().flat_map(|chunks| chunks.iter().map(|index| index.0)));
+            consumed.extend(plan.consumed.iter().flat_map(|chunks| chunks.iter().map(|index| index.0)));
         }
-        passed.clone()
+        consumed.clone()
     };
     assert!(go(0..MIB + 128 * KIB).is_empty());
     assert_eq!(go(MIB + 128 * KIB..MIB + 256 * KIB), [0]);
@@ -173,7 +173,7 @@ fn interleaved_readers_plan_everything_ahead() {
 }
 
 #[test]
-fn a_seek_gives_up_the_window_before_it() {
+fn a_seek_cancels_the_window_before_it() {
     let mut prefetcher = Prefetcher::new();
     for i in 0..100 {
         read(&mut prefetcher, i * MIB, MIB, 10 * GIB);
@@ -188,7 +188,7 @@ fn a_seek_gives_up_the_window_before_it() {
 }
 
 #[test]
-fn a_displaced_run_is_given_up() {
+fn a_displaced_run_is_cancelled() {
     let mut prefetcher = Prefetcher::new();
     prefetcher.interleaved = true;
     for i in 0..4 {
@@ -228,24 +228,24 @@ fn reading_backwards_opens_no_windows_for_long() {
 }
 
 #[test]
-fn after_a_pause_the_window_is_planned_anew() {
+fn after_a_pause_the_window_is_planned_again() {
     let mut prefetcher = Prefetcher::new();
     let mut now = Instant::now();
-    let mut go_on = |i: u64, now: Instant| {
+    let mut extend = |i: u64, now: Instant| {
         prefetcher.on_read(now, ByteRange::new(i * 64 * KIB, 64 * KIB), GIB, LIMITS).ahead
     };
     let mut planned_end = 0;
     for i in 0..100 {
-        let ahead = go_on(i, now);
+        let ahead = extend(i, now);
         assert!(ahead.is_none_or(|ahead| ahead.range.first.0 >= planned_end), "planned twice");
         planned_end = ahead.map_or(planned_end, |ahead| ahead.range.as_range().end);
     }
     now += Duration::from_secs(60);
-    assert!(go_on(100, now).unwrap().range.first.0 < planned_end);
+    assert!(extend(100, now).unwrap().range.first.0 < planned_end);
 }
 
 #[test]
-fn habits_open_the_window_after_a_small_read() {
+fn earlier_runs_open_the_window_after_a_small_read() {
     let mut prefetcher = Prefetcher::new();
     for run in 0..3 {
         let start = run * GIB;
@@ -285,7 +285,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn every_plan_keeps_the_rules(steps in steps(), size in 1..300 * MIB, limit in 0..20 * MIB) {
+    fn every_plan_keeps_the_invariants(steps in steps(), size in 1..300 * MIB, limit in 0..20 * MIB) {
         let limits = Limits { window_bytes_max: limit };
         let mut prefetcher = Prefetcher::new();
         let (mut now, mut last_end) = (Instant::now(), 0u64);

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_is_twice_what_the_link_holds_within_the_share() {
+    fn the_limit_is_twice_the_capacity_of_the_link_within_the_share() {
         let gigabit = 125_000_000;
         let limit = window_limit(96 * MIB, Duration::from_millis(50), gigabit);
         assert!((2 * 6_250_000..=3 * 6_250_000).contains(&limit), "{limit}");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_doubles_on_proof_and_no_sooner() {
+    fn a_window_doubles_only_on_proof() {
         let limits = Limits { window_bytes_max: 3 * MIB };
         let mut window = Window::opened(MIB, 0);
         window.grow(MIB / 2 - 1, limits);

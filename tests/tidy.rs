@@ -70,8 +70,10 @@ const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];
 #[rustfmt::skip]
 const PLAIN: &[&str] = &[
     "src/cache/",
+    "src/chunk/",
     "src/fetch/",
     "src/io/",
+    "src/lock/",
     "src/metadata_cache/",
     "src/prefetch/",
     "src/transport/",

@@ -18,7 +18,7 @@ use nix::sys::uio::preadv;
 use super::directory::Directory;
 use super::index::Location;
 use super::record::{BLOCK_BYTES, SegmentId, record_bytes};
-use crate::chunk::Laid;
+use crate::chunk::RunSlice;
 use crate::io::sys::is_cached;
 use crate::io::{AlignedBuffer, ContentBuffers};
 
@@ -63,7 +63,7 @@ impl SegmentFile {
         buffers: &Arc<ContentBuffers>,
         run: &[Location],
         reading: Access,
-    ) -> Vec<Option<Laid>> {
+    ) -> Vec<Option<RunSlice>> {
         if let Some(file) = self.direct_for(directory, run, reading) {
             match read_direct(file, buffers, run) {
                 Ok(Some(payloads)) => return payloads.into_iter().map(Some).collect(),
@@ -136,9 +136,9 @@ struct Filled {
 }
 
 impl Filled {
-    fn into_payloads(self, buffers: &Arc<ContentBuffers>) -> impl Iterator<Item = Laid> {
+    fn into_payloads(self, buffers: &Arc<ContentBuffers>) -> impl Iterator<Item = RunSlice> {
         let content = buffers.freeze(self.buffer);
-        self.parts.into_iter().map(move |part| Laid::part(&content, part.payload))
+        self.parts.into_iter().map(move |part| RunSlice::part(&content, part.payload))
     }
 }
 
@@ -173,13 +173,13 @@ fn read_direct(
     file: &File,
     buffers: &Arc<ContentBuffers>,
     run: &[Location],
-) -> io::Result<Option<Vec<Laid>>> {
+) -> io::Result<Option<Vec<RunSlice>>> {
     let filled = fill(file, buffers, run, u64::from(BLOCK_BYTES))?;
     let is_whole = run.last().is_none_or(|last| filled.read_end >= last.payload_end());
     Ok(is_whole.then(|| filled.into_payloads(buffers).collect()))
 }
 
-fn read_buffered(file: &File, buffers: &Arc<ContentBuffers>, run: &[Location]) -> Vec<Option<Laid>> {
+fn read_buffered(file: &File, buffers: &Arc<ContentBuffers>, run: &[Location]) -> Vec<Option<RunSlice>> {
     let Ok(mut filled) = fill(file, buffers, run, 1) else { return run.iter().map(|_| None).collect() };
     // A call may return less than was asked for. The missing payloads are read one by one.
     let whole = |(at, part): (&Location, &Part)| {

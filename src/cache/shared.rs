@@ -18,7 +18,7 @@ use super::manifest::{ManifestPage, ManifestTable};
 use super::payload::{Access, SegmentFile, are_neighbours};
 use super::queue::Queue;
 use super::record::{Key, Kind, Secret, SegmentId};
-use crate::chunk::{CHUNK_BYTES, ChunkHash, Laid, VerifiedChunk};
+use crate::chunk::{CHUNK_BYTES, ChunkHash, RunSlice, VerifiedChunk};
 use crate::io::{ContentBuffers, RUN_BUFFER_BYTES};
 
 /// Most segment files kept open for reading. A stream needs one. 64 serve many streams and are far from the
@@ -187,7 +187,7 @@ impl Shared {
         verified.collect()
     }
 
-    fn verify(&self, key: Key, kind: Kind, payload: Laid) -> Option<Verified> {
+    fn verify(&self, key: Key, kind: Kind, payload: RunSlice) -> Option<Verified> {
         match kind {
             Kind::Chunk => {
                 VerifiedChunk::verify(ChunkHash::from_bytes(key), payload).ok().map(Verified::Chunk)

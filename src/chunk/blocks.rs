@@ -67,7 +67,7 @@ mod tests {
         }
 
         #[test]
-        fn who_begins_in_the_middle_comes_to_the_same_cuts(seed: u64, skipped in 0..300_000usize) {
+        fn cuts_from_the_middle_reach_the_same_boundaries(seed: u64, skipped in 0..300_000usize) {
             let bytes = noise(seed, 1 << 20);
             let (all, later) = (cut_blocks(0, &bytes), cut_blocks(skipped as u64, &bytes[skipped..]));
             let from = skipped as u64 + BLOCK_LEAD_BYTES;

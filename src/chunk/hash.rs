@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::Laid;
+use super::RunSlice;
 
 /// BLAKE3 hash of a chunk's plain bytes: 32 bytes, shown as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,20 +60,20 @@ pub struct HashMismatch {
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifiedChunk {
     hash: ChunkHash,
-    laid: Laid,
+    run_slice: RunSlice,
 }
 
 impl VerifiedChunk {
     /// Hashes `bytes`, which come from the original file.
     pub fn compute(bytes: Bytes) -> Self {
-        Self { hash: ChunkHash::of(&bytes), laid: bytes.into() }
+        Self { hash: ChunkHash::of(&bytes), run_slice: bytes.into() }
     }
 
     /// Accepts `bytes` if their hash is `expected`. For bytes from a peer or a disk.
-    pub fn verify(expected: ChunkHash, bytes: impl Into<Laid>) -> Result<Self, HashMismatch> {
-        let laid = bytes.into();
-        expected.check(laid.bytes())?;
-        Ok(Self { hash: expected, laid })
+    pub fn verify(expected: ChunkHash, bytes: impl Into<RunSlice>) -> Result<Self, HashMismatch> {
+        let run_slice = bytes.into();
+        expected.check(run_slice.bytes())?;
+        Ok(Self { hash: expected, run_slice })
     }
 
     /// Returns the hash.
@@ -83,17 +83,17 @@ impl VerifiedChunk {
 
     /// Returns the plain bytes. Cloning them copies nothing.
     pub const fn bytes(&self) -> &Bytes {
-        self.laid.bytes()
+        self.run_slice.bytes()
     }
 
     /// Returns the bytes with the run that contains them.
-    pub const fn laid(&self) -> &Laid {
-        &self.laid
+    pub const fn run_slice(&self) -> &RunSlice {
+        &self.run_slice
     }
 
     /// Returns the bytes without the hash.
     pub fn into_bytes(self) -> Bytes {
-        self.laid.bytes().clone()
+        self.run_slice.bytes().clone()
     }
 }
 
@@ -128,8 +128,8 @@ impl VerifiedRun {
     /// Returns the chunks in order. `freeze` converts their memory to shared bytes.
     pub fn finish(self, freeze: impl FnOnce(BytesMut) -> Bytes) -> impl Iterator<Item = VerifiedChunk> {
         let (hashes, lengths): (Vec<_>, Vec<_>) = self.chunks.into_iter().unzip();
-        let parts = Laid::cut(freeze(self.bytes), lengths);
-        hashes.into_iter().zip(parts).map(|(hash, laid)| VerifiedChunk { hash, laid })
+        let parts = RunSlice::cut(freeze(self.bytes), lengths);
+        hashes.into_iter().zip(parts).map(|(hash, run_slice)| VerifiedChunk { hash, run_slice })
     }
 }
 
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_takes_chunks_where_they_lie_and_none_that_is_another() {
+    fn a_run_takes_chunks_in_place_and_rejects_wrong_ones() {
         let mut room = BytesMut::from(&b"contentandmore"[..]);
         let address = room.as_ptr();
         let more = room.split_off(7);
@@ -182,8 +182,8 @@ mod tests {
             chunks,
             [&b"content"[..], b"andmore"].map(|part| VerifiedChunk::compute(Bytes::from(part)))
         );
-        let laid = [chunks[0].laid().clone(), chunks[1].laid().clone()];
-        let joined = Laid::join(&laid, 0, 14);
+        let run_slice = [chunks[0].run_slice().clone(), chunks[1].run_slice().clone()];
+        let joined = RunSlice::join(&run_slice, 0, 14);
         assert_eq!((joined.as_ptr(), &joined[..]), (address, &b"contentandmore"[..]));
     }
 

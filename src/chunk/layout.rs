@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn intersections_lie_in_both(a in 0u64..1000, b in 0u64..1000, c in 0u64..1000, d in 0u64..1000) {
+        fn intersections_are_in_both(a in 0u64..1000, b in 0u64..1000, c in 0u64..1000, d in 0u64..1000) {
             let (left, right) = (ByteRange::new(a, b), ByteRange::new(c, d));
             let slow = (a..a + b).filter(|byte| (c..c + d).contains(byte)).count() as u64;
             let fast = left.intersect(right);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_cut_at_the_end_of_the_file_whatever_their_numbers() {
+    fn chunks_are_cut_at_the_end_of_the_file_for_any_numbers() {
         let cut =
             |first, count| ChunkRange::new(ChunkIndex(first), count).clamp_to(2 * CHUNK_BYTES + 1).count;
         assert_eq!([cut(0, 9), cut(2, 1), cut(3, 1), cut(u64::MAX, 5), cut(1, u64::MAX)], [3, 1, 0, 0, 2]);

@@ -16,7 +16,7 @@ pub(crate) mod testing;
 pub use blocks::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_LEAD_BYTES, Block, cut_blocks};
 pub use hash::{ChunkHash, FileHasher, HashMismatch, VerifiedChunk, VerifiedRun};
 pub use layout::{ByteRange, ChunkIndex, ChunkRange};
-pub use run_slice::Laid;
+pub use run_slice::RunSlice;
 
 /// Size of every chunk of a file but the last, in bytes.
 ///

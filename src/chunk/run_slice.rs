@@ -7,12 +7,12 @@ use bytes::{Bytes, BytesMut};
 /// Bytes together with the run of memory that contains them. Cloning copies nothing and keeps the whole run
 /// alive.
 #[derive(Clone, Debug)]
-pub struct Laid {
+pub struct RunSlice {
     bytes: Bytes,
     run: Bytes,
 }
 
-impl Laid {
+impl RunSlice {
     /// Cuts a run into slices of these lengths.
     pub(super) fn cut(run: Bytes, lengths: impl IntoIterator<Item = usize>) -> impl Iterator<Item = Self> {
         let mut rest = run.clone();
@@ -32,13 +32,13 @@ impl Laid {
     /// Joins the bytes of neighbours, without the first `skip` bytes and at most `len`. They are sliced
     /// from their run if they are adjacent in it, otherwise copied once.
     pub fn join(parts: &[Self], skip: usize, len: usize) -> Bytes {
-        Self::side_by_side(parts).map_or_else(
+        Self::adjacent(parts).map_or_else(
             || Self::copied(parts, skip, len),
             |whole| whole.slice(skip.min(whole.len())..skip.saturating_add(len).min(whole.len())),
         )
     }
 
-    fn side_by_side(parts: &[Self]) -> Option<Bytes> {
+    fn adjacent(parts: &[Self]) -> Option<Bytes> {
         let first = parts.first()?;
         let run = first.run.as_ptr_range();
         let mut end = first.bytes.as_ptr();
@@ -66,20 +66,20 @@ impl Laid {
 }
 
 /// Bytes that are a run of their own.
-impl From<Bytes> for Laid {
+impl From<Bytes> for RunSlice {
     fn from(bytes: Bytes) -> Self {
         Self { run: bytes.clone(), bytes }
     }
 }
 
-impl PartialEq for Laid {
+impl PartialEq for RunSlice {
     /// Compares the bytes, wherever they are.
     fn eq(&self, other: &Self) -> bool {
         self.bytes == other.bytes
     }
 }
 
-impl Eq for Laid {}
+impl Eq for RunSlice {}
 
 #[cfg(test)]
 mod tests {
@@ -89,37 +89,37 @@ mod tests {
 
     proptest! {
         #[test]
-        fn neighbours_are_joined_however_they_lie(
+        fn any_neighbours_are_joined(
             // Lengths of the parts, each with `true` if it begins a new run.
             parts in prop::collection::vec((0..50usize, any::<bool>()), 0..6),
             skip in 0..120usize,
             len in 0..120usize,
         ) {
             let whole: Vec<u8> = (0..255).cycle().take(parts.iter().map(|(len, _)| len).sum()).collect();
-            let (mut laid, mut at) = (Vec::new(), 0);
+            let (mut run_slice, mut at) = (Vec::new(), 0);
             for run in parts.chunk_by(|_, (_, begins)| !begins) {
                 let lengths: Vec<usize> = run.iter().map(|(len, _)| *len).collect();
                 let bytes: usize = lengths.iter().sum();
-                laid.extend(Laid::cut(Bytes::copy_from_slice(&whole[at..at + bytes]), lengths));
+                run_slice.extend(RunSlice::cut(Bytes::copy_from_slice(&whole[at..at + bytes]), lengths));
                 at += bytes;
             }
             let expected: Vec<u8> = whole.iter().copied().skip(skip).take(len).collect();
-            prop_assert_eq!(Laid::join(&laid, skip, len), expected);
+            prop_assert_eq!(RunSlice::join(&run_slice, skip, len), expected);
         }
     }
 
     #[test]
-    fn what_lies_in_one_run_is_not_copied_and_other_orders_are_not_mistaken_for_it() {
+    fn only_adjacent_slices_are_joined_without_a_copy() {
         let run = Bytes::from_static(b"abcdef");
-        let parts: Vec<Laid> = Laid::cut(run.clone(), [2, 3, 1]).collect();
-        assert_eq!(Laid::join(&parts, 1, 4).as_ptr(), run[1..].as_ptr());
-        assert_eq!(Laid::join(&parts[1..], 0, 9), "cdef");
+        let parts: Vec<RunSlice> = RunSlice::cut(run.clone(), [2, 3, 1]).collect();
+        assert_eq!(RunSlice::join(&parts, 1, 4).as_ptr(), run[1..].as_ptr());
+        assert_eq!(RunSlice::join(&parts[1..], 0, 9), "cdef");
         let swapped = [parts[1].clone(), parts[0].clone()];
-        assert_eq!(Laid::join(&swapped, 1, 3), "dea");
+        assert_eq!(RunSlice::join(&swapped, 1, 3), "dea");
         let gap = [parts[0].clone(), parts[2].clone()];
-        assert_eq!(Laid::join(&gap, 0, 9), "abf");
+        assert_eq!(RunSlice::join(&gap, 0, 9), "abf");
         // Neighbours in memory that belong to two different runs.
-        let halves = [Laid::from(run.slice(..3)), Laid::from(run.slice(3..))];
-        assert_eq!(Laid::join(&halves, 0, 9), "abcdef");
+        let halves = [RunSlice::from(run.slice(..3)), RunSlice::from(run.slice(3..))];
+        assert_eq!(RunSlice::join(&halves, 0, 9), "abcdef");
     }
 }

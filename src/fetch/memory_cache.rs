@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use lru::LruCache;
 
 use super::content::{ChunkKey, StreamId};
-use crate::chunk::Laid;
+use crate::chunk::RunSlice;
 
 /// Overhead of a chunk in bytes: key, links, and the header of its buffer.
 ///
@@ -23,9 +23,9 @@ pub(super) const ENTRY_BYTES: u64 = 256;
 /// The cache.
 #[derive(Debug)]
 pub(super) struct MemoryCache {
-    read: LruCache<ChunkKey, Laid>,
-    unread: LruCache<ChunkKey, (Laid, StreamId)>,
-    consumed: LruCache<ChunkKey, Laid>,
+    read: LruCache<ChunkKey, RunSlice>,
+    unread: LruCache<ChunkKey, (RunSlice, StreamId)>,
+    consumed: LruCache<ChunkKey, RunSlice>,
     consumed_bytes: u64,
     bytes: u64,
     unread_bytes: HashMap<StreamId, u64>,
@@ -34,7 +34,7 @@ pub(super) struct MemoryCache {
 }
 
 /// Returns the cost of a chunk in bytes.
-const fn cost(chunk: &Laid) -> u64 {
+const fn cost(chunk: &RunSlice) -> u64 {
     chunk.bytes().len() as u64 + ENTRY_BYTES
 }
 
@@ -86,7 +86,7 @@ impl MemoryCache {
     }
 
     /// Returns a chunk for a reader and marks it as read.
-    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Laid> {
+    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<RunSlice> {
         if let Some(chunk) = self.read.get(key) {
             return Some(chunk.clone());
         }
@@ -104,7 +104,7 @@ impl MemoryCache {
     }
 
     /// Evicts consumed chunks down to `bytes` and appends them to `evicted`.
-    pub(super) fn evict_consumed_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
+    pub(super) fn evict_consumed_to(&mut self, bytes: u64, evicted: &mut Vec<RunSlice>) {
         while self.consumed_bytes > bytes
             && let Some(gone) = self.pop_consumed()
         {
@@ -114,7 +114,7 @@ impl MemoryCache {
     }
 
     /// Adds a chunk: read, or unread for the stream that requested it ahead.
-    pub(super) fn insert(&mut self, key: ChunkKey, chunk: Laid, unread_for: Option<StreamId>) {
+    pub(super) fn insert(&mut self, key: ChunkKey, chunk: RunSlice, unread_for: Option<StreamId>) {
         self.remove(&key);
         self.bytes += cost(&chunk);
         match unread_for {
@@ -141,7 +141,7 @@ impl MemoryCache {
     }
 
     /// Evicts chunks down to `bytes` and appends them to `evicted`.
-    pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<Laid>) {
+    pub(super) fn evict_to(&mut self, bytes: u64, evicted: &mut Vec<RunSlice>) {
         while self.bytes > bytes {
             let read = self.pop_consumed().or_else(|| self.read.pop_lru().map(|(_, gone)| gone));
             let gone = match read {
@@ -166,19 +166,19 @@ impl MemoryCache {
         }
     }
 
-    fn take_consumed(&mut self, key: &ChunkKey) -> Option<Laid> {
+    fn take_consumed(&mut self, key: &ChunkKey) -> Option<RunSlice> {
         let chunk = self.consumed.pop(key)?;
         self.consumed_bytes -= cost(&chunk);
         Some(chunk)
     }
 
-    fn pop_consumed(&mut self) -> Option<Laid> {
+    fn pop_consumed(&mut self) -> Option<RunSlice> {
         let (_, chunk) = self.consumed.pop_lru()?;
         self.consumed_bytes -= cost(&chunk);
         Some(chunk)
     }
 
-    fn take_unread(&mut self, key: &ChunkKey) -> Option<Laid> {
+    fn take_unread(&mut self, key: &ChunkKey) -> Option<RunSlice> {
         let (chunk, stream) = self.unread.pop(key)?;
         self.unread_bytes_total -= cost(&chunk);
         let left = self.unread_bytes.get_mut(&stream).expect("every unread chunk is counted for its stream");
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn read_chunks_are_evicted_before_unread_ones() {
         let mut memory = MemoryCache::new();
-        let chunk = Laid::from(Bytes::from(vec![0; 1000]));
+        let chunk = RunSlice::from(Bytes::from(vec![0; 1000]));
         memory.insert(key(0), chunk.clone(), Some(stream(0)));
         memory.insert(key(1), chunk.clone(), None);
         let mut evicted = Vec::new();

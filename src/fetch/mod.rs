@@ -41,7 +41,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::cache::ChunkCache;
-use crate::chunk::{ChunkRange, Laid};
+use crate::chunk::{ChunkRange, RunSlice};
 use crate::client::Client;
 use crate::prefetch::in_flight_limit;
 use crate::proto::READ_CHUNKS_MAX;
@@ -114,7 +114,7 @@ pub struct Fetcher {
 }
 
 /// Sender that notifies a waiter for a chunk.
-type Waiter = oneshot::Sender<Result<Laid, Failed>>;
+type Waiter = oneshot::Sender<Result<RunSlice, Failed>>;
 
 /// Failure to fetch a chunk.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use super::inflight::WaiterId;
 use super::scheduler::Part;
 use super::{Failed, FetchError, Fetcher, FileContent};
 use crate::cache::FileKey;
-use crate::chunk::{ByteRange, ChunkIndex, ChunkRange, Laid};
+use crate::chunk::{ByteRange, ChunkIndex, ChunkRange, RunSlice};
 use crate::client::{CallError, ContentPart, Lane};
 use crate::prefetch::Demand;
 use crate::proto::ReadRequest;
@@ -28,7 +28,7 @@ impl Fetcher {
         let chunks = range.chunks();
         let (found, launches) = self.with_state(|state| {
             let keys = chunks.iter().map(|index| content.chunk(index));
-            let found: Vec<Laid> = keys.map(|key| state.scheduler.get(&key)).collect::<Option<_>>()?;
+            let found: Vec<RunSlice> = keys.map(|key| state.scheduler.get(&key)).collect::<Option<_>>()?;
             state.counters.hits_memory += 1;
             Some((found, state.admit()))
         })?;
@@ -85,7 +85,11 @@ impl Fetcher {
         Ok(join(&parts, chunks, range))
     }
 
-    async fn wait_for_chunks(&self, content: &FileContent, chunks: ChunkRange) -> Result<Vec<Laid>, Failed> {
+    async fn wait_for_chunks(
+        &self,
+        content: &FileContent,
+        chunks: ChunkRange,
+    ) -> Result<Vec<RunSlice>, Failed> {
         let mut receivers = VecDeque::new();
         let (parts, launches) = self.with_state(|state| {
             let (parts, starts) = state.scheduler.demand(content, chunks, || {
@@ -221,6 +225,6 @@ impl Drop for LeaveOnDrop<'_> {
 }
 
 /// Joins the bytes of `range` from the chunks that hold them.
-fn join(parts: &[Laid], chunks: ChunkRange, range: ByteRange) -> Bytes {
-    Laid::join(parts, (range.offset - chunks.first.offset()) as usize, range.len as usize)
+fn join(parts: &[RunSlice], chunks: ChunkRange, range: ByteRange) -> Bytes {
+    RunSlice::join(parts, (range.offset - chunks.first.offset()) as usize, range.len as usize)
 }

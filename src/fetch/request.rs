@@ -260,13 +260,13 @@ impl Fetcher {
                     state.counters.host_bytes += chunk.bytes().len() as u64;
                 }
             }
-            let delivery = state.scheduler.deliver(start.request, content.chunk(index), chunk.laid());
+            let delivery = state.scheduler.deliver(start.request, content.chunk(index), chunk.run_slice());
             (delivery, state.admit())
         });
         self.launch(launches);
         for waiter in delivery.into_iter().flat_map(|delivery| delivery.waiters) {
             // A waiter that is gone needs no notification.
-            let _ = waiter.send(Ok(chunk.laid().clone()));
+            let _ = waiter.send(Ok(chunk.run_slice().clone()));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::content::{ChunkKey, FileContent, StreamId, cut, runs};
 use super::inflight::{Delivery, Failure, Inflight, RequestId, WaiterId};
 use super::memory_cache::{ENTRY_BYTES, MemoryCache};
 use super::queue::Queue;
-use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange, Laid};
+use crate::chunk::{CHUNK_BYTES, ChunkIndex, ChunkRange, RunSlice};
 
 /// Most queued runs of read-ahead: 4 GiB of content, in less than a megabyte of memory.
 const QUEUE_RUNS_MAX: usize = 4096;
@@ -46,7 +46,7 @@ pub(super) struct Start {
 #[derive(Debug)]
 pub(super) enum Part {
     /// In memory.
-    Here(Laid),
+    Here(RunSlice),
     /// In flight. The waiter is notified on delivery.
     Waits(ChunkKey, WaiterId),
 }
@@ -68,7 +68,7 @@ pub(super) struct FetchScheduler<W> {
     memory: MemoryCache,
     inflight: Inflight<W>,
     queue: Queue<AheadRun>,
-    evicted: Vec<Laid>,
+    evicted: Vec<RunSlice>,
 }
 
 impl<W> FetchScheduler<W> {
@@ -98,12 +98,12 @@ impl<W> FetchScheduler<W> {
     }
 
     /// Returns the buffers evicted since the last call, to be freed outside of any lock.
-    pub(super) fn take_evicted(&mut self) -> Vec<Laid> {
+    pub(super) fn take_evicted(&mut self) -> Vec<RunSlice> {
         std::mem::take(&mut self.evicted)
     }
 
     /// Returns a chunk in memory for a reader.
-    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<Laid> {
+    pub(super) fn get(&mut self, key: &ChunkKey) -> Option<RunSlice> {
         self.memory.get(key)
     }
 
@@ -197,7 +197,12 @@ impl<W> FetchScheduler<W> {
     }
 
     /// Delivers a chunk. Returns its waiters; `None` if its request is gone.
-    pub(super) fn deliver(&mut self, request: RequestId, key: ChunkKey, chunk: &Laid) -> Option<Delivery<W>> {
+    pub(super) fn deliver(
+        &mut self,
+        request: RequestId,
+        key: ChunkKey,
+        chunk: &RunSlice,
+    ) -> Option<Delivery<W>> {
         let delivery = self.inflight.deliver(request, &key)?;
         let unread_for = delivery.stream.filter(|_| delivery.waiters.is_empty());
         self.memory.insert(key, chunk.clone(), unread_for);
@@ -312,7 +317,7 @@ mod tests {
         ChunkRange::new(ChunkIndex(first), count)
     }
 
-    fn chunk() -> Laid {
+    fn chunk() -> RunSlice {
         static CHUNK: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
         bytes::Bytes::from_static(&CHUNK).into()
     }

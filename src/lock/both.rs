@@ -78,7 +78,7 @@ mod tests {
     const EXCLUSIVE: LockKind = LockKind::Exclusive;
 
     #[test]
-    fn the_kinds_stand_against_their_own() {
+    fn a_lock_conflicts_only_within_its_kind() {
         let mut locks = BothKinds::default();
         let whole = LockRange::WHOLE;
         let part = LockRange::new(3, 5).unwrap();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_held_in_one_of_the_ways() {
+    fn a_lock_is_held_in_one_of_the_kinds() {
         let mut locks = BothKinds::default();
         let held = HeldLock { range: LockRange::WHOLE, kind: EXCLUSIVE };
         locks.set(1, LockRange::WHOLE, WholeFile::Flock.kinds_of(LockRange::WHOLE), Some(EXCLUSIVE));

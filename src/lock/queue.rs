@@ -81,7 +81,7 @@ mod tests {
     use crate::proto::{LockKind, LockRange};
 
     #[test]
-    fn who_asks_again_keeps_his_place_and_too_many_are_refused() {
+    fn a_repeated_request_keeps_its_place_and_the_queue_is_bounded() {
         let mut queue = Queue::default();
         queue.join(1, "first", 2).unwrap();
         queue.join(2, "second", 2).unwrap();
@@ -101,7 +101,7 @@ mod tests {
         /// Random locks, waits and releases: no two owners hold conflicting locks, no waiter wants a lock
         /// that is free after an offer, and of two waiters for one byte the first gets it.
         #[test]
-        fn what_is_free_is_given_in_the_order_of_arrival(
+        fn free_locks_are_given_in_the_order_of_arrival(
             steps in proptest::collection::vec((0u64..5, 0u64..4, 1u64..3, 0usize..4), 1..80),
         ) {
             let (mut locks, mut queue) = (FileLocks::default(), Queue::default());
@@ -141,7 +141,7 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), arrivals.len());
                 for (owner, range, kind) in &arrivals {
-                    prop_assert!(locks.conflict(*owner, *range, *kind).is_some(), "{} waits for what is free", owner);
+                    prop_assert!(locks.conflict(*owner, *range, *kind).is_some(), "{} waits for a free lock", owner);
                 }
                 for owner in 0..5 {
                     for held in locks.of(owner) {

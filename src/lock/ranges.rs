@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_table_says_what_a_map_of_bytes_says(
+        fn the_table_agrees_with_a_map_of_bytes(
             steps in proptest::collection::vec((0..OWNERS, 0..BYTES, 1..BYTES, kind()), 1..80),
         ) {
             let (mut table, mut slow): (FileLocks<usize>, Bytes) = (FileLocks::default(), [[None; BYTES]; OWNERS]);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_file_is_whole_until_a_byte_is_taken_out() {
+    fn a_lock_on_the_whole_file_ends_with_one_released_byte() {
         let mut locks = FileLocks::default();
         locks.set(1, LockRange::WHOLE, Some(LockKind::Shared));
         assert_eq!(locks.whole(1), Some(LockKind::Shared));

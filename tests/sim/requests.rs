@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, Laid};
+use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, RunSlice};
 use wormhole::client::memory::Stage;
 use wormhole::client::quic::{ClientConfig, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
@@ -73,21 +73,21 @@ async fn a_short_read_over_a_fast_link_is_a_run_that_nobody_has_to_copy(kind: Tr
         let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
         let request = ReadRequest { known, ..chunks_of(&file, offset, len) };
         let mut parts = client.read(request, Lane::Ahead);
-        let mut laid = Vec::new();
+        let mut run_slice = Vec::new();
         while let Some(part) = parts.recv().await {
             match part.unwrap() {
                 ContentPart::Chunk { index, chunk } => {
                     let start = index.offset() as usize;
                     assert!(whole[start..start + chunk.bytes().len()] == chunk.bytes()[..]);
-                    laid.push(chunk.laid().clone());
+                    run_slice.push(chunk.run_slice().clone());
                 }
                 ContentPart::Same { .. } => {}
                 ContentPart::End { .. } => break,
                 ContentPart::Piece { .. } => panic!("no piece was asked for"),
             }
         }
-        let joined = Laid::join(&laid, 0, usize::MAX);
-        (laid.len(), joined.as_ptr() == laid[0].bytes().as_ptr())
+        let joined = RunSlice::join(&run_slice, 0, usize::MAX);
+        (run_slice.len(), joined.as_ptr() == run_slice[0].bytes().as_ptr())
     };
     assert_eq!(lies_in_a_run(0, 0, 4 * CHUNK_BYTES, vec![]).await, (4, true));
     assert_eq!(lies_in_a_run(0, CHUNK_BYTES, 4 * CHUNK_BYTES, vec![]).await, (4, true), "to the end");

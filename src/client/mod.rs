@@ -10,7 +10,7 @@ mod calls;
 mod errno;
 pub mod faulty;
 pub mod memory;
-pub mod quic;
+pub mod remote;
 
 use std::future::Future;
 use std::pin::Pin;

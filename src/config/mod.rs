@@ -6,10 +6,10 @@
 mod environment;
 mod error;
 mod id_files;
+mod option_list;
 mod options;
 mod resolve;
 mod units;
-mod words;
 
 pub use environment::{Environment, NoHome, Side};
 pub use error::OptionError;

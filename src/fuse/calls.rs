@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyLock, Request};
 
-use super::glue::{Glue, inode};
-use super::pending::EndsBy;
+use super::adapter::{Glue, inode};
+use super::pending_signals::EndsBy;
 use super::{convert, reply};
 use crate::fs::{DirectoryItems, FileSystem, LockWish, Made};
 use crate::proto::{Caller, LockRange};

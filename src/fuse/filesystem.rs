@@ -18,9 +18,9 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::adapter::{Glue, inode};
 use super::convert::caller;
-use super::glue::{Glue, inode};
-use super::pending::EndsBy;
+use super::pending_signals::EndsBy;
 use super::reply::{GENERATION, failed};
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;

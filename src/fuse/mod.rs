@@ -19,15 +19,15 @@
 //! with what it has to bring to the host. A request that still lies in the kernel's queue is taken back by
 //! the kernel.
 
+mod adapter;
 mod calls;
 mod capabilities;
 mod claim;
 mod convert;
 mod device;
 mod filesystem;
-mod glue;
 mod notify;
-mod pending;
+mod pending_signals;
 mod reply;
 mod session;
 mod signals;

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use fuser::{Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use tokio::sync::{oneshot, watch};
 
+use super::adapter::Glue;
 use super::device::check_device;
-use super::glue::Glue;
 use super::notify;
 use super::table::{self, MountEntry};
 use super::unmount::{UnmountError, UnmountHow, unmount};

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use super::pending::{self, EndsBy, Signals, Wait};
+use super::pending_signals::{self, EndsBy, Signals, Wait};
 use crate::fs::FileSystem;
 
 /// How long a call waits before the first look.
@@ -117,13 +117,13 @@ impl Waiter {
 
     /// Returns `true` if the thread ends because its process was killed.
     async fn was_killed(&self) -> bool {
-        self.read("stat").await.is_some_and(|stat| pending::was_killed(&stat))
+        self.read("stat").await.is_some_and(|stat| pending_signals::was_killed(&stat))
     }
 
     /// Returns `true` if the thread waits for a page. Where that is not told (Yama keeps it from plain users) a
     /// read from a host that does not answer counts as a call.
     async fn is_in_fault(&self) -> bool {
-        let told = self.read("syscall").await.map(|syscall| !pending::reads_by_call(&syscall));
+        let told = self.read("syscall").await.map(|syscall| !pending_signals::reads_by_call(&syscall));
         told.unwrap_or_else(|| self.fs.is_connected())
     }
 

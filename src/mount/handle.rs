@@ -11,7 +11,7 @@ use super::MountConfig;
 use super::sync::SyncJobs;
 use super::warm::WarmJobs;
 use crate::cache::ChunkCache;
-use crate::client::quic::{ClientStatistics, QuicClient};
+use crate::client::remote::{ClientStatistics, QuicClient};
 use crate::control::{
     Controlled, DaemonKind, FileSystemReport, LinkWord, StatusReport, SyncReport, Unsent, WarmOrder,
     WarmReport,

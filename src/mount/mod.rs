@@ -29,7 +29,7 @@ use handle::{Link, Wanted};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, NoCache, StandbyCache};
 use crate::client::Client as _;
-use crate::client::quic::{ClientConfig, ConnectError, QuicClient};
+use crate::client::remote::{ClientConfig, ConnectError, QuicClient};
 use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};

@@ -1,7 +1,7 @@
 //! Which host answered: said in words where it is not the one that was meant, and noted where it is.
 
 use super::{MountConfig, MountError};
-use crate::client::quic::{ConnectError, QuicClient};
+use crate::client::remote::{ConnectError, QuicClient};
 use crate::transport::interfaces::address_kind;
 use crate::transport::{ExpectedHost, HostContact, Notice, PublicKey, TransportError};
 

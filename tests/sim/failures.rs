@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
-use wormhole::client::quic::{ClientConfig, ConnectError, QuicClient};
+use wormhole::client::remote::{ClientConfig, ConnectError, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{ErrorCode, ReadRequest, Request, WireError};
 use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError, TransportKind};

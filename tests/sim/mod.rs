@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use wormhole::chunk::ByteRange;
 use wormhole::client::memory::MemoryHost;
-use wormhole::client::quic::{ClientConfig, QuicClient};
+use wormhole::client::remote::{ClientConfig, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart};
 use wormhole::proto::{Attributes, ReadRequest, SessionId};
 use wormhole::transport::{ExpectedHost, Identity, Lane, TransportChoice, TransportKind, TransportTuning};

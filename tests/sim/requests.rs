@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, RunSlice};
 use wormhole::client::memory::Stage;
-use wormhole::client::quic::{ClientConfig, QuicClient};
+use wormhole::client::remote::{ClientConfig, QuicClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{
     CURRENT_BYTES_MAX, Errno, ErrorCode, OpenAccess, OpenId, ReadRequest, Request, SeekTarget, close,

@@ -1,21 +1,21 @@
 //! Mount options: what there is to say, and how it is said.
 //!
-//! Pure. Every option that is accepted either stands in [`table`] and sets a field here, or in [`conventions`] with the reason why it
+//! Pure. Every option that is accepted either stands in [`table`] and sets a field here, or in [`compat`] with the reason why it
 //! sets none.
 //! Of an option that is given twice the last one counts, as in mount(8).
 
-mod conventions;
+mod compat;
 mod read;
 mod table;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use conventions::{OPTIONS_FOR_OTHERS, options_not_yet, options_without_effect};
+pub use compat::{OPTIONS_FOR_OTHERS, options_not_yet, options_without_effect};
 pub use table::{OPTION_FAMILIES, OptionEntry, OptionFamily};
 
+use super::option_list;
 use super::units::Size;
-use super::words;
 use super::{Environment, OptionError};
 use crate::fs::DedupWish;
 use crate::proto::CompressionWish;
@@ -308,12 +308,12 @@ impl MountOptions {
         let mut options = Self::default();
         let mut remarks = Vec::new();
         for list in lists {
-            for word in words::split(list)? {
-                conventions::refuse_not_yet(&word)?;
+            for word in option_list::split(list)? {
+                compat::refuse_not_yet(&word)?;
                 if table::entry(&word.name).is_some() && options.read(&word, environment, accounts)? {
                     continue;
                 }
-                match conventions::ignored(&word)? {
+                match compat::ignored(&word)? {
                     Some("") => {}
                     Some(reason) => {
                         remarks.push(format!("mount option `{}` has no effect: {reason}", word.typed));

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Accounts, CacheMode, IdMapKind, LocalLocks, MountOptions, Visibility};
+use crate::config::option_list::Word;
 use crate::config::units::{self, Size};
-use crate::config::words::Word;
 use crate::config::{Environment, OptionError};
 use crate::fs::DedupWish;
 use crate::proto::CompressionWish;

@@ -308,7 +308,7 @@ fn the_table_holds_what_is_read_and_nothing_else() {
         let sample = sample.unwrap_or_else(|| panic!("{} has no sample here", entry.name));
         assert_eq!(sample.contains('='), !entry.value.is_empty(), "{}", entry.typed());
         let mut options = MountOptions::default();
-        for word in words::split(sample).unwrap() {
+        for word in option_list::split(sample).unwrap() {
             let taken = options.read(&word, &Environment::default(), &Villagers).unwrap();
             assert!(taken, "{sample} stands in the table, but nobody reads it");
         }
@@ -319,7 +319,7 @@ fn the_table_holds_what_is_read_and_nothing_else() {
     for sample in samples {
         let name = sample.split('=').next().unwrap();
         let ignored =
-            words::split(sample).unwrap().iter().all(|word| conventions::ignored(word).unwrap().is_some());
+            option_list::split(sample).unwrap().iter().all(|word| compat::ignored(word).unwrap().is_some());
         assert!(ignored || table::entry(name).is_some(), "{name} is not in the table");
     }
 }

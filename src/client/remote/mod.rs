@@ -2,10 +2,10 @@
 //!
 //! In reading order:
 //!
-//! 1. [`link`], [`keeper`]: when a connection is dead and who makes the next one
+//! 1. [`link`], [`supervisor`]: when a connection is dead and who makes the next one
 //! 2. [`dial`]: from addresses to a welcome
 //! 3. [`stream`]: one request on one stream
-//! 4. [`call`], [`list`], [`read`], [`current`], [`patience`]: requests that go on from one connection to the next
+//! 4. [`call`], [`list`], [`read`], [`current`], [`progress_timeout`]: requests that go on from one connection to the next
 //! 5. [`operations`], [`change`]: the same for changes, each under one number
 //! 6. [`events`]: the stream on which the host tells changes
 //! 7. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
@@ -13,24 +13,24 @@
 //! A call that was made waits for its answer over any number of connections, at most until its deadline, and not for a host
 //! that is away (`client::away`).
 
+mod active_connection;
 mod call;
 mod change;
 mod config;
 mod current;
 mod dial;
 mod events;
-mod keeper;
 mod link;
 mod list;
-mod live;
 mod meter;
 mod operations;
-mod patience;
 mod progress;
+mod progress_timeout;
 mod read;
 mod shared;
 mod statistics;
 mod stream;
+mod supervisor;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -44,9 +44,9 @@ pub use self::config::{
     CONNECT_TIMEOUT_DEFAULT, CONNECTIONS_MAX, ClientConfig, ConnectError, DEADLINE_DEFAULT,
 };
 use self::dial::Dialer;
-use self::keeper::Keeper;
 use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
+use self::supervisor::Keeper;
 use super::{
     CallError, CallFuture, Client, ClientEvent, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
 };

@@ -1,7 +1,7 @@
 //! Options that conventions pass and that set nothing, each with the reason; and those that are promised but not built yet.
 
 use crate::config::OptionError;
-use crate::config::words::Word;
+use crate::config::option_list::Word;
 
 /// What takes a value, or may.
 #[derive(Clone, Copy, PartialEq, Eq)]

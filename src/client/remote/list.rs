@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::active_connection::Waiting;
 use super::call::{Retry, Stopped, broken};
-use super::live::Waiting;
-use super::patience::Patience;
+use super::progress_timeout::Patience;
 use super::shared::{CallCount, Shared};
 use super::stream::{Exchange, Fault};
 use crate::client::{CallError, ListPart};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::sleep;
 
+use super::active_connection::Waiting;
 use super::call::{Retry, Stopped};
-use super::live::Waiting;
 use super::operations::Operations;
 use super::shared::{CallCount, MeteredWrite, Shared, locked};
 use super::stream::{Exchange, Fault};

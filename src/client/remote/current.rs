@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use super::active_connection::Waiting;
 use super::call::{Retry, Stopped, broken};
-use super::live::Waiting;
-use super::patience::Patience;
+use super::progress_timeout::Patience;
 use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ByteRange, VerifiedChunk};

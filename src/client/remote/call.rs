@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::live::Waiting;
+use super::active_connection::Waiting;
 use super::shared::{CallCount, Shared, add};
 use super::stream::{Exchange, Fault};
 use crate::client::CallError;

@@ -8,10 +8,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::active_connection::Live;
 use super::config::ConnectError;
 use super::dial::{Dialer, Established};
 use super::link::{Action, Event, Link, Outcome, Phase, Sample};
-use super::live::Live;
 use super::shared::{Shared, SlotState, add};
 use super::stream::Exchange;
 use crate::proto::{Reply, Request, WireError, close, encode_frame};

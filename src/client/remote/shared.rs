@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep};
 
+use super::active_connection::Live;
 use super::link::Phase;
-use super::live::Live;
 use super::meter::Meter;
 use super::operations::Operations;
 use super::statistics::Totals;

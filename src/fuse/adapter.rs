@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fuser::{INodeNo, Request};
 
-use super::pending::EndsBy;
+use super::pending_signals::EndsBy;
 use super::reply::failed;
 use super::session::KernelLimits;
 use super::signals::{Looking, Waiter};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
+use super::active_connection::Waiting;
 use super::call::{Retry, Stopped, broken};
-use super::live::Waiting;
-use super::patience::Patience;
 use super::progress::{Next, Progress};
+use super::progress_timeout::Patience;
 use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};

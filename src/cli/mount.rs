@@ -180,7 +180,7 @@ fn text_of(path: &Path) -> Result<&str, CliError> {
 
 /// Refuses where this user cannot mount by FUSE at all.
 pub(super) fn check_fuse() -> Result<(), CliError> {
-    fuse::check_device().map_err(|error| CliError::system(format!("{error}: {}", error.cure())))?;
+    fuse::check_device().map_err(|error| CliError::system(format!("{error}: {}", error.remedy())))?;
     if !nix::unistd::geteuid().is_root() && !super::is_in_path("fusermount3") {
         return Err(CliError::system(format!(
             "fusermount3 is missing, and only root can mount without it: {FUSERMOUNT_MISSING}"

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{CliError, logging, threads};
-use crate::config::{Environment, LocalAccounts, MountOptions, Parsed, Places, mount_config};
+use crate::config::{Environment, LocalAccounts, MountOptions, MountTarget, Parsed, mount_config};
 use crate::control::Controlled;
 use crate::mount::{Attempt, Mount, MountError};
 
@@ -109,7 +109,7 @@ fn serve(arguments: &Arguments, job: Job, reporter: &Reporter) -> Result<(), Cli
     for remark in remarks {
         tracing::info!("{remark}");
     }
-    let places = Places {
+    let places = MountTarget {
         source: job.source.parse().map_err(CliError::usage)?,
         label: arguments.label.clone(),
         mountpoint: arguments.mountpoint.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// How long a call waits that is made while the host is away: time for a new connection over a long way, if
 /// the host is back.
-pub const AWAY_PATIENCE: Duration = Duration::from_secs(2);
+pub const AWAY_CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time that a call still waits. `left` is what it has left of its own deadline, `waited` how long it has
 /// waited, `silent` how long the host has not been heard, zero while it answers; after `silence_max` of that
@@ -18,7 +18,7 @@ pub fn left(left: Duration, silence_max: Duration, waited: Duration, silent: Dur
         return left;
     }
     let until_away = silence_max.saturating_sub(silent);
-    let at_least = AWAY_PATIENCE.min(silence_max).saturating_sub(waited);
+    let at_least = AWAY_CALL_TIMEOUT.min(silence_max).saturating_sub(waited);
     left.min(until_away.max(at_least))
 }
 

@@ -1,6 +1,6 @@
 //! One method a request, so that nobody above matches on replies.
 
-use super::{CallError, Client, Lane, SentFirst};
+use super::{CallError, Client, FirstSession, Lane};
 use crate::chunk::ChunkHash;
 use crate::proto::{
     Attributes, Change, Changed, FsStatistics, Growth, KnownChunk, LeaseEpoch, LockFound, LockTest,
@@ -60,7 +60,7 @@ impl dyn Client {
     }
 
     /// Has something changed that is answered by what became of it.
-    pub async fn changed(&self, change: Change, first: &SentFirst) -> Result<Changed, CallError> {
+    pub async fn changed(&self, change: Change, first: &FirstSession) -> Result<Changed, CallError> {
         match self.change(change, first).await? {
             Reply::Changed(changed) => Ok(changed),
             other => Err(unexpected(&other)),
@@ -68,7 +68,7 @@ impl dyn Client {
     }
 
     /// Has content copied within the host.
-    pub async fn copy(&self, change: Change, first: &SentFirst) -> Result<Written, CallError> {
+    pub async fn copy(&self, change: Change, first: &FirstSession) -> Result<Written, CallError> {
         match self.change(change, first).await? {
             Reply::Written(written) => Ok(written),
             other => Err(unexpected(&other)),
@@ -95,7 +95,7 @@ impl dyn Client {
         node: NodeId,
         offset: u64,
         (chunks, growth): (Vec<ChunkHash>, Growth),
-        first: &SentFirst,
+        first: &FirstSession,
     ) -> Result<(Written, Vec<KnownChunk>), CallError> {
         let count = chunks.len();
         match self.change(Change::WriteKnown { node, offset, chunks, growth }, first).await? {

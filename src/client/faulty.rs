@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::{CallError, CallFuture, Client, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst};
+use super::{
+    CallError, CallFuture, Client, ContentPart, FirstSession, LinkState, ListPart, PARTS_QUEUED_MAX,
+};
 use crate::chunk::ByteRange;
 use crate::proto::{
     Attributes, BootId, Change, Errno, ErrorCode, LockAnswer, LockCall, NodeId, ReadRequest, Reply, Request,
@@ -174,12 +176,12 @@ impl Client for FaultyClient {
         self.fail(move |inner| inner.call(request, lane))
     }
 
-    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+    fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
         let first = first.clone();
         self.fail(move |inner| inner.change(change, &first))
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
         // Begun at once, so that a sync knows of it.
         let written = self.inner.write(node, at, bytes, first);
         self.fail(move |_| written)

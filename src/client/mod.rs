@@ -40,14 +40,14 @@ pub trait Client: Send + Sync + 'static {
 
     /// Has something changed, exactly once however often the request has to be sent. Whether it was done is open after
     /// [`CallError::TimedOut`]; it will not be done later. Clients that only read need not have this.
-    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+    fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
         let _ = (change, first);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
     }
 
     /// Has content written, as [`Self::change`], but without a deadline. At most
     /// [`crate::proto::WriteRequest::bytes_max`] bytes. From this call on, before the future is polled, it counts for [`Self::sync`].
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
         let _ = (node, at, bytes, first);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
     }
@@ -109,9 +109,9 @@ pub trait Client: Send + Sync + 'static {
 /// To which life of the session a change was sent first, over all attempts to have it done: only so the host can see that an
 /// earlier life of it may have done it already. One for each change.
 #[derive(Debug, Clone, Default)]
-pub struct SentFirst(Arc<OnceLock<SessionRun>>);
+pub struct FirstSession(Arc<OnceLock<SessionRun>>);
 
-impl SentFirst {
+impl FirstSession {
     /// It is about to be sent to `run`.
     pub fn or(&self, run: SessionRun) -> SessionRun {
         *self.0.get_or_init(|| run)
@@ -130,11 +130,11 @@ pub(crate) fn synced(reply: &Reply) -> Result<BootId, CallError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientEvent {
     /// A new event stream: leases of this epoch may be given from now on.
-    Begun(LeaseEpoch),
+    Started(LeaseEpoch),
     /// Told on that stream.
-    Told(HostEvent),
+    Event(HostEvent),
     /// The stream is over, and its leases with it.
-    Over,
+    Ended,
 }
 
 /// A part of a listing.
@@ -205,7 +205,7 @@ pub const FAST_BYTES_PER_SECOND: u64 = 300_000_000;
 
 impl LinkState {
     /// How long a wait that begins now lasts at most, of `deadline` for a host that may come back.
-    pub fn patience(&self, deadline: Duration) -> Duration {
+    pub fn wait_max(&self, deadline: Duration) -> Duration {
         away::left(deadline, deadline, Duration::ZERO, self.silent)
     }
 

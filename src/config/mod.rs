@@ -17,7 +17,7 @@ pub use id_files::{IdMapError, LineError};
 pub use options::{
     Accounts, AttributeTimes, CacheMode, CacheOptions, HostOptions, IdMapKind, KernelOptions, LocalAccounts,
     LocalLocks, MountOptions, OPTION_FAMILIES, OPTIONS_FOR_OTHERS, OptionEntry, OptionFamily, Ownership,
-    Parsed, Patience, Start, TransferOptions, Visibility, options_not_yet, options_without_effect,
+    Parsed, Start, Timeouts, TransferOptions, Visibility, options_not_yet, options_without_effect,
 };
-pub use resolve::{ConfigError, Places, mount_config};
+pub use resolve::{ConfigError, MountTarget, mount_config};
 pub use units::Size;

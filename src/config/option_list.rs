@@ -7,7 +7,7 @@ use super::OptionError;
 
 /// One option of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Word {
+pub(super) struct RawOption {
     /// As it was typed, for messages.
     pub(super) typed: String,
     /// As it is compared: with `_` for `-`.
@@ -17,7 +17,7 @@ pub(super) struct Word {
 }
 
 /// Cuts `a,b=c` into its options; empty ones fall away.
-pub(super) fn split(list: &str) -> Result<Vec<Word>, OptionError> {
+pub(super) fn split(list: &str) -> Result<Vec<RawOption>, OptionError> {
     let mut words = Vec::new();
     let mut current = String::new();
     let mut quoted = false;
@@ -35,15 +35,19 @@ pub(super) fn split(list: &str) -> Result<Vec<Word>, OptionError> {
     Ok(words)
 }
 
-fn word(text: &str) -> Option<Word> {
+fn word(text: &str) -> Option<RawOption> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name.trim(), Some(value.to_owned())),
         None => (text.trim(), None),
     };
-    (!text.trim().is_empty()).then(|| Word { typed: name.to_owned(), name: name.replace('-', "_"), value })
+    (!text.trim().is_empty()).then(|| RawOption {
+        typed: name.to_owned(),
+        name: name.replace('-', "_"),
+        value,
+    })
 }
 
-impl Word {
+impl RawOption {
     /// For an option that takes no value.
     pub(super) fn flag(&self) -> Result<(), OptionError> {
         match &self.value {

@@ -47,7 +47,7 @@ const CREDENTIALS_BYTES_MAX: u64 = 16 * 1024;
 
 /// What is mounted where, apart from options.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct MountTarget {
     /// What is mounted.
     pub source: MountSource,
     /// The same for people.
@@ -112,12 +112,12 @@ pub enum ConfigError {
 
 /// Puts every option where it takes effect. Reads the known hosts and the credentials.
 pub fn mount_config(
-    places: Places,
+    target: MountTarget,
     options: &MountOptions,
     environment: &Environment,
 ) -> Result<MountConfig, ConfigError> {
     let state = |name: &str| {
-        let directory = match &places.state_dir {
+        let directory = match &target.state_dir {
             Some(directory) => directory.clone(),
             None => environment.state_dir(Side::Client)?,
         };
@@ -137,21 +137,21 @@ pub fn mount_config(
     };
     let memory_bytes = memory_bytes(options.cache.memory);
     let offline = options.start.offline;
-    match (options.cache.mode, options.patience.never_stale) {
+    match (options.cache.mode, options.timeouts.never_stale) {
         (CacheMode::None, _) if offline => return Err(ConfigError::NothingOffline("cache=none")),
         (_, true) if offline => return Err(ConfigError::NothingOffline("nosoftreval")),
         _ => {}
     }
     Ok(MountConfig {
-        remote: remote(&places.source, host, &known_hosts)?,
+        remote: remote(&target.source, host, &known_hosts)?,
         offline,
-        serves_stale: !options.patience.never_stale,
+        serves_stale: !options.timeouts.never_stale,
         dedup: options.transfer.dedup,
         known_hosts,
         identity_file,
-        mountpoint: places.mountpoint,
+        mountpoint: target.mountpoint,
         control_dir: environment.control_dir(),
-        link: link(&options.transfer, options.patience.deadline(), memory_bytes),
+        link: link(&options.transfer, options.timeouts.deadline(), memory_bytes),
         cache: cache(&options.cache, environment)?,
         fetch: fetch(&options.transfer, memory_bytes),
         freshness: freshness(&options.attributes, options.cache.mode),
@@ -164,8 +164,8 @@ pub fn mount_config(
         },
         id_mapping: id_mapping(&options.ownership, environment, &LocalAccounts)?,
         locks: locks(options.local_locks),
-        fuse: fuse(options, &places.label),
-        label: places.label,
+        fuse: fuse(options, &target.label),
+        label: target.label,
     })
 }
 
@@ -325,7 +325,7 @@ fn cache(options: &CacheOptions, environment: &Environment) -> Result<Option<Cac
         min_free_ratio: min_free_bytes as f64 / disk_bytes.max(1) as f64,
         segment_bytes: None,
     };
-    Ok(Some(CacheChoice { config, asked_for: options.directory.is_some() }))
+    Ok(Some(CacheChoice { config, is_explicit: options.directory.is_some() }))
 }
 
 /// Size of the file system on which `directory` is, or will be made.
@@ -376,9 +376,9 @@ mod tests {
             Environment { uid: 1000, gid: 100, home: Some("/home/ann".into()), ..Environment::default() };
         let accounts: &dyn Accounts = &LocalAccounts;
         let options = MountOptions::parse([list], false, &environment, accounts).unwrap().options;
-        let places =
-            Places { source, label: "nas:/m".to_owned(), mountpoint: "/mnt".into(), state_dir: None };
-        mount_config(places, &options, &environment)
+        let target =
+            MountTarget { source, label: "nas:/m".to_owned(), mountpoint: "/mnt".into(), state_dir: None };
+        mount_config(target, &options, &environment)
     }
 
     fn ticket() -> Ticket {
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(config.identity_file, Path::new("/home/ann/.local/state/wormhole/client/identity"));
         assert!(config.remote.secret.is_some());
         let cache = config.cache.unwrap();
-        assert!(!cache.asked_for && cache.config.size_bytes <= CACHE_BYTES_DEFAULT_MAX);
+        assert!(!cache.is_explicit && cache.config.size_bytes <= CACHE_BYTES_DEFAULT_MAX);
         assert!((cache.config.min_free_ratio - 0.05).abs() < 0.001);
     }
 
@@ -491,7 +491,7 @@ mod tests {
     fn cache_options_reach_the_cache() {
         assert!(config("cache=none").cache.is_none());
         let cache = config("cache_dir=/,cache_size=1G,cache_min_free=20%").cache.unwrap();
-        assert!(cache.asked_for);
+        assert!(cache.is_explicit);
         assert_eq!((cache.config.directory.as_path(), cache.config.size_bytes), (Path::new("/"), 1 << 30));
         assert!((cache.config.min_free_ratio - 0.2).abs() < 0.001);
     }

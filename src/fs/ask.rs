@@ -162,7 +162,7 @@ impl FileSystem {
 
     /// How long who waits for the host waits from now on.
     pub(super) fn patience(&self) -> Duration {
-        self.client.link().patience(self.config.patience)
+        self.client.link().wait_max(self.config.patience)
     }
 
     /// A copy was given because the host is out of reach.

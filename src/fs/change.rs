@@ -16,7 +16,7 @@ use super::inodes::{Inode, Name};
 use super::nodes::Entry;
 use super::recovering::Recovering;
 use super::{FileSystem, FsError, lock};
-use crate::client::{CallError, Client, SentFirst};
+use crate::client::{CallError, Client, FirstSession};
 use crate::proto::{
     Attributes, Caller, Change, Changed, Errno, ErrorCode, FileKind, NAME_BYTES_MAX, NodeId, OpenId,
     RenameHow, WireError,
@@ -208,7 +208,7 @@ impl FileSystem {
         directories: &[Inode],
         change: impl Fn([NodeId; N]) -> Change,
     ) -> Result<(Changed, Learned), FsError> {
-        let first = SentFirst::default();
+        let first = FirstSession::default();
         let call = |client: Arc<dyn Client>, nodes| {
             let (change, first) = (self.config.ownership.for_host(change(nodes)), first.clone());
             async move {

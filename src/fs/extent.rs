@@ -15,7 +15,7 @@ use super::offers::Way;
 use super::unsynced::Attempt;
 use super::{FileSystem, FsError, lock};
 use crate::chunk::{CHUNK_BYTES, ChunkHash};
-use crate::client::{CallError, Client, SentFirst};
+use crate::client::{CallError, Client, FirstSession};
 use crate::proto::{ErrorCode, Growth, KnownChunk, SessionRun, WriteAt};
 
 impl FileSystem {
@@ -95,7 +95,7 @@ impl FileSystem {
         attempt: &Mutex<Option<Attempt>>,
     ) -> Result<(), FsError> {
         let len = bytes.len() as u64;
-        let first = SentFirst::default();
+        let first = FirstSession::default();
         let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
             // In this order: a sync that knows of the attempt waits for it.
             let written = client.write(node, at, bytes.clone(), &first);
@@ -174,7 +174,7 @@ impl FileSystem {
         (offset, growth): (u64, Growth),
         bytes: &Bytes,
     ) -> Result<Option<Vec<KnownChunk>>, FsError> {
-        let (chunks, first) = (hashes_of(bytes), SentFirst::default());
+        let (chunks, first) = (hashes_of(bytes), FirstSession::default());
         let call = |client: Arc<dyn Client>, [node]: [_; 1]| {
             let (chunks, first) = (chunks.clone(), first.clone());
             async move { client.write_known(node, offset, (chunks, growth), &first).await }

@@ -99,9 +99,9 @@ impl FileSystem {
         let _telling = self.telling.write().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         match event {
-            ClientEvent::Begun(epoch) => lock(&self.leases).begin(epoch, now),
-            ClientEvent::Over => lock(&self.leases).end(),
-            ClientEvent::Told(told) => {
+            ClientEvent::Started(epoch) => lock(&self.leases).begin(epoch, now),
+            ClientEvent::Ended => lock(&self.leases).end(),
+            ClientEvent::Event(told) => {
                 lock(&self.leases).heard(now);
                 match told {
                     HostEvent::Alive => {}
@@ -195,6 +195,6 @@ async fn apply_events(fs: Weak<FileSystem>, mut events: mpsc::Receiver<ClientEve
         fs.apply(event);
     }
     if let Some(fs) = fs.upgrade() {
-        fs.apply(ClientEvent::Over);
+        fs.apply(ClientEvent::Ended);
     }
 }

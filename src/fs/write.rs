@@ -16,7 +16,7 @@ use super::inodes::{Inode, Record};
 use super::unsynced::{Attempt, Teller};
 use super::{FileSystem, FsError, lock};
 use crate::chunk::ByteRange;
-use crate::client::{Client, SentFirst};
+use crate::client::{Client, FirstSession};
 use crate::proto::{AllocateHow, Change, WRITE_BYTES_MAX, Written};
 
 /// How a program writes. Nothing of it is the handle's: `fcntl` changes `O_APPEND`, and one call of `pwritev2` can be synchronous.
@@ -119,7 +119,7 @@ impl FileSystem {
         let to = self.file_to_write(to)?;
         self.sent(from.inode).await?;
         self.sent(to.inode).await?;
-        let first = SentFirst::default();
+        let first = FirstSession::default();
         let call = |client: Arc<dyn Client>, [from, to]: [_; 2]| {
             let first = first.clone();
             async move { client.copy(Change::CopyRange { from, range, to, offset }, &first).await }

@@ -6,20 +6,20 @@ use std::sync::Arc;
 
 use fuser::{INodeNo, Request};
 
-use super::pending_signals::EndsBy;
+use super::pending_signals::InterruptPolicy;
 use super::reply::failed;
 use super::session::KernelLimits;
 use super::signals::{Looking, Waiter};
 use crate::fs::{FileSystem, FsError, Inode};
 
 /// What the FUSE library calls.
-pub(super) struct Glue {
+pub(super) struct FuseAdapter {
     pub(super) fs: Arc<FileSystem>,
     pub(super) limits: KernelLimits,
     looking: Looking,
 }
 
-impl Glue {
+impl FuseAdapter {
     pub(super) fn new(fs: Arc<FileSystem>, limits: KernelLimits) -> Self {
         Self { fs, limits, looking: Looking::default() }
     }
@@ -28,14 +28,14 @@ impl Glue {
     /// request, the call is answered as interrupted and its work is dropped.
     pub(super) fn answer<T, F>(
         &self,
-        (request, ends_by): (&Request, EndsBy),
+        (request, policy): (&Request, InterruptPolicy),
         work: impl FnOnce(Arc<FileSystem>) -> F,
         reply: impl FnOnce(Result<T, FsError>) + Send + 'static,
     ) where
         F: Future<Output = Result<T, FsError>> + Send + 'static,
         T: Send,
     {
-        let (work, waiter) = (work(Arc::clone(&self.fs)), self.waiter(request, ends_by));
+        let (work, waiter) = (work(Arc::clone(&self.fs)), self.waiter(request, policy));
         self.fs.runtime().spawn(async move {
             let answer = tokio::select! {
                 biased;
@@ -49,14 +49,14 @@ impl Glue {
     /// The same for what is done to its end whether anybody waits or not.
     pub(super) fn answer_and_finish<T, F>(
         &self,
-        (request, ends_by): (&Request, EndsBy),
+        (request, policy): (&Request, InterruptPolicy),
         work: impl FnOnce(Arc<FileSystem>) -> F,
         reply: impl FnOnce(Result<T, FsError>) + Send + 'static,
     ) where
         F: Future<Output = Result<T, FsError>> + Send + 'static,
         T: Send,
     {
-        let waiter = Waiter { closes: true, ..self.waiter(request, ends_by) };
+        let waiter = Waiter { closes: true, ..self.waiter(request, policy) };
         let work = work(Arc::clone(&self.fs));
         self.fs.runtime().spawn(async move {
             let mut work = pin!(work);
@@ -72,9 +72,9 @@ impl Glue {
     }
 
     /// The thread that makes a request, and which signals end its wait.
-    pub(super) fn waiter(&self, request: &Request, ends_by: EndsBy) -> Waiter {
+    pub(super) fn waiter(&self, request: &Request, policy: InterruptPolicy) -> Waiter {
         let (looking, fs) = (self.looking.clone(), Arc::clone(&self.fs));
-        Waiter { thread: request.pid(), ends_by, closes: false, looking, fs }
+        Waiter { thread: request.pid(), policy, closes: false, looking, fs }
     }
 }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyLock, Request};
 
-use super::adapter::{Glue, inode};
-use super::pending_signals::EndsBy;
+use super::adapter::{FuseAdapter, inode};
+use super::pending_signals::InterruptPolicy;
 use super::{convert, reply};
 use crate::fs::{DirectoryItems, FileSystem, LockWish, Made};
 use crate::proto::{Caller, LockRange};
 
-impl Glue {
+impl FuseAdapter {
     /// Makes something else than an open file.
     pub(super) fn make(
         &self,
@@ -27,7 +27,9 @@ impl Glue {
         let work = move |fs: Arc<FileSystem>| async move {
             fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await
         };
-        self.answer((request, EndsBy::Ending), work, move |made| reply::entry(call, reply, made));
+        self.answer((request, InterruptPolicy::Terminating), work, move |made| {
+            reply::entry(call, reply, made)
+        });
     }
 
     /// Takes a name away.
@@ -41,7 +43,7 @@ impl Glue {
         tracing::trace!(call, %parent, ?name);
         let name = name.as_bytes().to_vec();
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.remove(inode(parent), &name, directory).await },
             move |done| reply::empty(call, reply, done),
         );
@@ -56,7 +58,7 @@ impl Glue {
     ) {
         let fs = Arc::clone(&self.fs);
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.entries_from(handle.0, offset).await },
             move |items| fill(&fs, items.map_err(|error| reply::failed(call, &error))),
         );
@@ -72,7 +74,7 @@ impl Glue {
         tracing::trace!(%number, ?wish, "getlk");
         let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.test_lock(handle.0, wish).await },
             move |found| reply::lock(reply, found),
         );
@@ -88,7 +90,8 @@ impl Glue {
     ) {
         tracing::trace!(%number, ?wish, waits, "setlk");
         let Some(wish) = wish else { return reply.error(fuser::Errno::EINVAL) };
-        let waiter = self.waiter(request, if waits { EndsBy::Any } else { EndsBy::Ending });
+        let waiter =
+            self.waiter(request, if waits { InterruptPolicy::Any } else { InterruptPolicy::Terminating });
         let fs = Arc::clone(&self.fs);
         self.fs.runtime().spawn(async move {
             reply::empty("setlk", reply, fs.lock(handle.0, wish, waits, waiter.signalled()).await);
@@ -105,7 +108,7 @@ impl Glue {
     ) {
         tracing::trace!(%number, ?range, "unlock");
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.unlock(handle.0, owner, range).await },
             move |done| reply::empty("setlk", reply, done),
         );

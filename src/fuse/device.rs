@@ -37,7 +37,7 @@ pub enum DeviceError {
 
 impl DeviceError {
     /// Returns what somebody can do about it.
-    pub const fn cure(&self) -> &'static str {
+    pub const fn remedy(&self) -> &'static str {
         match self {
             Self::Missing(_) | Self::Foreign => {
                 "load it with `modprobe fuse`, or give a container `--device /dev/fuse --cap-add SYS_ADMIN`"

@@ -18,9 +18,9 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::adapter::{Glue, inode};
+use super::adapter::{FuseAdapter, inode};
 use super::convert::caller;
-use super::pending_signals::EndsBy;
+use super::pending_signals::InterruptPolicy;
 use super::reply::{GENERATION, failed};
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
@@ -33,11 +33,11 @@ const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 /// Calls that only ask and answer: by which signals they end, what the kernel sends behind the request, the
 /// reply, how it is filled, and from what.
 macro_rules! answered {
-    ($($call:ident[$ends_by:ident]($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
+    ($($call:ident[$policy:ident]($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
         fn $call(&self, request: &Request, $($argument: $type,)* reply: $reply) {
             tracing::trace!($(?$argument,)* stringify!($call));
             self.answer(
-                (request, EndsBy::$ends_by),
+                (request, InterruptPolicy::$policy),
                 move |$fs| async move { $work.await },
                 move |answer| reply::$answer(stringify!($call), reply, answer),
             );
@@ -45,7 +45,7 @@ macro_rules! answered {
     )*};
 }
 
-impl Filesystem for Glue {
+impl Filesystem for FuseAdapter {
     fn destroy(&mut self) {
         self.fs.end();
     }
@@ -60,7 +60,7 @@ impl Filesystem for Glue {
         tracing::trace!(%parent, ?name, "lookup");
         let (name, process) = (name.as_bytes().to_vec(), request.pid());
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.lookup_for(process, inode(parent), &name).await },
             move |found| reply::lookup(reply, found),
         );
@@ -74,7 +74,7 @@ impl Filesystem for Glue {
     fn getattr(&self, request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         tracing::trace!(%number, "getattr");
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.getattr(inode(number)).await },
             move |got| reply::attributes("getattr", reply, inode(number), got),
         );
@@ -85,7 +85,7 @@ impl Filesystem for Glue {
         let copies = self.fs.seems_to_copy(request.pid());
         let how = OpenRequest { copies, ..convert::open_request(flags.0) };
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.open(inode(number), how).await },
             move |opened| reply::opened(reply, opened),
         );
@@ -108,7 +108,7 @@ impl Filesystem for Glue {
             return reply.data(&bytes);
         }
         self.answer(
-            (request, EndsBy::EndingUnlessFault),
+            (request, InterruptPolicy::TerminatingUnlessFault),
             move |fs| async move { fs.read(handle.0, range).await },
             move |bytes| reply::data("read", reply, bytes),
         );
@@ -133,7 +133,7 @@ impl Filesystem for Glue {
             flushed.and(unlocked)
         };
         // Also of a program that is killed the host gets what was written, and its locks are given back.
-        self.answer_and_finish((request, EndsBy::EndingIfSilent), work, move |done| {
+        self.answer_and_finish((request, InterruptPolicy::TerminatingIfSilent), work, move |done| {
             reply::empty("flush", reply, done);
         });
     }
@@ -240,7 +240,7 @@ impl Filesystem for Glue {
         tracing::trace!(%number, ?name, "getxattr");
         let name = name.as_bytes().to_vec();
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.getxattr(inode(number), &name).await },
             move |value| reply::xattr(reply, size, value),
         );
@@ -249,7 +249,7 @@ impl Filesystem for Glue {
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         tracing::trace!(%number, "listxattr");
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.listxattr(inode(number)).await },
             move |names| reply::xattr(reply, size, names),
         );
@@ -272,7 +272,7 @@ impl Filesystem for Glue {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.lseek(handle.0, offset, target).await },
             move |found| reply::offset(reply, found),
         );
@@ -301,7 +301,7 @@ impl Filesystem for Glue {
         let set = SetAttributes { permissions, uid, gid, size, atime, mtime };
         tracing::trace!(%number, ?set, "setattr");
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.setattr(inode(number), set).await },
             move |got| reply::attributes("setattr", reply, inode(number), got),
         );
@@ -365,7 +365,9 @@ impl Filesystem for Glue {
         let work = move |fs: Arc<FileSystem>| async move {
             fs.rename((inode(parent), &name), (inode(new_parent), &new_name), how).await
         };
-        self.answer((request, EndsBy::Ending), work, move |done| reply::empty("rename", reply, done));
+        self.answer((request, InterruptPolicy::Terminating), work, move |done| {
+            reply::empty("rename", reply, done)
+        });
     }
 
     fn link(
@@ -379,7 +381,7 @@ impl Filesystem for Glue {
         tracing::trace!(%number, %new_parent, ?new_name, "link");
         let name = new_name.as_bytes().to_vec();
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.link(inode(number), inode(new_parent), &name).await },
             move |entry| reply::entry("link", reply, entry),
         );
@@ -400,7 +402,7 @@ impl Filesystem for Glue {
         let create = convert::create_request(caller(request, umask), mode, flags);
         let name = name.as_bytes().to_vec();
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.create(inode(parent), &name, create).await },
             move |created| reply::created(reply, created),
         );
@@ -427,9 +429,9 @@ impl Filesystem for Glue {
         let bytes = Bytes::copy_from_slice(data);
         // A synchronous write waits when it is queued already: who wrote it once more because of EINTR would
         // write it twice.
-        let ends_by = if how.syncs { EndsBy::Deadly } else { EndsBy::Ending };
+        let policy = if how.syncs { InterruptPolicy::Fatal } else { InterruptPolicy::Terminating };
         self.answer(
-            (request, ends_by),
+            (request, policy),
             move |fs| async move { fs.write(handle.0, offset, bytes, how).await },
             move |written| reply::written("write", reply, written),
         );
@@ -486,7 +488,7 @@ impl Filesystem for Glue {
         let Some(how) = convert::xattr_how(flags) else { return reply.error(fuser::Errno::EINVAL) };
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.setxattr(inode(number), &name, &value, how).await },
             move |done| reply::empty("setxattr", reply, done),
         );
@@ -496,7 +498,7 @@ impl Filesystem for Glue {
         tracing::trace!(%number, ?name, "removexattr");
         let name = name.as_bytes().to_vec();
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.removexattr(inode(number), &name).await },
             move |done| reply::empty("removexattr", reply, done),
         );
@@ -517,19 +519,19 @@ impl Filesystem for Glue {
             return reply.error(fuser::Errno::EOPNOTSUPP);
         };
         self.answer(
-            (request, EndsBy::Ending),
+            (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.allocate(handle.0, ByteRange::new(offset, len), how).await },
             move |done| reply::empty("fallocate", reply, done),
         );
     }
 
     answered! {
-        readlink[Ending](number: INodeNo) ReplyData => data, |fs| fs.readlink(inode(number));
-        statfs[Ending](_number: INodeNo) ReplyStatfs => statistics, |fs| fs.statfs();
-        access[Ending](number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
-        fsync[EndingIfSilent](_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
-        fsyncdir[EndingIfSilent](_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);
-        copy_file_range[Ending](_number: INodeNo, from: FileHandle, offset: u64, _to: INodeNo, to: FileHandle, to_offset: u64, len: u64,
+        readlink[Terminating](number: INodeNo) ReplyData => data, |fs| fs.readlink(inode(number));
+        statfs[Terminating](_number: INodeNo) ReplyStatfs => statistics, |fs| fs.statfs();
+        access[Terminating](number: INodeNo, mask: AccessFlags) ReplyEmpty => empty, |fs| fs.access(inode(number), mask.bits() as u8);
+        fsync[TerminatingIfSilent](_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsync(handle.0, data_only);
+        fsyncdir[TerminatingIfSilent](_number: INodeNo, handle: FileHandle, data_only: bool) ReplyEmpty => empty, |fs| fs.fsyncdir(handle.0, data_only);
+        copy_file_range[Terminating](_number: INodeNo, from: FileHandle, offset: u64, _to: INodeNo, to: FileHandle, to_offset: u64, len: u64,
             _flags: CopyFileRangeFlags) ReplyWrite => copied, |fs|
             fs.copy_range((from.0, ByteRange::new(offset, len.min(COPY_BYTES_MAX))), (to.0, to_offset));
     }

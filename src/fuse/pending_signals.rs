@@ -10,31 +10,31 @@ const LONG: Duration = Duration::from_secs(1);
 
 /// Signals that end a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EndsBy {
+pub(super) enum InterruptPolicy {
     /// Each one that the thread would act on, as for `F_SETLKW` on a local disk.
     Any,
     /// Those that kill the program, and after a while those that ask it to end and that it handles.
-    Ending,
+    Terminating,
     /// The same. A thread that waits for a page of a mapping goes on waiting unless it is killed: it would
     /// see the error as SIGBUS.
-    EndingUnlessFault,
+    TerminatingUnlessFault,
     /// The same, but those that it handles only while the host does not answer: a database takes EINTR of
     /// `fsync` for lost data.
-    EndingIfSilent,
+    TerminatingIfSilent,
     /// Those that kill the program: its call must not be repeated.
-    Deadly,
+    Fatal,
 }
 
-impl EndsBy {
+impl InterruptPolicy {
     /// Returns `true` if a handled signal that asks the program to end may end its call.
     pub(super) fn is_long(self, waited: Duration, host_answers: bool) -> bool {
-        !host_answers || self != Self::EndingIfSilent && waited >= LONG
+        !host_answers || self != Self::TerminatingIfSilent && waited >= LONG
     }
 }
 
 /// `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` ask a program to end. Others that it handles (`SIGCHLD`,
 /// `SIGALRM`, `SIGURG`, `SIGWINCH` …) come at any time, and hardly a program expects EINTR of a file.
-const ASKING: u64 = bit(libc::SIGHUP) | bit(libc::SIGINT) | bit(libc::SIGQUIT) | bit(libc::SIGTERM);
+const TERMINATING: u64 = bit(libc::SIGHUP) | bit(libc::SIGINT) | bit(libc::SIGQUIT) | bit(libc::SIGTERM);
 
 /// Signals whose default is to stop or to do nothing.
 const HARMLESS: u64 = bit(libc::SIGSTOP)
@@ -86,22 +86,22 @@ impl Signals {
     }
 
     /// Signals that kill the program if they come.
-    const fn deadly(self) -> u64 {
+    const fn fatal(self) -> u64 {
         bit(libc::SIGKILL) | !(self.handled | self.ignored | HARMLESS)
     }
 }
 
-/// Wait of one thread, looked at again and again.
+/// SignalWait of one thread, looked at again and again.
 #[derive(Debug)]
-pub(super) struct Wait {
-    ends_by: EndsBy,
+pub(super) struct SignalWait {
+    policy: InterruptPolicy,
     seen: u64,
     is_undecided: bool,
 }
 
-impl Wait {
-    pub(super) const fn new(ends_by: EndsBy) -> Self {
-        Self { ends_by, seen: 0, is_undecided: false }
+impl SignalWait {
+    pub(super) const fn new(policy: InterruptPolicy) -> Self {
+        Self { policy, seen: 0, is_undecided: false }
     }
 
     /// Whether a signal was seen once that ends the wait if it is seen again.
@@ -111,7 +111,7 @@ impl Wait {
 
     /// Returns `true` if the wait is to end. `is_long`: the host does not answer, or the call takes longer
     /// than calls take. `is_fault`: the thread waits for a page.
-    pub(super) fn look(
+    pub(super) fn check(
         &mut self,
         signals: Signals,
         is_long: impl FnOnce() -> bool,
@@ -121,17 +121,17 @@ impl Wait {
         // time stays.
         let stays = signals.shared & replace(&mut self.seen, signals.shared);
         let due = signals.own | stays;
-        self.is_undecided = signals.shared & !stays & (signals.deadly() | ASKING) != 0;
-        if self.ends_by == EndsBy::Any {
+        self.is_undecided = signals.shared & !stays & (signals.fatal() | TERMINATING) != 0;
+        if self.policy == InterruptPolicy::Any {
             return due != 0;
         }
-        if due & signals.deadly() != 0 {
+        if due & signals.fatal() != 0 {
             return true;
         }
-        self.ends_by != EndsBy::Deadly
-            && due & signals.handled & ASKING != 0
+        self.policy != InterruptPolicy::Fatal
+            && due & signals.handled & TERMINATING != 0
             && is_long()
-            && !(self.ends_by == EndsBy::EndingUnlessFault && is_fault())
+            && !(self.policy == InterruptPolicy::TerminatingUnlessFault && is_fault())
     }
 }
 
@@ -167,9 +167,9 @@ mod tests {
 
     const NONE: Signals = Signals { own: 0, shared: 0, handled: 0, ignored: 0 };
 
-    fn ends(ends_by: EndsBy, signals: Signals, is_long: bool, is_fault: bool) -> bool {
-        let mut wait = Wait::new(ends_by);
-        wait.look(signals, || is_long, || is_fault) || wait.look(signals, || is_long, || is_fault)
+    fn ends(policy: InterruptPolicy, signals: Signals, is_long: bool, is_fault: bool) -> bool {
+        let mut wait = SignalWait::new(policy);
+        wait.check(signals, || is_long, || is_fault) || wait.check(signals, || is_long, || is_fault)
     }
 
     #[test]
@@ -185,10 +185,14 @@ mod tests {
     #[test]
     fn killed_threads_end_every_wait() {
         let killed = Signals { own: bit(libc::SIGKILL), ..NONE };
-        for ends_by in
-            [EndsBy::Any, EndsBy::Ending, EndsBy::EndingUnlessFault, EndsBy::EndingIfSilent, EndsBy::Deadly]
-        {
-            assert!(Wait::new(ends_by).look(killed, || false, || true), "{ends_by:?}");
+        for policy in [
+            InterruptPolicy::Any,
+            InterruptPolicy::Terminating,
+            InterruptPolicy::TerminatingUnlessFault,
+            InterruptPolicy::TerminatingIfSilent,
+            InterruptPolicy::Fatal,
+        ] {
+            assert!(SignalWait::new(policy).check(killed, || false, || true), "{policy:?}");
         }
     }
 
@@ -197,24 +201,27 @@ mod tests {
         let handled = |signal| Signals { shared: bit(signal), handled: bit(signal), ..NONE };
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
             let signals = handled(signal);
-            assert!(ends(EndsBy::Ending, signals, true, true));
-            assert!(!ends(EndsBy::Ending, signals, false, false));
-            assert!(!ends(EndsBy::Deadly, signals, true, false));
-            assert!(ends(EndsBy::EndingUnlessFault, signals, true, false));
-            assert!(!ends(EndsBy::EndingUnlessFault, signals, true, true));
+            assert!(ends(InterruptPolicy::Terminating, signals, true, true));
+            assert!(!ends(InterruptPolicy::Terminating, signals, false, false));
+            assert!(!ends(InterruptPolicy::Fatal, signals, true, false));
+            assert!(ends(InterruptPolicy::TerminatingUnlessFault, signals, true, false));
+            assert!(!ends(InterruptPolicy::TerminatingUnlessFault, signals, true, true));
         }
         for signal in [libc::SIGCHLD, libc::SIGALRM, libc::SIGURG, libc::SIGWINCH, libc::SIGUSR1] {
-            assert!(!ends(EndsBy::Ending, handled(signal), true, false));
-            assert!(ends(EndsBy::Any, handled(signal), false, false));
+            assert!(!ends(InterruptPolicy::Terminating, handled(signal), true, false));
+            assert!(ends(InterruptPolicy::Any, handled(signal), false, false));
         }
     }
 
     #[test]
     fn a_sync_on_a_slow_link_is_not_interrupted() {
-        assert!(EndsBy::Ending.is_long(LONG, true) && !EndsBy::Ending.is_long(LONG / 2, true));
-        assert!(EndsBy::Ending.is_long(Duration::ZERO, false));
-        assert!(!EndsBy::EndingIfSilent.is_long(LONG * 100, true));
-        assert!(EndsBy::EndingIfSilent.is_long(Duration::ZERO, false));
+        assert!(
+            InterruptPolicy::Terminating.is_long(LONG, true)
+                && !InterruptPolicy::Terminating.is_long(LONG / 2, true)
+        );
+        assert!(InterruptPolicy::Terminating.is_long(Duration::ZERO, false));
+        assert!(!InterruptPolicy::TerminatingIfSilent.is_long(LONG * 100, true));
+        assert!(InterruptPolicy::TerminatingIfSilent.is_long(Duration::ZERO, false));
     }
 
     #[test]
@@ -229,19 +236,19 @@ mod tests {
             (libc::SIGWINCH, false),
         ] {
             let signals = Signals { shared: bit(signal), ..NONE };
-            assert_eq!(ends(EndsBy::Deadly, signals, false, true), kills, "{signal}");
-            assert!(!ends(EndsBy::Deadly, Signals { ignored: bit(signal), ..signals }, false, true));
+            assert_eq!(ends(InterruptPolicy::Fatal, signals, false, true), kills, "{signal}");
+            assert!(!ends(InterruptPolicy::Fatal, Signals { ignored: bit(signal), ..signals }, false, true));
         }
     }
 
     #[test]
     fn a_signal_to_the_process_counts_when_it_stays() {
-        let mut wait = Wait::new(EndsBy::Any);
+        let mut wait = SignalWait::new(InterruptPolicy::Any);
         let signals = Signals { shared: bit(libc::SIGINT), ..NONE };
-        assert!(!wait.look(signals, || true, || false) && wait.is_undecided());
-        assert!(!wait.look(NONE, || true, || false) && !wait.is_undecided(), "another thread took it");
-        assert!(!wait.look(signals, || true, || false));
-        assert!(wait.look(signals, || true, || false));
+        assert!(!wait.check(signals, || true, || false) && wait.is_undecided());
+        assert!(!wait.check(NONE, || true, || false) && !wait.is_undecided(), "another thread took it");
+        assert!(!wait.check(signals, || true, || false));
+        assert!(wait.check(signals, || true, || false));
     }
 
     #[test]
@@ -278,7 +285,7 @@ mod tests {
             let all_blocked = format!(
                 "SigPnd:\t{own:x}\nShdPnd:\t{shared:x}\nSigBlk:\t{:x}\nSigIgn:\t0\nSigCgt:\t{handled:x}\n", u64::MAX
             );
-            prop_assert!(!ends(EndsBy::Any, Signals::of(&all_blocked).unwrap(), true, false));
+            prop_assert!(!ends(InterruptPolicy::Any, Signals::of(&all_blocked).unwrap(), true, false));
         }
     }
 }

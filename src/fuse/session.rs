@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use fuser::{Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use tokio::sync::{oneshot, watch};
 
-use super::adapter::Glue;
+use super::adapter::FuseAdapter;
 use super::device::check_device;
 use super::notify;
 use super::table::{self, MountEntry};
@@ -101,7 +101,7 @@ pub enum FuseError {
 /// Returns what would help against an error of mounting.
 fn hint(error: &io::Error) -> String {
     if let Err(device) = check_device() {
-        return format!("; {device}: {}", device.cure());
+        return format!("; {device}: {}", device.remedy());
     }
     let help = match (error.kind(), error.raw_os_error()) {
         (_, Some(libc::ENOTCONN)) => "; a dead mount is there: umount it first",
@@ -166,9 +166,9 @@ pub struct Mounted {
 
 /// Mounts `fs` on `mountpoint` and serves it from threads of its own. When it returns, the mount answers.
 pub fn mount(fs: &Arc<FileSystem>, mountpoint: &Path, config: &FuseConfig) -> Result<Mounted, FuseError> {
-    let glue = Glue::new(Arc::clone(fs), KernelLimits::of(config));
+    let adapter = FuseAdapter::new(Arc::clone(fs), KernelLimits::of(config));
     let lanes = [EventLane::Copies, EventLane::Attributes].map(|lane| fs.take_events(lane));
-    serve(glue, mountpoint, config, |notifier| {
+    serve(adapter, mountpoint, config, |notifier| {
         let start = |events| notify::start(fs.runtime().clone(), notifier.clone(), events);
         lanes.into_iter().flatten().map(start).collect()
     })
@@ -176,7 +176,7 @@ pub fn mount(fs: &Arc<FileSystem>, mountpoint: &Path, config: &FuseConfig) -> Re
 
 /// Mounts any of the library's file systems.
 pub(super) fn serve<F: fuser::Filesystem>(
-    glue: F,
+    adapter: F,
     mountpoint: &Path,
     config: &FuseConfig,
     start_notify: impl FnOnce(fuser::Notifier) -> io::Result<Vec<oneshot::Sender<()>>>,
@@ -186,7 +186,7 @@ pub(super) fn serve<F: fuser::Filesystem>(
     let mountpoint_found = mountpoint.canonicalize().map_err(failed)?;
     let by_helper = !nix::unistd::geteuid().is_root();
     let session =
-        Session::new(glue, &mountpoint_found, &library_config(config, by_helper)).map_err(failed)?;
+        Session::new(adapter, &mountpoint_found, &library_config(config, by_helper)).map_err(failed)?;
     let not_started = |source| FuseError::Start { mountpoint: mountpoint.to_owned(), source };
     let notify = start_notify(session.notifier()).map_err(not_started)?;
     let serving = spawn(session).map_err(not_started)?;

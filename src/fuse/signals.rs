@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use super::pending_signals::{self, EndsBy, Signals, Wait};
+use super::pending_signals::{self, InterruptPolicy, SignalWait, Signals};
 use crate::fs::FileSystem;
 
 /// How long a call waits before the first look.
@@ -79,7 +79,7 @@ pub(super) struct Waiter {
     /// By the kernel's number; 0 where it has none for this process.
     pub thread: u32,
     /// Signals that end its wait.
-    pub ends_by: EndsBy,
+    pub policy: InterruptPolicy,
     /// Whether it closes a file, perhaps because it was killed.
     pub closes: bool,
     pub looking: Looking,
@@ -101,12 +101,13 @@ impl Waiter {
         }
         sleep(FIRST_LOOK).await;
         let _looked = self.looking.begin();
-        let mut wait = Wait::new(self.ends_by);
+        let mut wait = SignalWait::new(self.policy);
         loop {
             let Some(status) = self.read("status").await else { return std::future::pending().await };
-            let is_fault = self.ends_by == EndsBy::EndingUnlessFault && self.is_in_fault().await;
-            let is_long = || self.ends_by.is_long(begun.elapsed(), self.fs.is_connected());
-            let is_due = Signals::of(&status).is_some_and(|signals| wait.look(signals, is_long, || is_fault));
+            let is_fault = self.policy == InterruptPolicy::TerminatingUnlessFault && self.is_in_fault().await;
+            let is_long = || self.policy.is_long(begun.elapsed(), self.fs.is_connected());
+            let is_due =
+                Signals::of(&status).is_some_and(|signals| wait.check(signals, is_long, || is_fault));
             if is_due || self.closes && self.was_killed().await {
                 return;
             }

@@ -25,8 +25,8 @@ use tokio::sync::{mpsc, watch};
 use crate::cache::ChunkCache;
 use crate::chunk::ByteRange;
 use crate::client::{
-    CallError, CallFuture, Client, ClientEvent, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
-    SentFirst,
+    CallError, CallFuture, Client, ClientEvent, ContentPart, FirstSession, Lane, LinkState, ListPart,
+    PARTS_QUEUED_MAX,
 };
 use crate::proto::{
     ActingUser, Attributes, BootId, Change, DirectoryEntry, Errno, ErrorCode, HostEvent, LockAnswer,
@@ -206,7 +206,7 @@ impl Client for CachingClient {
         }
     }
 
-    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+    fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
         let shared = Arc::clone(&self.shared);
         let Some(host) = &self.shared.host else { return Box::pin(async { Err(CallError::Offline) }) };
         let in_progress = ChangeGuard::begin(Arc::clone(&shared));
@@ -220,7 +220,7 @@ impl Client for CachingClient {
         })
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
         let shared = Arc::clone(&self.shared);
         let Some(host) = &self.shared.host else { return Box::pin(async { Err(CallError::Offline) }) };
         let written = host.write(node, at, bytes, first);
@@ -331,7 +331,7 @@ impl Shared {
 
     /// Records a change that the host reported. Under a lease no program asks for it.
     fn record_event(&self, event: &ClientEvent) {
-        let ClientEvent::Told(event) = event else { return };
+        let ClientEvent::Event(event) = event else { return };
         self.note_answer();
         let HostEvent::Changed(change) = event else { return };
         for (name, found) in &change.entries {

@@ -11,7 +11,7 @@ use super::MountConfig;
 use super::sync::SyncJobs;
 use super::warm::WarmJobs;
 use crate::cache::ChunkCache;
-use crate::client::remote::{ClientStatistics, QuicClient};
+use crate::client::remote::{ClientStatistics, RemoteClient};
 use crate::control::{
     Controlled, DaemonKind, FileSystemReport, LinkWord, StatusReport, SyncReport, Unsent, WarmOrder,
     WarmReport,
@@ -38,7 +38,7 @@ pub(super) enum Wanted {
 /// The way to the host.
 pub(super) struct Link {
     /// `None`: the mount is offline.
-    pub client: Option<Arc<QuicClient>>,
+    pub client: Option<Arc<RemoteClient>>,
     pub recall: Arc<CachingClient>,
 }
 

@@ -1,11 +1,11 @@
 //! The mount side wired on one screen, with its shutdown order.
 //!
 //! ```text
-//! kernel -> fuse session -> FileSystem -> Fetcher -> CachingClient -> QuicClient -> host
+//! kernel -> fuse session -> FileSystem -> Fetcher -> CachingClient -> RemoteClient -> host
 //!                                            |-----------'--> StandbyCache -> DiskCache
 //! ```
 //!
-//! Offline there is no `QuicClient`.
+//! Offline there is no `RemoteClient`.
 //!
 //! A [`Mount`] is started from the right to the left, so that nothing is asked before it can be answered, and shut down from the
 //! left to the right: no more questions from the kernel, then no more requests, then what was learned goes to the disk, then the
@@ -29,7 +29,7 @@ use handle::{Link, Wanted};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, NoCache, StandbyCache};
 use crate::client::Client as _;
-use crate::client::remote::{ClientConfig, ConnectError, QuicClient};
+use crate::client::remote::{ClientConfig, ConnectError, RemoteClient};
 use crate::control::{ControlSocket, Unsent};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::fs::{DedupWish, FileSystem, Freshness, FsConfig, FsError, IdMap, Ownership, RemoteLocks};
@@ -147,7 +147,7 @@ pub struct CacheChoice {
     /// Where and how much.
     pub config: CacheConfig,
     /// The directory was named: that it cannot be used is an error then, and not only a pity.
-    pub asked_for: bool,
+    pub is_explicit: bool,
 }
 
 /// Why there is no mount.
@@ -225,7 +225,7 @@ pub struct Mount {
     file_system: Arc<FileSystem>,
     cache: Arc<dyn ChunkCache>,
     recall: Arc<CachingClient>,
-    client: Option<Arc<QuicClient>>,
+    client: Option<Arc<RemoteClient>>,
     handle: Arc<MountHandle>,
     control: Option<ControlSocket>,
 }
@@ -382,11 +382,11 @@ pub fn label(source: &MountSource, port_option: Option<u16>) -> String {
 }
 
 /// The first connection, unless the host is not to be asked.
-async fn connect(config: &MountConfig) -> Result<Option<Arc<QuicClient>>, MountError> {
+async fn connect(config: &MountConfig) -> Result<Option<Arc<RemoteClient>>, MountError> {
     if config.offline {
         return Ok(None);
     }
-    let client = QuicClient::connect(client_config(config)?);
+    let client = RemoteClient::connect(client_config(config)?);
     let client = client.await.map_err(|error| trust::explain(config, error))?;
     trust::remember(config, &client);
     Ok(Some(client))
@@ -395,7 +395,7 @@ async fn connect(config: &MountConfig) -> Result<Option<Arc<QuicClient>>, MountE
 /// Who here stands for whom on the host.
 async fn id_map(
     config: &MountConfig,
-    client: Option<&QuicClient>,
+    client: Option<&RemoteClient>,
     recall: Arc<CachingClient>,
 ) -> Result<Arc<IdMap>, MountError> {
     let root = recall.root();
@@ -415,7 +415,7 @@ async fn id_map(
             IdMap::of_user((host.uid, host.gid), (uid, gid)).map_err(|_| unknown())?
         }
     };
-    ids.callers_count = client.is_some_and(QuicClient::chooses_owners);
+    ids.callers_count = client.is_some_and(RemoteClient::chooses_owners);
     let ids = Arc::new(ids);
     let ownership = Ownership { ids: Arc::clone(&ids), ..config.ownership.clone() };
     match ownership.present(root) {
@@ -427,7 +427,7 @@ async fn id_map(
 /// What remembers for the host, or instead of it, and the host's key.
 async fn recall(
     config: &MountConfig,
-    client: Option<Arc<QuicClient>>,
+    client: Option<Arc<RemoteClient>>,
     cache: Arc<dyn ChunkCache>,
 ) -> Result<(Arc<CachingClient>, PublicKey), MountError> {
     let sub_path = config.remote.sub_path.clone();
@@ -481,7 +481,7 @@ async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, M
     let is_offline = config.offline;
     let opened = tokio::task::spawn_blocking(move || {
         // Offline there is nothing to show without it; and what was typed and cannot work is said at once.
-        let is_final = |error: &CacheError| is_offline || (choice.asked_for && error.is_lasting());
+        let is_final = |error: &CacheError| is_offline || (choice.is_explicit && error.is_lasting());
         StandbyCache::open(choice.config, |error| !is_final(error))
     });
     // Fails only while the runtime shuts down.
@@ -489,8 +489,8 @@ async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, M
 }
 
 /// Has what is mounted noted again when the cache is taken up late.
-fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<CachingClient>, client: Option<&QuicClient>) {
-    let (recall, acts_as) = (Arc::downgrade(recall), client.map(QuicClient::acts_as));
+fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<CachingClient>, client: Option<&RemoteClient>) {
+    let (recall, acts_as) = (Arc::downgrade(recall), client.map(RemoteClient::acts_as));
     standby.on_available(move || {
         if let Some(recall) = recall.upgrade() {
             recall.record_root_again();

@@ -1,7 +1,7 @@
 //! Which host answered: said in words where it is not the one that was meant, and noted where it is.
 
 use super::{MountConfig, MountError};
-use crate::client::remote::{ConnectError, QuicClient};
+use crate::client::remote::{ConnectError, RemoteClient};
 use crate::transport::interfaces::address_kind;
 use crate::transport::{ExpectedHost, HostContact, Notice, PublicKey, TransportError};
 
@@ -30,7 +30,7 @@ pub(super) fn explain(config: &MountConfig, error: ConnectError) -> MountError {
 }
 
 /// Notes the host under every name at which it answered, so that next time each is enough.
-pub(super) fn remember(config: &MountConfig, client: &QuicClient) {
+pub(super) fn remember(config: &MountConfig, client: &RemoteClient) {
     let query = config.remote.query.clone();
     let answered_at = match query {
         Some(_) => Vec::new(),

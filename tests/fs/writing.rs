@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use wormhole::cache::NoCache;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
 use wormhole::client::memory::{MemoryHost, Stage};
-use wormhole::client::{CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, SentFirst};
+use wormhole::client::{CallError, CallFuture, Client, ContentPart, FirstSession, Lane, LinkState, ListPart};
 use wormhole::fetch::{FetchConfig, Fetcher};
 use wormhole::fs::{
     CreateRequest, EventLane, FileSystem, FsConfig, FsError, FsEvent, Inode, OpenRequest, WriteHow,
@@ -288,11 +288,11 @@ impl Client for Broken {
         self.0.call(request, lane)
     }
 
-    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
+    fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
         self.0.change(change, first)
     }
 
-    fn write(&self, _: NodeId, _: WriteAt, _: Bytes, _: &SentFirst) -> CallFuture<Written> {
+    fn write(&self, _: NodeId, _: WriteAt, _: Bytes, _: &FirstSession) -> CallFuture<Written> {
         Box::pin(async { panic!("on purpose") })
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use wormhole::client::memory::Stage;
-use wormhole::client::{Client, SentFirst};
+use wormhole::client::{Client, FirstSession};
 use wormhole::proto::{Caller, Change, NodeId, Operation, OperationId, Request, WriteAt};
 use wormhole::transport::TransportKind;
 
@@ -27,7 +27,7 @@ async fn a_change_says_to_which_life_of_the_session_it_was_sent_first(kind: Tran
         false
     });
     let client = world.client().await;
-    let (root, first) = (client.root().node, SentFirst::default());
+    let (root, first) = (client.root().node, FirstSession::default());
     client.change(make(root, "one"), &first).await.unwrap();
     world.relay.set_cut(true);
     world.host.restart();
@@ -36,7 +36,7 @@ async fn a_change_says_to_which_life_of_the_session_it_was_sent_first(kind: Tran
     world.relay.set_cut(false);
     // Made anew, as after an answer that the host knows the file no more: the earlier attempt may have been done all the same.
     client.change(make(root, "two"), &first).await.unwrap();
-    client.change(make(root, "three"), &SentFirst::default()).await.unwrap();
+    client.change(make(root, "three"), &FirstSession::default()).await.unwrap();
     let seen = operations.lock().unwrap();
     let [one, two, three] = seen[..] else { panic!("{seen:?}") };
     assert!(one.id < two.id && two.id < three.id);
@@ -64,7 +64,7 @@ async fn a_sync_names_what_is_under_way_and_asks_anew_when_that_is_over(kind: Tr
         Request::Write(_) => stage == Stage::Arrived,
         _ => false,
     });
-    let (bytes, first) = (Bytes::from_static(b"bytes"), SentFirst::default());
+    let (bytes, first) = (Bytes::from_static(b"bytes"), FirstSession::default());
     let writes =
         [node, other, node].map(|node| client.write(node, WriteAt::Offset(0), bytes.clone(), &first));
     // Named before they are sent.

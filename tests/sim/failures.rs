@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use wormhole::chunk::{ByteRange, CHUNK_BYTES};
-use wormhole::client::remote::{ClientConfig, ConnectError, QuicClient};
+use wormhole::client::remote::{ClientConfig, ConnectError, RemoteClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{ErrorCode, ReadRequest, Request, WireError};
 use wormhole::transport::{ExpectedHost, Identity, Lane, TransportError, TransportKind};
@@ -133,7 +133,7 @@ async fn a_host_that_is_away_keeps_nobody_for_a_whole_deadline(kind: TransportKi
     let world = World::new(kind, THIN).await;
     world.host.create_generated("file", 1 << 20, 2);
     let deadline = Duration::from_secs(8);
-    let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
+    let client = RemoteClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
     let api = api(&client);
     let file = api.lookup(client.root().node, b"file").await.unwrap();
     world.relay.set_cut(true);
@@ -159,7 +159,7 @@ async fn a_deadline_ends_one_call_and_no_other(kind: TransportKind) {
     let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("stuck", CHUNK_BYTES, 3);
     let deadline = Duration::from_secs(2);
-    let client = QuicClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
+    let client = RemoteClient::connect(ClientConfig { deadline, ..world.config() }).await.unwrap();
     let api = api(&client);
     let stuck = api.lookup(client.root().node, b"stuck").await.unwrap();
     world.host.hold(|request, _| matches!(request, Request::Read(..) | Request::StatFs { .. }));
@@ -197,18 +197,18 @@ over_both!(a_first_connection_that_fails_says_why);
 async fn a_first_connection_that_fails_says_why(kind: TransportKind) {
     let world = World::new(kind, LinkShape::CLEAN).await;
     world.server.refuse(Some(WireError::new(ErrorCode::Refused, "no export is called films")));
-    let error = QuicClient::connect(world.config()).await.err().unwrap();
+    let error = RemoteClient::connect(world.config()).await.err().unwrap();
     assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
     assert!(error.to_string().ends_with("refuses: no export is called films"), "{error}");
 
     let other = Identity::generate().unwrap().public_key();
     let config = ClientConfig { expected: ExpectedHost::Key(other), ..world.config() };
-    let error = QuicClient::connect(config).await.err().unwrap();
+    let error = RemoteClient::connect(config).await.err().unwrap();
     assert!(matches!(error, ConnectError::Transport(TransportError::WrongHostKey { .. })), "{error}");
 
     world.relay.set_cut(true);
     let config = ClientConfig { connect_timeout: Duration::from_millis(300), ..world.config() };
-    let error = QuicClient::connect(config).await.err().unwrap();
+    let error = RemoteClient::connect(config).await.err().unwrap();
     let start = format!("no answer from {} within 0.3 s", world.relay.address());
     assert!(error.to_string().starts_with(&start), "{error}");
 }
@@ -251,7 +251,7 @@ async fn what_is_damaged_on_the_way_is_sent_again(kind: TransportKind) {
     // A handshake that is damaged fails at worst, and the next one does not.
     world.relay.damage(1);
     let config = || ClientConfig { connect_timeout: Duration::from_secs(2), ..world.config() };
-    let first = QuicClient::connect(config()).await;
+    let first = RemoteClient::connect(config()).await;
     assert_eq!(world.relay.to_damage(), 0);
     let other = if let Ok(other) = first { other } else { world.client().await };
     assert!(api(&other).ping().await.is_ok());
@@ -263,7 +263,7 @@ async fn a_run_that_is_cut_or_spoilt_goes_on_where_it_was(kind: TransportKind) {
     let mut world = World::new(kind, THIN).await;
     world.host.create_generated("file", 4 * CHUNK_BYTES, 9);
     let config = ClientConfig { runs_from_bytes_per_second: 0, ..world.config() };
-    let client = QuicClient::connect(config).await.unwrap();
+    let client = RemoteClient::connect(config).await.unwrap();
     let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
     let read = || read_all(&*client, chunks_of(&file, 0, file.size), Lane::Ahead);
     world.server.corrupt(1);

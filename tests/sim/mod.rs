@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use wormhole::chunk::ByteRange;
 use wormhole::client::memory::MemoryHost;
-use wormhole::client::remote::{ClientConfig, QuicClient};
+use wormhole::client::remote::{ClientConfig, RemoteClient};
 use wormhole::client::{CallError, Client, ContentPart};
 use wormhole::proto::{Attributes, ReadRequest, SessionId};
 use wormhole::transport::{ExpectedHost, Identity, Lane, TransportChoice, TransportKind, TransportTuning};
@@ -72,8 +72,8 @@ impl World {
         config
     }
 
-    async fn client(&self) -> Arc<QuicClient> {
-        QuicClient::connect(self.config()).await.unwrap()
+    async fn client(&self) -> Arc<RemoteClient> {
+        RemoteClient::connect(self.config()).await.unwrap()
     }
 }
 
@@ -82,7 +82,7 @@ fn tuning() -> TransportTuning {
     TransportTuning { datagram_bytes_max: 1_400, ..TransportTuning::default() }
 }
 
-fn api(client: &Arc<QuicClient>) -> Arc<dyn Client> {
+fn api(client: &Arc<RemoteClient>) -> Arc<dyn Client> {
     Arc::clone(client) as Arc<dyn Client>
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wormhole::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, RunSlice};
 use wormhole::client::memory::Stage;
-use wormhole::client::remote::{ClientConfig, QuicClient};
+use wormhole::client::remote::{ClientConfig, RemoteClient};
 use wormhole::client::{CallError, Client, ContentPart, ListPart};
 use wormhole::proto::{
     CURRENT_BYTES_MAX, Errno, ErrorCode, OpenAccess, OpenId, ReadRequest, Request, SeekTarget, close,
@@ -69,7 +69,7 @@ async fn a_short_read_over_a_fast_link_is_a_run_that_nobody_has_to_copy(kind: Tr
     let whole = world.host.content("file");
     let lies_in_a_run = async |runs_from_bytes_per_second, offset, len, known| {
         let config = ClientConfig { runs_from_bytes_per_second, ..world.config() };
-        let client = QuicClient::connect(config).await.unwrap();
+        let client = RemoteClient::connect(config).await.unwrap();
         let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
         let request = ReadRequest { known, ..chunks_of(&file, offset, len) };
         let mut parts = client.read(request, Lane::Ahead);
@@ -195,7 +195,7 @@ async fn several_connections_share_the_work(kind: TransportKind) {
     let world = World::new(kind, LinkShape::CLEAN).await;
     world.host.create_generated("file", 4 * CHUNK_BYTES, 6);
     let config = ClientConfig { connections: 3, ..world.config() };
-    let client = QuicClient::connect(config).await.unwrap();
+    let client = RemoteClient::connect(config).await.unwrap();
     until(|| client.statistics().connections == 3).await;
     let file = api(&client).lookup(client.root().node, b"file").await.unwrap();
     for _ in 0..5 {

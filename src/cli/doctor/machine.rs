@@ -71,7 +71,7 @@ fn fuse_device() -> Row {
     const CHECK: &str = "FUSE device";
     match fuse::check_device() {
         Ok(()) => Row::ok(CHECK, "/dev/fuse can be opened"),
-        Err(error) => Row::fail(CHECK, error.to_string(), error.cure()),
+        Err(error) => Row::fail(CHECK, error.to_string(), error.remedy()),
     }
 }
 

@@ -34,7 +34,7 @@ pub use self::gate::Stage;
 use self::serve::Writing;
 use self::tree::{Body, Node, Tree};
 use super::{
-    CallError, CallFuture, Client, ContentPart, Lane, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
+    CallError, CallFuture, Client, ContentPart, FirstSession, Lane, LinkState, ListPart, PARTS_QUEUED_MAX,
     synced,
 };
 use crate::chunk::ByteRange;
@@ -447,13 +447,13 @@ impl Client for MemoryHost {
         Box::pin(async move { host.serve_call(request).await })
     }
 
-    fn change(&self, change: Change, _first: &SentFirst) -> CallFuture<Reply> {
+    fn change(&self, change: Change, _first: &FirstSession) -> CallFuture<Reply> {
         let host = self.clone();
         let request = Request::Change(ChangeRequest { operation: self.operation(), change });
         Box::pin(async move { host.serve_call(request).await })
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, _first: &SentFirst) -> CallFuture<Written> {
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, _first: &FirstSession) -> CallFuture<Written> {
         let host = self.clone();
         let (operation, hash) = (self.operation(), at.proof(&bytes).hash);
         let writing = Writing::begin(self, operation.id, node);

@@ -116,11 +116,11 @@ async fn names_that_no_client_was_told_change_places_once_and_not_with_what_hold
         how: RenameHow::Exchange,
         expected: None,
     };
-    client.change(exchange(host.root_node(), b"f"), &SentFirst::default()).await.unwrap();
+    client.change(exchange(host.root_node(), b"f"), &FirstSession::default()).await.unwrap();
     assert_eq!((host.node_at("d"), host.node_at("f")), (Some(file), Some(folder)));
     host.rename("d", "file");
     host.rename("f", "d");
-    let refused = client.change(exchange(folder, b"inner"), &SentFirst::default()).await;
+    let refused = client.change(exchange(folder, b"inner"), &FirstSession::default()).await;
     assert_eq!(code(refused), Some(ErrorCode::System(Errno::EINVAL)));
     assert_eq!(host.node_at("d/inner"), Some(inner));
 }

@@ -16,7 +16,7 @@ const URGENT_STREAMS_MAX: usize = 128;
 const AHEAD_STREAMS_MAX: usize = 96;
 
 /// A welcomed connection.
-pub(super) struct Live {
+pub(super) struct ActiveConnection {
     /// Keeps the socket open.
     pub(super) endpoint: Endpoint,
     pub(super) connection: Connection,
@@ -29,7 +29,7 @@ pub(super) struct Live {
     wake: Arc<Notify>,
 }
 
-impl Live {
+impl ActiveConnection {
     /// `wake` is told when the first call begins to wait.
     pub(super) fn new(
         endpoint: Endpoint,
@@ -73,7 +73,7 @@ impl Live {
         (self.bytes_outstanding.load(Ordering::Relaxed), self.waiting.load(Ordering::Relaxed))
     }
 
-    /// What the link's keeper wants to see.
+    /// What the link's supervisor wants to see.
     pub(super) fn sample(&self) -> Sample {
         Sample {
             datagrams_received: self.connection.datagrams_received(),
@@ -85,14 +85,14 @@ impl Live {
 
 /// A call that waits for the host on one connection; ends when dropped.
 pub(super) struct Waiting<'a> {
-    live: &'a Live,
+    live: &'a ActiveConnection,
     bytes: u64,
     counted: bool,
 }
 
 impl<'a> Waiting<'a> {
     /// `bytes` of content are expected.
-    pub(super) fn new(live: &'a Live, bytes: u64) -> Self {
+    pub(super) fn new(live: &'a ActiveConnection, bytes: u64) -> Self {
         live.bytes_outstanding.fetch_add(bytes, Ordering::Relaxed);
         let mut waiting = Self { live, bytes, counted: false };
         waiting.resume();

@@ -13,7 +13,7 @@ use super::call::{Retry, Stopped};
 use super::operations::Operations;
 use super::shared::{CallCount, MeteredWrite, Shared, locked};
 use super::stream::{Exchange, Fault};
-use crate::client::{CallError, SentFirst, away, synced};
+use crate::client::{CallError, FirstSession, away, synced};
 use crate::proto::{
     BootId, Change, ChangeRequest, LockAction, LockAnswer, LockCall, LockRequest, NodeId, Operation,
     OperationId, Reply, Request, SessionRun, WireError, WriteAt, WriteRequest, Written, encode_frame,
@@ -44,26 +44,26 @@ impl Series {
 }
 
 /// A change under way; the host is told with the next one that its answer is no longer needed.
-pub(super) struct Turn {
+pub(super) struct OperationGuard {
     shared: Arc<Shared>,
     series: Series,
     id: OperationId,
-    sent_first: SentFirst,
+    sent_first: FirstSession,
 }
 
-impl Turn {
+impl OperationGuard {
     /// `written` is the file whose content it writes.
-    pub(super) fn begin(shared: &Arc<Shared>, written: Option<NodeId>, first: &SentFirst) -> Self {
+    pub(super) fn begin(shared: &Arc<Shared>, written: Option<NodeId>, first: &FirstSession) -> Self {
         Self::begin_in(Series::Changes, shared, written, first)
     }
 
-    fn begin_in(series: Series, shared: &Arc<Shared>, written: Option<NodeId>, first: &SentFirst) -> Self {
+    fn begin_in(series: Series, shared: &Arc<Shared>, written: Option<NodeId>, first: &FirstSession) -> Self {
         let id = locked(series.numbers(shared)).begin(written);
         Self { shared: Arc::clone(shared), series, id, sent_first: first.clone() }
     }
 
     /// What the request carries when it is sent in this life of the session.
-    fn operation(&self, run: SessionRun) -> Operation {
+    fn numbers(&self, run: SessionRun) -> Operation {
         Operation {
             id: self.id,
             answered_below: locked(self.series.numbers(&self.shared)).answered_below(),
@@ -72,24 +72,24 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for OperationGuard {
     fn drop(&mut self) {
         locked(self.series.numbers(&self.shared)).end(self.id);
     }
 }
 
 /// Has `change` done.
-pub(super) async fn change(turn: Turn, change: Change) -> Result<Reply, CallError> {
-    let shared = &*Arc::clone(&turn.shared);
+pub(super) async fn change(operation: OperationGuard, change: Change) -> Result<Reply, CallError> {
+    let shared = &*Arc::clone(&operation.shared);
     let _count = CallCount::new(shared);
     let takes_long =
         matches!(&change, Change::CopyRange { .. } | Change::Allocate { .. } | Change::SetAttributes { .. });
     let request = |operation| Request::Change(ChangeRequest { operation, change: change.clone() });
     if matches!(change, Change::WriteKnown { .. }) {
         // Content, as of `write`: never given up either.
-        return unless_closed(shared, answered(&turn, Lane::Background, request, Bytes::new())).await;
+        return unless_closed(shared, answered(&operation, Lane::Background, request, Bytes::new())).await;
     }
-    let work = answered(&turn, Lane::Metadata, request, Bytes::new());
+    let work = answered(&operation, Lane::Metadata, request, Bytes::new());
     if takes_long {
         patiently(shared, ready(()), work).await
     } else {
@@ -99,13 +99,18 @@ pub(super) async fn change(turn: Turn, change: Change) -> Result<Reply, CallErro
 
 /// Has content written. However long the host is away: what a program was told is written is not given up, and under its number
 /// it cannot come after what is written later.
-pub(super) async fn write(turn: Turn, node: NodeId, at: WriteAt, bytes: Bytes) -> Result<Written, CallError> {
-    let shared = &*Arc::clone(&turn.shared);
+pub(super) async fn write(
+    operation: OperationGuard,
+    node: NodeId,
+    at: WriteAt,
+    bytes: Bytes,
+) -> Result<Written, CallError> {
+    let shared = &*Arc::clone(&operation.shared);
     let _count = CallCount::new(shared);
     let metered = MeteredWrite::new(shared);
     let (len, hash) = (bytes.len() as u32, at.proof(&bytes).hash);
     let request = |operation| Request::Write(WriteRequest { operation, node, at, len, hash });
-    match unless_closed(shared, answered(&turn, Lane::Background, request, bytes)).await? {
+    match unless_closed(shared, answered(&operation, Lane::Background, request, bytes)).await? {
         Reply::Written(written) if written.len == u64::from(len) => {
             metered.accepted(written.len);
             Ok(written)
@@ -210,17 +215,17 @@ async fn within<T>(
 }
 
 async fn answered(
-    turn: &Turn,
+    operation: &OperationGuard,
     lane: Lane,
     request: impl Fn(Operation) -> Request,
     content: Bytes,
 ) -> Result<Reply, CallError> {
     let mut retry = Retry::default();
     loop {
-        match ask(turn, lane, &request, &content).await {
+        match ask(operation, lane, &request, &content).await {
             Ok(reply) => return Ok(reply),
             Err(stopped) => {
-                let end = retry.after(&turn.shared, stopped).await;
+                let end = retry.after(&operation.shared, stopped).await;
                 end.map_err(|error| error.unwrap_or(CallError::Closed))?;
             }
         }
@@ -229,15 +234,15 @@ async fn answered(
 
 /// Asks once, on whichever connection there is.
 async fn ask(
-    turn: &Turn,
+    operation: &OperationGuard,
     lane: Lane,
     request: &impl Fn(Operation) -> Request,
     content: &Bytes,
 ) -> Result<Reply, Stopped> {
-    let live = turn.shared.usable().await.map_err(Stopped::Call)?;
+    let live = operation.shared.usable().await.map_err(Stopped::Call)?;
     let _waiting = Waiting::new(&live, 0);
     let _permit = live.admit(lane).await.map_err(|_| Fault::Lost)?;
-    let frame = encode_frame(&request(turn.operation(live.run)));
+    let frame = encode_frame(&request(operation.numbers(live.run)));
     let mut exchange = Exchange::begin_with(&live.connection, &frame, content.clone(), lane).await?;
     let reply: Result<Reply, WireError> = exchange.frame().await?;
     exchange.complete();
@@ -250,9 +255,9 @@ pub(super) async fn lock(shared: &Arc<Shared>, call: LockCall) -> Result<LockAns
     // Who waits takes none of the streams that others need.
     let waits = matches!(call.action, LockAction::Take { wait: Some(_), .. });
     let _place = if waits { shared.lock_waits.acquire().await.ok() } else { None };
-    let turn = Turn::begin_in(Series::Locks, shared, None, &SentFirst::default());
+    let operation = OperationGuard::begin_in(Series::Locks, shared, None, &FirstSession::default());
     let request = |operation| Request::Lock(LockRequest { operation, call });
-    match unless_closed(shared, answered(&turn, Lane::Metadata, request, Bytes::new())).await? {
+    match unless_closed(shared, answered(&operation, Lane::Metadata, request, Bytes::new())).await? {
         Reply::Lock(answer) => Ok(answer),
         _ => Err(CallError::BadAnswer("a reply of another kind than to a lock".into())),
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::active_connection::Waiting;
 use super::call::{Retry, Stopped, broken};
-use super::progress_timeout::Patience;
+use super::progress_timeout::ProgressTimeout;
 use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ByteRange, VerifiedChunk};
@@ -15,12 +15,12 @@ use crate::transport::Lane;
 /// The bytes of `range`, fewer only at the end of the file.
 pub(super) async fn read(shared: &Shared, node: NodeId, range: ByteRange) -> Result<Bytes, CallError> {
     let _count = CallCount::new(shared);
-    let patience = Patience::new(shared);
+    let timeout = ProgressTimeout::new(shared);
     tokio::select! {
         biased;
         () = shared.closed() => Err(CallError::Closed),
-        bytes = answered(shared, node, range, &patience) => bytes,
-        () = patience.exhausted() => Err(CallError::TimedOut(shared.deadline)),
+        bytes = answered(shared, node, range, &timeout) => bytes,
+        () = timeout.exhausted() => Err(CallError::TimedOut(shared.deadline)),
     }
 }
 
@@ -28,12 +28,12 @@ async fn answered(
     shared: &Shared,
     node: NodeId,
     range: ByteRange,
-    patience: &Patience<'_>,
+    timeout: &ProgressTimeout<'_>,
 ) -> Result<Bytes, CallError> {
     let frame = encode_frame(&Request::ReadCurrent { node, range });
     let mut retry = Retry::default();
     loop {
-        match ask(shared, &frame, range, patience).await {
+        match ask(shared, &frame, range, timeout).await {
             Ok(bytes) => return Ok(bytes),
             Err(stopped) => {
                 let end = retry.after(shared, stopped).await;
@@ -48,7 +48,7 @@ async fn ask(
     shared: &Shared,
     frame: &[u8],
     range: ByteRange,
-    patience: &Patience<'_>,
+    timeout: &ProgressTimeout<'_>,
 ) -> Result<Bytes, Stopped> {
     let live = shared.usable().await.map_err(Stopped::Call)?;
     let mut waiting = Waiting::new(&live, range.len);
@@ -66,7 +66,7 @@ async fn ask(
     let arrived = |bytes| {
         waiting.arrived(bytes);
         metered.arrived(bytes);
-        patience.arrived(bytes);
+        timeout.arrived(bytes);
     };
     let bytes = exchange.bytes(len, arrived).await?;
     exchange.complete();

@@ -40,11 +40,11 @@ pub(super) struct Established {
 /// Knows how to reach the host.
 pub(super) struct Dialer {
     config: ClientConfig,
-    state: Mutex<Known>,
+    state: Mutex<DialState>,
 }
 
 /// What earlier connections taught.
-struct Known {
+struct DialState {
     /// Which name led to which address, at the last look-up.
     names: Vec<(HostAddress, SocketAddr)>,
     addresses: Vec<SocketAddr>,
@@ -55,7 +55,7 @@ struct Known {
 
 impl Dialer {
     pub(super) fn new(config: ClientConfig) -> Self {
-        let known = Known {
+        let known = DialState {
             names: Vec::new(),
             addresses: Vec::new(),
             expected: config.expected.clone(),
@@ -74,8 +74,8 @@ impl Dialer {
     /// One attempt, the `number`th; drop it to give it up.
     pub(super) async fn dial(&self, number: u64) -> Result<Established, ConnectError> {
         let addresses = self.addresses(number).await?;
-        let expected = self.known(|known| known.expected.clone());
-        let head_start = self.known(|known| known.head_start);
+        let expected = self.with_state(|known| known.expected.clone());
+        let head_start = self.with_state(|known| known.head_start);
         let (endpoint, connection) =
             connect_any(&self.config.identity, &self.config.tuning, &addresses, expected, head_start).await?;
         let address = connection.remote_address();
@@ -86,7 +86,7 @@ impl Dialer {
                 return Err(error);
             }
         };
-        let names = self.known(|known| {
+        let names = self.with_state(|known| {
             known.expected = ExpectedHost::Key(connection.peer_key());
             known.addresses.retain(|other| *other != address);
             known.addresses.insert(0, address);
@@ -130,10 +130,10 @@ impl Dialer {
 
     /// The addresses to try, the last good one first.
     async fn addresses(&self, number: u64) -> Result<Vec<SocketAddr>, ConnectError> {
-        let known = self.known(|known| known.addresses.clone());
+        let known = self.with_state(|known| known.addresses.clone());
         if known.is_empty() {
             let found = self.resolve_all().await?;
-            self.known(|known| known.addresses.clone_from(&found));
+            self.with_state(|known| known.addresses.clone_from(&found));
             return Ok(found);
         }
         if !number.is_multiple_of(RESOLVE_AGAIN_EVERY) {
@@ -146,7 +146,7 @@ impl Dialer {
         let good = known.first().copied().filter(|address| found.contains(address));
         let others = found.iter().copied().filter(|address| Some(*address) != good);
         let addresses: Vec<_> = good.into_iter().chain(others).collect();
-        self.known(|known| known.addresses.clone_from(&addresses));
+        self.with_state(|known| known.addresses.clone_from(&addresses));
         Ok(addresses)
     }
 
@@ -159,11 +159,12 @@ impl Dialer {
         }
         let mut found: Vec<Vec<SocketAddr>> = vec![Vec::new(); self.config.addresses.len()];
         let mut failure = TransportError::NoAddress;
-        let patience = Instant::now() + OTHER_NAMES_WAIT;
+        let give_up_at = Instant::now() + OTHER_NAMES_WAIT;
         loop {
             let has_some = found.iter().any(|addresses| !addresses.is_empty());
             let next = lookups.join_next();
-            let ended = if has_some { timeout_at(patience, next).await.unwrap_or(None) } else { next.await };
+            let ended =
+                if has_some { timeout_at(give_up_at, next).await.unwrap_or(None) } else { next.await };
             match ended {
                 Some(Ok((place, Ok(addresses)))) => found[place] = addresses,
                 Some(Ok((_, Err(error)))) => failure = error,
@@ -174,7 +175,7 @@ impl Dialer {
         let names = self.config.addresses.iter().zip(&found);
         let names: Vec<_> =
             names.flat_map(|(name, found)| found.iter().map(|address| (name.clone(), *address))).collect();
-        self.known(|known| known.names = names);
+        self.with_state(|known| known.names = names);
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for address in found.into_iter().flatten() {
             if !addresses.contains(&address) {
@@ -184,7 +185,7 @@ impl Dialer {
         if addresses.is_empty() { Err(failure.into()) } else { Ok(addresses) }
     }
 
-    fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
+    fn with_state<T>(&self, look: impl FnOnce(&mut DialState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -27,16 +27,16 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 type Sender = mpsc::Sender<ClientEvent>;
 
 /// Why a stream is over.
-enum End {
+enum StreamEnd {
     /// Nobody listens any more.
-    Unheard,
+    NoReceiver,
     /// The host has no event streams.
     Refused,
     /// Anything else: another stream may do.
     Lost,
 }
 
-impl From<Fault> for End {
+impl From<Fault> for StreamEnd {
     fn from(_: Fault) -> Self {
         Self::Lost
     }
@@ -54,45 +54,45 @@ pub(super) async fn follow(shared: Arc<Shared>, sender: Sender) {
 async fn follow_streams(shared: &Shared, sender: &Sender) {
     loop {
         let end = follow_one(shared, sender).await;
-        if sender.send(ClientEvent::Over).await.is_err() {
+        if sender.send(ClientEvent::Ended).await.is_err() {
             return;
         }
         match end {
-            End::Unheard => return,
-            End::Refused => sleep(REFUSED_PAUSE).await,
-            End::Lost => sleep(RETRY_PAUSE).await,
+            StreamEnd::NoReceiver => return,
+            StreamEnd::Refused => sleep(REFUSED_PAUSE).await,
+            StreamEnd::Lost => sleep(RETRY_PAUSE).await,
         }
     }
 }
 
-async fn follow_one(shared: &Shared, sender: &Sender) -> End {
+async fn follow_one(shared: &Shared, sender: &Sender) -> StreamEnd {
     let (mut exchange, epoch) = match open(shared).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
-    if sender.send(ClientEvent::Begun(epoch)).await.is_err() {
-        return End::Unheard;
+    if sender.send(ClientEvent::Started(epoch)).await.is_err() {
+        return StreamEnd::NoReceiver;
     }
     loop {
         let event = match timeout(SILENCE_MAX, exchange.frame::<HostEvent>()).await {
             Ok(Ok(event)) if is_sound(&event) => event,
-            _ => return End::Lost,
+            _ => return StreamEnd::Lost,
         };
-        if sender.send(ClientEvent::Told(event)).await.is_err() {
-            return End::Unheard;
+        if sender.send(ClientEvent::Event(event)).await.is_err() {
+            return StreamEnd::NoReceiver;
         }
     }
 }
 
-async fn open(shared: &Shared) -> Result<(Exchange, LeaseEpoch), End> {
-    let live = shared.usable().await.map_err(|_| End::Lost)?;
+async fn open(shared: &Shared) -> Result<(Exchange, LeaseEpoch), StreamEnd> {
+    let live = shared.usable().await.map_err(|_| StreamEnd::Lost)?;
     let frame = encode_frame(&Request::Events);
     let mut exchange = Exchange::begin(&live.connection, &frame, Lane::Metadata).await?;
     let reply = timeout(shared.deadline, exchange.frame::<Result<Reply, WireError>>());
-    match reply.await.map_err(|_| End::Lost)?? {
+    match reply.await.map_err(|_| StreamEnd::Lost)?? {
         Ok(Reply::Events { epoch }) => Ok((exchange, epoch)),
-        Err(refusal) if refusal.code != ErrorCode::Busy => Err(End::Refused),
-        _ => Err(End::Lost),
+        Err(refusal) if refusal.code != ErrorCode::Busy => Err(StreamEnd::Refused),
+        _ => Err(StreamEnd::Lost),
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     /// Somebody looked; comes at [`Link::wake_at`] and whenever a call begins to wait.
-    Looked(Sample),
+    Sampled(Sample),
     /// The connection is over.
     Lost,
     /// An attempt ended.
@@ -93,7 +93,7 @@ pub(super) enum Action {
 /// One connection's worth of state.
 #[derive(Debug)]
 pub(super) struct Link {
-    live: Option<Live>,
+    health: Option<Health>,
     attempts: Vec<Attempt>,
     attempts_made: u64,
     last_attempt: Option<Duration>,
@@ -104,7 +104,7 @@ pub(super) struct Link {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Live {
+struct Health {
     datagrams_received: u64,
     rtt: Duration,
     /// When the peer was last heard, or began to be waited for if that is later.
@@ -123,7 +123,7 @@ impl Link {
     /// A link whose connection was made just now.
     pub(super) const fn connected(now: Duration) -> Self {
         let mut link = Self::unconnected(now);
-        link.live = Some(Live::new(now));
+        link.health = Some(Health::new(now));
         link.silent_since = None;
         link
     }
@@ -131,7 +131,7 @@ impl Link {
     /// A link that is to be made.
     pub(super) const fn unconnected(now: Duration) -> Self {
         Self {
-            live: None,
+            health: None,
             attempts: Vec::new(),
             attempts_made: 0,
             last_attempt: None,
@@ -149,8 +149,8 @@ impl Link {
 
     /// How things stand.
     pub(super) fn phase(&self, now: Duration) -> Phase {
-        match self.live {
-            Some(live) if live.silent => Phase::Silent,
+        match self.health {
+            Some(health) if health.silent => Phase::Silent,
             Some(_) => Phase::Connected,
             None if self.refused => Phase::Refused,
             None if now.saturating_sub(self.without_since) >= DOWN_AFTER => Phase::Down,
@@ -162,7 +162,7 @@ impl Link {
     pub(super) fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Looked(sample) => self.look(now, sample, &mut actions),
+            Event::Sampled(sample) => self.sample(now, sample, &mut actions),
             Event::Lost => self.lose(now),
             Event::Attempted { attempt, outcome } => self.attempted(now, attempt, outcome, &mut actions),
         }
@@ -178,38 +178,39 @@ impl Link {
 
     /// When to look again, if nothing happens before. `None`: not before a call waits.
     pub(super) fn wake_at(&self, now: Duration) -> Option<Duration> {
-        let sample = self.live.filter(|live| live.silent || self.waiting > 0).map(|_| now + SAMPLE_EVERY);
+        let sample =
+            self.health.filter(|health| health.silent || self.waiting > 0).map(|_| now + SAMPLE_EVERY);
         let expiry = self.attempts.iter().map(|attempt| attempt.started_at + ATTEMPT_LIFE).min();
         // Going from Reconnecting to Down changes the pace.
-        let down = (self.live.is_none() && !self.refused).then_some(self.without_since + DOWN_AFTER);
+        let down = (self.health.is_none() && !self.refused).then_some(self.without_since + DOWN_AFTER);
         let down = down.filter(|at| *at > now);
         [sample, expiry, down, self.next_attempt_at(now)].into_iter().flatten().min()
     }
 
-    fn look(&mut self, now: Duration, sample: Sample, actions: &mut Vec<Action>) {
+    fn sample(&mut self, now: Duration, sample: Sample, actions: &mut Vec<Action>) {
         let began_to_wait = self.waiting == 0 && sample.waiting > 0;
         self.waiting = sample.waiting;
-        let Some(live) = &mut self.live else { return };
-        live.rtt = sample.rtt;
-        if sample.datagrams_received != live.datagrams_received {
-            live.datagrams_received = sample.datagrams_received;
-            (live.heard_at, live.probed, live.silent) = (now, false, false);
+        let Some(health) = &mut self.health else { return };
+        health.rtt = sample.rtt;
+        if sample.datagrams_received != health.datagrams_received {
+            health.datagrams_received = sample.datagrams_received;
+            (health.heard_at, health.probed, health.silent) = (now, false, false);
             self.silent_since = None;
             self.abandon_all(actions);
         } else if sample.waiting == 0 {
             // Silence means nothing while nothing is asked; what is already suspect stays so.
-        } else if began_to_wait && !live.silent {
-            (live.heard_at, live.probed) = (now, false);
+        } else if began_to_wait && !health.silent {
+            (health.heard_at, health.probed) = (now, false);
         } else {
-            live.doubt(now, actions);
-            if live.silent {
-                self.silent_since = self.silent_since.or(Some(live.heard_at));
+            health.check_silence(now, actions);
+            if health.silent {
+                self.silent_since = self.silent_since.or(Some(health.heard_at));
             }
         }
     }
 
     fn lose(&mut self, now: Duration) {
-        if self.live.take().is_some() {
+        if self.health.take().is_some() {
             self.without_since = now;
             self.silent_since = self.silent_since.or(Some(now));
         }
@@ -227,7 +228,7 @@ impl Link {
                 self.abandon_all(actions);
                 self.refused = false;
                 self.last_attempt = None;
-                self.live = Some(Live::new(now));
+                self.health = Some(Health::new(now));
                 self.silent_since = None;
             }
             Outcome::Refused => {
@@ -235,7 +236,7 @@ impl Link {
                 self.silent_since = Some(now);
                 self.abandon_all(actions);
                 self.refused = true;
-                if self.live.is_some() {
+                if self.health.is_some() {
                     actions.push(Action::Drop);
                     self.lose(now);
                 }
@@ -272,13 +273,13 @@ impl Link {
     }
 }
 
-impl Live {
+impl Health {
     const fn new(now: Duration) -> Self {
         Self { datagrams_received: 0, rtt: Duration::ZERO, heard_at: now, probed: false, silent: false }
     }
 
     /// Goes one step further in doubting a peer that is waited for and not heard.
-    fn doubt(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    fn check_silence(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let silence = now.saturating_sub(self.heard_at);
         if silence >= PROBE_AFTER && !self.probed {
             self.probed = true;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::active_connection::Waiting;
 use super::call::{Retry, Stopped, broken};
-use super::progress_timeout::Patience;
+use super::progress_timeout::ProgressTimeout;
 use super::shared::{CallCount, Shared};
 use super::stream::{Exchange, Fault};
 use crate::client::{CallError, ListPart};
@@ -21,14 +21,14 @@ type Parts = mpsc::Sender<Result<ListPart, CallError>>;
 /// Delivers all entries of `node` into `parts`.
 pub(super) async fn list(shared: Arc<Shared>, node: NodeId, parts: Parts) {
     let _count = CallCount::new(&shared);
-    let patience = Patience::new(&shared);
-    let listing = Listing { shared: &shared, parts: &parts, patience: &patience, delivered: HashSet::new() };
+    let timeout = ProgressTimeout::new(&shared);
+    let listing = Listing { shared: &shared, parts: &parts, timeout: &timeout, delivered: HashSet::new() };
     let last = tokio::select! {
         biased;
         () = parts.closed() => return,
         () = shared.closed() => Some(Err(CallError::Closed)),
         last = listing.run(node) => last,
-        () = patience.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
+        () = timeout.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
     };
     if let Some(last) = last {
         // A receiver that is gone has its reasons.
@@ -39,7 +39,7 @@ pub(super) async fn list(shared: Arc<Shared>, node: NodeId, parts: Parts) {
 struct Listing<'a> {
     shared: &'a Shared,
     parts: &'a Parts,
-    patience: &'a Patience<'a>,
+    timeout: &'a ProgressTimeout<'a>,
     /// Names that were delivered, as 16 bytes of their hash: a listing of millions is no reason to hold all of it.
     delivered: HashSet<[u8; 16]>,
 }
@@ -97,13 +97,13 @@ impl Listing<'_> {
                 .ok_or_else(|| broken("a directory with the same entries over and over"))?;
             if fresh.is_empty() {
                 // Progress all the same: what was delivered before a cut comes again, but not for ever.
-                self.patience.renew();
+                self.timeout.renew();
             } else {
                 waiting.pause();
-                self.patience.pause();
+                self.timeout.pause();
                 let sent = self.parts.send(Ok(ListPart::Entries(fresh))).await;
                 sent.map_err(|_| Stopped::Dropped)?;
-                self.patience.renew();
+                self.timeout.renew();
                 waiting.resume();
             }
             if batch.last {

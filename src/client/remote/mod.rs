@@ -39,16 +39,17 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use self::change::Turn;
+use self::change::OperationGuard;
 pub use self::config::{
     CONNECT_TIMEOUT_DEFAULT, CONNECTIONS_MAX, ClientConfig, ConnectError, DEADLINE_DEFAULT,
 };
 use self::dial::Dialer;
 use self::shared::{Shared, locked};
 pub use self::statistics::ClientStatistics;
-use self::supervisor::Keeper;
+use self::supervisor::ConnectionSupervisor;
 use super::{
-    CallError, CallFuture, Client, ClientEvent, ContentPart, LinkState, ListPart, PARTS_QUEUED_MAX, SentFirst,
+    CallError, CallFuture, Client, ClientEvent, ContentPart, FirstSession, LinkState, ListPart,
+    PARTS_QUEUED_MAX,
 };
 use crate::chunk::ByteRange;
 use crate::proto::{
@@ -61,9 +62,9 @@ use crate::transport::{HostAddress, Lane, PublicKey};
 const EVENTS_QUEUED_MAX: usize = 64;
 
 /// A client of one export of one host.
-pub struct QuicClient {
+pub struct RemoteClient {
     shared: Arc<Shared>,
-    keepers: Mutex<Vec<JoinHandle<()>>>,
+    supervisors: Mutex<Vec<JoinHandle<()>>>,
     host_key: PublicKey,
     answered_at: Vec<HostAddress>,
     read_only: bool,
@@ -72,7 +73,7 @@ pub struct QuicClient {
     events: Mutex<Option<mpsc::Receiver<ClientEvent>>>,
 }
 
-impl QuicClient {
+impl RemoteClient {
     /// Makes the first connection. From then on the client keeps itself connected until [`Self::shutdown`] or its drop.
     pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, ConnectError> {
         let (deadline, runs_from) = (config.deadline, config.runs_from_bytes_per_second);
@@ -84,16 +85,18 @@ impl QuicClient {
         let (acts_as, chooses_owners) = (first.welcome.acts_as, first.welcome.chooses_owners);
         let shared = Arc::new(Shared::new(deadline, runs_from, connections, &first.welcome));
         let mut first = Some(first);
-        let keepers = (0..connections)
-            .map(|slot| Keeper::new(Arc::clone(&shared), slot, Arc::clone(&dialer), first.take()))
-            .map(|keeper| tokio::spawn(keeper.run()))
+        let supervisors = (0..connections)
+            .map(|slot| {
+                ConnectionSupervisor::new(Arc::clone(&shared), slot, Arc::clone(&dialer), first.take())
+            })
+            .map(|supervisor| tokio::spawn(supervisor.run()))
             .collect();
         let (told, events) = mpsc::channel(EVENTS_QUEUED_MAX);
         tokio::spawn(events::follow(Arc::clone(&shared), told));
         Ok(Arc::new(Self {
             shared,
             events: Mutex::new(Some(events)),
-            keepers: Mutex::new(keepers),
+            supervisors: Mutex::new(supervisors),
             host_key,
             answered_at,
             read_only,
@@ -145,34 +148,34 @@ impl QuicClient {
     /// Ends everything: calls fail with [`CallError::Closed`], the host is told. Returns within a second.
     pub async fn shutdown(&self) {
         self.shared.close();
-        let keepers = std::mem::take(&mut *locked(&self.keepers));
-        for keeper in keepers {
+        let supervisors = std::mem::take(&mut *locked(&self.supervisors));
+        for supervisor in supervisors {
             // One that panicked has nothing to say goodbye with.
-            let _ = keeper.await;
+            let _ = supervisor.await;
         }
     }
 }
 
-impl Drop for QuicClient {
+impl Drop for RemoteClient {
     fn drop(&mut self) {
         self.shared.close();
     }
 }
 
-impl Client for QuicClient {
+impl Client for RemoteClient {
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move { call::call(&shared, request, lane).await })
     }
 
-    fn change(&self, change: Change, first: &SentFirst) -> CallFuture<Reply> {
-        let turn = Turn::begin(&self.shared, None, first);
-        Box::pin(change::change(turn, change))
+    fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
+        let operation = OperationGuard::begin(&self.shared, None, first);
+        Box::pin(change::change(operation, change))
     }
 
-    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &SentFirst) -> CallFuture<Written> {
-        let turn = Turn::begin(&self.shared, Some(node), first);
-        Box::pin(change::write(turn, node, at, bytes))
+    fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
+        let operation = OperationGuard::begin(&self.shared, Some(node), first);
+        Box::pin(change::write(operation, node, at, bytes))
     }
 
     fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {

@@ -14,11 +14,11 @@ pub(super) struct Progress {
     last_hash: Option<ChunkHash>,
     piece_arrived: bool,
     /// What came did not bear the name it came under.
-    is_doubted: bool,
+    is_mismatched: bool,
 }
 
 /// The hash of no content that anybody knows. Who names it for a chunk gets that chunk, hashed anew.
-const NO_CONTENT: ChunkHash = ChunkHash::from_bytes([0; 32]);
+const ZERO_HASH: ChunkHash = ChunkHash::from_bytes([0; 32]);
 
 // One bit a chunk.
 const _: () = assert!(READ_CHUNKS_MAX <= u64::BITS as u64);
@@ -56,14 +56,14 @@ impl Progress {
             arrived: 0,
             last_hash: None,
             piece_arrived: false,
-            is_doubted: false,
+            is_mismatched: false,
         })
     }
 
     /// Something came that does not bear the name it came under. From now on the host shall not believe what it noted of this file
     /// before.
-    pub(super) fn doubt(&mut self) {
-        self.is_doubted = true;
+    pub(super) fn note_mismatch(&mut self) {
+        self.is_mismatched = true;
     }
 
     /// Whether chunks are asked for rather than a piece.
@@ -83,9 +83,9 @@ impl Progress {
     /// What to ask for now: the request from the first chunk on that has not come.
     pub(super) fn remaining(&self) -> ReadRequest {
         let mut request = self.missing_of_request();
-        if self.is_doubted && request.whole_chunks {
+        if self.is_mismatched && request.whole_chunks {
             request.known.resize(request.range.chunks().count as usize, None);
-            request.known.iter_mut().for_each(|known| *known = known.or(Some(NO_CONTENT)));
+            request.known.iter_mut().for_each(|known| *known = known.or(Some(ZERO_HASH)));
         }
         request
     }
@@ -321,15 +321,15 @@ mod tests {
         let held = Some(ChunkHash::of(b"held"));
         let known = ReadRequest { known: vec![None, held], ..request(0, size, size, true) };
         let mut progress = Progress::new(known).unwrap();
-        progress.doubt();
-        assert_eq!(progress.remaining().known, [Some(NO_CONTENT), held, Some(NO_CONTENT)]);
+        progress.note_mismatch();
+        assert_eq!(progress.remaining().known, [Some(ZERO_HASH), held, Some(ZERO_HASH)]);
         let next = progress.check(&chunk(0, size)).unwrap();
         progress.note(next);
-        assert_eq!(progress.remaining().known, [held, Some(NO_CONTENT)]);
+        assert_eq!(progress.remaining().known, [held, Some(ZERO_HASH)]);
         // A host that says so of a name that none of ours has lies.
         assert!(progress.check(&ContentHeader::Same { index: ChunkIndex(2) }).is_err());
         let mut piece = Progress::new(request(0, 10, size, false)).unwrap();
-        piece.doubt();
+        piece.note_mismatch();
         assert_eq!(piece.remaining().known, []);
     }
 

@@ -15,18 +15,18 @@ const PROGRESS_BYTES: u64 = 4096;
 ///
 /// Counted from the last progress and not from the start: 16 MiB over a thin link take longer than any sensible deadline,
 /// and a reader that is slow itself has nobody to blame.
-pub(super) struct Patience<'a> {
+pub(super) struct ProgressTimeout<'a> {
     shared: &'a Shared,
     /// When it runs out, in nanoseconds of the client's clock; the maximum while paused.
     until_ns: AtomicU64,
     unnoticed_bytes: AtomicU64,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> ProgressTimeout<'a> {
     pub(super) fn new(shared: &'a Shared) -> Self {
-        let patience = Self { shared, until_ns: AtomicU64::new(0), unnoticed_bytes: AtomicU64::new(0) };
-        patience.renew();
-        patience
+        let timeout = Self { shared, until_ns: AtomicU64::new(0), unnoticed_bytes: AtomicU64::new(0) };
+        timeout.renew();
+        timeout
     }
 
     /// There was progress, or a pause is over.

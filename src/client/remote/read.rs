@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::active_connection::Waiting;
 use super::call::{Retry, Stopped, broken};
 use super::progress::{Next, Progress};
-use super::progress_timeout::Patience;
+use super::progress_timeout::ProgressTimeout;
 use super::shared::{CallCount, Metered, Shared};
 use super::stream::{Exchange, Fault};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};
@@ -29,15 +29,15 @@ pub(super) async fn read(shared: Arc<Shared>, request: ReadRequest, lane: Lane, 
         let _ = parts.send(Err(error.into())).await;
         return;
     };
-    let patience = Patience::new(&shared);
+    let timeout = ProgressTimeout::new(&shared);
     let reading =
-        Reading { shared: &shared, lane, parts: &parts, patience: &patience, progress, gathered: None };
+        Reading { shared: &shared, lane, parts: &parts, timeout: &timeout, progress, pending: None };
     let last = tokio::select! {
         biased;
         () = parts.closed() => return,
         () = shared.closed() => Some(Err(CallError::Closed)),
         last = reading.run() => last,
-        () = patience.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
+        () = timeout.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
     };
     if let Some(last) = last {
         // A receiver that is gone has its reasons.
@@ -49,19 +49,19 @@ struct Reading<'a> {
     shared: &'a Shared,
     lane: Lane,
     parts: &'a Parts,
-    patience: &'a Patience<'a>,
+    timeout: &'a ProgressTimeout<'a>,
     progress: Progress,
     /// Chunks that have come and are not handed out yet.
-    gathered: Option<Gathered>,
+    pending: Option<PendingRun>,
 }
 
 /// Chunks in a row, to be handed out together.
-struct Gathered {
+struct PendingRun {
     first: ChunkIndex,
     run: VerifiedRun,
 }
 
-impl Gathered {
+impl PendingRun {
     fn at(first: ChunkIndex) -> Self {
         Self { first, run: VerifiedRun::default() }
     }
@@ -77,19 +77,19 @@ impl Gathered {
 }
 
 /// What counts content while it comes.
-struct Flow<'live, 'shared> {
+struct ArrivalCounters<'live, 'shared> {
     waiting: Waiting<'live>,
     metered: Option<Metered<'shared>>,
-    patience: &'shared Patience<'shared>,
+    timeout: &'shared ProgressTimeout<'shared>,
 }
 
-impl Flow<'_, '_> {
+impl ArrivalCounters<'_, '_> {
     fn arrived(&mut self, bytes: u64) {
         self.waiting.arrived(bytes);
         if let Some(metered) = &self.metered {
             metered.arrived(bytes);
         }
-        self.patience.arrived(bytes);
+        self.timeout.arrived(bytes);
     }
 }
 
@@ -115,8 +115,8 @@ impl<'a> Reading<'a> {
         let _permit = live.admit(self.lane).await.map_err(|_| Fault::Lost)?;
         let frame = encode_frame(&Request::Read(self.progress.remaining(), self.lane));
         let mut exchange = Exchange::begin(&live.connection, &frame, self.lane).await?;
-        let gathers = self.gathers();
-        if gathers {
+        let delivers_runs = self.delivers_runs();
+        if delivers_runs {
             exchange.reserve_contiguous(self.progress.bytes_missing() as usize);
         }
         match exchange.frame::<Result<Reply, WireError>>().await? {
@@ -127,16 +127,17 @@ impl<'a> Reading<'a> {
                 return Err(Stopped::Refused(refusal));
             }
         }
-        let mut flow = Flow { waiting, metered: Some(Metered::new(self.shared)), patience: self.patience };
-        let ended = self.take_parts(&mut exchange, &mut flow, gathers).await;
+        let mut counters =
+            ArrivalCounters { waiting, metered: Some(Metered::new(self.shared)), timeout: self.timeout };
+        let ended = self.take_parts(&mut exchange, &mut counters, delivers_runs).await;
         // What has come and was proved is not asked for again.
-        self.hand_out_gathered(&mut flow).await?;
+        self.deliver_pending(&mut counters).await?;
         ended
     }
 
     /// Whether chunks are better handed out together, so that they can be read as one: where that makes nobody wait, and they are
     /// what the kernel asks for at a time.
-    fn gathers(&self) -> bool {
+    fn delivers_runs(&self) -> bool {
         self.progress.asks_for_chunks()
             && self.progress.bytes_missing() <= RUN_BYTES_MAX
             && self.shared.meter().bytes_per_second() >= self.shared.runs_from_bytes_per_second
@@ -146,8 +147,8 @@ impl<'a> Reading<'a> {
     async fn take_parts(
         &mut self,
         exchange: &mut Exchange,
-        flow: &mut Flow<'_, 'a>,
-        gathers: bool,
+        counters: &mut ArrivalCounters<'_, 'a>,
+        delivers_runs: bool,
     ) -> Result<ContentPart, Stopped> {
         let mut parts_max = self.progress.parts_max();
         loop {
@@ -162,26 +163,26 @@ impl<'a> Reading<'a> {
                 parts_max =
                     parts_max.checked_sub(1).ok_or_else(|| broken("more parts than were asked for"))?;
             }
-            if let (Next::Chunk { index, hash, len }, true) = (next, gathers) {
-                let bytes = exchange.bytes(len, |bytes| flow.arrived(bytes)).await?;
+            if let (Next::Chunk { index, hash, len }, true) = (next, delivers_runs) {
+                let bytes = exchange.bytes(len, |bytes| counters.arrived(bytes)).await?;
                 if !self.progress.has(index) {
-                    self.gather(index, hash, bytes, flow).await?;
+                    self.gather(index, hash, bytes, counters).await?;
                 }
                 self.progress.note(next);
-                self.patience.renew();
+                self.timeout.renew();
                 continue;
             }
-            let part = self.receive(next, exchange, flow).await?;
+            let part = self.receive(next, exchange, counters).await?;
             let fresh = self.progress.note(next);
             if let end @ ContentPart::End { .. } = part {
                 exchange.complete();
                 return Ok(end);
             }
             if fresh {
-                self.hand_out_gathered(flow).await?;
-                self.hand_out(part, flow).await?;
+                self.deliver_pending(counters).await?;
+                self.deliver(part, counters).await?;
             }
-            self.patience.renew();
+            self.timeout.renew();
         }
     }
 
@@ -190,37 +191,37 @@ impl<'a> Reading<'a> {
         &mut self,
         next: Next,
         exchange: &mut Exchange,
-        flow: &mut Flow<'_, 'a>,
+        counters: &mut ArrivalCounters<'_, 'a>,
     ) -> Result<ContentPart, Fault> {
-        let arrived = |bytes| flow.arrived(bytes);
+        let arrived = |bytes| counters.arrived(bytes);
         Ok(match next {
             Next::Chunk { index, hash, len } => {
                 let bytes = exchange.bytes(len, arrived).await?.freeze();
-                ContentPart::Chunk { index, chunk: self.prove(hash, bytes)? }
+                ContentPart::Chunk { index, chunk: self.verify(hash, bytes)? }
             }
             Next::Packed { index, hash, len, packed_len } => {
-                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
-                ContentPart::Chunk { index, chunk: self.prove(hash, bytes)? }
+                let bytes = read_decompressed(exchange, (len, packed_len), arrived).await?;
+                ContentPart::Chunk { index, chunk: self.verify(hash, bytes)? }
             }
             Next::Piece { offset, hash, len } => {
                 let bytes = exchange.bytes(len, arrived).await?.freeze();
-                ContentPart::Piece { offset, bytes: self.prove(hash, bytes)?.into_bytes() }
+                ContentPart::Piece { offset, bytes: self.verify(hash, bytes)?.into_bytes() }
             }
             Next::PackedPiece { offset, hash, len, packed_len } => {
-                let bytes = unpacked(exchange, (len, packed_len), arrived).await?;
-                ContentPart::Piece { offset, bytes: self.prove(hash, bytes)?.into_bytes() }
+                let bytes = read_decompressed(exchange, (len, packed_len), arrived).await?;
+                ContentPart::Piece { offset, bytes: self.verify(hash, bytes)?.into_bytes() }
             }
             Next::Same { index } => ContentPart::Same { index },
             Next::End { observed } => ContentPart::End { observed },
         })
     }
 
-    fn prove(&mut self, hash: ChunkHash, bytes: Bytes) -> Result<VerifiedChunk, Fault> {
-        VerifiedChunk::verify(hash, bytes).map_err(|error| self.unproved(&error))
+    fn verify(&mut self, hash: ChunkHash, bytes: Bytes) -> Result<VerifiedChunk, Fault> {
+        VerifiedChunk::verify(hash, bytes).map_err(|error| self.mismatch(&error))
     }
 
-    fn unproved(&mut self, error: &HashMismatch) -> Fault {
-        self.progress.doubt();
+    fn mismatch(&mut self, error: &HashMismatch) -> Fault {
+        self.progress.note_mismatch();
         Fault::Broken(error.to_string())
     }
 
@@ -230,37 +231,41 @@ impl<'a> Reading<'a> {
         index: ChunkIndex,
         hash: ChunkHash,
         bytes: BytesMut,
-        flow: &mut Flow<'_, 'a>,
+        counters: &mut ArrivalCounters<'_, 'a>,
     ) -> Result<(), Stopped> {
-        if self.gathered.as_ref().is_some_and(|gathered| !gathered.goes_on_with(index)) {
-            self.hand_out_gathered(flow).await?;
+        if self.pending.as_ref().is_some_and(|pending| !pending.goes_on_with(index)) {
+            self.deliver_pending(counters).await?;
         }
-        let gathered = self.gathered.get_or_insert_with(|| Gathered::at(index));
-        gathered.run.push(hash, bytes).map_err(|error| self.unproved(&error).into())
+        let pending = self.pending.get_or_insert_with(|| PendingRun::at(index));
+        pending.run.push(hash, bytes).map_err(|error| self.mismatch(&error).into())
     }
 
-    async fn hand_out_gathered(&mut self, flow: &mut Flow<'_, 'a>) -> Result<(), Stopped> {
-        for part in self.gathered.take().into_iter().flat_map(Gathered::parts) {
-            self.hand_out(part, flow).await?;
+    async fn deliver_pending(&mut self, counters: &mut ArrivalCounters<'_, 'a>) -> Result<(), Stopped> {
+        for part in self.pending.take().into_iter().flat_map(PendingRun::parts) {
+            self.deliver(part, counters).await?;
         }
         Ok(())
     }
 
-    async fn hand_out(&self, part: ContentPart, flow: &mut Flow<'_, 'a>) -> Result<(), Stopped> {
+    async fn deliver(
+        &self,
+        part: ContentPart,
+        counters: &mut ArrivalCounters<'_, 'a>,
+    ) -> Result<(), Stopped> {
         let Err(mpsc::error::TrySendError::Full(part)) = self.parts.try_send(Ok(part)) else { return Ok(()) };
         // The reader is slower than the link: neither the meter nor the host is to blame.
-        flow.metered = None;
-        flow.waiting.pause();
-        self.patience.pause();
+        counters.metered = None;
+        counters.waiting.pause();
+        self.timeout.pause();
         self.parts.send(part).await.map_err(|_| Stopped::Dropped)?;
-        flow.waiting.resume();
-        flow.metered = Some(Metered::new(self.shared));
+        counters.waiting.resume();
+        counters.metered = Some(Metered::new(self.shared));
         Ok(())
     }
 }
 
 /// The next `packed_len` raw bytes, from which `len` come out.
-async fn unpacked(
+async fn read_decompressed(
     exchange: &mut Exchange,
     (len, packed_len): (usize, usize),
     mut arrived: impl FnMut(u64),
@@ -268,11 +273,11 @@ async fn unpacked(
     let packed = exchange.bytes(packed_len, &mut arrived).await?;
     // What it took less to send came as fast.
     arrived((len - packed_len) as u64);
-    unpack(&packed, len)
+    decompress(&packed, len)
 }
 
 /// The `len` bytes that were compressed to `packed`.
-fn unpack(packed: &[u8], len: usize) -> Result<Bytes, Fault> {
+fn decompress(packed: &[u8], len: usize) -> Result<Bytes, Fault> {
     // More than `len` bytes do not come out, whatever the frame says of itself.
     let bytes =
         zstd::bulk::decompress(packed, len).map_err(|error| Fault::Broken(format!("zstd: {error}")))?;
@@ -291,10 +296,10 @@ mod tests {
     fn what_comes_out_is_exactly_what_was_announced() {
         let plain = [7; 1000];
         let packed = zstd::bulk::compress(&plain, 1).unwrap();
-        assert_eq!(unpack(&packed, 1000).unwrap(), plain.as_slice());
-        assert!(unpack(&packed, 999).is_err());
-        assert!(unpack(&packed, 1001).is_err());
-        assert!(unpack(&packed[..packed.len() - 1], 1000).is_err());
-        assert!(unpack(b"no frame", 1000).is_err());
+        assert_eq!(decompress(&packed, 1000).unwrap(), plain.as_slice());
+        assert!(decompress(&packed, 999).is_err());
+        assert!(decompress(&packed, 1001).is_err());
+        assert!(decompress(&packed[..packed.len() - 1], 1000).is_err());
+        assert!(decompress(b"no frame", 1000).is_err());
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep};
 
-use super::active_connection::Live;
+use super::active_connection::ActiveConnection;
 use super::link::Phase;
 use super::meter::Meter;
 use super::operations::Operations;
@@ -37,24 +37,24 @@ pub(super) struct Shared {
     host: Mutex<Host>,
     meter: Mutex<Meter>,
     write_meter: Mutex<Meter>,
-    unplaced: AtomicUsize,
+    unassigned: AtomicUsize,
     calls: AtomicUsize,
     started_at: Instant,
 }
 
 /// One of a client's connections.
 pub(super) struct Slot {
-    /// Tells the link's keeper that a call waits.
+    /// Tells the link's supervisor that a call waits.
     pub(super) wake: Arc<Notify>,
     state: Mutex<SlotState>,
 }
 
-/// How a connection stands, as its keeper last said.
+/// How a connection stands, as its supervisor last said.
 #[derive(Clone)]
 pub(super) struct SlotState {
     pub(super) phase: Phase,
     pub(super) silent_since: Option<Duration>,
-    pub(super) live: Option<Arc<Live>>,
+    pub(super) live: Option<Arc<ActiveConnection>>,
     pub(super) refusal: Option<WireError>,
 }
 
@@ -104,7 +104,7 @@ impl Shared {
             }),
             meter: Mutex::default(),
             write_meter: Mutex::default(),
-            unplaced: AtomicUsize::new(0),
+            unassigned: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             started_at: Instant::now(),
         }
@@ -116,12 +116,12 @@ impl Shared {
     }
 
     /// A connection to ask on, the least busy; waits while there is none.
-    pub(super) async fn usable(&self) -> Result<Arc<Live>, CallError> {
+    pub(super) async fn usable(&self) -> Result<Arc<ActiveConnection>, CallError> {
         if let Some(found) = self.choose() {
             return found;
         }
         let mut changes = self.changes.subscribe();
-        let _unplaced = Unplaced::new(self);
+        let _unassigned = UnassignedCall::new(self);
         loop {
             if let Some(found) = self.choose() {
                 return found;
@@ -185,8 +185,8 @@ impl Shared {
     }
 
     /// Calls that wait for any connection.
-    pub(super) fn unplaced(&self) -> usize {
-        self.unplaced.load(Ordering::Relaxed)
+    pub(super) fn unassigned(&self) -> usize {
+        self.unassigned.load(Ordering::Relaxed)
     }
 
     /// Calls under way.
@@ -234,8 +234,8 @@ impl Shared {
         self.slots.iter().map(|slot| locked(&slot.state).clone())
     }
 
-    fn choose(&self) -> Option<Result<Arc<Live>, CallError>> {
-        let mut best: Option<(u8, (u64, usize), Arc<Live>)> = None;
+    fn choose(&self) -> Option<Result<Arc<ActiveConnection>, CallError>> {
+        let mut best: Option<(u8, (u64, usize), Arc<ActiveConnection>)> = None;
         let mut refusal = None;
         for state in self.states() {
             match state.live.filter(|live| live.is_open()) {
@@ -310,18 +310,18 @@ impl Drop for Metered<'_> {
     }
 }
 
-struct Unplaced<'a>(&'a AtomicUsize);
+struct UnassignedCall<'a>(&'a AtomicUsize);
 
-impl<'a> Unplaced<'a> {
+impl<'a> UnassignedCall<'a> {
     fn new(shared: &'a Shared) -> Self {
-        if shared.unplaced.fetch_add(1, Ordering::Relaxed) == 0 {
+        if shared.unassigned.fetch_add(1, Ordering::Relaxed) == 0 {
             shared.slots.iter().for_each(|slot| slot.wake.notify_one());
         }
-        Self(&shared.unplaced)
+        Self(&shared.unassigned)
     }
 }
 
-impl Drop for Unplaced<'_> {
+impl Drop for UnassignedCall<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

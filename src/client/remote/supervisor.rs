@@ -8,7 +8,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::active_connection::Live;
+use super::active_connection::ActiveConnection;
 use super::config::ConnectError;
 use super::dial::{Dialer, Established};
 use super::link::{Action, Event, Link, Outcome, Phase, Sample};
@@ -20,43 +20,43 @@ use crate::transport::Lane;
 /// Time a probe may take before nobody cares for its answer any more.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time to tell the host that we are leaving; it learns by silence otherwise.
-const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One link and what it is made of.
-pub(super) struct Keeper {
+pub(super) struct ConnectionSupervisor {
     shared: Arc<Shared>,
     slot: usize,
     dialer: Arc<Dialer>,
     link: Link,
-    live: Option<Arc<Live>>,
+    live: Option<Arc<ActiveConnection>>,
     refusal: Option<WireError>,
     attempts: Attempts,
     handles: HashMap<u64, AbortHandle>,
     /// Whether this slot ever had a connection: from then on each new one is a reconnect.
     was_connected: bool,
-    said: Option<Phase>,
-    /// Whether the connection or the refusal is another one than was last said.
+    reported: Option<Phase>,
+    /// Whether the connection or the refusal is another one than was last reported.
     changed: bool,
 }
 
 type Attempts = JoinSet<(u64, Result<Established, ConnectError>)>;
 
-enum Happening {
+enum SupervisorEvent {
     Woken,
     Lost,
     Attempted(u64, Result<Box<Established>, ConnectError>),
     Closing,
 }
 
-impl Keeper {
-    /// A keeper for `slot`, with the connection if there is one.
+impl ConnectionSupervisor {
+    /// A supervisor for `slot`, with the connection if there is one.
     pub(super) fn new(
         shared: Arc<Shared>,
         slot: usize,
         dialer: Arc<Dialer>,
         first: Option<Established>,
     ) -> Self {
-        let mut keeper = Self {
+        let mut supervisor = Self {
             link: Link::unconnected(shared.now()),
             shared,
             slot,
@@ -66,30 +66,30 @@ impl Keeper {
             attempts: JoinSet::new(),
             handles: HashMap::new(),
             was_connected: false,
-            said: None,
+            reported: None,
             changed: true,
         };
         if let Some(first) = first {
-            keeper.link = Link::connected(keeper.shared.now());
-            keeper.take(first);
+            supervisor.link = Link::connected(supervisor.shared.now());
+            supervisor.take(first);
         }
-        keeper.publish();
-        keeper
+        supervisor.publish();
+        supervisor
     }
 
     /// Runs until the client is closed.
     pub(super) async fn run(mut self) {
         loop {
-            let happening = self.next().await;
-            if matches!(happening, Happening::Closing) {
+            let event = self.next().await;
+            if matches!(event, SupervisorEvent::Closing) {
                 break;
             }
-            self.apply(happening);
+            self.apply(event);
         }
-        self.say_goodbye().await;
+        self.close_connection().await;
     }
 
-    async fn next(&mut self) -> Happening {
+    async fn next(&mut self) -> SupervisorEvent {
         let now = self.shared.now();
         let wake_at = self.link.wake_at(now);
         let nap = async {
@@ -108,34 +108,34 @@ impl Keeper {
         let wake = &self.shared.slots[self.slot].wake;
         tokio::select! {
             biased;
-            () = self.shared.closed() => Happening::Closing,
+            () = self.shared.closed() => SupervisorEvent::Closing,
             (number, result) = attempted(&mut self.attempts) => {
-                Happening::Attempted(number, result.map(Box::new))
+                SupervisorEvent::Attempted(number, result.map(Box::new))
             }
-            () = lost => Happening::Lost,
-            () = wake.notified() => Happening::Woken,
-            () = nap => Happening::Woken,
+            () = lost => SupervisorEvent::Lost,
+            () = wake.notified() => SupervisorEvent::Woken,
+            () = nap => SupervisorEvent::Woken,
         }
     }
 
     /// Never waits: whatever takes time goes on in tasks of its own.
-    fn apply(&mut self, happening: Happening) {
+    fn apply(&mut self, event: SupervisorEvent) {
         let mut established = None;
-        let event = match happening {
-            Happening::Closing => return,
-            Happening::Woken => Event::Looked(self.sample()),
-            Happening::Lost => {
-                self.let_go("the connection is over");
+        let link_event = match event {
+            SupervisorEvent::Closing => return,
+            SupervisorEvent::Woken => Event::Sampled(self.sample()),
+            SupervisorEvent::Lost => {
+                self.drop_connection("the connection is over");
                 Event::Lost
             }
-            Happening::Attempted(attempt, result) => {
+            SupervisorEvent::Attempted(attempt, result) => {
                 self.handles.remove(&attempt);
                 let outcome = self.outcome(attempt, &result);
                 established = result.ok().map(|established| (attempt, *established));
                 Event::Attempted { attempt, outcome }
             }
         };
-        let actions = self.link.handle(self.shared.now(), event);
+        let actions = self.link.handle(self.shared.now(), link_event);
         for action in actions {
             self.act(action, &mut established);
         }
@@ -160,11 +160,11 @@ impl Keeper {
             }
             Action::Adopt(number) => {
                 if let Some((_, new)) = established.take_if(|(attempt, _)| *attempt == number) {
-                    self.let_go("a newer connection takes over");
+                    self.drop_connection("a newer connection takes over");
                     self.take(new);
                 }
             }
-            Action::Drop => self.let_go("the host refuses"),
+            Action::Drop => self.drop_connection("the host refuses"),
         }
     }
 
@@ -175,12 +175,12 @@ impl Keeper {
             add(&self.shared.totals.reconnects, 1);
         }
         let wake = Arc::clone(&self.shared.slots[self.slot].wake);
-        self.live = Some(Arc::new(Live::new(endpoint, connection, welcome.session, wake)));
+        self.live = Some(Arc::new(ActiveConnection::new(endpoint, connection, welcome.session, wake)));
         (self.refusal, self.changed) = (None, true);
     }
 
     /// Closes the connection, if any: calls under way on it go on elsewhere.
-    fn let_go(&mut self, why: &str) {
+    fn drop_connection(&mut self, why: &str) {
         let Some(live) = self.live.take() else { return };
         self.changed = true;
         self.shared.totals.retire(&live.connection.stats());
@@ -206,7 +206,7 @@ impl Keeper {
     fn sample(&self) -> Sample {
         let mut sample = self.live.as_ref().map(|live| live.sample()).unwrap_or_default();
         if self.live.is_none() {
-            sample.waiting = self.shared.unplaced();
+            sample.waiting = self.shared.unassigned();
         }
         sample
     }
@@ -224,9 +224,9 @@ impl Keeper {
 
     fn publish(&mut self) {
         let phase = self.link.phase(self.shared.now());
-        let moved = self.said.replace(phase) != Some(phase);
+        let moved = self.reported.replace(phase) != Some(phase);
         if moved {
-            self.tell(phase);
+            self.log_phase(phase);
         }
         if !std::mem::take(&mut self.changed) && !moved {
             return;
@@ -236,7 +236,7 @@ impl Keeper {
         self.shared.publish(self.slot, state);
     }
 
-    fn tell(&self, phase: Phase) {
+    fn log_phase(&self, phase: Phase) {
         let connection = self.slot;
         match (phase, &self.refusal) {
             (Phase::Connected, _) => {
@@ -248,7 +248,7 @@ impl Keeper {
         }
     }
 
-    async fn say_goodbye(mut self) {
+    async fn close_connection(mut self) {
         self.attempts.abort_all();
         let Some(live) = self.live.take() else { return };
         self.shared.totals.retire(&live.connection.stats());
@@ -257,7 +257,7 @@ impl Keeper {
             .publish(self.slot, SlotState { phase: Phase::Down, silent_since, live: None, refusal: None });
         live.connection.close(close::GOODBYE, "the client unmounted");
         // It is told once more than not at all; a host that is gone need not hold us up.
-        let _ = timeout(GOODBYE_TIMEOUT, live.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, live.endpoint.wait_idle()).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Options that conventions pass and that set nothing, each with the reason; and those that are promised but not built yet.
 
 use crate::config::OptionError;
-use crate::config::option_list::Word;
+use crate::config::option_list::RawOption;
 
 /// What takes a value, or may.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,27 +55,27 @@ const NOT_YET: &[(&str, &str, &str)] = &[
 const SYNCHRONOUS: &str = "open files with O_SYNC, or call fsync";
 
 /// Refuses what is promised for later.
-pub(super) fn refuse_not_yet(word: &Word) -> Result<(), OptionError> {
+pub(super) fn refuse_not_yet(option: &RawOption) -> Result<(), OptionError> {
     let is_meant = |&&(name, value, _): &&(&str, &str, &str)| {
-        word.name == name && (value.is_empty() || word.value.as_deref() == Some(value))
+        option.name == name && (value.is_empty() || option.value.as_deref() == Some(value))
     };
-    NOT_YET.iter().find(is_meant).map_or(Ok(()), |(.., instead)| Err(word.not_available(instead)))
+    NOT_YET.iter().find(is_meant).map_or(Ok(()), |(.., instead)| Err(option.not_available(instead)))
 }
 
 /// Why an option that sets nothing is accepted: `Some("")` if that needs no words, `None` if it is unknown.
-pub(super) fn ignored(word: &Word) -> Result<Option<&'static str>, OptionError> {
-    if word.typed.starts_with("x-") || word.typed.starts_with("X-") {
+pub(super) fn ignored(option: &RawOption) -> Result<Option<&'static str>, OptionError> {
+    if option.typed.starts_with("x-") || option.typed.starts_with("X-") {
         return Ok(Some(""));
     }
-    if OPTIONS_FOR_OTHERS.contains(&word.name.as_str()) {
+    if OPTIONS_FOR_OTHERS.contains(&option.name.as_str()) {
         return Ok(Some(""));
     }
-    let Some((_, takes, reason)) = WITHOUT_EFFECT.iter().find(|(name, ..)| *name == word.name) else {
+    let Some((_, takes, reason)) = WITHOUT_EFFECT.iter().find(|(name, ..)| *name == option.name) else {
         return Ok(None);
     };
     match takes {
-        Takes::Nothing => word.flag()?,
-        Takes::Number => word.value("a number of bytes", crate::config::units::bytes).map(|_| ())?,
+        Takes::Nothing => option.flag()?,
+        Takes::Number => option.value("a number of bytes", crate::config::units::bytes).map(|_| ())?,
     }
     Ok(Some(reason))
 }

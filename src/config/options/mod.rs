@@ -33,7 +33,7 @@ pub struct MountOptions {
     /// Which host, and who is asking.
     pub host: HostOptions,
     /// How long an answer is waited for.
-    pub patience: Patience,
+    pub timeouts: Timeouts,
     /// How long attributes and names are believed.
     pub attributes: AttributeTimes,
     /// What is kept.
@@ -45,7 +45,7 @@ pub struct MountOptions {
 }
 
 /// How the kernel treats the mount.
-#[allow(clippy::struct_excessive_bools, reason = "each is a word of its own that people type")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a option of its own that people type")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelOptions {
     /// Nothing is changed through the mount: `ro`.
@@ -146,7 +146,7 @@ pub struct HostOptions {
 /// Its deadline is `timeo` x `retrans`, as the longest that NFS waits before it reports a soft timeout, without NFS's growing
 /// intervals in between: lost packets are sent again by the transport, long before.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Patience {
+pub struct Timeouts {
     /// Operations wait until the host is back: `hard`.
     pub hard: bool,
     /// `timeo=`, in tenths of a second.
@@ -157,14 +157,14 @@ pub struct Patience {
     pub never_stale: bool,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     /// 30 s, twice: the 60 s after which NFS's own `timeo=600` would first repeat a request.
     fn default() -> Self {
         Self { hard: false, timeo: Duration::from_secs(30), retrans: 2, never_stale: false }
     }
 }
 
-impl Patience {
+impl Timeouts {
     /// After this an operation fails with `ETIMEDOUT`; `None`: never (`hard`).
     pub fn deadline(&self) -> Option<Duration> {
         (!self.hard).then(|| self.timeo.saturating_mul(self.retrans.max(1)))
@@ -308,20 +308,20 @@ impl MountOptions {
         let mut options = Self::default();
         let mut remarks = Vec::new();
         for list in lists {
-            for word in option_list::split(list)? {
-                compat::refuse_not_yet(&word)?;
-                if table::entry(&word.name).is_some() && options.read(&word, environment, accounts)? {
+            for option in option_list::split(list)? {
+                compat::refuse_not_yet(&option)?;
+                if table::entry(&option.name).is_some() && options.read(&option, environment, accounts)? {
                     continue;
                 }
-                match compat::ignored(&word)? {
+                match compat::ignored(&option)? {
                     Some("") => {}
                     Some(reason) => {
-                        remarks.push(format!("mount option `{}` has no effect: {reason}", word.typed));
+                        remarks.push(format!("mount option `{}` has no effect: {reason}", option.typed));
                     }
                     None if sloppy => {
-                        remarks.push(format!("mount option `{}` is unknown and ignored", word.typed));
+                        remarks.push(format!("mount option `{}` is unknown and ignored", option.typed));
                     }
-                    None => return Err(OptionError::Unknown(word.typed)),
+                    None => return Err(OptionError::Unknown(option.typed)),
                 }
             }
         }

@@ -39,7 +39,7 @@ pub const OPTION_FAMILIES: &[OptionFamily] = &[
     OptionFamily { title: "Who appears to own what", entries: OWNERSHIP },
     OptionFamily { title: "Whom a file lock keeps out", entries: LOCKS },
     OptionFamily { title: "Which host, and as whom", entries: HOST },
-    OptionFamily { title: "How long an answer is waited for", entries: PATIENCE },
+    OptionFamily { title: "How long an answer is waited for", entries: TIMEOUTS },
     OptionFamily { title: "How long attributes and names are believed", entries: ATTRIBUTES },
     OptionFamily { title: "What is kept", entries: CACHE },
     OptionFamily { title: "How content travels", entries: TRANSFER },
@@ -101,7 +101,7 @@ const HOST: &[OptionEntry] = &[
     option("credentials", "FILE", "a join ticket that vouches for the host"),
 ];
 
-const PATIENCE: &[OptionEntry] = &[
+const TIMEOUTS: &[OptionEntry] = &[
     option("soft", "", "operations fail after timeo x retrans, 60 s (default)"),
     option("softerr", "", "the same"),
     option("hard", "", "operations wait until the host is back"),

@@ -120,11 +120,11 @@ fn the_deadline_is_timeo_times_retrans() {
         ("hard", None),
         ("hard,soft", Some(60)),
     ] {
-        assert_eq!(parse(list).unwrap().patience.deadline(), seconds.map(Duration::from_secs), "{list}");
+        assert_eq!(parse(list).unwrap().timeouts.deadline(), seconds.map(Duration::from_secs), "{list}");
     }
     sets("softreval", |_| {});
     sets("nosoftreval,softreval", |_| {});
-    sets("nosoftreval", |o| o.patience.never_stale = true);
+    sets("nosoftreval", |o| o.timeouts.never_stale = true);
 }
 
 #[test]

@@ -38,9 +38,9 @@ impl World {
         }
     }
 
-    fn look(&mut self) {
+    fn sample(&mut self) {
         let sample = Sample { datagrams_received: self.datagrams, rtt: ms(20), waiting: self.waiting };
-        self.handle(Event::Looked(sample));
+        self.handle(Event::Sampled(sample));
     }
 
     fn handle(&mut self, event: Event) {
@@ -96,7 +96,7 @@ impl World {
         while let Some(at) = self.link.wake_at(self.now).filter(|at| *at <= end) {
             self.now = at;
             self.datagrams += u64::from(heard);
-            self.look();
+            self.sample();
         }
         self.now = end;
     }
@@ -133,13 +133,13 @@ proptest! {
     #[test]
     fn any_life_keeps_the_rules(connected: bool, steps in proptest::collection::vec(step(), 0..60)) {
         let mut world = World::new(connected);
-        world.look();
+        world.sample();
         for step in steps {
             match step {
                 Step::Pass { ms: time, heard } => world.pass(ms(time), heard),
                 Step::Wait(waiting) => {
                     world.waiting = waiting;
-                    world.look();
+                    world.sample();
                 }
                 Step::Lost if world.connected => world.handle(Event::Lost),
                 Step::Lost => {}
@@ -153,7 +153,7 @@ proptest! {
         }
         // Whatever happened: with calls waiting on a host that is gone, an attempt begins within the slowest pace.
         world.waiting = 1;
-        world.look();
+        world.sample();
         let before = world.started().len();
         world.pass(ATTEMPT_EVERY_REFUSED + ATTEMPT_LIFE, false);
         prop_assert!(world.started().len() > before);
@@ -165,7 +165,7 @@ proptest! {
         for (waiting, time) in waits {
             world.waiting = waiting;
             world.datagrams += 1;
-            world.look();
+            world.sample();
             world.pass(ms(time), true);
         }
         prop_assert_eq!(world.log, vec![]);
@@ -175,11 +175,11 @@ proptest! {
 #[test]
 fn silence_is_probed_then_raced_and_the_first_welcome_is_taken() {
     let mut world = World::new(true);
-    world.look();
+    world.sample();
     world.pass(ms(10_000), false);
     assert_eq!(world.log, [], "nobody waits, nobody doubts");
     world.waiting = 1;
-    world.look();
+    world.sample();
     world.pass(ms(2_999), false);
     let expected = [(10_500, Action::Probe), (11_000, Action::Attempt(1)), (12_000, Action::Attempt(2))];
     assert_eq!(world.log, expected.map(|(at, action)| (ms(at), action)));
@@ -197,11 +197,11 @@ fn silence_is_probed_then_raced_and_the_first_welcome_is_taken() {
 fn an_old_connection_that_comes_back_ends_the_race() {
     let mut world = World::new(true);
     world.waiting = 1;
-    world.look();
+    world.sample();
     world.pass(ms(1_500), false);
     assert_eq!(world.link.phase(world.now), Phase::Silent);
     world.datagrams += 1;
-    world.look();
+    world.sample();
     assert_eq!(world.log.last().map(|(_, action)| *action), Some(Action::Abandon(1)));
     assert_eq!(world.link.phase(world.now), Phase::Connected);
 }
@@ -210,7 +210,7 @@ fn an_old_connection_that_comes_back_ends_the_race() {
 fn silence_counts_from_when_the_host_was_heard_until_it_is_heard_again() {
     let mut world = World::new(true);
     world.waiting = 1;
-    world.look();
+    world.sample();
     world.pass(ms(1_500), false);
     assert_eq!(world.link.silent_since(), Some(ms(0)));
     world.handle(Event::Lost);
@@ -226,7 +226,7 @@ fn silence_counts_from_when_the_host_was_heard_until_it_is_heard_again() {
 #[test]
 fn a_lost_connection_is_tried_for_at_once_then_every_second_then_idly() {
     let mut world = World::new(true);
-    world.look();
+    world.sample();
     world.handle(Event::Lost);
     world.pass(ms(8_500), false);
     assert_eq!(world.started(), [0, 1_000, 2_000, 6_000, 7_000, 8_000]);
@@ -239,14 +239,14 @@ fn a_lost_connection_is_tried_for_at_once_then_every_second_then_idly() {
     );
     world.log.clear();
     world.waiting = 1;
-    world.look();
+    world.sample();
     assert_eq!(world.started(), [40_000], "a call that waits makes it hurry");
 }
 
 #[test]
 fn a_refusal_ends_the_race_and_slows_the_pace() {
     let mut world = World::new(false);
-    world.look();
+    world.sample();
     world.pass(ms(1_500), false);
     world.handle(Event::Attempted { attempt: 1, outcome: Outcome::Refused });
     assert_eq!(world.link.phase(world.now), Phase::Refused);
@@ -259,7 +259,7 @@ fn a_refusal_ends_the_race_and_slows_the_pace() {
 fn a_refusal_while_the_old_connection_is_silent_closes_it() {
     let mut world = World::new(true);
     world.waiting = 1;
-    world.look();
+    world.sample();
     world.pass(ms(1_100), false);
     world.handle(Event::Attempted { attempt: 1, outcome: Outcome::Refused });
     assert_eq!(world.log.last().map(|(_, action)| *action), Some(Action::Drop));

@@ -71,10 +71,14 @@ const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];
 const PLAIN: &[&str] = &[
     "src/cache/",
     "src/chunk/",
+    "src/client/",
+    "src/config/",
     "src/fetch/",
+    "src/fuse/",
     "src/io/",
     "src/lock/",
     "src/metadata_cache/",
+    "src/mount/",
     "src/prefetch/",
     "src/transport/",
 ];

@@ -1,4 +1,4 @@
-//! mount(8)'s call, and what `wormhole mount` is told of it.
+//! Translates a call of mount(8) into arguments of `wormhole mount`.
 //!
 //! Pure.
 
@@ -7,7 +7,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// Options that mount(8), systemd or a desktop act upon, and nobody else.
+/// Options that only mount(8), systemd or a desktop use.
 const NOT_OURS: &[&[u8]] = &[
     b"_netdev",
     b"_rnetdev",
@@ -32,21 +32,21 @@ const NOT_OURS: &[&[u8]] = &[
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of mount(8)")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
-    /// What is to be mounted, untouched.
+    /// Source, unchanged.
     pub(crate) source: OsString,
-    /// Where.
+    /// Mountpoint.
     pub(crate) mountpoint: PathBuf,
     /// Options for `wormhole mount`, joined by commas.
     pub(crate) options: OsString,
-    /// Do all but mount: `-f`.
+    /// Do everything except the mount: `-f`.
     pub(crate) fake: bool,
     /// Tolerate unknown options: `-s`.
     pub(crate) sloppy: bool,
-    /// Say more: `-v`.
+    /// Log more: `-v`.
     pub(crate) verbose: bool,
 }
 
-/// Why a call cannot be understood.
+/// Error in a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CallError {
     MissingPlaces,
@@ -81,14 +81,14 @@ impl fmt::Display for CallError {
 }
 
 impl Call {
-    /// Reads the arguments behind the program's name.
+    /// Reads the arguments after the program's name.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, CallError> {
         let mut places = Vec::new();
         let mut options = Options::default();
         let (mut fake, mut sloppy, mut verbose) = (false, false, false);
         let mut rest = arguments.into_iter();
         while let Some(argument) = rest.next() {
-            // `-` alone is a source: the ticket comes on standard input.
+            // `-` alone is a source: the ticket is on standard input.
             let Some(flags) = argument.as_bytes().strip_prefix(b"-").filter(|flags| !flags.is_empty()) else {
                 places.push(argument);
                 continue;
@@ -99,7 +99,7 @@ impl Call {
                     b'f' => fake = true,
                     b's' => sloppy = true,
                     b'v' => verbose = true,
-                    // There is no mtab of ours to leave alone.
+                    // There is no mtab to write.
                     b'n' => {}
                     b'o' => options.add(value()?.as_bytes()),
                     b't' => check_type(value()?)?,
@@ -122,7 +122,7 @@ impl Call {
         Ok(Self { source, mountpoint: mountpoint.into(), options, fake, sloppy, verbose })
     }
 
-    /// What follows `wormhole` on its command line.
+    /// Returns the arguments of `wormhole`.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut arguments = vec![OsString::from("mount")];
         if self.verbose {
@@ -142,7 +142,7 @@ impl Call {
     }
 }
 
-/// What a flag is given: the rest of its argument, else the next one.
+/// Returns the value of a flag: the rest of its argument, else the next argument.
 fn value_of(
     joined: &[u8],
     rest: &mut impl Iterator<Item = OsString>,
@@ -161,7 +161,7 @@ fn check_type(name: OsString) -> Result<(), CallError> {
     }
 }
 
-/// Options that remain, with their commas.
+/// Remaining options, with their commas.
 #[derive(Default)]
 struct Options {
     kept: Vec<u8>,
@@ -198,13 +198,13 @@ mod tests {
         Call::parse(arguments.iter().map(OsString::from))
     }
 
-    fn told(arguments: &[&str]) -> Vec<String> {
+    fn arguments_of(arguments: &[&str]) -> Vec<String> {
         let call = parse(arguments).unwrap();
         call.arguments().into_iter().map(|argument| argument.into_string().unwrap()).collect()
     }
 
     #[test]
-    fn what_mount_says_becomes_what_wormhole_is_told() {
+    fn a_call_of_mount_becomes_a_call_of_wormhole() {
         for (said, expected) in [
             (vec!["nas:/m", "/mnt", "-o", "rw"], vec!["mount", "--", "nas:/m", "/mnt"]),
             (
@@ -221,18 +221,18 @@ mod tests {
             ),
             (vec!["-", "/mnt"], vec!["mount", "--", "-", "/mnt"]),
         ] {
-            assert_eq!(told(&said), expected, "{said:?}");
+            assert_eq!(arguments_of(&said), expected, "{said:?}");
         }
     }
 
     #[test]
-    fn what_is_for_others_is_dropped() {
+    fn options_for_other_programs_are_dropped() {
         let line = "ro,_netdev,nofail,noauto,user=ann,x-systemd.automount,comment=a,allow_other,cache_size=50G,x-gvfs-hide";
         assert_eq!(parse(&["s", "d", "-o", line]).unwrap().options, "ro,allow_other,cache_size=50G");
     }
 
     #[test]
-    fn a_quoted_comma_does_not_cut() {
+    fn a_quoted_comma_does_not_split() {
         let call = parse(&["s", "d", "-o", r#"cache_dir="/a,rw,b",rw"#]).unwrap();
         assert_eq!(call.options, r#"cache_dir="/a,rw,b""#);
     }
@@ -271,7 +271,7 @@ mod tests {
             let _ = Call::parse(arguments.into_iter().map(OsString::from));
         }
 
-        /// Beside the parser, a slow twin without quotes: cut, filter, join.
+        /// Compares the parser with a slow model without quotes: split, filter, join.
         #[test]
         fn options_are_those_that_a_plain_filter_leaves(
             list in proptest::collection::vec("(ro|rw|x-a|_netdev|user|port=1|hard|comment=b|cache-dir=/x)?", 0..8)

@@ -1,9 +1,10 @@
-//! `mount.wormhole`: what mount(8) runs for file systems of type `wormhole`.
+//! `mount.wormhole`: the program that mount(8) runs for file systems of type `wormhole`.
 //!
-//! It turns mount(8)'s call into one of `wormhole mount` and becomes that: no library of wormhole's, nothing that could be missing
-//! early at boot. mount(8) calls `mount.wormhole SOURCE DIR [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`.
+//! It translates the call of mount(8) and executes `wormhole mount`. It links no library of wormhole, so
+//! nothing can be missing early at boot. mount(8) calls `mount.wormhole SOURCE DIR [-sfnv] [-N NAMESPACE] [-t
+//! TYPE] [-o OPTIONS]`.
 //!
-//! Exit codes are mount(8)'s: 0, 1 wrong call, 2 system, 32 mount failure.
+//! Exit codes are those of mount(8): 0, 1 wrong call, 2 system, 32 mount failure.
 
 mod call;
 
@@ -14,15 +15,15 @@ use std::process::{Command, ExitCode};
 
 use call::Call;
 
-/// Where programs are looked for when `PATH` is absent, as it is at boot.
+/// Search path if `PATH` is absent, as it is at boot.
 const PATH_AT_BOOT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where `wormhole` is looked for last.
+/// Last places in which `wormhole` is searched.
 const USUAL_PLACES: [&str; 2] = ["/usr/bin/wormhole", "/usr/local/bin/wormhole"];
 
-/// mount(8)'s "incorrect invocation or permissions".
+/// "incorrect invocation or permissions" of mount(8).
 const EXIT_USAGE: u8 = 1;
-/// mount(8)'s "system error".
+/// "system error" of mount(8).
 const EXIT_SYSTEM: u8 = 2;
 
 fn main() -> ExitCode {
@@ -51,7 +52,7 @@ fn fail(message: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// `mount -f`: everything but the mount.
+/// Does everything except the mount, for `mount -f`.
 fn fake(call: &Call) -> ExitCode {
     if call.mountpoint.is_dir() {
         return ExitCode::SUCCESS;
@@ -59,15 +60,15 @@ fn fake(call: &Call) -> ExitCode {
     fail(&format!("{}: not a directory; create it first", call.mountpoint.display()), EXIT_USAGE)
 }
 
-/// `wormhole mount …`, with what a program needs that is started at boot.
+/// Returns the command `wormhole mount …`, with the environment that a program at boot lacks.
 fn command(program: &Path, call: &Call, path: OsString) -> Command {
     let mut command = Command::new(program);
-    // There may be no HOME either: `wormhole` then looks the user's up.
+    // `HOME` may be missing, too. `wormhole` then looks it up in the user database.
     command.args(call.arguments()).env("PATH", path);
     command
 }
 
-/// The program: beside this helper (a symbolic link counts as what it leads to), in `PATH`, in the usual places.
+/// Finds the program: next to this helper (after symbolic links), in `PATH`, in the usual places.
 fn find(beside: Option<&Path>, path: &OsString, is_file: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let listed = std::env::split_paths(path).filter(|directory| directory.is_absolute());
     beside

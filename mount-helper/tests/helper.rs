@@ -1,5 +1,5 @@
-//! The helper as mount(8) runs it, with a `wormhole` that writes down how it was called.
-#![allow(clippy::unwrap_used, reason = "what cannot go on is a failed test")]
+//! Tests of the helper as mount(8) runs it, with a `wormhole` that records its call.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Writes its arguments, one a line, and two variables, and ends as it is told to.
+/// Writes its arguments, one a line, and two variables. Exits with the configured code.
 const RECORDER: &str = "#!/bin/sh\n\
     here=$(dirname \"$0\")\n\
     printf '%s\\n' \"$@\" > \"$here/arguments\"\n\
     printf '%s\\n%s\\n' \"$HOME\" \"$PATH\" > \"$here/environment\"\n\
     exit \"$(cat \"$here/exit\" 2>/dev/null || echo 0)\"\n";
 
-/// A folder with the helper, perhaps with a `wormhole` beside it.
+/// A folder with the helper, and optionally a `wormhole` next to it.
 struct Bench {
     folder: tempfile::TempDir,
-    /// A program started by one test inherits for a moment what another one is writing, and that cannot be run meanwhile
-    /// (ETXTBSY): one test at a time.
+    /// A program that another test starts inherits the file that is being written for a moment, and the file
+    /// cannot be executed meanwhile (ETXTBSY). So the tests run one at a time.
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -62,7 +62,7 @@ fn errors(output: &Output) -> String {
 }
 
 #[test]
-fn mounts_call_becomes_wormholes() {
+fn the_call_of_mount_is_translated() {
     let bench = Bench::new();
     let mountpoint = bench.path("mnt");
     let options = "ro,noauto,nofail,_netdev,user=ann,x-systemd.automount,cache_size=50G";
@@ -84,7 +84,7 @@ fn mounts_call_becomes_wormholes() {
 }
 
 #[test]
-fn its_exit_code_is_wormholes() {
+fn the_exit_code_is_that_of_wormhole() {
     let bench = Bench::new();
     for expected in [0, 1, 2, 32] {
         fs::write(bench.path("exit"), expected.to_string()).unwrap();
@@ -99,7 +99,7 @@ fn at_boot_there_is_neither_home_nor_path() {
     let output = bench.helper().args(["nas:/media", "/mnt", "-o", "ro"]).env_clear().output().unwrap();
     assert_eq!(code(&output), 0, "{}", errors(&output));
     let environment = bench.recorded("environment");
-    assert_eq!(environment[0], "", "whose it would be is for wormhole to find out");
+    assert_eq!(environment[0], "", "wormhole looks up the home");
     assert!(environment[1].split(':').any(|place| place == "/usr/bin"), "{environment:?}");
 }
 
@@ -130,7 +130,7 @@ fn a_faked_mount_does_everything_else() {
 }
 
 #[test]
-fn a_wrong_call_is_told_in_one_line() {
+fn a_wrong_call_is_reported_in_one_line() {
     let bench = Bench::new();
     for arguments in
         [vec![], vec!["nas:/media"], vec!["a:/b", "/mnt", "-x"], vec!["a:/b", "/mnt", "-t", "nfs"]]
@@ -143,7 +143,7 @@ fn a_wrong_call_is_told_in_one_line() {
 }
 
 #[test]
-fn who_wants_to_write_gets_what_is_usual() {
+fn rw_is_the_default_and_not_passed_on() {
     let bench = Bench::new();
     let output = bench.helper().args(["nas:/media", "/mnt", "-o", "rw,port=1"]).output().unwrap();
     assert_eq!(code(&output), 0);
@@ -152,7 +152,7 @@ fn who_wants_to_write_gets_what_is_usual() {
     assert!(bench.recorded("arguments").contains(&"port=1".to_owned()));
 }
 
-/// Takes a file away at the end, also of a test that fails.
+/// Removes a file at the end, also of a failed test.
 struct Removed(&'static Path);
 
 impl Drop for Removed {
@@ -165,7 +165,7 @@ impl Drop for Removed {
 fn mount_itself_finds_the_helper() {
     let place = Path::new("/sbin/mount.wormhole");
     let bench = Bench::new();
-    // Only root may put it there, and one that was installed stays.
+    // Only root may install it, and an installed helper is kept.
     if std::os::unix::fs::symlink(bench.path("mount.wormhole"), place).is_err() {
         return;
     }

@@ -1,18 +1,17 @@
-//! (P) How long a call waits for a host that is not heard.
+//! (P) Time for which a call waits for a silent host.
 //!
-//! A host that falls silent has the deadline once, and not once for each call: when it has been silent for so
-//! long it is away. What waits for it fails then, and what is asked of it from then on fails soon, until it
-//! is heard again.
+//! A silent host gets the deadline once, and not once for each call. After a silence of that length it counts
+//! as away. Calls that wait for it fail then. Later calls fail soon, until the host answers again.
 
 use std::time::Duration;
 
-/// How long a call waits that is made while the host is away: time for a new connection over a long way, if
-/// the host is back.
+/// Time for which a call waits if it starts while the host is away. It covers a new connection over a long
+/// route, if the host is back.
 pub const AWAY_CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time that a call still waits. `left` is what it has left of its own deadline, `waited` how long it has
-/// waited, `silent` how long the host has not been heard, zero while it answers; after `silence_max` of that
-/// it is away.
+/// Returns the time for which a call still waits. `left` is the rest of its own deadline, `waited` the time
+/// it has waited, `silent` the silence of the host (zero while it answers). After a silence of `silence_max`
+/// the host is away.
 pub fn left(left: Duration, silence_max: Duration, waited: Duration, silent: Duration) -> Duration {
     if silent.is_zero() {
         return left;
@@ -32,8 +31,8 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// When a call ends that begins at `begun` and is never answered, as whoever sleeps for what is left sees
-    /// it.
+    /// Returns the end of a call that starts at `begun` and is never answered, for a caller that sleeps for
+    /// the returned times.
     fn ends(begun: u64, deadline: u64, silences: &[(u64, u64)]) -> u64 {
         let silent = |now: u64| {
             let (from, _) = silences.iter().find(|(from, to)| (*from..*to).contains(&now))?;

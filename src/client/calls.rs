@@ -1,4 +1,4 @@
-//! One method a request, so that nobody above matches on replies.
+//! Typed methods, one for each request, so that callers do not match on replies.
 
 use super::{CallError, Client, FirstSession, Lane};
 use crate::chunk::ChunkHash;
@@ -8,12 +8,13 @@ use crate::proto::{
 };
 
 impl dyn Client {
-    /// The attributes of one entry of a directory.
+    /// Returns the attributes of one entry of a directory.
     pub async fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attributes, CallError> {
         self.lookup_leased(parent, name).await.map(|(attributes, _)| attributes)
     }
 
-    /// The same, and the event stream that tells later changes of the entry, if one does.
+    /// Does the same. Also returns the event stream on which changes of the entry are reported, if there is
+    /// one.
     pub async fn lookup_leased(
         &self,
         parent: NodeId,
@@ -26,7 +27,8 @@ impl dyn Client {
         }
     }
 
-    /// The attributes of some entries of a directory, in the order of `names`; `None` for what is not there.
+    /// Returns the attributes of some entries of a directory, in the order of `names`, `None` for missing
+    /// ones.
     pub async fn lookup_many(
         &self,
         parent: NodeId,
@@ -39,12 +41,12 @@ impl dyn Client {
         }
     }
 
-    /// The attributes of a node.
+    /// Returns the attributes of a node.
     pub async fn attributes(&self, node: NodeId) -> Result<Attributes, CallError> {
         self.attributes_of(Request::GetAttributes { node }).await
     }
 
-    /// Opens a file on the host; what comes back is as fresh as one round trip allows.
+    /// Opens a file on the host. The returned attributes are as fresh as one round trip allows.
     pub async fn open(
         &self,
         node: NodeId,
@@ -59,7 +61,7 @@ impl dyn Client {
         self.attributes_of(request).await
     }
 
-    /// Has something changed that is answered by what became of it.
+    /// Executes a change whose reply describes the result.
     pub async fn changed(&self, change: Change, first: &FirstSession) -> Result<Changed, CallError> {
         match self.change(change, first).await? {
             Reply::Changed(changed) => Ok(changed),
@@ -67,7 +69,7 @@ impl dyn Client {
         }
     }
 
-    /// Has content copied within the host.
+    /// Copies content within the host.
     pub async fn copy(&self, change: Change, first: &FirstSession) -> Result<Written, CallError> {
         match self.change(change, first).await? {
             Reply::Written(written) => Ok(written),
@@ -75,7 +77,7 @@ impl dyn Client {
         }
     }
 
-    /// Which of some chunks, about to be written, the host has elsewhere.
+    /// Tells for each of some chunks, about to be written, if the host has it elsewhere.
     pub async fn have_chunks(
         &self,
         node: NodeId,
@@ -89,7 +91,8 @@ impl dyn Client {
         }
     }
 
-    /// Has chunks written that the host has: the file after it, and what became of each chunk.
+    /// Writes chunks that the host already has. Returns the file after the write, and the result for each
+    /// chunk.
     pub async fn write_known(
         &self,
         node: NodeId,
@@ -104,7 +107,7 @@ impl dyn Client {
         }
     }
 
-    /// Who stands against a lock.
+    /// Returns the lock that conflicts with a lock, if any.
     pub async fn test_lock(&self, test: LockTest) -> Result<Option<LockFound>, CallError> {
         match self.call(Request::TestLock(test), Lane::Metadata).await? {
             Reply::LockTest(found) => Ok(found),
@@ -112,37 +115,37 @@ impl dyn Client {
         }
     }
 
-    /// Takes back one `open`.
+    /// Closes one `open`.
     pub async fn close(&self, node: NodeId, open: OpenId) -> Result<(), CallError> {
         self.done(Request::Close { node, open }).await
     }
 
-    /// Whether the host's daemon may access the node so.
+    /// Succeeds if the host's daemon may access the node in this way.
     pub async fn access(&self, node: NodeId, mask: u8) -> Result<(), CallError> {
         self.done(Request::Access { node, mask }).await
     }
 
-    /// One round trip to the host and back.
+    /// Makes one round trip to the host.
     pub async fn ping(&self) -> Result<(), CallError> {
         self.done(Request::Ping).await
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub async fn read_link(&self, node: NodeId) -> Result<Vec<u8>, CallError> {
         self.bytes_of(Request::ReadLink { node }).await
     }
 
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     pub async fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, CallError> {
         self.bytes_of(Request::GetXattr { node, name: name.to_vec() }).await
     }
 
-    /// The names of the extended attributes, each ended by a NUL.
+    /// Returns the names of the extended attributes, each with a NUL at its end.
     pub async fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, CallError> {
         self.bytes_of(Request::ListXattr { node }).await
     }
 
-    /// Room and use of the file system.
+    /// Returns the size and use of the file system.
     pub async fn fs_statistics(&self, node: NodeId) -> Result<FsStatistics, CallError> {
         match self.call(Request::StatFs { node }, Lane::Metadata).await? {
             Reply::FsStatistics(statistics) => Ok(statistics),
@@ -150,7 +153,7 @@ impl dyn Client {
         }
     }
 
-    /// The next data or hole from `offset` on.
+    /// Returns the next data or hole from `offset` on.
     pub async fn seek(&self, node: NodeId, offset: u64, target: SeekTarget) -> Result<u64, CallError> {
         match self.call(Request::Seek { node, offset, target }, Lane::Metadata).await? {
             Reply::Offset(found) => Ok(found),
@@ -158,7 +161,7 @@ impl dyn Client {
         }
     }
 
-    /// BLAKE3 of a whole file, computed on the host.
+    /// Returns the BLAKE3 hash of a whole file, computed on the host.
     pub async fn sum(&self, node: NodeId) -> Result<(ChunkHash, Version), CallError> {
         match self.call(Request::Sum { node }, Lane::Background).await? {
             Reply::Sum { hash, version } => Ok((hash, version)),
@@ -166,7 +169,7 @@ impl dyn Client {
         }
     }
 
-    /// The hashes of some chunks, in their order, and how many of them the host had to read the file for.
+    /// Returns the hashes of some chunks, and the number of chunks for which the host had to read the file.
     pub async fn manifest(&self, request: ManifestRequest) -> Result<(Vec<ChunkHash>, u32), CallError> {
         let chunks = request.chunks.clamp_to(request.version.size);
         match self.call(Request::Manifest(request), Lane::Metadata).await? {
@@ -200,7 +203,7 @@ impl dyn Client {
 }
 
 pub(super) fn unexpected(reply: &Reply) -> CallError {
-    let what = format!("{reply:?}");
-    let kind = what.split([' ', '(', '{']).next().unwrap_or_default();
+    let debug = format!("{reply:?}");
+    let kind = debug.split([' ', '(', '{']).next().unwrap_or_default();
     CallError::BadAnswer(format!("a reply of another kind than asked for ({kind})"))
 }

@@ -1,33 +1,33 @@
-//! Error numbers of a host, as the kernel of this machine may see them.
+//! Maps error numbers of a host to numbers that the kernel of this machine may see.
 //!
-//! Pure. A host's errors go through as they are. A few numbers, though, mean something else to the kernel when they are the answer to a
-//! FUSE request, and a host must not be able to say it: everything that a host answers passes here before it becomes an answer.
+//! Pure. Most errors pass unchanged. A few numbers have a special meaning to the kernel in an answer to a
+//! FUSE request, and a host must not be able to use it. Every error of a host passes through this function.
 
 use crate::proto::Errno;
 
-/// Largest number that Linux has for programs: `EHWPOISON`. Those from 512 on are the kernel's own, and an answer that carries one is
-/// thrown away, so that the program would wait for ever.
+/// Largest error number that Linux has for programs: `EHWPOISON`. Numbers from 512 on belong to the kernel.
+/// It discards an answer with such a number, and the program would wait forever.
 const LARGEST: i32 = 133;
 
-/// Returns what a program is told where a host says `errno`.
+/// Returns the error that a program gets if the host answers `errno`.
 pub(super) const fn of_host(errno: Errno) -> Errno {
     match errno.0 {
-        // "Never ask again": an `fsync` would then succeed without asking anybody, for all files and as long as the mount lives.
+        // "Never ask again": every later `fsync` would succeed without a request, for all files of the mount.
         libc::ENOSYS => Errno::EOPNOTSUPP,
-        // Nobody interrupted it here: a call that waits for a lock would begin anew, for ever.
+        // Nothing was interrupted here. A call that waits for a lock would restart forever.
         libc::EINTR
-        // Of a call that must not wait. None is passed on, and programs ask again at once.
+        // Belongs to calls that must not wait. No such call is sent, and programs would retry at once.
         | libc::EAGAIN
-        // Walk the path again without shortcuts; do it through the page cache; touch the memory and try again.
+        // Walk the path again without shortcuts; use the page cache; touch the memory and retry.
         | libc::ECHILD
         | libc::ENOTBLK
         | libc::EFAULT
-        // The mount is gone: programs that look after mounts would take it down.
+        // The mount is gone: programs that monitor mounts would unmount it.
         | libc::ENODEV
         | libc::ECONNABORTED
         | libc::ENOTCONN => Errno::EIO,
         1..=LARGEST => errno,
-        // Success, or what the kernel does not take.
+        // Success, or a number that the kernel does not accept.
         _ => Errno::EIO,
     }
 }
@@ -38,7 +38,7 @@ mod tests {
     use crate::client::CallError;
     use crate::proto::{ErrorCode, WireError};
 
-    /// Numbers that say something to the kernel or to whoever looks after mounts.
+    /// Numbers with a special meaning to the kernel or to programs that monitor mounts.
     const SPECIAL: [i32; 9] = [4, 10, 11, 14, 15, 19, 38, 103, 107];
 
     fn told(number: i32) -> i32 {

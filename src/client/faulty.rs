@@ -1,7 +1,7 @@
-//! A client that fails on purpose, for whoever wants to know what stands above it can bear.
+//! Client with injected faults, for tests of the layers above.
 //!
-//! Every call draws from a seeded generator, so a run that failed can be run again. What is injected is what a real host
-//! and network do: refusals, deadlines, answers that break off, answers that are late.
+//! Every call draws from a seeded generator, so a failed run can be repeated. It injects the faults of a real
+//! host and network: refusals, timeouts, answers that break off, late answers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,29 +19,29 @@ use crate::proto::{
 };
 use crate::transport::Lane;
 
-/// How often what goes wrong: per mille of the calls.
+/// Rates of the faults, per mille of the calls.
 #[derive(Debug, Clone)]
 pub struct FaultRates {
-    /// Answered with one of `errors`.
+    /// Calls that fail with one of `errors`.
     pub error_permille: u32,
-    /// The errors to choose from.
+    /// Errors to choose from.
     pub errors: Vec<ErrorCode>,
-    /// Failed with [`CallError::TimedOut`].
+    /// Calls that fail with [`CallError::TimedOut`].
     pub timeout_permille: u32,
-    /// Failed with [`CallError::BadAnswer`].
+    /// Calls that fail with [`CallError::BadAnswer`].
     pub bad_answer_permille: u32,
     /// Listings and reads that fail after some of their parts.
     pub broken_stream_permille: u32,
-    /// Listings and reads that just end after some of their parts, as when the mount goes away.
+    /// Listings and reads that end after some of their parts, as if the mount ended.
     pub cut_stream_permille: u32,
-    /// Answers that come late.
+    /// Answers that are late.
     pub delay_permille: u32,
-    /// How late at most.
+    /// Longest delay.
     pub delay_max: Duration,
 }
 
 impl FaultRates {
-    /// Nothing goes wrong.
+    /// No faults.
     pub const NONE: Self = Self {
         error_permille: 0,
         errors: Vec::new(),
@@ -53,7 +53,7 @@ impl FaultRates {
         delay_max: Duration::ZERO,
     };
 
-    /// Everything goes wrong now and then: about one call in ten.
+    /// Faults in about one call of ten.
     pub fn rough() -> Self {
         Self {
             error_permille: 30,
@@ -68,7 +68,7 @@ impl FaultRates {
     }
 }
 
-/// Any client, made unreliable. Clones share the generator.
+/// A client with faults around another client. Clones share the generator.
 #[derive(Clone)]
 pub struct FaultyClient {
     inner: Arc<dyn Client>,
@@ -81,27 +81,27 @@ struct Dice {
     injected: u64,
 }
 
-/// What befalls one call.
+/// Faults of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Fate {
     delay: Duration,
     error: Option<CallError>,
-    /// End after so many parts, saying why or not.
+    /// End after so many parts, with or without an error.
     end: Option<(u64, Option<CallError>)>,
 }
 
 impl FaultyClient {
-    /// Equal seeds give equal fates, call by call.
+    /// Wraps a client. Equal seeds give equal faults, call by call.
     pub fn new(inner: Arc<dyn Client>, seed: u64, rates: FaultRates) -> Self {
         Self { inner, dice: Arc::new(Mutex::new(Dice { rates, state: seed, injected: 0 })) }
     }
 
-    /// Changes what goes wrong from now on.
+    /// Changes the rates from now on.
     pub fn set_rates(&self, rates: FaultRates) {
         self.dice(|dice| dice.rates = rates);
     }
 
-    /// Calls that were made to fail so far; delays do not count.
+    /// Returns the number of calls that were made to fail so far, without delays.
     pub fn injected(&self) -> u64 {
         self.dice(|dice| dice.injected)
     }
@@ -150,7 +150,7 @@ async fn relay<T>(
     parts: &mpsc::Sender<Result<T, CallError>>,
 ) {
     tokio::time::sleep(fate.delay).await;
-    // Whether anybody still listens shows in `closed` of the caller.
+    // `closed` of the caller shows if there is still a receiver.
     if let Some(error) = fate.error {
         let _ = parts.send(Err(error)).await;
         return;
@@ -182,7 +182,7 @@ impl Client for FaultyClient {
     }
 
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
-        // Begun at once, so that a sync knows of it.
+        // Started at once, so that a sync includes it.
         let written = self.inner.write(node, at, bytes, first);
         self.fail(move |_| written)
     }
@@ -249,7 +249,7 @@ impl Dice {
     }
 
     fn early_end(&mut self, rates: &FaultRates) -> Option<(u64, Option<CallError>)> {
-        // Few parts, so that most reads are long enough to be broken off.
+        // Few parts, so that most reads are long enough to break off.
         let parts = self.next() % 4;
         if self.happens(rates.broken_stream_permille) {
             Some((parts, Some(CallError::BadAnswer("broken off on purpose".to_owned()))))

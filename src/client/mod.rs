@@ -1,9 +1,9 @@
-//! Typed calls to a host, which outlive a connection.
+//! Typed calls to a host, which survive lost connections.
 //!
-//! [`Client`] is the seam between file-system semantics and the network: everything above it runs the same over a real
-//! host, a model in memory, or one that fails on purpose. An implementation carries a request to the host and its answer
-//! back; over lost connections it asks again until the request's deadline, because every request of the protocol may be
-//! repeated.
+//! [`Client`] is the interface between file-system semantics and the network. The code above it runs the same
+//! over a real host, a model in memory, or a client with injected faults. An implementation sends a request
+//! to the host and returns the answer. When connections are lost, it repeats the request until the deadline.
+//! Every request of the protocol can be repeated.
 
 pub mod away;
 mod calls;
@@ -27,98 +27,102 @@ use crate::proto::{
 };
 pub use crate::transport::Lane;
 
-/// A call under way; dropping it cancels the request on the host.
+/// A call under way. Dropping it cancels the request on the host.
 pub type CallFuture<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
 
-/// How many parts of an answer wait for a reader that is slower than the link: four chunks, and the end.
+/// Parts of an answer that wait for a reader slower than the link: four chunks, and the end.
 pub const PARTS_QUEUED_MAX: usize = 5;
 
 /// Calls to one export of one host.
 pub trait Client: Send + Sync + 'static {
-    /// Asks for something that is answered by one message.
+    /// Sends a request that has one message as its answer.
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply>;
 
-    /// Has something changed, exactly once however often the request has to be sent. Whether it was done is open after
-    /// [`CallError::TimedOut`]; it will not be done later. Clients that only read need not have this.
+    /// Executes a change exactly once, however often the request must be sent. After [`CallError::TimedOut`]
+    /// the result is unknown, but the change will not be executed later. Clients that only read need not
+    /// implement this.
     fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
         let _ = (change, first);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
     }
 
-    /// Has content written, as [`Self::change`], but without a deadline. At most
-    /// [`crate::proto::WriteRequest::bytes_max`] bytes. From this call on, before the future is polled, it counts for [`Self::sync`].
+    /// Writes content like [`Self::change`], but without a deadline. At most
+    /// [`crate::proto::WriteRequest::bytes_max`] bytes. [`Self::sync`] includes the write from this call on,
+    /// before the future is polled.
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
         let _ = (node, at, bytes, first);
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::EROFS))) })
     }
 
-    /// Has what was written to a file brought to the host's disk, also what is still under way: the host waits for it, not we. A
-    /// directory's entries likewise. Tells which run of the host's kernel did it.
+    /// Syncs a file to the host's disk, with the writes that are still under way: the host waits for them,
+    /// not the client. For a directory it syncs the entries. Returns the boot of the host's kernel that did
+    /// it.
     fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
         let asked = self.call(Request::Sync { node, data_only, after: Vec::new() }, Lane::Metadata);
         Box::pin(async move { synced(&asked.await?) })
     }
 
-    /// Has everything on the disk of a file or directory brought to it. Tells which run of the host's kernel did it.
+    /// Syncs the host's file system that holds a node. Returns the boot of the host's kernel that did it.
     fn sync_file_system(&self, node: NodeId) -> CallFuture<BootId> {
         let asked = self.call(Request::SyncFileSystem { node }, Lane::Metadata);
         Box::pin(async move { synced(&asked.await?) })
     }
 
-    /// Which run of the host's kernel answered last, where that is known.
+    /// Returns the boot of the host's kernel that answered last, if known.
     fn boot(&self) -> Option<BootId> {
         None
     }
 
-    /// Takes, gives back or waits for a lock, exactly once, and without a deadline: whoever gives up must still learn whether he has
-    /// it. A wait takes no longer than it says while the host answers.
+    /// Takes, releases or waits for a lock, exactly once and without a deadline. A caller that gives up must
+    /// still learn if it holds the lock. While the host answers, a wait takes at most the time that the call
+    /// gives.
     fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
         let _ = call;
         Box::pin(async { Err(CallError::Host(WireError::system(Errno::ENOLCK))) })
     }
 
-    /// Which life of the session this is, and when it is another one: locks do not go from one to the next. `None` where there are
-    /// none.
+    /// Returns the epoch of the session, and its changes. Locks do not carry over to the next epoch. `None`
+    /// for clients without epochs.
     fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
         watch::channel(None).1
     }
 
-    /// All entries of a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error;
-    /// a channel that closes without either means that the mount is going away. Dropping the receiver cancels.
+    /// Lists a directory, in batches as they arrive. The channel closes after [`ListPart::End`] or an error.
+    /// If it closes without either, the mount is ending. Dropping the receiver cancels the call.
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>>;
 
-    /// Content of a file, in parts as they arrive, each verified. Closes after [`ContentPart::End`] or an error, as `list`.
+    /// Reads content of a file, in verified parts as they arrive. The channel closes like that of `list`.
     fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>>;
 
-    /// Content of a file as it is now, all from one state, verified; shorter than `range` only at the end of the file.
-    /// At most [`crate::proto::CURRENT_BYTES_MAX`] bytes.
+    /// Reads the present content of a file, all from one state, verified. It is shorter than `range` only at
+    /// the end of the file. At most [`crate::proto::CURRENT_BYTES_MAX`] bytes.
     fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes>;
 
-    /// What the host tells unasked; `None` where nobody tells anything, and but for the first who asks.
+    /// Returns the events of the host. `None` for clients without events, and for every caller but the first.
     fn events(&self) -> Option<mpsc::Receiver<ClientEvent>> {
         None
     }
 
-    /// The root of what is mounted, as it was when the connection was last made.
+    /// Returns the root of the mounted tree, as of the last connection.
     fn root(&self) -> Attributes;
 
-    /// What is known of the way to the host now.
+    /// Returns the present state of the link to the host.
     fn link(&self) -> LinkState;
 }
 
-/// To which life of the session a change was sent first, over all attempts to have it done: only so the host can see that an
-/// earlier life of it may have done it already. One for each change.
+/// Session epoch to which a change was sent first, over all attempts. It only shows the host that an earlier
+/// epoch may have executed the change already. One for each change.
 #[derive(Debug, Clone, Default)]
 pub struct FirstSession(Arc<OnceLock<SessionRun>>);
 
 impl FirstSession {
-    /// It is about to be sent to `run`.
+    /// Returns the first epoch. If the change was not sent before, this is `run`.
     pub fn or(&self, run: SessionRun) -> SessionRun {
         *self.0.get_or_init(|| run)
     }
 }
 
-/// What the answer to [`Request::Sync`] tells.
+/// Returns the boot in the answer to [`Request::Sync`].
 pub(crate) fn synced(reply: &Reply) -> Result<BootId, CallError> {
     match reply {
         Reply::Synced { boot } => Ok(*boot),
@@ -126,30 +130,30 @@ pub(crate) fn synced(reply: &Reply) -> Result<BootId, CallError> {
     }
 }
 
-/// An event, as it concerns leases.
+/// An event about leases.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// A new event stream: leases of this epoch may be given from now on.
+    /// A new event stream. From now on leases of this epoch may be given.
     Started(LeaseEpoch),
-    /// Told on that stream.
+    /// An event on that stream.
     Event(HostEvent),
-    /// The stream is over, and its leases with it.
+    /// The stream has ended, and its leases with it.
     Ended,
 }
 
 /// A part of a listing.
 #[derive(Debug)]
 pub enum ListPart {
-    /// The listing begins; again, if it was cut off. Not every client sends this.
+    /// The listing begins, or begins again after it broke off. Not every client sends this.
     Begin {
-        /// The directory's own attributes, from before its entries were read.
+        /// Attributes of the directory, from before its entries were read.
         attributes: Option<Attributes>,
-        /// The event stream that tells later changes.
+        /// Event stream on which later changes are reported.
         lease: Option<LeaseEpoch>,
     },
-    /// The next entries.
+    /// Next entries.
     Entries(Vec<DirectoryEntry>),
-    /// That was all.
+    /// The end of the listing.
     End,
 }
 
@@ -158,85 +162,86 @@ pub enum ListPart {
 pub enum ContentPart {
     /// A whole chunk, verified.
     Chunk {
-        /// Which.
+        /// Index of the chunk.
         index: ChunkIndex,
-        /// Its bytes.
+        /// Content of the chunk.
         chunk: VerifiedChunk,
     },
-    /// The chunk whose hash the request carried is the right one.
+    /// The chunk matches the hash in the request.
     Same {
-        /// Which.
+        /// Index of the chunk.
         index: ChunkIndex,
     },
-    /// Exactly the bytes asked for, verified.
+    /// Exactly the requested bytes, verified.
     Piece {
-        /// Where they begin.
+        /// Offset of the first byte.
         offset: u64,
         /// The bytes.
         bytes: Bytes,
     },
-    /// Everything was sent, in the version asked for.
+    /// All content was sent, in the requested version.
     End {
-        /// The host's clock after the last byte was read.
+        /// Clock of the host after the last byte was read.
         observed: Timestamp,
     },
 }
 
-/// The way to the host.
+/// State of the link to the host.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkState {
-    /// Whether the host answers.
+    /// True while the host answers.
     pub connected: bool,
-    /// How long it has not been heard; zero while it answers.
+    /// Length of the present silence, zero while the host answers.
     pub silent: Duration,
     /// Round-trip time, smoothed.
     pub rtt: Duration,
-    /// Rate at which content arrived lately, in bytes per second; 0 while unknown.
+    /// Recent rate of arriving content, in bytes per second, 0 while unknown.
     pub bytes_per_second: u64,
-    /// Rate at which the host takes in what is written, in bytes per second; 0 while unknown.
+    /// Recent rate at which the host accepts written bytes, in bytes per second, 0 while unknown.
     pub sent_bytes_per_second: u64,
-    /// Bytes that may be on their way to the host at a time; 0 while unknown.
+    /// Congestion window towards the host, in bytes, 0 while unknown.
     pub window_bytes: u64,
 }
 
-/// Above this rate of the link it takes longer to look for content that need not be sent than to send it, in bytes per second: both ends hash
-/// what one of them has to read.
+/// Link rate above which a search for known content takes longer than sending it, in bytes per second. Both
+/// ends would hash content that one of them has to read.
 pub const FAST_BYTES_PER_SECOND: u64 = 300_000_000;
 
 impl LinkState {
-    /// How long a wait that begins now lasts at most, of `deadline` for a host that may come back.
+    /// Returns the time for which a new wait lasts at most, given the `deadline` for a host that may come
+    /// back.
     pub fn wait_max(&self, deadline: Duration) -> Duration {
         away::left(deadline, deadline, Duration::ZERO, self.silent)
     }
 
-    /// Whether content goes to the host faster than [`FAST_BYTES_PER_SECOND`].
+    /// Returns true if content is sent faster than [`FAST_BYTES_PER_SECOND`].
     pub const fn sends_fast(&self) -> bool {
         self.sent_bytes_per_second > FAST_BYTES_PER_SECOND
     }
 }
 
-/// Why a call failed.
+/// Reason why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The host says no.
+    /// The host refused.
     #[error(transparent)]
     Host(#[from] WireError),
     /// No answer before the deadline.
     #[error("the host did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
-    /// Not known here, and the host is not asked.
-    #[error("this is not known here, and the mount is offline")]
+    /// Not cached, and the mount is offline.
+    #[error("this is not cached, and the mount is offline")]
     Offline,
-    /// What came breaks the protocol or does not match its hash, time and again.
+    /// The answer breaks the protocol or does not match its hash, in every attempt.
     #[error("the host's answer cannot be used: {0}")]
     BadAnswer(String),
-    /// The mount is going away.
+    /// The mount is ending.
     #[error("the mount is being taken down")]
     Closed,
 }
 
 impl CallError {
-    /// What to tell a program that made a system call.
+    /// Returns the error number for the program that made the system call.
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Host(error) => errno::of_host(error.errno()),
@@ -247,7 +252,7 @@ impl CallError {
         }
     }
 
-    /// The host's code, where the host answered.
+    /// Returns the code of the host, if the host answered.
     pub const fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Host(error) => Some(error.code),

@@ -1,18 +1,18 @@
-//! Where files belong when nobody says: by the rules of the file-system hierarchy for root, of XDG for people.
+//! Default places of files: by the file-system hierarchy standard for root, by XDG for users.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// The name of every directory of ours.
+/// Name of all our directories.
 const NAME: &str = "wormhole";
 
-/// Which daemon's files.
+/// Daemon to which files belong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The one that mounts.
+    /// The mount daemon.
     Client,
-    /// The one that serves.
+    /// The host daemon.
     Host,
 }
 
@@ -25,15 +25,15 @@ impl Side {
     }
 }
 
-/// Nothing says where files of this user belong.
+/// Error: no place is known for the files of this user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot tell where to keep the {what}: HOME is not set; set it, or give `{option}`")]
+#[error("no place for the {what}: HOME is not set; set it, or give `{option}`")]
 pub struct NoHome {
     what: &'static str,
     option: &'static str,
 }
 
-/// What decides about places: the user and a few environment variables.
+/// Inputs that decide the default places: the user and a few environment variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     /// The effective user.
@@ -51,8 +51,9 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// That of this process. mount(8) starts what plain users mount from fstab without `HOME` and `XDG_RUNTIME_DIR`: then the home is the
-    /// one in the list of users, and the other one that of systemd, if it is there and the user's own.
+    /// Returns the environment of this process. mount(8) runs mounts of plain users from fstab without `HOME`
+    /// and `XDG_RUNTIME_DIR`. Then the home comes from the user database. The runtime directory is that of
+    /// systemd, if it exists and belongs to the user.
     pub fn of_process() -> Self {
         let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid().as_raw());
         let mut environment = Self { gid, ..Self::new(uid.as_raw(), |name| std::env::var_os(name)) };
@@ -73,7 +74,8 @@ impl Environment {
         environment
     }
 
-    /// With the variables that `variable` knows, in group 0. Relative paths are ignored, as XDG demands.
+    /// Returns an environment with the variables of `variable`, in group 0. Relative paths are ignored, as
+    /// XDG demands.
     pub fn new(uid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let directory = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
         Self {
@@ -86,12 +88,13 @@ impl Environment {
         }
     }
 
-    /// Whether root asks.
+    /// Returns true for root.
     pub const fn is_root(&self) -> bool {
         self.uid == 0
     }
 
-    /// Keys, known hosts, tickets: `/var/lib/wormhole/client`, or `~/.local/state/wormhole/client`.
+    /// Returns the directory of keys, known hosts and tickets: `/var/lib/wormhole/client`, or
+    /// `~/.local/state/wormhole/client`.
     pub fn state_dir(&self, side: Side) -> Result<PathBuf, NoHome> {
         let base = if self.is_root() {
             PathBuf::from("/var/lib")
@@ -102,7 +105,7 @@ impl Environment {
         Ok(base.join(NAME).join(side.name()))
     }
 
-    /// The chunk cache: `/var/cache/wormhole`, or `~/.cache/wormhole`.
+    /// Returns the directory of the chunk cache: `/var/cache/wormhole`, or `~/.cache/wormhole`.
     pub fn cache_dir(&self) -> Result<PathBuf, NoHome> {
         let base = if self.is_root() {
             PathBuf::from("/var/cache")
@@ -113,7 +116,8 @@ impl Environment {
         Ok(base.join(NAME))
     }
 
-    /// Control sockets: `/run/wormhole`, or `$XDG_RUNTIME_DIR/wormhole`, or, without a login session, `/tmp/wormhole-UID`.
+    /// Returns the directory of control sockets: `/run/wormhole`, `$XDG_RUNTIME_DIR/wormhole`, or
+    /// `/tmp/wormhole-UID` without a login session.
     pub fn control_dir(&self) -> PathBuf {
         if self.is_root() {
             return PathBuf::from("/run").join(NAME);
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn root_uses_the_system_directories_whatever_its_environment() {
+    fn root_uses_the_system_directories_in_any_environment() {
         for root in [with(0, &[]), with(0, &[("HOME", "/root"), ("XDG_STATE_HOME", "/elsewhere")])] {
             assert_eq!(root.state_dir(Side::Client).unwrap(), Path::new("/var/lib/wormhole/client"));
             assert_eq!(root.state_dir(Side::Host).unwrap(), Path::new("/var/lib/wormhole/host"));
@@ -152,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn people_use_their_home() {
+    fn users_use_their_home() {
         let ann = with(1000, &[("HOME", "/home/ann")]);
         assert_eq!(ann.state_dir(Side::Client).unwrap(), Path::new("/home/ann/.local/state/wormhole/client"));
         assert_eq!(ann.cache_dir().unwrap(), Path::new("/home/ann/.cache/wormhole"));

@@ -1,21 +1,21 @@
-//! Why an option cannot be taken, in words that name it and say what is allowed.
+//! Errors of options. They name the option and the allowed values.
 
-/// What is wrong with an option.
+/// Error of a mount option.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
-    /// No such option.
+    /// The option does not exist.
     #[error(
         "mount option `{0}` is unknown: see `wormhole mount --help`, or have unknown options ignored with `--sloppy`"
     )]
     Unknown(String),
-    /// The option exists, its value does not.
+    /// The value is not allowed.
     #[error("mount option `{name}={value}`: allowed is {allowed}")]
     BadValue {
         /// The option, as it was typed.
         name: String,
         /// The value, as it was typed.
         value: String,
-        /// What it may be.
+        /// Allowed values.
         allowed: &'static str,
     },
     /// The option needs a value and has none.
@@ -23,7 +23,7 @@ pub enum OptionError {
     MissingValue {
         /// The option, as it was typed.
         name: String,
-        /// What it may be.
+        /// Allowed values.
         allowed: &'static str,
     },
     /// The option takes no value and has one.
@@ -34,26 +34,26 @@ pub enum OptionError {
         /// The value, as it was typed.
         value: String,
     },
-    /// Promised for a later version.
+    /// The option is planned for a later version.
     #[error("mount option `{option}` is not available in this version: {instead}")]
     NotAvailable {
-        /// The option, with its value if that is the point.
+        /// The option, with its value if that matters.
         option: String,
-        /// What to do instead.
+        /// Alternative.
         instead: &'static str,
     },
-    /// Would give others power over this machine.
+    /// The option would give others power over this machine.
     #[error("mount option `{0}` is for root: without it the mount is safe to use")]
     OnlyRoot(String),
-    /// A quote was opened and not closed.
+    /// A quote is not closed.
     #[error("mount options `{0}`: a double quote is not closed")]
     OpenQuote(String),
-    /// Nobody of that name on this machine.
+    /// No user or group of that name exists on this machine.
     #[error("mount option `{name}={value}`: there is no such {kind} on this machine, and it is not a number")]
     NoSuchName {
         /// The option, as it was typed.
         name: String,
-        /// The name that was looked for.
+        /// The name.
         value: String,
         /// `user` or `group`.
         kind: &'static str,

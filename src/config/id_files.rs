@@ -1,8 +1,9 @@
-//! `idmap=`: who here stands for whom on the host, and the files that say so.
+//! `idmap=`: the mapping of numeric ids, and the files that define it.
 //!
-//! A line is `NAME:NUMBER`, as sshfs has it, or one of `/etc/passwd` or `/etc/group` of the host, `NAME:PASSWORD:NUMBER…`: a user or
-//! group of this machine by name, or by number, and the number on the host. Empty lines and what stands behind `#` say nothing. Names
-//! that nobody has here are skipped, so that the host's own files can be used.
+//! A line is `NAME:NUMBER`, as in sshfs, or a line of the host's `/etc/passwd` or `/etc/group`,
+//! `NAME:PASSWORD:NUMBER…`. It maps a user or group of this machine, by name or number, to the number on the
+//! host. Empty lines and text after `#` are ignored. Unknown names are skipped, so that files of the host can
+//! be used.
 
 use std::fs;
 use std::io::Read;
@@ -14,50 +15,50 @@ use super::{Accounts, Environment};
 use crate::fs::{IdMap, NumberMap, Taken};
 use crate::mount::IdMapping;
 
-/// Longest file, in bytes: some 500,000 people.
+/// Longest file, in bytes, enough for some 500,000 users.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Why it cannot be told who stands for whom.
+/// Error of the id mapping.
 #[derive(Debug, thiserror::Error)]
 pub enum IdMapError {
-    /// Nothing says so.
+    /// No file is given.
     #[error("`idmap=file` needs `uidfile=FILE`, `gidfile=FILE`, or both")]
     NoFile,
-    /// Something says so, and nobody asks.
+    /// A file is given without `idmap=file`.
     #[error("`{0}=` is for `idmap=file` alone")]
-    NotAsked(&'static str),
-    /// A file that cannot be read.
+    WithoutIdMap(&'static str),
+    /// A file cannot be read.
     #[error("{}: {why}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         why: String,
     },
-    /// A line that cannot be understood.
+    /// A line is not valid.
     #[error("{}, line {line}: {why}", path.display())]
     Line {
-        /// In which file.
+        /// The file.
         path: PathBuf,
-        /// Which, from 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// Why.
+        /// Reason.
         why: LineError,
     },
 }
 
-/// What is wrong with a line.
+/// Error in a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
-    /// Not of the form.
+    /// The line has another form.
     #[error("not of the form NAME:NUMBER, with the number on the host")]
     Form,
-    /// A number twice.
+    /// The number occurs twice.
     #[error(transparent)]
     Taken(#[from] Taken),
 }
 
-/// What the options say. Reads the files.
+/// Returns the mapping that the options define. Reads the files.
 pub(super) fn id_mapping(
     options: &Ownership,
     environment: &Environment,
@@ -66,7 +67,7 @@ pub(super) fn id_mapping(
     if options.id_map != IdMapKind::File {
         for (name, file) in [("uidfile", &options.uid_file), ("gidfile", &options.gid_file)] {
             if file.is_some() {
-                return Err(IdMapError::NotAsked(name));
+                return Err(IdMapError::WithoutIdMap(name));
             }
         }
     }
@@ -77,7 +78,7 @@ pub(super) fn id_mapping(
             if options.uid_file.is_none() && options.gid_file.is_none() {
                 return Err(IdMapError::NoFile);
             }
-            // Without a file of its kind, numbers are the host's.
+            // Without a file for them, numbers are those of the host.
             let numbers = |file: &Option<PathBuf>, lookup: &dyn Fn(&str) -> Option<u32>| match file {
                 None => Ok(NumberMap::default()),
                 Some(path) => read(path, lookup).map(|map| {
@@ -99,20 +100,20 @@ fn read(path: &Path, lookup: &dyn Fn(&str) -> Option<u32>) -> Result<NumberMap, 
     if read.map_err(|error| failed(error.to_string()))? as u64 > FILE_BYTES_MAX {
         return Err(failed(format!("longer than {FILE_BYTES_MAX} bytes")));
     }
-    let (map, strangers) =
+    let (map, unknown) =
         parse(&text, lookup).map_err(|(line, why)| IdMapError::Line { path: path.to_owned(), line, why })?;
-    if !strangers.is_empty() {
-        tracing::warn!("{}: nobody here has these names: {}", path.display(), strangers.join(", "));
+    if !unknown.is_empty() {
+        tracing::warn!("{}: these names are unknown on this machine: {}", path.display(), unknown.join(", "));
     }
     Ok(map)
 }
 
-/// The numbers, and the names that nobody has here; or the line that is wrong, from 1.
+/// Returns the mapping and the unknown names, or the number of the wrong line, from 1.
 fn parse<'a>(
     text: &'a str,
     lookup: &dyn Fn(&str) -> Option<u32>,
 ) -> Result<(NumberMap, Vec<&'a str>), (usize, LineError)> {
-    let (mut map, mut strangers) = (NumberMap::default(), Vec::new());
+    let (mut map, mut unknown) = (NumberMap::default(), Vec::new());
     for (at, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
@@ -121,17 +122,17 @@ fn parse<'a>(
         let (name, host) = name_and_number(line).ok_or((at + 1, LineError::Form))?;
         match number(name).or_else(|| lookup(name)) {
             Some(local) => map.insert(host, local).map_err(|taken| (at + 1, taken.into()))?,
-            None => strangers.push(name),
+            None => unknown.push(name),
         }
     }
-    Ok((map, strangers))
+    Ok((map, unknown))
 }
 
 fn name_and_number(line: &str) -> Option<(&str, u32)> {
     let mut fields = line.split(':').map(str::trim);
     let name = fields.next().filter(|name| !name.is_empty())?;
     let second = fields.next()?;
-    // A second field that is not the last is a password.
+    // If a third field follows, the second one is a password.
     let host = fields.next().unwrap_or(second);
     Some((name, number(host)?))
 }
@@ -152,15 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn lines_say_who_stands_for_whom() {
+    fn lines_map_names_and_numbers() {
         let text = "# people\nann:500\n\n bob : 501 # late\n77:502\nroot:x:0:0:root:/root:/bin/sh\n";
-        let (map, strangers) = parse(text, &lookup).unwrap();
+        let (map, unknown) = parse(text, &lookup).unwrap();
         assert_eq!([500, 501, 502].map(|host| map.local(host)), [Ok(1000), Ok(1001), Ok(77)]);
-        assert_eq!(strangers, ["root"]);
+        assert_eq!(unknown, ["root"]);
     }
 
     #[test]
-    fn a_wrong_line_is_named() {
+    fn a_wrong_line_is_reported_with_its_number() {
         let taken = |taken| LineError::Taken(taken);
         for (text, line, why) in [
             ("ann", 1, LineError::Form),

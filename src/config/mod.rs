@@ -1,7 +1,7 @@
-//! What was typed, turned into what it means; bad values die here.
+//! Options and their meaning. Bad values are refused here.
 //!
-//! [`MountOptions::parse`] reads `-o` lists, with the names people bring from mount(8), NFS, sshfs and libfuse.
-//! [`Environment`] knows where files belong when nobody says.
+//! [`MountOptions::parse`] reads `-o` lists, with option names known from mount(8), NFS, sshfs and libfuse.
+//! [`Environment`] knows the default places of files.
 
 mod environment;
 mod error;

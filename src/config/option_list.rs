@@ -1,22 +1,22 @@
-//! `-o` lists cut into options.
+//! Splits `-o` lists into options.
 //!
-//! Pure. Names are compared with `_` for `-`, so that `allow-other` is `allow_other`. A comma between double quotes does not cut,
-//! as in mount(8); the quotes themselves fall away.
+//! Pure. Names are compared with `_` for `-`, so `allow-other` is `allow_other`. A comma between double
+//! quotes does not split, as in mount(8). The quotes are removed.
 
 use super::OptionError;
 
 /// One option of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RawOption {
-    /// As it was typed, for messages.
+    /// Name as typed, for messages.
     pub(super) typed: String,
-    /// As it is compared: with `_` for `-`.
+    /// Name for comparison, with `_` for `-`.
     pub(super) name: String,
-    /// What stands behind the first `=`.
+    /// Value after the first `=`.
     pub(super) value: Option<String>,
 }
 
-/// Cuts `a,b=c` into its options; empty ones fall away.
+/// Splits `a,b=c` into its options and skips empty ones.
 pub(super) fn split(list: &str) -> Result<Vec<RawOption>, OptionError> {
     let mut words = Vec::new();
     let mut current = String::new();
@@ -48,7 +48,7 @@ fn word(text: &str) -> Option<RawOption> {
 }
 
 impl RawOption {
-    /// For an option that takes no value.
+    /// Checks that the option has no value.
     pub(super) fn flag(&self) -> Result<(), OptionError> {
         match &self.value {
             None => Ok(()),
@@ -58,7 +58,7 @@ impl RawOption {
         }
     }
 
-    /// For an option that needs a value, read by `parse`; `allowed` says what that takes.
+    /// Reads the required value with `parse`. `allowed` describes the allowed values.
     pub(super) fn value<T>(
         &self,
         allowed: &'static str,
@@ -74,7 +74,7 @@ impl RawOption {
         }
     }
 
-    /// The option is promised, but not built yet.
+    /// Returns the error for an option that is planned for later.
     pub(super) fn not_available(&self, instead: &'static str) -> OptionError {
         let option = match &self.value {
             None => self.typed.clone(),

@@ -1,4 +1,4 @@
-//! From what was said to what is meant: every option put where it takes effect, defaults filled in.
+//! Turns options into a mount configuration, with defaults.
 
 use std::fs;
 use std::io::Read;
@@ -24,47 +24,47 @@ use crate::transport::{
     TransportTuning,
 };
 
-/// Most that the cache takes when nobody says otherwise.
+/// Largest default size of the cache.
 const CACHE_BYTES_DEFAULT_MAX: u64 = 20 << 30;
-/// Share of the disk that the cache takes at most when nobody says otherwise.
+/// Default share of the disk for the cache.
 const CACHE_SHARE_DEFAULT: Size = Size::Percent(10);
-/// Share of the disk that the cache leaves free when nobody says otherwise: what ext4 keeps for root.
+/// Default share of the disk that stays free, as reserved for root by ext4.
 const MIN_FREE_DEFAULT: Size = Size::Percent(5);
 
-/// Memory for content when nobody says otherwise: three quarters keep chunks, one is for what is on the wire.
+/// Default memory for content. Three quarters hold chunks, one quarter holds data in transit.
 const MEMORY_BYTES_DEFAULT: u64 = 128 << 20;
-/// Less would not hold what a slow link has under way.
+/// Smallest memory. Less would not hold the requests under way on a slow link.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
-/// With `cache=loose` attributes are believed as long as NFS's `acregmax` lets them be.
+/// Cache time of attributes with `cache=loose`, the default of NFS's `acregmax`.
 const LOOSE: Duration = Duration::from_secs(60);
 
-/// `hard`: longer than any mount lives.
+/// Deadline with `hard`, longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// A credentials file holds one word.
+/// Largest credentials file. It holds one word.
 const CREDENTIALS_BYTES_MAX: u64 = 16 * 1024;
 
-/// What is mounted where, apart from options.
+/// Source and mountpoint of a mount, apart from options.
 #[derive(Debug, Clone)]
 pub struct MountTarget {
-    /// What is mounted.
+    /// The source.
     pub source: MountSource,
-    /// The same for people.
+    /// The source as text, without secrets.
     pub label: String,
-    /// Where, absolute.
+    /// The mountpoint, absolute.
     pub mountpoint: PathBuf,
-    /// Where keys and known hosts are, if not where they usually are.
+    /// Directory of keys and known hosts, if not the default one.
     pub state_dir: Option<PathBuf>,
 }
 
-/// Why what was said cannot be meant.
+/// Error of a mount configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No place for files.
+    /// No default place for files.
     #[error(transparent)]
     NoHome(#[from] NoHome),
-    /// The source is not one.
+    /// The source is not valid.
     #[error(transparent)]
     MountSource(#[from] SourceError),
     /// `credentials=` holds no ticket.
@@ -72,7 +72,7 @@ pub enum ConfigError {
     Credentials {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         why: String,
     },
     /// No host is known at all.
@@ -83,34 +83,34 @@ pub enum ConfigError {
         /// The host.
         host: HostAddress,
     },
-    /// `offline` beside something that leaves nothing to show.
-    #[error("`offline` shows what the disk cache knows, and `{0}` allows none of it")]
+    /// `offline` together with an option that leaves nothing to show.
+    #[error("`offline` shows only cached data, and `{0}` does not allow it")]
     NothingOffline(&'static str),
-    /// Who stands for whom cannot be told.
+    /// The id mapping is not valid.
     #[error(transparent)]
     IdMap(#[from] IdMapError),
     /// The known-hosts file cannot be used.
     #[error(transparent)]
     KnownHosts(#[from] crate::transport::known_hosts::KnownHostsError),
-    /// The folder of keys and known hosts is somebody else's, or others may write to it.
-    #[error("cannot trust what is in {}: {source}", path.display())]
+    /// The directory of keys and known hosts belongs to another user, or others may write to it.
+    #[error("cannot trust the files in {}: {source}", path.display())]
     StateDir {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// Why, and what mends it.
+        /// Reason, with a remedy.
         source: NotPrivate,
     },
-    /// The disk of the cache does not say how large it is.
+    /// The size of the cache's disk is unknown.
     #[error("cache directory {}: {why}", path.display())]
     CacheDisk {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
-/// Puts every option where it takes effect. Reads the known hosts and the credentials.
+/// Makes the mount configuration. Reads the known hosts and the credentials.
 pub fn mount_config(
     target: MountTarget,
     options: &MountOptions,
@@ -121,7 +121,7 @@ pub fn mount_config(
             Some(directory) => directory.clone(),
             None => environment.state_dir(Side::Client)?,
         };
-        // Who may write there says which hosts are known.
+        // A user that may write there decides which hosts are known.
         private::check_if_there(&directory)
             .map_err(|source| ConfigError::StateDir { path: directory.clone(), source })?;
         Ok::<_, ConfigError>(directory.join(name))
@@ -169,7 +169,7 @@ pub fn mount_config(
     })
 }
 
-/// Which host, by which key it is known, and what lets us in.
+/// Returns the addresses of the host, its expected key, and the secret for it.
 fn remote(source: &MountSource, options: &HostOptions, known: &KnownHosts) -> Result<Remote, ConfigError> {
     match source {
         MountSource::Ticket(ticket) => Ok(Remote {
@@ -270,14 +270,14 @@ fn fuse(options: &MountOptions, label: &str) -> FuseConfig {
         ..FuseConfig::default()
     };
     if let Some(ahead_bytes) = options.transfer.read_ahead_bytes {
-        // Who wants little read ahead does not want the kernel to do it either.
+        // If the user wants little read-ahead, the kernel must not do more.
         fuse.read_ahead_bytes = fuse.read_ahead_bytes.min(u32::try_from(ahead_bytes).unwrap_or(u32::MAX));
     }
     fuse
 }
 
-/// Whether the kernel is to know the host's ACLs: where it checks permissions at all, by the host's owners and modes. Offline nobody
-/// knows them.
+/// Returns true if the kernel shall use the host's ACLs: if it checks permissions at all, with owners and
+/// modes of the host. Offline the ACLs are unknown.
 fn goes_by_acls(options: &MountOptions) -> bool {
     let ownership = &options.ownership;
     let shows_the_hosts = ownership.uid.is_none()
@@ -287,8 +287,9 @@ fn goes_by_acls(options: &MountOptions) -> bool {
     options.kernel.checks_permissions() && shows_the_hosts && !options.start.offline
 }
 
-/// The lifetimes that NFS tells apart are one here, for files and directories: a second, but not below a minimum that was said,
-/// and not above a maximum that was said. What is said of attributes holds for names too, unless names are spoken of.
+/// Returns the cache times. The separate times of NFS for files and directories are one here: a second, at
+/// least the given minimum, and at most the given maximum. Times of attributes also hold for names, unless
+/// names have their own.
 fn freshness(times: &AttributeTimes, mode: CacheMode) -> Freshness {
     let mut usual = Freshness::default();
     if mode == CacheMode::Loose {
@@ -328,7 +329,7 @@ fn cache(options: &CacheOptions, environment: &Environment) -> Result<Option<Cac
     Ok(Some(CacheChoice { config, is_explicit: options.directory.is_some() }))
 }
 
-/// Size of the file system on which `directory` is, or will be made.
+/// Returns the size of the file system that has `directory`, or will have it.
 fn disk_bytes(directory: &Path) -> nix::Result<u64> {
     let mut last = nix::errno::Errno::ENOENT;
     for existing in directory.ancestors() {
@@ -340,7 +341,7 @@ fn disk_bytes(directory: &Path) -> nix::Result<u64> {
     Err(last)
 }
 
-/// What `memory_target=` means on this machine, in bytes.
+/// Returns the bytes of `memory_target=` on this machine.
 fn memory_bytes(target: Option<Size>) -> u64 {
     let bytes = match target {
         None => MEMORY_BYTES_DEFAULT,
@@ -350,7 +351,7 @@ fn memory_bytes(target: Option<Size>) -> u64 {
     bytes.max(MEMORY_BYTES_MIN)
 }
 
-/// What this process may use: the machine's memory, or less where its control group says so.
+/// Returns the memory of the machine, or the limit of the control group if it is lower.
 fn machine_memory_bytes() -> u64 {
     let text = |path| fs::read_to_string(path).unwrap_or_default();
     let kib = text("/proc/meminfo")
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_means_the_defaults() {
+    fn no_options_mean_the_defaults() {
         let config = config("");
         assert_eq!(config.link.deadline, Duration::from_secs(60));
         assert_eq!(config.link.connections, 1);
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn every_option_reaches_what_it_sets() {
+    fn every_option_reaches_its_setting() {
         assert_eq!(config("timeo=50,retrans=3").link.deadline, Duration::from_secs(15));
         assert_eq!(config("hard").link.deadline, FOREVER);
         let usual = config("");
@@ -527,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_by_name_must_be_known_or_vouched_for() {
+    fn a_host_by_name_must_be_known_or_have_a_ticket() {
         let directory = tempfile::tempdir().unwrap();
         let (hosts, credentials) = (directory.path().join("hosts"), directory.path().join("ticket"));
         let source: MountSource = "nas:/m/films".parse().unwrap();
@@ -544,7 +545,7 @@ mod tests {
         assert_eq!((remote.export.as_str(), remote.sub_path.as_slice()), ("m", b"films".as_slice()));
         assert_eq!(remote.addresses, [HostAddress::new("nas", 7000).unwrap()]);
 
-        // Known by another name, then by this one.
+        // Known under another name, then under this one.
         let known = KnownHosts::at(&hosts);
         let mut contact =
             HostContact { key: ticket.host_key(), query: None, vouched: false, answered_at: Vec::new() };

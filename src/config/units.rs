@@ -1,30 +1,29 @@
-//! How sizes, times and masks are written.
+//! Notation of sizes, times and masks.
 //!
-//! Pure. Sizes are in bytes with powers of 1,024 behind `K M G T P`; times come in the unit of the convention the option is from
-//! (NFS: whole seconds, tenths of a second, minutes; libfuse: seconds with a fraction).
+//! Pure. Sizes are bytes, with `K M G T P` for powers of 1,024. Times are in the unit of the option's
+//! convention (NFS: whole seconds, tenths of a second, minutes; libfuse: seconds with a fraction).
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest time that an option may name: 30 days. Longer ones are typing errors.
+/// Longest time of an option: 30 days. Longer times are typing errors.
 const TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// An amount of storage or memory.
+/// Amount of storage or memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Size {
-    /// In bytes.
+    /// Number of bytes.
     Bytes(u64),
-    /// A share of all there is, in per cent: 1 to 100.
+    /// Share of the total, in per cent: 1 to 100.
     Percent(u8),
 }
 
 impl Size {
-    /// What [`Self::parse`] takes, in words.
-    pub const ALLOWED: &str =
-        "a number of bytes with K, M, G or T behind it such as 50G, or a share such as 10%";
+    /// Description of the values that [`Self::parse`] accepts.
+    pub const ALLOWED: &str = "a number of bytes with K, M, G or T such as 50G, or a share such as 10%";
 
-    /// Reads `4096`, `50G`, `50GiB`, `10%`; `None` if it is none of these.
+    /// Reads `4096`, `50G`, `50GiB` or `10%`.
     pub fn parse(text: &str) -> Option<Self> {
         match text.strip_suffix('%') {
             Some(share) => share.parse().ok().filter(|share| (1..=100).contains(share)).map(Self::Percent),
@@ -32,7 +31,7 @@ impl Size {
         }
     }
 
-    /// In bytes, where there are `total_bytes` in all.
+    /// Returns the number of bytes, given a total of `total_bytes`.
     pub const fn bytes_of(self, total_bytes: u64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -82,7 +81,7 @@ pub(super) fn mask(text: &str) -> Option<u16> {
     u16::from_str_radix(digits(text)?, 8).ok().filter(|mask| *mask <= 0o777)
 }
 
-/// `text` if it is digits alone: the number parsers of the library also take a sign.
+/// Returns `text` if it has only digits. The number parsers of the library also accept a sign.
 fn digits(text: &str) -> Option<&str> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then_some(text)
 }
@@ -146,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_with_a_unit_is_read_back(number in 0_u64..1 << 13, unit in 0_usize..6) {
+        fn sizes_with_a_unit_are_read_back(number in 0_u64..1 << 13, unit in 0_usize..6) {
             let text = format!("{number}{}", ["", "K", "M", "G", "T", "P"][unit]);
             prop_assert_eq!(bytes(&text), Some(number << (10 * unit)));
         }

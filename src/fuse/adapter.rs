@@ -1,4 +1,5 @@
-//! What all callbacks have in common: a call does its work on a task and is answered from there, also when a signal ends its wait.
+//! Common part of all callbacks: a call runs on a task and is answered from there, also if a signal ends its
+//! wait.
 
 use std::future::Future;
 use std::pin::pin;
@@ -9,23 +10,23 @@ use fuser::{INodeNo, Request};
 use super::pending_signals::InterruptPolicy;
 use super::reply::failed;
 use super::session::KernelLimits;
-use super::signals::{Looking, Waiter};
+use super::signals::{SignalPoller, Waiter};
 use crate::fs::{FileSystem, FsError, Inode};
 
-/// What the FUSE library calls.
+/// The file system that the FUSE library calls.
 pub(super) struct FuseAdapter {
     pub(super) fs: Arc<FileSystem>,
     pub(super) limits: KernelLimits,
-    looking: Looking,
+    poller: SignalPoller,
 }
 
 impl FuseAdapter {
     pub(super) fn new(fs: Arc<FileSystem>, limits: KernelLimits) -> Self {
-        Self { fs, limits, looking: Looking::default() }
+        Self { fs, limits, poller: SignalPoller::default() }
     }
 
-    /// Does the work of a call and answers it. When a signal ends the wait of the thread that makes the
-    /// request, the call is answered as interrupted and its work is dropped.
+    /// Runs a call and answers it. If a signal ends the wait of the requesting thread, the answer is EINTR
+    /// and the work is dropped.
     pub(super) fn answer<T, F>(
         &self,
         (request, policy): (&Request, InterruptPolicy),
@@ -46,7 +47,7 @@ impl FuseAdapter {
         });
     }
 
-    /// The same for what is done to its end whether anybody waits or not.
+    /// Does the same, but completes the work even if the wait ends.
     pub(super) fn answer_and_finish<T, F>(
         &self,
         (request, policy): (&Request, InterruptPolicy),
@@ -71,10 +72,10 @@ impl FuseAdapter {
         });
     }
 
-    /// The thread that makes a request, and which signals end its wait.
+    /// Returns the thread that makes a request, with its interrupt policy.
     pub(super) fn waiter(&self, request: &Request, policy: InterruptPolicy) -> Waiter {
-        let (looking, fs) = (self.looking.clone(), Arc::clone(&self.fs));
-        Waiter { thread: request.pid(), policy, closes: false, looking, fs }
+        let (poller, fs) = (self.poller.clone(), Arc::clone(&self.fs));
+        Waiter { thread: request.pid(), policy, closes: false, poller, fs }
     }
 }
 

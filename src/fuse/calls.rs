@@ -1,4 +1,4 @@
-//! Calls of one kind that several callbacks share: making and taking away, listing, and locks.
+//! Calls that several callbacks share: creating, removing, listing and locking.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +13,7 @@ use crate::fs::{DirectoryItems, FileSystem, LockWish, Made};
 use crate::proto::{Caller, LockRange};
 
 impl FuseAdapter {
-    /// Makes something else than an open file.
+    /// Creates any object except an open file.
     pub(super) fn make(
         &self,
         (request, call): (&Request, &'static str),
@@ -28,11 +28,11 @@ impl FuseAdapter {
             fs.make(inode(parent), &name, &what, convert::permissions(mode), caller).await
         };
         self.answer((request, InterruptPolicy::Terminating), work, move |made| {
-            reply::entry(call, reply, made)
+            reply::entry(call, reply, made);
         });
     }
 
-    /// Takes a name away.
+    /// Removes a name.
     pub(super) fn remove(
         &self,
         (request, call): (&Request, &'static str),
@@ -49,7 +49,7 @@ impl FuseAdapter {
         );
     }
 
-    /// Waits for items of a directory and hands them to `fill`, or the error.
+    /// Waits for items of a directory and passes them, or the error, to `fill`.
     pub(super) fn list(
         &self,
         (request, call): (&Request, &'static str),
@@ -64,7 +64,7 @@ impl FuseAdapter {
         );
     }
 
-    /// A lock that stands against another; no wish is one that makes no sense.
+    /// Finds a lock that conflicts with another. `None` as request means that the request was not valid.
     pub(super) fn test_lock(
         &self,
         (request, reply): (&Request, ReplyLock),
@@ -80,7 +80,7 @@ impl FuseAdapter {
         );
     }
 
-    /// Takes a lock; what becomes of one that is interrupted is the file system's care.
+    /// Takes a lock. The file system handles interruption.
     pub(super) fn lock(
         &self,
         (request, reply): (&Request, ReplyEmpty),
@@ -98,7 +98,7 @@ impl FuseAdapter {
         });
     }
 
-    /// Gives a lock back.
+    /// Releases a lock.
     pub(super) fn unlock(
         &self,
         (request, reply): (&Request, ReplyEmpty),

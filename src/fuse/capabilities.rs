@@ -1,33 +1,34 @@
-//! What the kernel is offered when it says hello.
+//! Capabilities requested from the kernel at the start of a session.
 
 use fuser::{InitFlags, KernelConfig};
 
 use crate::fs::RemoteLocks;
 
-/// What the kernel is offered, where it has it.
+/// Capabilities that are requested if the kernel has them.
 const CAPABILITIES: [InitFlags; 11] = [
-    // An abort is told from an unmount: readers get ECONNABORTED and not a story about sockets.
+    // Lets readers get ECONNABORTED after an abort, so that an abort differs from an unmount.
     InitFlags::FUSE_ABORT_ERROR,
-    // Reads of one file at once, in any order.
+    // Concurrent reads of one file, in any order.
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,
-    // Lookups and listings of one directory at once.
+    // Concurrent lookups and listings of one directory.
     InitFlags::FUSE_PARALLEL_DIROPS,
-    // Attributes along with names when a program seems to want them.
+    // Attributes with names if a program seems to want them.
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
-    // Pages are dropped when attributes show another time of change: an open file follows its host.
+    // Pages are dropped when attributes show another mtime, so an open file follows its host.
     InitFlags::FUSE_AUTO_INVAL_DATA,
     // Requests of up to 1 MiB.
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_CACHE_SYMLINKS,
-    // The mask of whoever makes a file goes to the host, which knows whether the directory has an ACL in its place.
+    // The umask of the creating process goes to the host, which knows if a default ACL of the directory
+    // replaces it.
     InitFlags::FUSE_DONT_MASK,
-    // Shared mappings of files that are read past the page cache.
+    // Shared mappings of files that use direct I/O.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
 
-/// Asks for all of them, and for those locks that are held on the host; the kernel keeps the others to itself.
+/// Requests all of them, and the kinds of locks that are held on the host. The kernel keeps the other kinds.
 pub(super) fn offer(config: &mut KernelConfig, locks: RemoteLocks) {
     let flock = locks.flock.then_some(InitFlags::FUSE_FLOCK_LOCKS);
     let fcntl = locks.fcntl.then_some(InitFlags::FUSE_POSIX_LOCKS);

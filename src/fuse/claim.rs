@@ -1,4 +1,4 @@
-//! The right to mount on a folder: one process at a time has it, and it ends when anything else is mounted there.
+//! Claim to mount on a folder. One process at a time has it, and it ends when another mount is made there.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -6,24 +6,24 @@ use std::path::{Path, PathBuf};
 
 use super::table::{self, MountEntry};
 
-/// Why nothing can be mounted on a folder now.
+/// Reason why nothing can be mounted on a folder now.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// Another process tries to.
+    /// Another process is about to mount there.
     #[error(
         "{}: another process is about to mount there; `wormhole status` shows it, and `wormhole umount` cancels it",
         .0.display()
     )]
     Busy(PathBuf),
-    /// A mount of ours is there.
-    #[error("{}: {source_label} is mounted there already; `wormhole umount` takes it down", mountpoint.display())]
+    /// A wormhole mount is there.
+    #[error("{}: {source_label} is mounted there already; `wormhole umount` unmounts it", mountpoint.display())]
     Mounted {
         /// The folder.
         mountpoint: PathBuf,
-        /// What is mounted.
+        /// Source of the mount.
         source_label: String,
     },
-    /// Something came or went since the claim was made.
+    /// A mount was made or removed since the claim.
     #[error("{}: something else was mounted or unmounted there meanwhile", .0.display())]
     Changed(PathBuf),
     /// The system does not tell.
@@ -31,23 +31,23 @@ pub enum ClaimError {
     System {
         /// The folder.
         mountpoint: PathBuf,
-        /// Why.
+        /// Reason.
         why: io::Error,
     },
 }
 
-/// A claim to a folder. Other processes have none to it until this is dropped.
+/// A claim to a folder. No other process has one until this is dropped.
 #[derive(Debug)]
 pub struct Claim {
     mountpoint: PathBuf,
-    /// What is mounted there and will be covered.
+    /// The mount that is there and will be covered.
     covers: Option<MountEntry>,
-    /// Keeps out others who ask for a claim. `None` where the file system has no locks on folders.
+    /// Lock against other claims. `None` if the file system has no locks on folders.
     _lock: Option<File>,
 }
 
 impl Claim {
-    /// Claims a folder, which must be named as the kernel would list it.
+    /// Claims a folder. Its path must be the one that the kernel lists.
     pub fn take(mountpoint: &Path) -> Result<Self, ClaimError> {
         let covers = look(mountpoint)?;
         if let Some(entry) = covers.as_ref().filter(|entry| entry.is_wormhole()) {
@@ -60,12 +60,12 @@ impl Claim {
             _ => None,
         };
         let claim = Self { mountpoint: mountpoint.to_owned(), covers, _lock: lock };
-        // Somebody may have mounted between the look and the lock.
+        // Another process may have mounted between the check and the lock.
         claim.check()?;
         Ok(claim)
     }
 
-    /// Fails if anything was mounted or unmounted there since the claim was made.
+    /// Fails if a mount was made or removed there since the claim.
     pub fn check(&self) -> Result<(), ClaimError> {
         let same = match (look(&self.mountpoint)?, &self.covers) {
             (Some(now), Some(then)) => now.is_same_mount(then),
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_mounted_or_unmounted_meanwhile_ends_a_claim() {
+    fn a_mount_or_unmount_meanwhile_ends_a_claim() {
         let root = Claim::take(Path::new("/")).unwrap();
         root.check().unwrap();
         let elsewhere = Claim { mountpoint: "/".into(), covers: None, _lock: None };

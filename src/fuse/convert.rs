@@ -1,4 +1,4 @@
-//! Attributes, times, error numbers and names in FUSE's terms.
+//! Conversions of attributes, times, error numbers and names to FUSE's types.
 //!
 //! Pure: no I/O, no clock.
 
@@ -12,10 +12,10 @@ use crate::proto::{
     XattrHow,
 };
 
-/// What `st_blksize` says, in bytes. `cp` and many others read in blocks of this size; one block is one request.
+/// `st_blksize`, in bytes. `cp` and many others read in blocks of this size. One block is one request.
 const BLOCK_BYTES: u32 = 1024 * 1024;
 
-/// Attributes under the number that the kernel knows.
+/// Returns attributes with the kernel's inode number.
 pub(super) fn file_attr(inode: Inode, attributes: &Attributes) -> FileAttr {
     FileAttr {
         ino: INodeNo(inode.0),
@@ -36,7 +36,7 @@ pub(super) fn file_attr(inode: Inode, attributes: &Attributes) -> FileAttr {
     }
 }
 
-/// A lock that a program wants; `None` where the kernel says something that is not known here.
+/// Returns the lock request of a program, `None` if the kernel's values are unknown.
 pub(super) fn lock_wish(owner: u64, (start, end): (u64, u64), kind: i32, process: u32) -> Option<LockWish> {
     let kind = match kind {
         libc::F_RDLCK => LockKind::Shared,
@@ -46,7 +46,7 @@ pub(super) fn lock_wish(owner: u64, (start, end): (u64, u64), kind: i32, process
     Some(LockWish { owner, range: LockRange::new(start, end)?, kind, process })
 }
 
-/// A kind of lock as the kernel says it.
+/// Returns a kind of lock as a constant of the kernel.
 pub(super) const fn lock_type(kind: LockKind) -> i32 {
     match kind {
         LockKind::Shared => libc::F_RDLCK,
@@ -54,12 +54,12 @@ pub(super) const fn lock_type(kind: LockKind) -> i32 {
     }
 }
 
-/// What goes with `.` and `..`, of which the kernel looks at the number only.
+/// Returns the attributes for `.` and `..`. The kernel uses only the number.
 pub(super) fn dot_attr(inode: Inode) -> FileAttr {
     FileAttr { ino: INodeNo(inode.0), kind: FileType::Directory, ..absent_attr() }
 }
 
-/// What goes with a name that names nothing: number 0 says so.
+/// Returns the attributes for an absent name. Number 0 marks it as absent.
 pub(super) const fn absent_attr() -> FileAttr {
     FileAttr {
         ino: INodeNo(0),
@@ -80,7 +80,7 @@ pub(super) const fn absent_attr() -> FileAttr {
     }
 }
 
-/// The one time that an entry of `readdirplus` can carry.
+/// Returns the only time that an entry of `readdirplus` can carry.
 pub(super) fn entry_ttl(entry: &Entry) -> Duration {
     entry.attributes_ttl.min(entry.entry_ttl)
 }
@@ -104,7 +104,7 @@ pub(super) fn open_flags(mode: OpenMode) -> FopenFlags {
     flags
 }
 
-/// How a file is opened, from the flags of `open(2)`.
+/// Returns the open mode from the flags of `open(2)`.
 pub(super) const fn open_request(flags: i32) -> OpenRequest {
     let mode = flags & libc::O_ACCMODE;
     OpenRequest {
@@ -115,12 +115,12 @@ pub(super) const fn open_request(flags: i32) -> OpenRequest {
     }
 }
 
-/// Who makes a request.
+/// Caller of a request.
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask: (umask & 0o777) as u16 }
 }
 
-/// How a file is to be made, from the mode and the flags of `open(2)`.
+/// Returns the request to create a file, from the mode and the flags of `open(2)`.
 pub(super) const fn create_request(caller: Caller, mode: u32, flags: i32) -> CreateRequest {
     CreateRequest {
         permissions: permissions(mode),
@@ -131,24 +131,24 @@ pub(super) const fn create_request(caller: Caller, mode: u32, flags: i32) -> Cre
     }
 }
 
-/// How a program writes, from the flags that its file has at the moment. What the kernel writes of its own pages has its place, and an
-/// `fsync` behind it if need be.
+/// Returns the write mode of a program, from the present flags of its file. Pages that the kernel writes back
+/// have an offset, and an `fsync` follows if needed.
 pub(super) fn write_how(flags: i32, write_flags: WriteFlags) -> WriteHow {
     let from_page = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
     WriteHow {
         appends: !from_page && flags & libc::O_APPEND != 0,
-        // `O_SYNC` is `O_DSYNC` and one bit more.
+        // `O_SYNC` is `O_DSYNC` with one more bit.
         syncs: !from_page && flags & libc::O_DSYNC != 0,
         drops_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
     }
 }
 
-/// The low 12 bits of a mode.
+/// Returns the low 12 bits of a mode.
 pub(super) const fn permissions(mode: u32) -> u16 {
     (mode & 0o7777) as u16
 }
 
-/// What `mknod(2)` is to make; `None` for what it cannot.
+/// Returns the object that `mknod(2)` must create, `None` for unsupported kinds.
 pub(super) const fn kind_of(mode: u32) -> Option<FileKind> {
     match mode & libc::S_IFMT {
         0 | libc::S_IFREG => Some(FileKind::Regular),
@@ -160,7 +160,7 @@ pub(super) const fn kind_of(mode: u32) -> Option<FileKind> {
     }
 }
 
-/// Flags of `renameat2(2)`; `None` for those that make no sense here.
+/// Returns the rename mode from the flags of `renameat2(2)`, `None` for unsupported flags.
 pub(super) const fn rename_how(flags: u32) -> Option<RenameHow> {
     match flags {
         0 => Some(RenameHow::Replace),
@@ -170,7 +170,7 @@ pub(super) const fn rename_how(flags: u32) -> Option<RenameHow> {
     }
 }
 
-/// Flags of `setxattr(2)`.
+/// Returns the mode of `setxattr(2)` from its flags.
 pub(super) const fn xattr_how(flags: i32) -> Option<XattrHow> {
     match flags {
         0 => Some(XattrHow::Any),
@@ -180,7 +180,7 @@ pub(super) const fn xattr_how(flags: i32) -> Option<XattrHow> {
     }
 }
 
-/// Modes of `fallocate(2)`; `None` for those that are not known.
+/// Returns the operation of `fallocate(2)` from its mode, `None` for unknown modes.
 pub(super) const fn allocate_how(mode: i32) -> Option<AllocateHow> {
     const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -196,7 +196,7 @@ pub(super) const fn allocate_how(mode: i32) -> Option<AllocateHow> {
     }
 }
 
-/// A time that a program sets.
+/// Returns a time that a program sets.
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
@@ -204,8 +204,8 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-/// A time as the library hands it over: of one before 1970 it subtracts the nanoseconds that the kernel adds (fuser 0.18,
-/// `system_time_from_time`).
+/// Returns a time from the library. For times before 1970 the library subtracts the nanoseconds that the
+/// kernel adds (fuser 0.18, `system_time_from_time`).
 fn timestamp(time: SystemTime) -> Timestamp {
     let ns = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
     match time.duration_since(SystemTime::UNIX_EPOCH) {
@@ -230,15 +230,15 @@ fn system_time(time: Timestamp) -> SystemTime {
     if time.0 < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }
 }
 
-/// A device number as the kernel's messages carry it (32 bits: 12 of the minor above and 8 below 12 of the major), from
-/// how user space has it (64 bits).
+/// Converts a device number from the user-space form (64 bits) to the form in kernel messages (32 bits: 12
+/// bits of the minor, 12 of the major, 8 of the minor).
 const fn encode_device(user: u64) -> u32 {
     let major = ((user >> 8) & 0xfff) | ((user >> 32) & !0xfff);
     let minor = (user & 0xff) | ((user >> 12) & 0xffff_ff00);
     ((minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)) as u32
 }
 
-/// The reverse: a device number of the kernel's messages as user space has it.
+/// Converts a device number from kernel messages to the user-space form.
 pub(super) const fn decode_device(kernel: u32) -> u64 {
     let major = ((kernel & 0x000f_ff00) >> 8) as u64;
     let minor = ((kernel & 0xff) | ((kernel >> 12) & 0x000f_ff00)) as u64;
@@ -257,7 +257,7 @@ mod tests {
         #[test]
         fn device_numbers_keep_major_and_minor(major in 0u32..4096, minor in 0u32..1 << 20) {
             let encoded = encode_device(nix::sys::stat::makedev(u64::from(major), u64::from(minor)));
-            // As the kernel takes it apart (`new_decode_dev`).
+            // In the way the kernel decodes it (`new_decode_dev`).
             let kernel = ((encoded & 0x000f_ff00) >> 8, (encoded & 0xff) | ((encoded >> 12) & 0x000f_ff00));
             prop_assert_eq!(kernel, (major, minor));
             prop_assert_eq!(decode_device(encoded), nix::sys::stat::makedev(u64::from(major), u64::from(minor)));
@@ -271,7 +271,7 @@ mod tests {
                 Err(before) => -(before.duration().as_nanos() as i128),
             };
             prop_assert_eq!(back, i128::from(ns));
-            // As the library makes it of what the kernel said.
+            // In the way the library converts the kernel's value.
             let (seconds, rest) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000) as u32);
             let distance = Duration::new(seconds.unsigned_abs(), rest);
             let handed_over = if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_written_back_has_its_place() {
+    fn a_written_back_page_has_an_offset() {
         let flags = libc::O_APPEND | libc::O_DSYNC;
         let how = WriteHow { appends: true, syncs: true, drops_set_id: false };
         assert_eq!(write_how(flags, WriteFlags::empty()), how);

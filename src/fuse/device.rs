@@ -1,4 +1,4 @@
-//! The device by which the kernel talks to whoever serves a mount: whether this user may open it, and what helps if not.
+//! The FUSE device: checks if this user may open it, and gives a remedy if not.
 
 use std::fs::File;
 use std::io;
@@ -6,19 +6,19 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::sys::stat::{major, minor};
 
-/// Where it is.
+/// Path of the device.
 const PATH: &str = "/dev/fuse";
 
-/// The numbers of the device, major and minor.
+/// Major and minor number of the device.
 const NUMBERS: (u64, u64) = (10, 229);
 
-/// Why mounts cannot be served from here.
+/// Reason why mounts cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// There is no device, or the kernel has no driver for it.
+    /// The device or its kernel driver is missing.
     #[error("FUSE is missing ({PATH}: {0})")]
     Missing(io::Error),
-    /// Another file has its name.
+    /// Another file has this name.
     #[error("{PATH} is not the FUSE device")]
     Foreign,
     /// This user may not open it.
@@ -26,17 +26,17 @@ pub enum DeviceError {
         "this user may not open {PATH}, which belongs to user {owner} and group {group} with mode {mode:04o}"
     )]
     NotAllowed {
-        /// User id of its owner.
+        /// Owner of the device.
         owner: u32,
-        /// Its group.
+        /// Group of the device.
         group: u32,
-        /// Its permission bits.
+        /// Permission bits of the device.
         mode: u32,
     },
 }
 
 impl DeviceError {
-    /// Returns what somebody can do about it.
+    /// Returns a remedy.
     pub const fn remedy(&self) -> &'static str {
         match self {
             Self::Missing(_) | Self::Foreign => {
@@ -50,7 +50,7 @@ impl DeviceError {
     }
 }
 
-/// Opens the device once, as every mount has to.
+/// Opens the device once, as every mount must.
 pub fn check_device() -> Result<(), DeviceError> {
     let file = File::options().read(true).write(true).open(PATH).map_err(refused)?;
     let found = file.metadata().map_err(DeviceError::Missing)?;
@@ -59,7 +59,7 @@ pub fn check_device() -> Result<(), DeviceError> {
 
 fn refused(error: io::Error) -> DeviceError {
     match std::fs::metadata(PATH) {
-        // EPERM is another thing: the container was not given the device.
+        // EPERM has another cause: the container was not given the device.
         Ok(found) if error.raw_os_error() == Some(libc::EACCES) => {
             DeviceError::NotAllowed { owner: found.uid(), group: found.gid(), mode: found.mode() & 0o7777 }
         }

@@ -1,8 +1,8 @@
-//! The kernel's callbacks: log, call, reply.
+//! Callbacks of the kernel: log, call, reply.
 //!
-//! A callback that may wait is spawned with its reply and returns at once, so that no request waits behind
-//! another. A signal that comes for the waiting thread ends the call, see `signals`. Reads that memory can
-//! answer are answered in place.
+//! A callback that may wait is spawned with its reply and returns at once, so no request waits behind
+//! another. A signal for the waiting thread ends the call (see `signals`). Reads that memory can answer are
+//! answered in place.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -27,11 +27,11 @@ use crate::chunk::ByteRange;
 use crate::fs::{DirectoryItem, FileSystem, Made, OpenRequest};
 use crate::proto::{LockRange, SeekTarget, SetAttributes};
 
-/// Most bytes of one copy within the host, whose length is answered in 32 bits: as many as one system call copies.
+/// Largest copy within the host, as in one system call. Its length is answered in 32 bits.
 const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 
-/// Calls that only ask and answer: by which signals they end, what the kernel sends behind the request, the
-/// reply, how it is filled, and from what.
+/// Defines callbacks that only call and reply: their interrupt policy, the arguments of the request, the
+/// reply type, the reply function, and the call.
 macro_rules! answered {
     ($($call:ident[$policy:ident]($($argument:ident: $type:ty),*) $reply:ty => $answer:ident, |$fs:ident| $work:expr;)*) => {$(
         fn $call(&self, request: &Request, $($argument: $type,)* reply: $reply) {
@@ -114,7 +114,8 @@ impl Filesystem for FuseAdapter {
         );
     }
 
-    /// On a mount that changes nothing and holds no locks there is nothing to flush; told so once, the kernel does not ask again.
+    /// On a mount without changes and locks there is nothing to flush. ENOSYS tells the kernel not to ask
+    /// again.
     fn flush(
         &self,
         request: &Request,
@@ -132,7 +133,7 @@ impl Filesystem for FuseAdapter {
             let unlocked = fs.closed_by(handle.0, owner.0).await;
             flushed.and(unlocked)
         };
-        // Also of a program that is killed the host gets what was written, and its locks are given back.
+        // This also runs for a killed program: the host gets the written bytes, and locks are released.
         self.answer_and_finish((request, InterruptPolicy::TerminatingIfSilent), work, move |done| {
             reply::empty("flush", reply, done);
         });
@@ -149,7 +150,7 @@ impl Filesystem for FuseAdapter {
         reply: ReplyEmpty,
     ) {
         tracing::trace!(%number, "release");
-        // Nobody waits for this answer, and an unmount on a long way would be over before it.
+        // No program waits for this answer, and on a long route an unmount would be over before it.
         reply.ok();
         let fs = Arc::clone(&self.fs);
         self.fs.runtime().spawn(async move {
@@ -366,7 +367,7 @@ impl Filesystem for FuseAdapter {
             fs.rename((inode(parent), &name), (inode(new_parent), &new_name), how).await
         };
         self.answer((request, InterruptPolicy::Terminating), work, move |done| {
-            reply::empty("rename", reply, done)
+            reply::empty("rename", reply, done);
         });
     }
 
@@ -422,12 +423,12 @@ impl Filesystem for FuseAdapter {
     ) {
         tracing::trace!(%number, offset, len = data.len(), ?flags, ?write_flags, "write");
         let how = convert::write_how(flags.0, write_flags);
-        // Most writes wait for nothing: a small one costs less than to hand it on.
+        // Most writes do not wait. For a small one, answering here costs less than a task.
         if let Some(written) = self.fs.write_now(handle.0, offset, data, how) {
             return reply::written("write", reply, written);
         }
         let bytes = Bytes::copy_from_slice(data);
-        // A synchronous write waits when it is queued already: who wrote it once more because of EINTR would
+        // A synchronous write waits when it is already queued. A program that repeats it after EINTR would
         // write it twice.
         let policy = if how.syncs { InterruptPolicy::Fatal } else { InterruptPolicy::Terminating };
         self.answer(

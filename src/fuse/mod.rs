@@ -1,23 +1,22 @@
-//! Kernel glue that decides nothing: each callback logs, calls [`crate::fs`], and replies.
+//! FUSE adapter. It decides nothing: each callback logs, calls [`crate::fs`], and replies.
 //!
-//! - `convert` (pure): attributes, times, error numbers in FUSE's terms
-//! - `glue`, `filesystem`, `calls`: the callbacks
-//! - `session`: mounting, the options, the end
-//! - `claim`: who may mount on a folder
-//! - `device`: whether this user may use FUSE at all
-//! - [`table`]: which mounts there are, without touching any
-//! - `unmount`: taking them out of the tree
-//! - `pending` (pure), `signals`: signals that end a program's wait for an answer
-//! - `notify`: tells the kernel which of its copies hold no longer
+//! - `convert` (pure): conversions of attributes, times and error numbers
+//! - `adapter`, `filesystem`, `calls`: the callbacks
+//! - `session`: mounting, options, end of a mount
+//! - `claim`: the claim to mount on a folder
+//! - `device`: access to the FUSE device
+//! - [`table`]: the mount table, read without touching any mount
+//! - `unmount`: removes mounts from the tree
+//! - `pending_signals` (pure), `signals`: signals that end a program's wait for an answer
+//! - `notify`: invalidates caches of the kernel
 //! - `stub`: a file system that serves zeroes from memory, the ceiling for benchmarks
 //!
 //! # Interrupts
 //!
-//! The FUSE library answers `FUSE_INTERRUPT` with "not implemented", after which the kernel sends no more of
-//! them. So the kernel's account of each thread that has waited for more than a moment is looked at
-//! (`signals`). A call that ends so is answered with EINTR and its work is dropped; only a close goes on,
-//! with what it has to bring to the host. A request that still lies in the kernel's queue is taken back by
-//! the kernel.
+//! The FUSE library answers `FUSE_INTERRUPT` with "not implemented", and then the kernel sends no more of
+//! them. So `signals` reads the kernel's data about each thread that has waited for more than a moment. An
+//! interrupted call is answered with EINTR, and its work is dropped. Only a close continues, with the data
+//! that it must send to the host. The kernel itself withdraws a request that is still in its queue.
 
 mod adapter;
 mod calls;

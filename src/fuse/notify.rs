@@ -1,9 +1,9 @@
-//! Tells the kernel which of its copies hold no longer.
+//! Invalidates caches of the kernel.
 //!
-//! On threads of their own: to drop a page the kernel waits for its lock, which a read in flight holds until it is
-//! answered. A FUSE thread, or whoever holds a lock that the answer needs, would wait for itself. These threads may wait; the
-//! answer does not need them. Attributes alone go over a thread that never waits for a page, as the answer to an open
-//! waits for that.
+//! It uses its own threads. To drop a page the kernel waits for the page lock, and a read in flight holds
+//! that lock until it is answered. A FUSE thread, or a thread with a lock that the answer needs, would
+//! deadlock. These threads may wait, because no answer needs them. Attributes have a thread of their own that
+//! never waits for a page, because the answer to an open waits for it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::fs::FsEvent;
 
-/// Begins to carry out the events of one lane. Dropping what is returned ends it after the event it is at.
+/// Starts to execute the events of one lane. Dropping the returned sender ends it after the current event.
 pub(super) fn start(
     runtime: Handle,
     notifier: Notifier,
@@ -43,9 +43,9 @@ pub(super) fn start(
 
 fn carry_out(notifier: &Notifier, event: &FsEvent) -> io::Result<()> {
     match event {
-        // From byte 0 on, to the end.
+        // From byte 0 to the end.
         FsEvent::InvalidateContent { inode } => notifier.inval_inode(INodeNo(inode.0), 0, 0),
-        // Before the first byte: no pages.
+        // A negative offset means no pages.
         FsEvent::InvalidateAttributes { inode } => notifier.inval_inode(INodeNo(inode.0), -1, 0),
         FsEvent::Told(told) => {
             told.tell();

@@ -1,27 +1,27 @@
-//! Signals that are pending for a thread, read from `/proc`, and which of them end its wait.
+//! Pending signals of a thread, read from `/proc`, and the rules by which they end its wait.
 //!
 //! Pure: no I/O, no clock.
 
 use std::mem::replace;
 use std::time::Duration;
 
-/// How long a call takes at most where nothing is wrong.
+/// Longest time of a call under normal conditions.
 const LONG: Duration = Duration::from_secs(1);
 
-/// Signals that end a wait.
+/// Rule for the signals that end a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InterruptPolicy {
-    /// Each one that the thread would act on, as for `F_SETLKW` on a local disk.
+    /// Every signal that the thread would act on, as for `F_SETLKW` on a local disk.
     Any,
-    /// Those that kill the program, and after a while those that ask it to end and that it handles.
+    /// Fatal signals, and after a while handled signals that ask the program to end.
     Terminating,
-    /// The same. A thread that waits for a page of a mapping goes on waiting unless it is killed: it would
-    /// see the error as SIGBUS.
+    /// The same. A thread that waits for a page of a mapping ends its wait only if it is killed, because it
+    /// would see the error as SIGBUS.
     TerminatingUnlessFault,
-    /// The same, but those that it handles only while the host does not answer: a database takes EINTR of
+    /// The same, but handled signals count only while the host does not answer. A database takes EINTR of
     /// `fsync` for lost data.
     TerminatingIfSilent,
-    /// Those that kill the program: its call must not be repeated.
+    /// Only fatal signals. The program must not repeat the call.
     Fatal,
 }
 
@@ -32,11 +32,11 @@ impl InterruptPolicy {
     }
 }
 
-/// `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` ask a program to end. Others that it handles (`SIGCHLD`,
-/// `SIGALRM`, `SIGURG`, `SIGWINCH` …) come at any time, and hardly a program expects EINTR of a file.
+/// Signals that ask a program to end. Other handled signals (`SIGCHLD`, `SIGALRM`, `SIGURG`, `SIGWINCH` …)
+/// come at any time, and hardly a program expects EINTR of a file.
 const TERMINATING: u64 = bit(libc::SIGHUP) | bit(libc::SIGINT) | bit(libc::SIGQUIT) | bit(libc::SIGTERM);
 
-/// Signals whose default is to stop or to do nothing.
+/// Signals that stop a program or do nothing by default.
 const HARMLESS: u64 = bit(libc::SIGSTOP)
     | bit(libc::SIGTSTP)
     | bit(libc::SIGTTIN)
@@ -46,10 +46,10 @@ const HARMLESS: u64 = bit(libc::SIGSTOP)
     | bit(libc::SIGURG)
     | bit(libc::SIGWINCH);
 
-/// `PF_EXITING` of the kernel: the thread ends.
+/// `PF_EXITING` of the kernel: the thread is exiting.
 const EXITING: u64 = 0x4;
 
-/// The low bits of an exit code, which name the signal that killed a process.
+/// Low bits of an exit code: the signal that killed the process.
 const KILLED_BY: u64 = 0x7f;
 
 const fn bit(signal: i32) -> u64 {
@@ -59,13 +59,13 @@ const fn bit(signal: i32) -> u64 {
 /// Pending signals of a thread that it does not block, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Signals {
-    /// Sent to the thread itself; `SIGKILL` among them when its whole process is killed.
+    /// Sent to the thread itself. Contains `SIGKILL` if the whole process is killed.
     own: u64,
-    /// Sent to its process.
+    /// Sent to the process.
     shared: u64,
-    /// Those for which the program has a handler.
+    /// Signals with a handler.
     handled: u64,
-    /// Those that the program ignores.
+    /// Signals that the program ignores.
     ignored: u64,
 }
 
@@ -85,13 +85,13 @@ impl Signals {
         })
     }
 
-    /// Signals that kill the program if they come.
+    /// Returns the signals that kill the program.
     const fn fatal(self) -> u64 {
         bit(libc::SIGKILL) | !(self.handled | self.ignored | HARMLESS)
     }
 }
 
-/// SignalWait of one thread, looked at again and again.
+/// Wait of one thread, checked repeatedly.
 #[derive(Debug)]
 pub(super) struct SignalWait {
     policy: InterruptPolicy,
@@ -104,21 +104,20 @@ impl SignalWait {
         Self { policy, seen: 0, is_undecided: false }
     }
 
-    /// Whether a signal was seen once that ends the wait if it is seen again.
+    /// Returns true if a signal was seen once that ends the wait if it is seen again.
     pub(super) const fn is_undecided(&self) -> bool {
         self.is_undecided
     }
 
-    /// Returns `true` if the wait is to end. `is_long`: the host does not answer, or the call takes longer
-    /// than calls take. `is_fault`: the thread waits for a page.
+    /// Returns `true` if the wait must end. `is_long` tells that the host does not answer or the call takes
+    /// long. `is_fault` tells that the thread waits for a page.
     pub(super) fn check(
         &mut self,
         signals: Signals,
         is_long: impl FnOnce() -> bool,
         is_fault: impl FnOnce() -> bool,
     ) -> bool {
-        // Another thread usually takes a signal to the process at once; one that is still there the second
-        // time stays.
+        // Another thread usually takes a signal to the process at once. A signal that is seen twice stays.
         let stays = signals.shared & replace(&mut self.seen, signals.shared);
         let due = signals.own | stays;
         self.is_undecided = signals.shared & !stays & (signals.fatal() | TERMINATING) != 0;
@@ -135,16 +134,16 @@ impl SignalWait {
     }
 }
 
-/// Returns `true` if `/proc/TID/stat` shows a thread that ends because its process was killed.
+/// Returns `true` if `/proc/TID/stat` shows a thread that exits because its process was killed.
 pub(super) fn was_killed(stat: &str) -> bool {
-    // The program's name stands in parentheses, and may contain some.
+    // The program's name is in parentheses, and may contain some.
     let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
     let field = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<u64>().ok();
     field(9).is_some_and(|flags| flags & EXITING != 0) && field(52).is_some_and(|code| code & KILLED_BY != 0)
 }
 
-/// Returns `true` if `/proc/TID/syscall` shows a thread that reads by a system call, rather than by touching
-/// a mapping.
+/// Returns `true` if `/proc/TID/syscall` shows a thread that reads by a system call, and not by touching a
+/// mapping.
 pub(super) fn reads_by_call(syscall: &str) -> bool {
     const READS: [i64; 7] = [
         libc::SYS_read,
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_account_of_a_thread_tells_how_it_ends() {
+    fn the_stat_file_tells_if_a_thread_was_killed() {
         let stat = |flags: u64, code: u64| {
             let between = "0 ".repeat(42);
             format!("7 (a) b) c) S 1 1 1 0 -1 {flags} {between}{code}")
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_told_from_faults() {
+    fn reads_are_distinguished_from_faults() {
         assert!(reads_by_call(&format!("{} 0x3 0x7f 0x10 0x0 0x0 0x0 0x7ffe 0x7f\n", libc::SYS_pread64)));
         assert!(!reads_by_call("-1 0x7ffe 0x7f\n"), "in user code");
         assert!(!reads_by_call("running\n") && !reads_by_call(""));
@@ -281,7 +280,7 @@ mod tests {
         }
 
         #[test]
-        fn what_a_program_blocks_or_ignores_ends_nothing(own: u64, shared: u64, handled: u64) {
+        fn blocked_or_ignored_signals_end_nothing(own: u64, shared: u64, handled: u64) {
             let all_blocked = format!(
                 "SigPnd:\t{own:x}\nShdPnd:\t{shared:x}\nSigBlk:\t{:x}\nSigIgn:\t0\nSigCgt:\t{handled:x}\n", u64::MAX
             );

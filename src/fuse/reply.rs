@@ -1,4 +1,4 @@
-//! From a result to the kernel: each kind of reply, and the log of what fails.
+//! Replies to the kernel from results, and the log of failures.
 
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use super::convert;
 use crate::fs::{Entry, FsError, Inode, Lookup, Opened};
 use crate::proto::{Attributes, FsStatistics, LockFound};
 
-/// Numbers of inodes are not used again for another file while the kernel refers to them, so generations say nothing.
+/// Generation of every inode. Inode numbers are not reused while the kernel refers to them, so it is
+/// constant.
 pub(super) const GENERATION: Generation = Generation(0);
 
-/// The error, logged.
+/// Logs the error and returns its number.
 pub(super) fn failed(call: &str, error: &FsError) -> fuser::Errno {
     tracing::debug!(call, %error, "fails");
     convert::errno(error)
@@ -90,7 +91,7 @@ pub(super) fn empty(call: &str, reply: ReplyEmpty, done: Result<(), FsError>) {
     }
 }
 
-/// Who stands against a lock; nobody, if it is unlocked.
+/// Replies with the conflicting lock, or with an unlocked range.
 pub(super) fn lock(reply: ReplyLock, found: Result<Option<LockFound>, FsError>) {
     match found {
         Ok(Some(found)) => {
@@ -129,7 +130,7 @@ pub(super) fn copied(call: &str, reply: ReplyWrite, copied: Result<u64, FsError>
     written(call, reply, copied.map(|count| count as u32));
 }
 
-/// A value of an extended attribute, or its size where that was asked (`size` 0).
+/// Replies with the value of an extended attribute, or with its size if that was asked (`size` 0).
 pub(super) fn xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
     match value {
         Ok(value) if size == 0 => reply.size(value.len() as u32),

@@ -1,7 +1,7 @@
-//! Mounting: the options, the threads, and how it ends.
+//! Sessions: mounting, options, threads, end.
 //!
-//! The mount ends when the kernel says so, whoever asked it to: [`Mounted::unmount`], `umount(8)`, or an abort. Whoever
-//! waits for [`Mounted::ended`] learns it in each case.
+//! The mount ends when the kernel says so, for any reason: [`Mounted::unmount`], `umount(8)`, or an abort.
+//! [`Mounted::ended`] completes in each case.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,44 +18,45 @@ use super::table::{self, MountEntry};
 use super::unmount::{UnmountError, UnmountHow, unmount};
 use crate::fs::{EventLane, FileSystem};
 
-/// Who may use a mount.
+/// Users that may access a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Access {
-    /// The user who mounted it.
+    /// The mounting user.
     #[default]
     Owner,
-    /// He and root (`allow_root`).
+    /// The mounting user and root (`allow_root`).
     RootAndOwner,
-    /// Everybody, as permissions allow (`allow_other`).
+    /// All users, within permissions (`allow_other`).
     All,
 }
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an option of mount(8) that is on or off")]
 pub struct FuseConfig {
-    /// What `mount` and `df` show as the source. Not a ticket: everybody can read it.
+    /// Source shown by `mount` and `df`. It must not be a ticket, because everybody can read it.
     pub source: String,
-    /// Who may use it.
+    /// Users that may access the mount.
     pub access: Access,
-    /// Whether the kernel refuses all changes by itself.
+    /// True if the kernel refuses all changes itself.
     pub read_only: bool,
-    /// Whether the kernel checks permissions.
+    /// True if the kernel checks permissions.
     pub default_permissions: bool,
-    /// Whether the kernel also goes by the host's POSIX ACLs. It checks permissions then in any case.
+    /// True if the kernel also uses the host's POSIX ACLs. It then checks permissions in any case.
     pub acls: bool,
-    /// Whether device nodes work.
+    /// True if device nodes work.
     pub allows_devices: bool,
-    /// Whether set-user-id programs work.
+    /// True if set-user-id bits have effect.
     pub allows_set_uid: bool,
-    /// Whether programs can be run.
+    /// True if programs can be executed.
     pub allows_exec: bool,
-    /// Threads that take requests from the kernel. They never wait for the network; two fill the kernel's copying.
+    /// Threads that take requests from the kernel. They never wait for the network. Two saturate the kernel's
+    /// copying.
     pub threads: usize,
-    /// Most requests that nobody waits for (readahead), which the kernel sends at once.
+    /// Largest number of background requests (readahead) in flight.
     pub background_max: u16,
-    /// The kernel's readahead, in bytes. Above 128 KiB it can only be set as root, after mounting; 1 MiB, one request,
-    /// was the fastest measured (2.6 against 1.8 GB/s at 128 KiB, 2.1 at 16 MiB).
+    /// The kernel's readahead, in bytes. Above 128 KiB only root can set it, after mounting. 1 MiB, one
+    /// request, was the fastest measured (2.6 GB/s, against 1.8 at 128 KiB and 2.1 at 16 MiB).
     pub read_ahead_bytes: u32,
 }
 
@@ -77,28 +78,28 @@ impl Default for FuseConfig {
     }
 }
 
-/// Why there is no mount.
+/// Reason why there is no mount.
 #[derive(Debug, thiserror::Error)]
 pub enum FuseError {
     /// The kernel or `fusermount3` refused.
     #[error("cannot mount on {}: {source}{}", mountpoint.display(), hint(source))]
     Mount {
-        /// Where.
+        /// Mountpoint.
         mountpoint: PathBuf,
-        /// Why.
+        /// Reason.
         source: io::Error,
     },
     /// The session could not start.
     #[error("cannot serve the mount on {}: {source}", mountpoint.display())]
     Start {
-        /// Where.
+        /// Mountpoint.
         mountpoint: PathBuf,
-        /// Why.
+        /// Reason.
         source: io::Error,
     },
 }
 
-/// Returns what would help against an error of mounting.
+/// Returns a remedy for an error of mounting.
 fn hint(error: &io::Error) -> String {
     if let Err(device) = check_device() {
         return format!("; {device}: {}", device.remedy());
@@ -115,7 +116,7 @@ fn hint(error: &io::Error) -> String {
     help.to_owned()
 }
 
-/// What is told to the kernel when it says hello.
+/// Limits and capabilities sent to the kernel at the start of a session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KernelLimits {
     background_max: u16,
@@ -130,24 +131,25 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 impl KernelLimits {
     pub(super) const fn of(config: &FuseConfig) -> Self {
         let FuseConfig { background_max, read_ahead_bytes, acls, access, default_permissions, .. } = *config;
-        // The kernel takes idmapped mounts only where it checks permissions itself. It then says who asks only where something
-        // is made, so the FUSE library would refuse everything else where it lets in the owner alone.
+        // The kernel allows idmapped mounts only if it checks permissions itself. It then sends the caller's
+        // ids only with calls that create something. So with access for the owner alone the FUSE library
+        // would refuse everything else.
         let idmapped = default_permissions && matches!(access, Access::All);
         Self { background_max, read_ahead_bytes, acls, idmapped }
     }
 
-    /// Asks for the limits; where the kernel grants less, for what it grants.
+    /// Requests the limits, and accepts smaller ones from the kernel.
     pub(super) fn apply(self, config: &mut KernelConfig) {
         let asked = config.set_max_write(REQUEST_BYTES_MAX);
         debug_assert!(asked.is_ok(), "the library takes requests of 16 MiB");
         if let Err(granted) = config.set_max_readahead(self.read_ahead_bytes) {
-            tracing::debug!(granted, "the kernel's readahead is smaller than asked for");
+            tracing::debug!(granted, "the kernel's readahead is smaller than requested");
         }
         if self.acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
-            tracing::debug!("the kernel does not go by ACLs");
+            tracing::debug!("the kernel does not support ACLs");
         }
         if self.idmapped && config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP).is_err() {
-            tracing::debug!("the kernel does not make idmapped mounts of it");
+            tracing::debug!("the kernel does not support idmapped mounts of it");
         }
         let _ = config.set_max_background(self.background_max);
         let _ = config.set_congestion_threshold(self.background_max / 4 * 3);
@@ -158,13 +160,13 @@ impl KernelLimits {
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
-    /// How the kernel listed it when it was made. `None`: it was gone before anybody could look.
+    /// Entry in the mount table when the mount was made, `None` if it was gone before the table was read.
     entry: Option<MountEntry>,
     ended: watch::Receiver<Option<Arc<io::Result<()>>>>,
     _notify: Vec<oneshot::Sender<()>>,
 }
 
-/// Mounts `fs` on `mountpoint` and serves it from threads of its own. When it returns, the mount answers.
+/// Mounts `fs` on `mountpoint` and serves it from its own threads. When this returns, the mount answers.
 pub fn mount(fs: &Arc<FileSystem>, mountpoint: &Path, config: &FuseConfig) -> Result<Mounted, FuseError> {
     let adapter = FuseAdapter::new(Arc::clone(fs), KernelLimits::of(config));
     let lanes = [EventLane::Copies, EventLane::Attributes].map(|lane| fs.take_events(lane));
@@ -174,7 +176,7 @@ pub fn mount(fs: &Arc<FileSystem>, mountpoint: &Path, config: &FuseConfig) -> Re
     })
 }
 
-/// Mounts any of the library's file systems.
+/// Mounts any file system of the library.
 pub(super) fn serve<F: fuser::Filesystem>(
     adapter: F,
     mountpoint: &Path,
@@ -182,7 +184,7 @@ pub(super) fn serve<F: fuser::Filesystem>(
     start_notify: impl FnOnce(fuser::Notifier) -> io::Result<Vec<oneshot::Sender<()>>>,
 ) -> Result<Mounted, FuseError> {
     let failed = |source| FuseError::Mount { mountpoint: mountpoint.to_owned(), source };
-    // The name under which the kernel lists it.
+    // Path under which the kernel lists the mount.
     let mountpoint_found = mountpoint.canonicalize().map_err(failed)?;
     let by_helper = !nix::unistd::geteuid().is_root();
     let session =
@@ -197,8 +199,8 @@ pub(super) fn serve<F: fuser::Filesystem>(
         let panicked = |_| Err(io::Error::other("the thread that serves the mount has panicked"));
         let result = serving.join().unwrap_or_else(panicked);
         tracing::debug!(?result, "the mount has ended");
-        // After an abort the kernel has let go of us, but the folder has not. A mount that was made on it since, which may have
-        // our numbers again, answers.
+        // After an abort the kernel has closed the connection, but the folder still shows the mount. A later
+        // mount on the same folder, which may have the same numbers, would answer.
         if let Some(ours) = ours.filter(|ours| result.is_err() && is_dead(&ours.mountpoint)) {
             let _ = unmount(&ours, UnmountHow::Detach);
         }
@@ -211,8 +213,8 @@ pub(super) fn serve<F: fuser::Filesystem>(
     Ok(Mounted { mountpoint: mountpoint_found, entry, ended, _notify: notify })
 }
 
-/// Serves from threads of the library's, without its unmounting at the end: it takes a mount that is gone for one that is
-/// there, unmounts by name, and so takes away what was mounted on the same folder next.
+/// Serves from threads of the library, without its unmount at the end. The library takes an ended mount for a
+/// present one and unmounts by path, so it would remove the next mount on the same folder.
 fn spawn<F: fuser::Filesystem>(session: Session<F>) -> io::Result<JoinHandle<io::Result<()>>> {
     let mut session = session.spawn()?;
     let serving = std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(())));
@@ -220,18 +222,18 @@ fn spawn<F: fuser::Filesystem>(session: Session<F>) -> io::Result<JoinHandle<io:
     Ok(serving)
 }
 
-/// Whether nobody serves what is mounted there any more.
+/// Returns true if the mount there is not served any more.
 fn is_dead(mountpoint: &Path) -> bool {
     mountpoint.metadata().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 impl Mounted {
-    /// Where it is mounted.
+    /// Returns the mountpoint.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// Returns when the mount has ended, with an error if that was not because it was unmounted.
+    /// Waits until the mount has ended. Returns an error unless it was unmounted.
     pub async fn ended(&self) -> io::Result<()> {
         let mut ended = self.ended.clone();
         let end = ended.wait_for(Option::is_some).await;
@@ -244,17 +246,18 @@ impl Mounted {
         }
     }
 
-    /// Whether the mount has ended.
+    /// Returns true if the mount has ended.
     pub fn has_ended(&self) -> bool {
         self.ended.borrow().is_some()
     }
 
-    /// How the kernel listed it when it was made.
+    /// Returns the entry in the mount table when the mount was made.
     pub const fn entry(&self) -> Option<&MountEntry> {
         self.entry.as_ref()
     }
 
-    /// Unmounts it; what was mounted on the same folder since stays. After [`UnmountHow::Clean`] wait for [`Self::ended`]; a detached mount ends when its last user is gone.
+    /// Unmounts this mount, and not a later one on the same folder. After [`UnmountHow::Clean`] wait for
+    /// [`Self::ended`]. A detached mount ends with its last user.
     pub fn unmount(&self, how: UnmountHow) -> Result<(), UnmountError> {
         match &self.entry {
             Some(entry) if !self.has_ended() => unmount(entry, how),
@@ -266,22 +269,23 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         match self.unmount(UnmountHow::Detach) {
-            // Somebody has detached it.
+            // It was detached before.
             Ok(()) | Err(UnmountError::NotMounted(_)) => {}
-            Err(error) => tracing::warn!(%error, "a mount is left behind"),
+            Err(error) => tracing::warn!(%error, "a mount is left in place"),
         }
     }
 }
 
-/// What the library is told. It mounts for root by the kernel, which takes the source as it is, and for others by
-/// fusermount3 (`by_helper`), which takes it out of a list: there a comma and a backslash need a backslash.
+/// Returns the options for the library. For root it mounts by the kernel, which takes the source literally.
+/// For others it mounts by fusermount3 (`by_helper`), which takes the source from a list, where a comma and a
+/// backslash need a backslash.
 fn library_config(config: &FuseConfig, by_helper: bool) -> Config {
     let source = config.source.clone();
     let source = if by_helper { source.replace('\\', "\\\\").replace(',', "\\,") } else { source };
     let either = |yes: bool, then: MountOption, otherwise: MountOption| if yes { then } else { otherwise };
     let mut options = vec![
         MountOption::FSName(source),
-        // The library tells a subtype to fusermount3 only; said so, the kernel hears it in both cases.
+        // The library passes a subtype only to fusermount3. This form reaches the kernel in both cases.
         MountOption::CUSTOM("subtype=wormhole".into()),
         either(config.read_only, MountOption::RO, MountOption::RW),
         either(config.allows_devices, MountOption::Dev, MountOption::NoDev),
@@ -303,7 +307,7 @@ fn library_config(config: &FuseConfig, by_helper: bool) -> Config {
     library
 }
 
-/// Raises the kernel's readahead over what a FUSE mount is granted; root only.
+/// Raises the kernel's readahead above the limit of FUSE mounts. Works only for root.
 fn raise_read_ahead((major, minor): (u32, u32), read_ahead_bytes: u32) {
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     match std::fs::write(&path, (read_ahead_bytes / 1024).to_string()) {

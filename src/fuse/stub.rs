@@ -1,5 +1,5 @@
-//! A file system that serves zeroes from memory and forgets what is written: what FUSE itself can do on this machine,
-//! the ceiling that a benchmark puts beside its result.
+//! A file system that serves zeroes from memory and discards writes. It shows the limit of FUSE on this
+//! machine, which a benchmark reports next to its result.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,32 +13,32 @@ use fuser::{
 use super::convert::absent_attr;
 use super::session::{FuseConfig, FuseError, KernelLimits, Mounted, serve};
 
-/// Name of the one file.
+/// Name of the only file.
 const NAME: &str = "zeroes";
 
-/// Number of the one file.
+/// Inode number of the only file.
 const INODE: INodeNo = INodeNo(2);
 
-/// Nothing changes.
+/// Cache time: nothing changes.
 const TTL: Duration = Duration::from_secs(3600);
 
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// The mount; dropping it unmounts.
+/// The mount. Dropping it unmounts.
 #[derive(Debug)]
 pub struct StubMount {
     mounted: Mounted,
 }
 
 impl StubMount {
-    /// The file of zeroes.
+    /// Returns the path of the file of zeroes.
     pub fn file(&self) -> std::path::PathBuf {
         self.mounted.mountpoint().join(NAME)
     }
 }
 
-/// Mounts a folder with one file, `zeroes`, of `size_bytes`; read past the page cache if `is_direct`.
+/// Mounts a folder with one file `zeroes` of `size_bytes`, with direct I/O if `is_direct`.
 pub fn mount_stub(folder: &Path, size_bytes: u64, is_direct: bool) -> Result<StubMount, FuseError> {
     let config = FuseConfig { source: "wormhole-stub".into(), read_only: false, ..FuseConfig::default() };
     let stub =

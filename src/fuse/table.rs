@@ -1,4 +1,4 @@
-//! Which wormhole mounts there are, without touching any: a file system whose daemon hangs makes `stat` hang.
+//! The mount table, read without touching any mount. A file system whose daemon hangs makes `stat` hang.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,31 +6,31 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// What `/proc/mounts` shows as the type.
+/// File system type in `/proc/mounts`.
 pub const FS_TYPE: &str = "fuse.wormhole";
 
-/// One mounted file system.
+/// An entry of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Number of the mount. The kernel gives it again when the mount is gone.
+    /// Id of the mount. The kernel reuses it when the mount is gone.
     pub id: u64,
-    /// Where it is mounted.
+    /// Mountpoint.
     pub mountpoint: PathBuf,
-    /// Its type.
+    /// File system type.
     pub fs_type: String,
-    /// What is mounted, as shown to people.
+    /// Source, as shown to users.
     pub source: String,
-    /// The numbers of its device, major and minor; the kernel calls a FUSE connection by the minor one.
+    /// Major and minor number of its device. The minor number is also the number of the FUSE connection.
     pub device: (u32, u32),
 }
 
 impl MountEntry {
-    /// Whether it is one of ours.
+    /// Returns true for wormhole mounts.
     pub fn is_wormhole(&self) -> bool {
         self.fs_type == FS_TYPE
     }
 
-    /// Whether both are the same mount. While somebody serves a mount nobody else has its device.
+    /// Returns true if both are the same mount. While a mount is served, no other mount has its device.
     pub fn is_same_mount(&self, other: &Self) -> bool {
         (self.id, self.device) == (other.id, other.device)
     }
@@ -41,12 +41,12 @@ impl MountEntry {
     }
 }
 
-/// All mounts that this process sees, in the order in which they were made.
+/// Returns all mounts that this process sees, in the order in which they were made.
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
     fs::read("/proc/self/mountinfo").map(|text| parse(&text))
 }
 
-/// What is mounted at `mountpoint`, the topmost if there are several.
+/// Returns the topmost mount at `mountpoint`.
 pub fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(newest_at(mounts()?, mountpoint))
 }
@@ -55,17 +55,18 @@ fn newest_at(mounts: Vec<MountEntry>, mountpoint: &Path) -> Option<MountEntry> {
     mounts.into_iter().rev().find(|entry| entry.mountpoint == mountpoint)
 }
 
-/// The absolute path of what may be a mountpoint. Its last name is not looked at, only what lies above.
+/// Returns the absolute path of a possible mountpoint. It resolves the parent, and does not touch the last
+/// name.
 pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     match (absolute.parent(), absolute.file_name()) {
         (Some(above), Some(name)) => Ok(above.canonicalize()?.join(name)),
-        // It ends in `..`, or is the root.
+        // The path ends in `..`, or is the root.
         _ => absolute.canonicalize(),
     }
 }
 
-/// Reads the lines of `mountinfo`, see proc(5). Lines of another shape are left out.
+/// Reads the lines of `mountinfo` (proc(5)). Other lines are skipped.
 fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
@@ -73,7 +74,7 @@ fn parse(text: &[u8]) -> Vec<MountEntry> {
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
     let (id, device, mountpoint) = (words.first()?, words.get(2)?, words.get(4)?);
-    // Optional words stand before the lone hyphen.
+    // Optional fields precede the single hyphen.
     let behind = words.iter().skip(6).position(|word| *word == b"-")? + 7;
     let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
     Some(MountEntry {
@@ -85,7 +86,8 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     })
 }
 
-/// The kernel writes blanks, newlines and backslashes as three octal digits behind a backslash.
+/// Decodes a field. The kernel writes blanks, newlines and backslashes as a backslash with three octal
+/// digits.
 fn unescape(word: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(word.len());
     let mut rest = word;
@@ -165,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_the_kernel_escapes_comes_back(name in proptest::collection::vec(any::<u8>(), 0..20)) {
+        fn escaped_fields_are_decoded(name in proptest::collection::vec(any::<u8>(), 0..20)) {
             let mut escaped = Vec::new();
             for byte in &name {
                 match byte {

@@ -1,4 +1,4 @@
-//! Taking mounts out of the tree: by the kernel for root, by fusermount3 for everybody else.
+//! Removes mounts from the tree: by the kernel for root, by fusermount3 for other users.
 
 use std::fs;
 use std::io;
@@ -13,49 +13,50 @@ use nix::sys::stat::Mode;
 
 use super::table::{self, MountEntry};
 
-/// How hard to unmount.
+/// Ways to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmountHow {
-    /// Not while anybody uses it.
+    /// Fails while the mount is in use.
     Clean,
-    /// Out of the tree at once; who has files open there may go on, and it ends with its last user.
+    /// Removes the mount from the tree at once. Open files keep working, and the mount ends with its last
+    /// user.
     Detach,
-    /// As [`Self::Detach`], and whoever waits for an answer gets an error (`umount -f`).
+    /// Does the same as [`Self::Detach`], and fails waiting calls (`umount -f`).
     Abort,
 }
 
-/// Why a mount is still there.
+/// Reason why a mount is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum UnmountError {
-    /// Somebody is in it.
+    /// The mount is in use.
     #[error(
-        "{} is in use: close what uses it (`fuser -vm {}` names it), or take it down with `wormhole umount -l`",
+        "{} is in use: close the programs that use it (`fuser -vm {}` lists them), or unmount it with `wormhole umount -l`",
         .0.display(), .0.display()
     )]
     Busy(PathBuf),
     /// Nothing is mounted there.
     #[error("{}: not mounted", .0.display())]
     NotMounted(PathBuf),
-    /// Another mount lies over it.
+    /// Another mount covers it.
     #[error("{}: {} was mounted over it; unmount that first", .0.display(), .1)]
     Covered(PathBuf, String),
-    /// Only who mounted it may.
+    /// Only the mounting user and root may unmount it.
     #[error("{}: only root and the user who mounted it may unmount it", .0.display())]
     NotAllowed(PathBuf),
-    /// The program that unmounts for users is missing.
+    /// fusermount3 is missing.
     #[error("{}: fusermount3 is missing; install it with `apt install fuse3` (or `dnf install fuse3`)", .0.display())]
     NoFusermount(PathBuf),
-    /// Anything else.
+    /// Any other error.
     #[error("{}: {why}", mountpoint.display())]
     System {
-        /// Where it is mounted.
+        /// Mountpoint.
         mountpoint: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         why: String,
     },
 }
 
-/// Unmounts this mount, and no other that was made on the same folder since.
+/// Unmounts this mount, and not a later one on the same folder.
 pub fn unmount(entry: &MountEntry, how: UnmountHow) -> Result<(), UnmountError> {
     let place = &entry.mountpoint;
     let system = |why: &dyn std::fmt::Display| UnmountError::System {
@@ -77,7 +78,7 @@ pub fn unmount(entry: &MountEntry, how: UnmountHow) -> Result<(), UnmountError> 
     }
 }
 
-/// Fails unless the mount is what a path to its folder leads to.
+/// Fails unless a path to the folder leads to this mount.
 fn check_topmost(entry: &MountEntry) -> Result<(), Result<UnmountError, io::Error>> {
     let mounts = table::mounts().map_err(Err)?;
     let topmost = mounts.iter().rev().find(|other| other.mountpoint == entry.mountpoint);
@@ -90,10 +91,10 @@ fn check_topmost(entry: &MountEntry) -> Result<(), Result<UnmountError, io::Erro
     }
 }
 
-/// Takes the mount out of the tree by a descriptor of it: what is mounted over its folder after the look stays.
-/// A clean unmount cannot go this way, because the descriptor counts as a user.
+/// Removes the mount by a descriptor of it, so a later mount over its folder stays. A clean unmount cannot
+/// use a descriptor, because that counts as a user.
 fn detach(entry: &MountEntry, flags: MntFlags) -> nix::Result<()> {
-    // Asks nobody behind the mount, who may be gone.
+    // `O_PATH` sends no request to the daemon of the mount, which may be gone.
     let flags_of_path = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let folder = open(&entry.mountpoint, flags_of_path, Mode::empty())?;
     let fd = folder.as_raw_fd();
@@ -105,18 +106,18 @@ fn detach(entry: &MountEntry, flags: MntFlags) -> nix::Result<()> {
     umount2(format!("/proc/self/fd/{fd}").as_str(), flags)
 }
 
-/// fusermount3 is set-user-id root and unmounts what its caller has mounted.
+/// Unmounts by fusermount3, which is set-user-id root and unmounts the mounts of its caller.
 fn by_fusermount(entry: &MountEntry, how: UnmountHow) -> Result<(), UnmountError> {
     let place = entry.mountpoint.clone();
     if how == UnmountHow::Abort
         && let Err(error) = abort_connection(entry.device.1)
     {
-        // It goes from its folder all the same; who waits there waits for a deadline, or for the end of who serves it.
+        // The mount still leaves its folder. Waiting calls wait for a deadline, or for the end of the daemon.
         tracing::debug!(%error, "requests are not aborted; is /sys/fs/fuse/connections mounted?");
     }
     let mut command = Command::new("fusermount3");
     command.arg(if how == UnmountHow::Clean { "-u" } else { "-uz" }).arg("--").arg(&entry.mountpoint);
-    // Its words are compared below.
+    // Its messages are compared below.
     command.env("LC_ALL", "C").stdin(Stdio::null());
     let output = match command.output() {
         Ok(output) => output,
@@ -140,7 +141,8 @@ fn by_fusermount(entry: &MountEntry, how: UnmountHow) -> Result<(), UnmountError
     })
 }
 
-/// Makes the kernel answer everybody who waits for the daemon of a FUSE connection. For root, and who mounted it.
+/// Makes the kernel fail all calls that wait for the daemon of a FUSE connection. For root and the mounting
+/// user.
 pub fn abort_connection(device_minor: u32) -> io::Result<()> {
     fs::write(format!("/sys/fs/fuse/connections/{device_minor}/abort"), "1")
 }

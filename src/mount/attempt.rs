@@ -1,4 +1,5 @@
-//! A mount that is wanted and is not there yet: it has the folder for itself, `wormhole status` shows it, and it can be cancelled.
+//! A mount that is not established yet. It has claimed the folder, `wormhole status` shows it, and it can be
+//! cancelled.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,16 +14,16 @@ use crate::control::{
 use crate::fuse::Claim;
 use crate::metrics::{Metric, Readings};
 
-/// A mount that is being tried, once or again and again.
+/// A mount that is being tried, once or repeatedly.
 pub struct Attempt {
     config: MountConfig,
-    standing: Arc<Standing>,
+    state: Arc<AttemptState>,
     control: Option<ControlSocket>,
     claim: Claim,
 }
 
-/// How it stands with an attempt, for whoever asks over the control socket. From its mount on it is the mount that answers.
-struct Standing {
+/// State of an attempt, for the control socket. Once mounted, the mount answers instead.
+struct AttemptState {
     label: String,
     mountpoint: PathBuf,
     cache_dir: Option<PathBuf>,
@@ -38,7 +39,7 @@ impl Attempt {
     /// Needs a tokio runtime.
     pub fn begin(config: MountConfig) -> Result<Self, MountError> {
         let claim = Claim::take(&config.mountpoint)?;
-        let standing = Arc::new(Standing {
+        let state = Arc::new(AttemptState {
             label: config.label.clone(),
             mountpoint: config.mountpoint.clone(),
             cache_dir: config.cache.as_ref().map(|cache| cache.config.directory.clone()),
@@ -47,34 +48,34 @@ impl Attempt {
             cancelled: watch::Sender::new(false),
             mounted: OnceLock::new(),
         });
-        let shared = Arc::clone(&standing);
+        let shared = Arc::clone(&state);
         let control = ControlSocket::open(&config.control_dir, Some(&config.mountpoint), shared);
         let control = control
             .inspect_err(|error| tracing::warn!("{error}; `wormhole status` will not show this mount"))
             .ok();
-        Ok(Self { config, standing, control, claim })
+        Ok(Self { config, state, control, claim })
     }
 
-    /// Connects, unless it is to be offline, and mounts. When this returns a mount, it answers.
+    /// Connects (unless offline) and mounts. The returned mount answers.
     pub async fn mount(&mut self) -> Result<Mount, MountError> {
         let result = Mount::start(self.config.clone(), &self.claim, &mut self.control).await;
         match &result {
             Ok(mount) => {
                 let handle = mount.handle();
-                // Nobody sets it but this call, which succeeds once.
-                let _ = self.standing.mounted.set(Arc::clone(handle));
-                if *self.standing.cancelled.borrow() {
+                // Only this call sets it, and it succeeds once.
+                let _ = self.state.mounted.set(Arc::clone(handle));
+                if *self.state.cancelled.borrow() {
                     handle.stop();
                 }
             }
-            Err(error) => *self.standing.problem() = Some(error.to_string()),
+            Err(error) => *self.state.problem() = Some(error.to_string()),
         }
         result
     }
 
-    /// Completes when somebody cancels the attempt; never, if nobody does.
+    /// Completes when the attempt is cancelled, otherwise never.
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut cancelled = self.standing.cancelled.subscribe();
+        let mut cancelled = self.state.cancelled.subscribe();
         async move {
             if cancelled.wait_for(|cancelled| *cancelled).await.is_err() {
                 std::future::pending::<()>().await;
@@ -83,7 +84,7 @@ impl Attempt {
     }
 }
 
-impl Standing {
+impl AttemptState {
     fn problem(&self) -> std::sync::MutexGuard<'_, Option<String>> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,7 +94,7 @@ impl Standing {
     }
 }
 
-impl Controlled for Standing {
+impl Controlled for AttemptState {
     fn status(&self) -> StatusReport {
         if let Some(mounted) = self.mounted.get() {
             return mounted.status();

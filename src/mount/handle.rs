@@ -1,4 +1,4 @@
-//! What is known of a running mount from outside, and what it can be told.
+//! Handle of a running mount: its status and its orders.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,25 +24,25 @@ use crate::metadata_cache::CachingClient;
 use crate::metrics::{Metric, Readings};
 use crate::proto::TrustReason;
 
-/// What a mount is to do. What comes later counts for more.
+/// Requested state of a mount. A later variant overrides an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wanted {
     /// Serve.
     Run,
-    /// End.
+    /// End in order.
     Stop,
-    /// End without waiting for anything.
+    /// End at once.
     Abort,
 }
 
-/// The way to the host.
+/// Link to the host.
 pub(super) struct Link {
-    /// `None`: the mount is offline.
+    /// `None` if the mount is offline.
     pub client: Option<Arc<RemoteClient>>,
     pub recall: Arc<CachingClient>,
 }
 
-/// A running mount, for `status` and for whoever ends it.
+/// A running mount, for `status` and for orders to end it.
 pub struct MountHandle {
     label: String,
     mountpoint: PathBuf,
@@ -53,7 +53,7 @@ pub struct MountHandle {
     sync_jobs: SyncJobs,
     started: Instant,
     link: Link,
-    /// Not kept: it ends with the mount, and the control socket later.
+    /// Weak, because the file system ends with the mount, and the control socket later.
     file_system: Weak<FileSystem>,
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
@@ -88,21 +88,21 @@ impl MountHandle {
         }
     }
 
-    /// What it is to do.
+    /// Returns the requested state.
     pub(super) fn wanted(&self) -> Wanted {
         *self.wanted.borrow()
     }
 
-    /// The mount is gone from its place.
+    /// Records that the mount has left the tree.
     pub(super) fn set_ended(&self) {
         self.warm_jobs.end();
         self.sync_jobs.end();
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Completes when at least this much is wanted.
+    /// Waits until at least this state is requested.
     pub(super) async fn until(&self, least: Wanted) {
-        // Fails only when the sender is gone, and the sender is here.
+        // Fails only if the sender is dropped, and `self` holds the sender.
         let _ = self.wanted.subscribe().wait_for(|wanted| *wanted >= least).await;
     }
 
@@ -186,7 +186,8 @@ fn add_link(readings: &mut Readings, client: &ClientStatistics) {
     readings.set(Metric::RequestsInFlight, client.requests_in_flight);
 }
 
-/// What to tell of a link. A silent one is no longer believed in: known things are served while it lasts.
+/// Returns the state of a link for reports. A silent link counts as disconnected, because cached data is
+/// served meanwhile.
 fn link_word(state: Option<&str>) -> LinkWord {
     match state {
         Some("connected") => LinkWord::Connected,
@@ -200,7 +201,7 @@ fn file_system(reason: TrustReason) -> FileSystemReport {
     FileSystemReport { path: None, file_system: None, trust, reason }
 }
 
-/// Behind the control socket.
+/// Orders of the control socket.
 impl Controlled for MountHandle {
     fn status(&self) -> StatusReport {
         let client = self.link.client.as_ref().map(|client| client.statistics());
@@ -211,7 +212,7 @@ impl Controlled for MountHandle {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: vec![self.label.clone()],
             mountpoint: Some(self.mountpoint.clone()),
-            // Of a mount that has ended the kernel gives the number to the next one.
+            // After the end of a mount the kernel gives its number to the next one.
             device: self.device.clone().filter(|_| !self.ended.load(Ordering::Relaxed)),
             state: if self.ended.load(Ordering::Relaxed) {
                 LinkWord::Ending

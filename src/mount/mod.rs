@@ -1,4 +1,4 @@
-//! The mount side wired on one screen, with its shutdown order.
+//! Wiring of the mount side, with its order of start and shutdown.
 //!
 //! ```text
 //! kernel -> fuse session -> FileSystem -> Fetcher -> CachingClient -> RemoteClient -> host
@@ -7,9 +7,9 @@
 //!
 //! Offline there is no `RemoteClient`.
 //!
-//! A [`Mount`] is started from the right to the left, so that nothing is asked before it can be answered, and shut down from the
-//! left to the right: no more questions from the kernel, then no more requests, then what was learned goes to the disk, then the
-//! host is told goodbye, and the control socket goes last, so that `wormhole status` sees all of it.
+//! A [`Mount`] starts from right to left, so every request can be answered. It shuts down from left to right:
+//! first no more calls of the kernel, then no more requests, then learned data is written to the disk, then
+//! the host gets a goodbye. The control socket ends last, so `wormhole status` sees all of it.
 
 mod attempt;
 mod handle;
@@ -43,168 +43,167 @@ use crate::transport::{
     TransportTuning,
 };
 
-/// How long those who are still in a mount that was told to end may take to leave it.
+/// Time for users of a mount to leave it after the order to end.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
-/// How often it is told what is left to be sent.
-const REST_TOLD_EVERY: Duration = Duration::from_secs(10);
+/// Interval of messages about unsent data.
+const UNSENT_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long the cache may take to write what it holds: what is not written is fetched again, that is all.
+/// Time for the cache to write its data. Unwritten data is fetched again, nothing more.
 const CACHE_FLUSH_WAIT: Duration = Duration::from_secs(5);
 
-/// How long the host is given to hear the goodbye.
+/// Time for the host to get the goodbye.
 const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
-/// Everything a mount has to know.
+/// Configuration of a mount.
 #[derive(Debug, Clone)]
 pub struct MountConfig {
-    /// Which folder of which host.
+    /// Host and folder.
     pub remote: Remote,
-    /// Whether the host is never asked, and only what the cache knows is shown.
+    /// True if the host is never asked, and only cached data is shown.
     pub offline: bool,
-    /// Whether what is known is served while the host is out of reach.
+    /// True if cached data is served while the host is away.
     pub serves_stale: bool,
-    /// Whether the host is asked for content before it is sent.
+    /// Search for content on the host before it is sent.
     pub dedup: DedupWish,
-    /// Where the host's key is kept for the next time.
+    /// File with the keys of known hosts.
     pub known_hosts: KnownHosts,
-    /// Where this machine's key is; made if it does not exist.
+    /// File with the key of this machine. Created if missing.
     pub identity_file: PathBuf,
-    /// What is mounted, for people.
+    /// Source as text, without secrets.
     pub label: String,
-    /// Where, absolute and without symbolic links.
+    /// Mountpoint, absolute and without symbolic links.
     pub mountpoint: PathBuf,
-    /// Where the control socket is made.
+    /// Directory of the control socket.
     pub control_dir: PathBuf,
-    /// The way to the host.
+    /// Link to the host.
     pub link: LinkConfig,
-    /// What is kept on disk; nothing if `None`.
+    /// Disk cache, if any.
     pub cache: Option<CacheChoice>,
-    /// What is kept in memory and asked ahead.
+    /// Memory and read-ahead.
     pub fetch: FetchConfig,
-    /// How long attributes and names are believed.
+    /// Cache times of attributes and names.
     pub freshness: Freshness,
-    /// Who appears to own what.
+    /// Owners and permissions.
     pub ownership: Ownership,
-    /// Who here stands for whom on the host.
+    /// Mapping of numeric ids.
     pub id_mapping: IdMapping,
-    /// Which file locks are held on the host.
+    /// Kinds of file locks that are held on the host.
     pub locks: RemoteLocks,
-    /// How the kernel treats the mount.
+    /// Behaviour of the kernel for the mount.
     pub fuse: FuseConfig,
 }
 
-/// Which folder of which host.
+/// Host and folder.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    /// Where the host may be.
+    /// Addresses of the host.
     pub addresses: Vec<HostAddress>,
-    /// The key it must prove.
+    /// Key that the host must prove.
     pub expected: ExpectedHost,
-    /// What was typed; `None` where a ticket was.
+    /// Target as typed, `None` with a ticket.
     pub query: Option<HostQuery>,
-    /// The export.
+    /// Name of the export.
     pub export: String,
-    /// The path below it, without a leading `/`.
+    /// Path below the export, without a leading `/`.
     pub sub_path: Vec<u8>,
-    /// What lets us in the first time.
+    /// Secret for the first contact.
     pub secret: Option<TicketSecret>,
 }
 
-/// The way to the host.
+/// Link to the host.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
-    /// How long an operation may take.
+    /// Deadline of an operation.
     pub deadline: Duration,
-    /// Connections to use.
+    /// Number of connections.
     pub connections: usize,
-    /// Whether content comes compressed.
+    /// Compression of content.
     pub compression: CompressionWish,
-    /// Numbers for QUIC.
+    /// Parameters of the transport.
     pub tuning: TransportTuning,
 }
 
-/// Who here stands for whom on the host.
+/// Mapping of numeric ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum IdMapping {
-    /// Numbers are the host's.
+    /// Ids are those of the host.
     #[default]
     None,
-    /// As whom the host acts is shown as this user and group.
+    /// The user as which the host acts appears as this user and group.
     User {
         /// The user.
         uid: u32,
         /// The group.
         gid: u32,
     },
-    /// As was written down.
+    /// Files define the mapping.
     File(Arc<IdMap>),
 }
 
-/// What is kept on disk.
+/// Disk cache.
 #[derive(Debug, Clone)]
 pub struct CacheChoice {
-    /// Where and how much.
+    /// Directory and size.
     pub config: CacheConfig,
-    /// The directory was named: that it cannot be used is an error then, and not only a pity.
+    /// True if the user named the directory. Then it is an error if the directory cannot be used, not only a
+    /// warning.
     pub is_explicit: bool,
 }
 
-/// Why there is no mount.
+/// Reason why a mount failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// This machine's key.
+    /// The key of this machine cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The host.
+    /// The connection failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The host that answered is not the one that was meant, or nobody knows.
+    /// The key of the host is not the expected one, or not known.
     #[error(transparent)]
     Trust(#[from] KnownHostsError),
-    /// Several hosts might be meant, and none can be asked.
+    /// The cache has several hosts that fit, and none can be asked.
     #[error(
-        "the cache knows {label} of {count} hosts, and none of them was mounted by this name: mount it once while the host is there"
+        "the cache has {label} of {count} hosts, and none of them was mounted by this name: mount it once while the host is reachable"
     )]
     AnyOfSeveral {
-        /// What was to be mounted.
+        /// The source.
         label: String,
-        /// How many hosts.
+        /// Number of hosts.
         count: usize,
     },
-    /// The cache.
-    #[error("cache: {0}; name another directory with --cache-dir, or do without by -o cache=none")]
+    /// The cache cannot be used.
+    #[error("cache: {0}; name another directory with --cache-dir, or disable it with -o cache=none")]
     Cache(#[from] CacheError),
-    /// The cache does not even know the root.
-    #[error("the cache in {} knows nothing of {label}: mount it once while the host is there", directory.display())]
+    /// The cache does not have the root.
+    #[error("the cache in {} has nothing of {label}: mount it once while the host is reachable", directory.display())]
     NothingKnown {
-        /// What was to be mounted.
+        /// The source.
         label: String,
-        /// Where the cache is.
+        /// Directory of the cache.
         directory: PathBuf,
     },
-    /// Nobody says as whom the host acts.
+    /// The user as which the host acts is unknown.
     #[error(
-        "the cache does not know as whom the host acts for {0}: mount it once while the host is there, or use idmap=none"
+        "the cache does not know the user as which the host acts for {0}: mount it once while the host is reachable, or use idmap=none"
     )]
     UnknownUser(String),
-    /// Nothing of the mount could be shown.
-    #[error(
-        "{label} belongs to somebody whom nobody here stands for: {unmapped}; add a line, or use nomap=ignore"
-    )]
+    /// The root of the mount cannot be shown.
+    #[error("the owner of {label} has no mapping: {unmapped}; add a line, or use nomap=ignore")]
     RootUnmapped {
-        /// What was to be mounted.
+        /// The source.
         label: String,
-        /// Who.
+        /// The id without a mapping.
         unmapped: FsError,
     },
-    /// A thread.
+    /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// Others want the folder, or have it.
+    /// The folder is claimed by another mount.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// The kernel.
+    /// FUSE failed.
     #[error(transparent)]
     Fuse(#[from] FuseError),
     /// The process is ending.
@@ -213,7 +212,7 @@ pub enum MountError {
 }
 
 impl MountError {
-    /// Whether it may go better a little later, without anybody doing anything.
+    /// Returns true if a later attempt may succeed without any action.
     pub const fn may_pass(&self) -> bool {
         matches!(self, Self::Connect(ConnectError::NoAnswer { .. } | ConnectError::Transport(_)))
     }
@@ -231,8 +230,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Connects, unless it is to be offline, and mounts, if the claim to the folder still holds. When this returns the mount answers,
-    /// and has the control socket.
+    /// Connects (unless offline) and mounts, if the claim to the folder still holds. When this returns the
+    /// mount answers, and has the control socket.
     async fn start(
         mut config: MountConfig,
         claim: &Claim,
@@ -244,7 +243,7 @@ impl Mount {
         }
         let may_write = client.as_ref().is_some_and(|client| !client.read_only());
         if !may_write && !config.fuse.read_only {
-            tracing::info!("{}: nothing can be changed from here; mounted read-only", config.label);
+            tracing::info!("{}: the host allows no changes; mounted read-only", config.label);
             config.fuse.read_only = true;
         }
         let standby = open_cache(&config).await?;
@@ -268,12 +267,13 @@ impl Mount {
         Ok(Self { session, file_system, cache, recall, client, handle, control: control.take() })
     }
 
-    /// What tells this mount to end.
+    /// Returns the handle for orders.
     pub const fn handle(&self) -> &Arc<MountHandle> {
         &self.handle
     }
 
-    /// Waits until the kernel has let go of the mount; if it is told to end before, makes the kernel let go.
+    /// Waits until the kernel has ended the mount. If the mount is ordered to end before, makes the kernel
+    /// end it.
     pub async fn ended(&self) {
         tokio::select! {
             () = self.served() => return,
@@ -284,10 +284,7 @@ impl Mount {
             // Fails only while the runtime shuts down.
             let _ = tokio::task::spawn_blocking(move || leave_tree(&session)).await;
             if timeout(LEAVE_WAIT, self.served()).await.is_err() {
-                tracing::warn!(
-                    "{} is still in use: ending all the same",
-                    self.session.mountpoint().display()
-                );
+                tracing::warn!("{} is still in use: ending anyway", self.session.mountpoint().display());
             }
         };
         tokio::select! {
@@ -302,11 +299,11 @@ impl Mount {
         }
     }
 
-    /// Ends everything in its order, within some seconds.
+    /// Ends everything in order, within some seconds.
     pub async fn shut_down(self) {
         self.handle.set_ended();
         drop(self.session);
-        // As long as it takes, however long the host is away; but not against a will.
+        // This takes as long as the host is away, unless an abort is requested.
         tokio::select! {
             () = send_rest(&self.file_system) => {}
             () = self.handle.until(Wanted::Abort) => {}
@@ -324,9 +321,9 @@ impl Mount {
             let (recall, cache) = (Arc::clone(&self.recall), Arc::clone(&self.cache));
             let flushed = tokio::task::spawn_blocking(move || recall.flush() & cache.flush());
             if !matches!(timeout(CACHE_FLUSH_WAIT, flushed).await, Ok(Ok(true))) {
-                tracing::warn!("the cache could not write all it held: it will be fetched again");
+                tracing::warn!("the cache could not write all its data: the rest will be fetched again");
             }
-            // Who does not hear it keeps our session for a while, nothing more.
+            // A host that misses the goodbye keeps the session for a while, nothing more.
             if let Some(client) = self.client {
                 let _ = timeout(GOODBYE_WAIT, client.shutdown()).await;
             }
@@ -335,30 +332,31 @@ impl Mount {
     }
 }
 
-/// Waits until the host has everything, and says now and then how much is left.
+/// Waits until the host has everything, and reports the unsent bytes now and then.
 async fn send_rest(file_system: &FileSystem) {
     let mut all_sent = std::pin::pin!(file_system.all_sent());
     loop {
         let before = file_system.unsent_bytes();
         if before > 0 {
-            tracing::warn!("ending: {before} bytes are not at the host yet");
+            tracing::warn!("ending: {before} bytes are not sent to the host yet");
         }
-        if timeout(REST_TOLD_EVERY, &mut all_sent).await.is_ok() {
+        if timeout(UNSENT_REPORT_INTERVAL, &mut all_sent).await.is_ok() {
             return;
         }
     }
 }
 
-/// Takes the mount out of the tree, whoever is in it.
+/// Detaches the mount from the tree, even if it is in use.
 fn leave_tree(session: &Mounted) {
     match session.unmount(UnmountHow::Detach) {
-        // Somebody has detached it, and still uses it.
+        // It was detached before, and is still in use.
         Ok(()) | Err(UnmountError::NotMounted(_)) => {}
         Err(error) => tracing::warn!("{error}"),
     }
 }
 
-/// What is mounted, as people write it: `HOST:/EXPORT/PATH`, with the port where it is not the usual one. Never a secret.
+/// Returns the source as text: `HOST:/EXPORT/PATH`, with the port if it is not the default. It contains no
+/// secret.
 pub fn label(source: &MountSource, port_option: Option<u16>) -> String {
     let (host, port, export, sub_path) = match source {
         MountSource::Ticket(ticket) => {
@@ -381,7 +379,7 @@ pub fn label(source: &MountSource, port_option: Option<u16>) -> String {
     label.replace(char::is_control, "_")
 }
 
-/// The first connection, unless the host is not to be asked.
+/// Makes the first connection, unless offline.
 async fn connect(config: &MountConfig) -> Result<Option<Arc<RemoteClient>>, MountError> {
     if config.offline {
         return Ok(None);
@@ -392,7 +390,7 @@ async fn connect(config: &MountConfig) -> Result<Option<Arc<RemoteClient>>, Moun
     Ok(Some(client))
 }
 
-/// Who here stands for whom on the host.
+/// Returns the mapping of numeric ids.
 async fn id_map(
     config: &MountConfig,
     client: Option<&RemoteClient>,
@@ -424,7 +422,7 @@ async fn id_map(
     }
 }
 
-/// What remembers for the host, or instead of it, and the host's key.
+/// Returns the metadata cache in front of the host, or in place of it offline, and the key of the host.
 async fn recall(
     config: &MountConfig,
     client: Option<Arc<RemoteClient>>,
@@ -475,12 +473,13 @@ fn client_config(config: &MountConfig) -> Result<ClientConfig, MountError> {
     Ok(client)
 }
 
-/// The cache on disk. One that cannot be used now is done without until it can be; `None`: there is to be none.
+/// Opens the disk cache. One that cannot be used now is opened later. Returns `None` if there is to be none.
 async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, MountError> {
     let Some(choice) = config.cache.clone() else { return Ok(None) };
     let is_offline = config.offline;
     let opened = tokio::task::spawn_blocking(move || {
-        // Offline there is nothing to show without it; and what was typed and cannot work is said at once.
+        // Offline nothing can be shown without it. A directory that the user named and that cannot work is
+        // reported at once.
         let is_final = |error: &CacheError| is_offline || (choice.is_explicit && error.is_lasting());
         StandbyCache::open(choice.config, |error| !is_final(error))
     });
@@ -488,7 +487,7 @@ async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, M
     Ok(Some(Arc::new(opened.await.map_err(|_| MountError::Interrupted)??)))
 }
 
-/// Has what is mounted noted again when the cache is taken up late.
+/// Records the root again when the cache becomes available late.
 fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<CachingClient>, client: Option<&RemoteClient>) {
     let (recall, acts_as) = (Arc::downgrade(recall), client.map(RemoteClient::acts_as));
     standby.on_available(move || {
@@ -501,7 +500,7 @@ fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<CachingClient>, clien
     });
 }
 
-/// Waits for the kernel, or for fusermount3, on a thread that may.
+/// Mounts on a thread that may block on the kernel or fusermount3.
 async fn mount_on(file_system: Arc<FileSystem>, config: &MountConfig) -> Result<Mounted, MountError> {
     let (mountpoint, fuse) = (config.mountpoint.clone(), config.fuse.clone());
     match tokio::task::spawn_blocking(move || fuse::mount(&file_system, &mountpoint, &fuse)).await {
@@ -518,7 +517,7 @@ fn fs_config(config: &MountConfig, host_key: PublicKey) -> FsConfig {
         serves_stale: config.serves_stale,
         ownership: config.ownership.clone(),
         read_only: config.fuse.read_only,
-        // Without a host they are kept by the kernel.
+        // Without a host the kernel keeps the locks.
         locks: if config.offline { RemoteLocks::NONE } else { config.locks },
         patience: config.link.deadline,
         default_permissions: config.fuse.default_permissions,

@@ -1,4 +1,4 @@
-//! The syncs of a mount: begun and watched over its control socket.
+//! Syncs of a mount. The control socket starts and watches them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::control::SyncReport;
 use crate::fs::{FileSystem, SyncJob};
 
-/// Most syncs at once.
+/// Largest number of concurrent syncs.
 const JOBS_MAX: usize = 8;
 
-/// Age of the last question at which a sync is given up: whoever began it is gone.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+/// Time without a status request after which a sync ends, because its client is gone.
+const UNWATCHED_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Jobs {
@@ -19,15 +19,15 @@ struct Jobs {
     last_id: u64,
 }
 
-/// The table of them.
+/// Table of syncs.
 #[derive(Default)]
 pub(super) struct SyncJobs(Mutex<Jobs>);
 
 impl SyncJobs {
-    /// Begins one.
+    /// Starts a sync.
     pub(super) fn begin(&self, file_system: &Arc<FileSystem>) -> Result<SyncReport, String> {
         let mut jobs = lock(&self.0);
-        jobs.running.retain(|_, (_, asked)| asked.elapsed() < FORGOTTEN_AFTER);
+        jobs.running.retain(|_, (_, asked)| asked.elapsed() < UNWATCHED_TIMEOUT);
         if jobs.running.len() >= JOBS_MAX {
             return Err(format!("{JOBS_MAX} syncs are under way on this mount; wait for one of them"));
         }
@@ -38,10 +38,10 @@ impl SyncJobs {
         Ok(report)
     }
 
-    /// How far one is; one that has ended is forgotten with that.
+    /// Returns the progress of a sync. A finished one is then removed.
     pub(super) fn report(&self, id: u64, file_system: &FileSystem) -> Result<SyncReport, String> {
         let mut jobs = lock(&self.0);
-        let gone = || format!("there is no sync {id}; one that nobody asks about for 5 s may be given up");
+        let gone = || format!("there is no sync {id}; a sync may end after 5 s without a status request");
         let (job, asked) = jobs.running.get_mut(&id).ok_or_else(gone)?;
         *asked = Instant::now();
         let report = report(id, job, file_system);
@@ -51,7 +51,7 @@ impl SyncJobs {
         Ok(report)
     }
 
-    /// Ends all.
+    /// Ends all syncs.
     pub(super) fn end(&self) {
         lock(&self.0).running.clear();
     }

@@ -1,11 +1,11 @@
-//! Which host answered: said in words where it is not the one that was meant, and noted where it is.
+//! Identity of the host that answered: an error if it is not the expected one, else a record of it.
 
 use super::{MountConfig, MountError};
 use crate::client::remote::{ConnectError, RemoteClient};
 use crate::transport::interfaces::address_kind;
 use crate::transport::{ExpectedHost, HostContact, Notice, PublicKey, TransportError};
 
-/// The keys that may be the host's, where it cannot be asked.
+/// Returns the keys that the host may have, if it cannot be asked.
 pub(super) fn candidates(config: &MountConfig) -> Result<Vec<PublicKey>, MountError> {
     Ok(match &config.remote.expected {
         ExpectedHost::Key(key) => vec![*key],
@@ -14,8 +14,7 @@ pub(super) fn candidates(config: &MountConfig) -> Result<Vec<PublicKey>, MountEr
     })
 }
 
-/// Says of a key that was not accepted whose it is and what helps, as far as the known hosts tell. A ticket and a host that was
-/// mounted before are told as they come.
+/// Explains a refused key with the known hosts: its owner, and a remedy. Errors with a ticket stay unchanged.
 pub(super) fn explain(config: &MountConfig, error: ConnectError) -> MountError {
     let wrong_key = match &error {
         ConnectError::Transport(error) => TransportError::wrong_key(error),
@@ -25,11 +24,11 @@ pub(super) fn explain(config: &MountConfig, error: ConnectError) -> MountError {
     let (Some(presented), Some(query), false) = (wrong_key, &config.remote.query, by_ticket) else {
         return error.into();
     };
-    // Right by now: another process has noted it meanwhile.
+    // The key is accepted by now: another process has recorded it meanwhile.
     config.known_hosts.check(query, presented).map_or_else(MountError::Trust, |_| error.into())
 }
 
-/// Notes the host under every name at which it answered, so that next time each is enough.
+/// Records the host under every name at which it answered, so that any of them is enough next time.
 pub(super) fn remember(config: &MountConfig, client: &RemoteClient) {
     let query = config.remote.query.clone();
     let answered_at = match query {

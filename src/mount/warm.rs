@@ -1,4 +1,4 @@
-//! The warm-ups of a mount: begun and watched over its control socket, given up when nobody watches.
+//! Warm-ups of a mount. The control socket starts and watches them. A warm-up ends if no client watches it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use crate::control::{WarmOrder, WarmReport};
 use crate::fs::{FileSystem, WarmJob};
 
-/// Most warm-ups at once: they share what the link has left.
+/// Largest number of concurrent warm-ups. They share the spare capacity of the link.
 const JOBS_MAX: usize = 4;
 
-/// One that nobody has asked about for so long is given up: whoever began it is gone.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+/// Time without a status request after which a warm-up ends, because its client is gone.
+const UNWATCHED_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Job {
     work: WarmJob,
@@ -30,20 +30,20 @@ struct Jobs {
     has_ended: bool,
 }
 
-/// The table of them.
+/// Table of warm-ups.
 pub(super) struct WarmJobs {
     file_system: Mutex<Option<Arc<FileSystem>>>,
     jobs: Arc<Mutex<Jobs>>,
-    forgotten_after: Duration,
+    unwatched_timeout: Duration,
 }
 
 impl WarmJobs {
     pub(super) fn new(file_system: Arc<FileSystem>) -> Self {
         let file_system = Mutex::new(Some(file_system));
-        Self { file_system, jobs: Arc::default(), forgotten_after: FORGOTTEN_AFTER }
+        Self { file_system, jobs: Arc::default(), unwatched_timeout: UNWATCHED_TIMEOUT }
     }
 
-    /// Begins one.
+    /// Starts a warm-up.
     pub(super) fn begin(&self, order: &WarmOrder) -> Result<WarmReport, String> {
         let path = HEXLOWER.decode(order.path_hex.as_bytes());
         let path = path.map_err(|_| "a path is given as hexadecimal digits".to_owned())?;
@@ -60,14 +60,14 @@ impl WarmJobs {
         let job = Job { work: job, source, pin: order.pin, asked_at: Instant::now() };
         let report = report(id, &job);
         jobs.running.insert(id, job);
-        file_system.runtime().spawn(forget_in_time(Arc::downgrade(&self.jobs), id, self.forgotten_after));
+        file_system.runtime().spawn(expire(Arc::downgrade(&self.jobs), id, self.unwatched_timeout));
         Ok(report)
     }
 
-    /// How far one is; one that has ended is forgotten with that.
+    /// Returns the progress of a warm-up. A finished one is then removed.
     pub(super) fn report(&self, id: u64) -> Result<WarmReport, String> {
         let mut jobs = lock(&self.jobs);
-        let gone = || format!("there is no warm-up {id}; one that nobody asks about for 5 s is given up");
+        let gone = || format!("there is no warm-up {id}; a warm-up ends after 5 s without a status request");
         let job = jobs.running.get_mut(&id).ok_or_else(gone)?;
         job.asked_at = Instant::now();
         let report = report(id, job);
@@ -77,7 +77,7 @@ impl WarmJobs {
         Ok(report)
     }
 
-    /// Ends all, and takes no more.
+    /// Ends all warm-ups and accepts no more.
     pub(super) fn end(&self) {
         let mut jobs = lock(&self.jobs);
         jobs.has_ended = true;
@@ -104,13 +104,13 @@ fn report(id: u64, job: &Job) -> WarmReport {
     }
 }
 
-async fn forget_in_time(jobs: Weak<Mutex<Jobs>>, id: u64, forgotten_after: Duration) {
+async fn expire(jobs: Weak<Mutex<Jobs>>, id: u64, unwatched_timeout: Duration) {
     loop {
         let Some(asked_at) = jobs.upgrade().and_then(|jobs| Some(lock(&jobs).running.get(&id)?.asked_at))
         else {
             return;
         };
-        let left = forgotten_after.saturating_sub(asked_at.elapsed());
+        let left = unwatched_timeout.saturating_sub(asked_at.elapsed());
         if left.is_zero() {
             if let Some(jobs) = jobs.upgrade() {
                 lock(&jobs).running.remove(&id);
@@ -133,7 +133,8 @@ mod tests {
     use crate::fetch::{FetchConfig, Fetcher};
     use crate::fs::FsConfig;
 
-    /// With a cache in a directory that is gone when this returns: nothing is ever written to it here.
+    /// Returns a table with a cache in a directory that is removed when this returns. Nothing is written to
+    /// it here.
     fn jobs(host: &MemoryHost) -> WarmJobs {
         let directory = tempfile::tempdir().unwrap();
         let (size_bytes, segment_bytes) = (1 << 20, Some(1 << 16));
@@ -152,7 +153,7 @@ mod tests {
         WarmOrder { path_hex: HEXLOWER.encode(path.as_bytes()), pin: false }
     }
 
-    /// A host that answers no lookup, so that every warm-up waits.
+    /// Returns a host that answers no lookup, so every warm-up waits.
     fn silent_host() -> MemoryHost {
         let host = MemoryHost::new();
         host.create_file("file", "content");
@@ -161,22 +162,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_nobody_asks_about_is_given_up() {
+    async fn an_unwatched_warm_up_ends() {
         let host = silent_host();
-        // Long beside the pauses of a machine that is busy with other tests.
-        let jobs = WarmJobs { forgotten_after: Duration::from_secs(2), ..jobs(&host) };
+        // Long compared with the pauses of a busy machine.
+        let jobs = WarmJobs { unwatched_timeout: Duration::from_secs(2), ..jobs(&host) };
         let watched = jobs.begin(&order("file")).unwrap().id;
         let forgotten = jobs.begin(&order("file")).unwrap().id;
         while lock(&jobs.jobs).running.contains_key(&forgotten) {
             tokio::time::sleep(Duration::from_millis(20)).await;
             assert!(!jobs.report(watched).unwrap().done);
         }
-        assert!(jobs.report(forgotten).unwrap_err().contains("nobody asks about"));
+        assert!(jobs.report(forgotten).unwrap_err().contains("without a status request"));
         host.until(|host| host.held().len() <= 1).await;
     }
 
     #[tokio::test]
-    async fn there_are_only_so_many_and_none_after_the_end() {
+    async fn warm_ups_are_bounded_and_none_starts_after_the_end() {
         let host = silent_host();
         let jobs = jobs(&host);
         for _ in 0..JOBS_MAX {
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_has_ended_tells_it_once() {
+    async fn a_finished_warm_up_reports_once() {
         let host = MemoryHost::new();
         host.create_file("empty", "");
         host.advance(Duration::from_secs(10));

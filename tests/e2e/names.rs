@@ -65,7 +65,7 @@ fn host(lan: &Lan, name: &str, listen: &str, arguments: &[&str]) -> (World, Host
     (world, host)
 }
 
-const ALARM: &str = "somebody is in between";
+const ALARM: &str = "the connection is intercepted";
 
 #[test]
 fn a_known_host_is_accepted_under_every_name_and_a_name_is_one_hosts() {

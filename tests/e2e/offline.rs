@@ -88,7 +88,7 @@ fn offline_needs_something_to_show() {
     world.mount(&host.ticket, "").umount();
     let source = format!("wormhole://127.0.0.1:{}", host.listening.port());
     for (source, options, says) in [
-        (format!("{source}/export/unseen"), "offline", "knows nothing of"),
+        (format!("{source}/export/unseen"), "offline", "has nothing of"),
         (format!("{source}/export"), "offline,cache=none", "cache=none"),
         (format!("{source}/export"), "offline,nosoftreval", "nosoftreval"),
     ] {

@@ -1,4 +1,4 @@
-//! (P) What the model host answers: the protocol's promises about requests, one function a kind.
+//! (P) Answers of the model host: the guarantees of the protocol about requests, one function for each kind.
 
 use std::ops::ControlFlow;
 
@@ -17,7 +17,7 @@ use crate::proto::{
     SeekTarget, SessionRun, Version, Welcome, WireError,
 };
 
-/// A read under way: which part comes next.
+/// A read under way, and its next part.
 #[derive(Debug)]
 pub(super) struct ReadCursor {
     request: ReadRequest,
@@ -26,7 +26,7 @@ pub(super) struct ReadCursor {
 }
 
 impl Tree {
-    /// The answer to a client's request that has one message for an answer.
+    /// Returns the answer to a client's request that has one message as its answer.
     pub(super) fn answer(
         &mut self,
         client: u64,
@@ -78,7 +78,7 @@ impl Tree {
         }
     }
 
-    /// All entries of a directory; the client knows their nodes from then on.
+    /// Returns all entries of a directory. The client knows their nodes from then on.
     pub(super) fn list(&mut self, node: NodeId) -> Result<Vec<DirectoryEntry>, WireError> {
         self.node(node)?;
         let entries = self.entries(node).ok_or(system(Errno::ENOTDIR))?;
@@ -93,7 +93,7 @@ impl Tree {
         Ok(listed)
     }
 
-    /// Content of a file as it is now.
+    /// Returns the present content of a file.
     pub(super) fn read_current(&self, node: NodeId, range: ByteRange) -> Result<Bytes, WireError> {
         if range.len > CURRENT_BYTES_MAX {
             return Err(WireError::new(ErrorCode::Malformed, "a read of more than the protocol allows"));
@@ -102,7 +102,7 @@ impl Tree {
         Ok(regular(self.node(node)?)?.read(range.offset, range.len).into())
     }
 
-    /// Checks a read; its parts come from [`Self::next_part`].
+    /// Checks a read. Its parts come from [`Self::next_part`].
     pub(super) fn begin_read(&self, request: ReadRequest) -> Result<ReadCursor, WireError> {
         let range = request.range;
         let too_long = if request.whole_chunks {
@@ -125,7 +125,7 @@ impl Tree {
         Ok(ReadCursor { request, next: chunks.start, end: chunks.end })
     }
 
-    /// The next part of a read; `Break` after the last.
+    /// Returns the next part of a read, `Break` after the last.
     pub(super) fn next_part(
         &self,
         cursor: &mut ReadCursor,
@@ -248,7 +248,7 @@ impl Tree {
         Ok(Reply::Blocks { offset, blocks: blocks.collect() })
     }
 
-    /// As if nothing had been known before.
+    /// Answers as if nothing had been known before.
     fn manifest(&self, request: &ManifestRequest) -> Result<Reply, WireError> {
         if request.chunks.count > MANIFEST_CHUNKS_MAX {
             return Err(WireError::new(
@@ -265,7 +265,7 @@ impl Tree {
         Ok(Reply::Manifest { computed: hashes.len() as u32, hashes })
     }
 
-    /// As the owner of everything would be let in.
+    /// Checks access as for the owner of everything.
     pub(super) fn permitted(&self, id: NodeId, mask: u8) -> Result<(), WireError> {
         let owner_bits = (self.node(id)?.permissions >> 6) & 7;
         if u16::from(mask) & !owner_bits == 0 { Ok(()) } else { Err(system(Errno::EACCES)) }
@@ -276,14 +276,14 @@ impl Tree {
         known.ok_or_else(|| WireError::new(ErrorCode::UnknownNode, ""))
     }
 
-    /// What changes a node goes by its name, unless this client holds it.
+    /// Checks that a change finds its node by a name, or that this client has it open.
     pub(super) fn found(&self, client: u64, id: NodeId) -> Result<(), WireError> {
         self.node(id)?;
         if self.is_found(client, id) { Ok(()) } else { Err(WireError::new(ErrorCode::UnknownNode, "")) }
     }
 }
 
-/// A file system with room.
+/// Returns the statistics of a file system with free space.
 const STATISTICS: FsStatistics = FsStatistics {
     block_bytes: 4096,
     blocks: 1 << 28,
@@ -306,7 +306,7 @@ pub(super) fn regular(node: &Node) -> Result<&super::content::Content, WireError
     }
 }
 
-/// The model's kernel restarts with its daemon.
+/// Returns the boot id. The model's kernel restarts with its daemon.
 pub(super) const fn boot_of(instance: InstanceId) -> BootId {
     BootId(instance.0)
 }

@@ -1,4 +1,4 @@
-//! (P) What the model host does when it is told to change something: as Linux would, by one owner who may do everything.
+//! (P) Changes of the model host. They behave as on Linux, for one owner with all rights.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::proto::{
 };
 
 impl Tree {
-    /// Changes something for a client.
+    /// Executes a change for a client.
     pub(super) fn change(&mut self, client: u64, change: &Change, boot: BootId) -> Result<Reply, WireError> {
         if let Change::SetAttributes { node, .. }
         | Change::SetXattr { node, .. }
@@ -193,7 +193,7 @@ impl Tree {
     ) -> Result<Changed, WireError> {
         let id = self.child(from, from_name)?.ok_or(system(Errno::ENOENT))?;
         let there = self.child(to, to_name)?;
-        // The answer tells of them.
+        // The answer contains them.
         self.known.extend(there);
         self.known.insert(id);
         let is_directory = self.entries(id).is_some();
@@ -289,13 +289,13 @@ impl Tree {
         self.result(id, [])
     }
 
-    /// Changes content: both times move on.
+    /// Changes content and updates both times.
     fn alter_content(&mut self, id: NodeId, change: impl FnOnce(&mut Content)) -> Result<(), WireError> {
         regular(self.node(id)?)?;
         self.change_file(id, change).map_err(system)
     }
 
-    /// Changes a node: `ctime` moves on.
+    /// Changes a node and updates its `ctime`.
     fn alter<T>(&mut self, id: NodeId, change: impl FnOnce(&mut Node) -> T) -> Result<T, WireError> {
         self.node(id)?;
         let stamp = self.tick();
@@ -316,7 +316,7 @@ impl Tree {
         Ok(entries.get(name).copied())
     }
 
-    /// Whether `id` is `top` or lies somewhere below it.
+    /// Returns true if `id` is `top` or lies below it.
     fn lies_below(&self, id: NodeId, top: NodeId) -> bool {
         id == top
             || self

@@ -1,13 +1,13 @@
-//! (P) Content of a model file: blocks that were written over bytes that are computed, and holes between them.
+//! (P) Content of a model file: written blocks over computed bytes, and holes between them.
 
 use std::collections::BTreeMap;
 
 use crate::proto::SeekTarget;
 
-/// Unit in which content is stored and holes are counted, in bytes: what most file systems use.
+/// Unit in which content is stored and holes are counted, in bytes, as on most file systems.
 pub(super) const BLOCK_BYTES: u64 = 4096;
 
-/// Content of a file of any size; only what was written takes memory.
+/// Content of a file of any size. Only written blocks take memory.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Content {
     size: u64,
@@ -15,7 +15,7 @@ pub(super) struct Content {
     written: BTreeMap<u64, Vec<u8>>,
 }
 
-/// Bytes that follow from their offset.
+/// Bytes that are computed from their offset.
 #[derive(Debug, Clone, Copy)]
 struct Generated {
     seed: u64,
@@ -23,31 +23,31 @@ struct Generated {
 }
 
 impl Content {
-    /// A file that holds `bytes`.
+    /// Returns a file with the content `bytes`.
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let mut content = Self::default();
         content.write(0, bytes);
         content
     }
 
-    /// A file of `size` bytes that look random and depend on nothing but `seed` and their offset.
+    /// Returns a file of `size` bytes that look random and depend only on `seed` and their offset.
     pub(super) fn generated(seed: u64, size: u64) -> Self {
         Self { size, generated: Some(Generated { seed, size }), written: BTreeMap::new() }
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub(super) const fn size(&self) -> u64 {
         self.size
     }
 
-    /// Bytes that are stored, in whole blocks.
+    /// Returns the number of stored bytes, in whole blocks.
     pub(super) fn allocated_bytes(&self) -> u64 {
         let generated_blocks = self.generated.map_or(0, |generated| generated.size.div_ceil(BLOCK_BYTES));
         let beyond = self.written.range(generated_blocks..).count() as u64;
         (generated_blocks + beyond) * BLOCK_BYTES
     }
 
-    /// The bytes of `offset..offset + len` that lie before the end.
+    /// Returns the bytes of `offset..offset + len` that lie before the end.
     pub(super) fn read(&self, offset: u64, len: u64) -> Vec<u8> {
         let end = offset.saturating_add(len).min(self.size);
         let mut bytes = Vec::with_capacity(end.saturating_sub(offset) as usize);
@@ -64,7 +64,7 @@ impl Content {
         bytes
     }
 
-    /// Puts `bytes` at `offset`; the file grows as it must, leaving a hole where nothing was.
+    /// Writes `bytes` at `offset`. The file grows as needed, with a hole in the gap.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -81,7 +81,7 @@ impl Content {
         self.size = self.size.max(at);
     }
 
-    /// Cuts the file, or lets it grow by a hole.
+    /// Truncates the file, or extends it by a hole.
     pub(super) fn truncate(&mut self, size: u64) {
         if size < self.size {
             let (last, within) = (size / BLOCK_BYTES, (size % BLOCK_BYTES) as usize);
@@ -94,7 +94,7 @@ impl Content {
         self.size = size;
     }
 
-    /// The next data or hole from `offset` on, as `lseek(2)`; `None` where it would say `ENXIO`.
+    /// Returns the next data or hole from `offset` on, as `lseek(2)`, or `None` for `ENXIO`.
     pub(super) fn seek(&self, offset: u64, target: SeekTarget) -> Option<u64> {
         if offset >= self.size {
             return None;
@@ -134,7 +134,7 @@ impl Content {
     }
 }
 
-/// The finaliser of `splitmix64`: neighbours come out unrelated.
+/// Finaliser of `splitmix64`. Neighbouring values become unrelated.
 const fn scramble(value: u64) -> u64 {
     let value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -178,7 +178,7 @@ mod tests {
                     Op::Write(at, bytes) => {
                         content.write(at, &bytes);
                         let end = at as usize + bytes.len();
-                        // Writing nothing changes nothing, even behind the end.
+                        // An empty write changes nothing, even beyond the end.
                         if !bytes.is_empty() {
                             twin.resize(twin.len().max(end), 0);
                             twin[at as usize..end].copy_from_slice(&bytes);

@@ -1,8 +1,8 @@
-//! What the model host was asked, and what it sent.
+//! Counters of the requests to the model host and of the content that it sent.
 
 use crate::proto::Request;
 
-/// Requests by kind, and what went out.
+/// Requests by kind, and sent content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// [`Request::Hello`] and [`Request::Ping`].
@@ -53,7 +53,7 @@ pub struct Counters {
     pub locks: u64,
     /// Whole chunks sent.
     pub chunks: u64,
-    /// Chunks that the client held already.
+    /// Chunks that the client had already.
     pub same: u64,
     /// Pieces sent.
     pub pieces: u64,
@@ -64,7 +64,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Requests of all kinds.
+    /// Returns the number of requests of all kinds.
     pub const fn requests(&self) -> u64 {
         self.pings
             + self.lookups

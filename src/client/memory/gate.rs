@@ -1,4 +1,4 @@
-//! Holding answers of the model host back until a test lets them go.
+//! Holds answers of the model host until a test releases them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,20 +7,20 @@ use tokio::sync::oneshot;
 
 use crate::proto::Request;
 
-/// How far a request has come.
+/// Stage of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// The host has it and has done nothing yet: it will answer with how things are when it goes on.
+    /// The host has the request and has done nothing yet. Its answer will show the state at the release.
     Arrived,
-    /// The answer is made, from how things were, and is on its way.
+    /// The answer is made, from the earlier state, and is on its way.
     Answered,
-    /// The part of a listing or a read with this number (from 0) is about to be made.
+    /// The part with this number (from 0) of a listing or a read is about to be made.
     Part(u64),
 }
 
 type Predicate = Box<dyn Fn(&Request, Stage) -> bool + Send + Sync>;
 
-/// The queue of what is held.
+/// Queue of held requests.
 #[derive(Default)]
 pub(super) struct Gate {
     inner: Mutex<Inner>,
@@ -39,17 +39,17 @@ struct Held {
 }
 
 impl Gate {
-    /// From now on what `predicate` says is held.
+    /// Holds requests that `predicate` selects from now on.
     pub(super) fn hold(&self, predicate: Predicate) {
         self.lock().holds = Some(predicate);
     }
 
-    /// Holds nothing more and lets everything go.
+    /// Releases all and holds no more.
     pub(super) fn open(&self) {
         *self.lock() = Inner::default();
     }
 
-    /// Lets the oldest of what is held go; whether there was one.
+    /// Releases the oldest held request. Returns false if there was none.
     pub(super) fn release_one(&self) -> bool {
         let mut inner = self.lock();
         while let Some(held) = inner.held.pop_front() {
@@ -60,14 +60,14 @@ impl Gate {
         false
     }
 
-    /// What is held, oldest first; what was cancelled is not among it.
+    /// Returns the held requests, oldest first, without cancelled ones.
     pub(super) fn held(&self) -> Vec<(Request, Stage)> {
         let mut inner = self.lock();
         inner.held.retain(|held| !held.go.is_closed());
         inner.held.iter().map(|held| (held.request.clone(), held.stage)).collect()
     }
 
-    /// Something to wait for before going on, if this is to be held. A dropped sender lets go too.
+    /// Returns a receiver to wait for, if this request must be held. A dropped sender releases it, too.
     pub(super) fn enter(&self, request: &Request, stage: Stage) -> Option<oneshot::Receiver<()>> {
         let mut inner = self.lock();
         let holds = inner.holds.as_ref().is_some_and(|predicate| predicate(request, stage));

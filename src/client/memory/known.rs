@@ -7,18 +7,18 @@ use super::tree::{Body, Tree};
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash};
 use crate::proto::{BootId, KnownChunk, NodeId, Reply, WireError, WriteAt, Written};
 
-/// Largest file that is looked through, in bytes: the model hashes everything anew for each question.
+/// Largest file that is searched, in bytes. The model hashes everything again for each request.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Tree {
-    /// Whether each chunk is in some file, and not only where it is to be written.
+    /// Tells for each chunk if it is in some file, at another place than the one to be written.
     pub(super) fn have(&self, id: NodeId, offset: u64, chunks: &[ChunkHash]) -> Vec<bool> {
         let own = ByteRange::new(offset, chunks.len() as u64 * CHUNK_BYTES);
         let all = self.whole_chunks(|at, place| at != id || own.intersect(place).is_none());
         chunks.iter().map(|hash| all.contains_key(hash)).collect()
     }
 
-    /// Writes those that are. The model takes parts of a file in any order.
+    /// Writes the chunks that are known. The model accepts the parts of a file in any order.
     pub(super) fn write_known(
         &mut self,
         id: NodeId,

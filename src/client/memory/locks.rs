@@ -1,4 +1,4 @@
-//! The model host's locks: who of its clients, and of its own processes, holds what.
+//! Locks of the model host: those of its clients and those of its own processes.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -16,10 +16,10 @@ use crate::proto::{
     LockRequest, LockTest, NodeId, Reply, Request, SessionRun, WholeFile, WireError, WriteRequest,
 };
 
-/// Client and owner; client 0 is the host itself.
+/// Client and owner. Client 0 is the host itself.
 type Owner = (u64, LockOwner);
 
-/// The locks of all files, and the processes that took them.
+/// Locks of all files, and the processes that took them.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
     files: HashMap<NodeId, BothKinds<Owner>>,
@@ -27,7 +27,7 @@ pub(super) struct Locks {
 }
 
 impl Locks {
-    /// Nobody holds anything any more.
+    /// Releases all locks.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -60,7 +60,7 @@ impl Locks {
 }
 
 impl MemoryHost {
-    /// The same host as another client sees it: with a session, and so with locks, of its own.
+    /// Returns the same host as another client sees it, with a session and locks of its own.
     #[must_use]
     pub fn another_client(&self) -> Self {
         let number = self.shared.clients.fetch_add(1, Ordering::Relaxed) + 1;
@@ -70,12 +70,12 @@ impl MemoryHost {
         client
     }
 
-    /// A process of the host takes a lock of `fcntl`, or gives it back (`None`). Whether it could.
+    /// Takes or releases (`None`) an `fcntl` lock of a host process. Returns true on success.
     pub fn lock_locally(&self, path: impl AsRef<[u8]>, range: LockRange, kind: Option<LockKind>) -> bool {
         self.lock_locally_as(WholeFile::Fcntl.kinds_of(range), path, range, kind)
     }
 
-    /// The same for a lock of the whole file by `flock`.
+    /// Does the same with a `flock` lock of the whole file.
     pub fn flock_locally(&self, path: impl AsRef<[u8]>, kind: Option<LockKind>) -> bool {
         self.lock_locally_as(WholeFile::Flock.kinds_of(LockRange::WHOLE), path, LockRange::WHOLE, kind)
     }
@@ -90,7 +90,7 @@ impl MemoryHost {
         let node = found(self.tree().find(path.as_ref()).ok_or(Errno::ENOENT), path.as_ref());
         let mut locks = self.locks();
         let file = locks.files.entry(node).or_default();
-        // One for each kind, as they know nothing of each other.
+        // One table for each kind, because the kinds do not conflict.
         let owner = (0, LockOwner(u64::from(kinds.flock)));
         let is_free = kind.is_none_or(|kind| file.conflict(owner, range, kinds, kind).is_none());
         if is_free {
@@ -101,14 +101,15 @@ impl MemoryHost {
         is_free
     }
 
-    /// The locks that clients hold on a file.
+    /// Returns the locks that clients hold on a file.
     pub fn locks_on(&self, path: impl AsRef<[u8]>) -> usize {
         let node = self.tree().find(path.as_ref());
         let locks = self.locks();
         node.and_then(|node| locks.files.get(&node)).map_or(0, BothKinds::count)
     }
 
-    /// This client's session is over, as after a long cut: its locks are given back, and a new life of it begins.
+    /// Ends this client's session, as after a long interruption. Its locks are released, and a new epoch
+    /// begins.
     pub fn expire_session(&self) {
         for file in self.locks().files.values_mut() {
             let theirs = file.owners().into_iter().filter(|owner| owner.0 == self.client);
@@ -119,7 +120,7 @@ impl MemoryHost {
         self.shared.changes.send_replace(());
     }
 
-    /// The host has restarted: every session has a new life, and no lock is held.
+    /// Restarts all sessions, as after a restart of the host. No lock is held.
     pub(super) fn end_all_sessions(&self) {
         self.locks().clear();
         let runs = self.shared.runs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +130,7 @@ impl MemoryHost {
         }
     }
 
-    /// What was to be written under a lock of another life of the session is not.
+    /// Refuses a write under a lock of another session epoch.
     pub(super) fn check_write(&self, write: &WriteRequest) -> Result<(), WireError> {
         match write.at.place() {
             Some((_, _, Some(run))) if *self.run.borrow() != Some(run) => {
@@ -143,7 +144,7 @@ impl MemoryHost {
         Reply::LockTest(self.locks().test(self.client, test))
     }
 
-    /// Does it once the link is there, however long that takes.
+    /// Executes it once the link is up, however long that takes.
     pub(super) async fn serve_lock(self, call: LockCall) -> Result<LockAnswer, CallError> {
         let request = Request::Lock(LockRequest { operation: self.operation(), call });
         self.count(|counters| counters.count(&request));

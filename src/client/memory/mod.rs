@@ -1,12 +1,12 @@
-//! A host in memory, for whoever wants to run what stands above [`Client`] without a network.
+//! A host in memory, to run the layers above [`Client`] without a network.
 //!
-//! It keeps the protocol's promises to the letter: versions that change with content, nodes that are unknown after a
-//! restart until they are looked up, chunks or pieces as asked. Tests build a tree, change it under the reader's feet,
-//! hold answers back, cut the link, and count what was asked.
+//! It keeps the guarantees of the protocol exactly: versions change with content, nodes are unknown after a
+//! restart until they are looked up, chunks or exact ranges come as requested. Tests build a tree, change it
+//! during reads, hold answers, cut the link, and count requests.
 //!
-//! Paths are names joined by `/` below the root. What is built looks an hour old, so that its version is settled; what
-//! is changed bears the time of the model's clock, which moves by a microsecond at each change and by [`MemoryHost::advance`].
-//! Methods that build or change panic where the path leads nowhere: a test's mistake.
+//! Paths are names joined by `/` below the root. A built tree looks an hour old, so its versions are settled.
+//! A changed file gets the time of the model's clock, which moves by a microsecond at each change and by
+//! [`MemoryHost::advance`]. Methods that build or change panic on missing paths, because the test is wrong.
 
 mod answer;
 mod change;
@@ -44,14 +44,14 @@ use crate::proto::{
     Written,
 };
 
-/// How long a call waits for a host that is cut off, unless told otherwise; as a real client's default.
+/// Default time for which a call waits for a host without a link, as in a real client.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
 
 /// A host in memory, which is its own client. Clones are the same host.
 #[derive(Clone)]
 pub struct MemoryHost {
     shared: Arc<Shared>,
-    /// Which client of the host this is.
+    /// Number of this client on the host.
     client: u64,
     run: Arc<watch::Sender<Option<SessionRun>>>,
 }
@@ -65,7 +65,7 @@ struct Shared {
     changes: watch::Sender<()>,
     restarts: AtomicU64,
     operations: AtomicU64,
-    /// Writes that were begun and are not done, with their files.
+    /// Writes under way, with their files.
     writing: Mutex<BTreeMap<OperationId, NodeId>>,
     clients: AtomicU64,
     runs: Mutex<Vec<Weak<watch::Sender<Option<SessionRun>>>>>,
@@ -100,7 +100,7 @@ impl Default for MemoryHost {
 }
 
 impl MemoryHost {
-    /// A connected host with an empty root.
+    /// Returns a connected host with an empty root.
     pub fn new() -> Self {
         let settings = Settings {
             delay: None,
@@ -132,17 +132,17 @@ impl MemoryHost {
         host.another_client()
     }
 
-    /// This host behind the trait.
+    /// Returns this host as a [`Client`].
     pub fn client(&self) -> Arc<dyn Client> {
         Arc::new(self.clone())
     }
 
-    /// The node of the root.
+    /// Returns the node of the root.
     pub fn root_node(&self) -> NodeId {
         self.tree().root
     }
 
-    /// Makes a directory; a directory that is there already stays.
+    /// Creates a directory, unless it exists.
     pub fn create_dir(&self, path: impl AsRef<[u8]>) -> NodeId {
         let mut tree = self.tree();
         match tree.find(path.as_ref()) {
@@ -151,17 +151,17 @@ impl MemoryHost {
         }
     }
 
-    /// Makes a file with this content.
+    /// Creates a file with this content.
     pub fn create_file(&self, path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> NodeId {
         self.tree().create(path.as_ref(), Body::File(Content::from_bytes(content.as_ref())))
     }
 
-    /// Makes a file of `size` bytes that look random; equal seeds give equal bytes. It takes no memory.
+    /// Creates a file of `size` bytes that look random. Equal seeds give equal bytes. It takes no memory.
     pub fn create_generated(&self, path: impl AsRef<[u8]>, size: u64, seed: u64) -> NodeId {
         self.tree().create(path.as_ref(), Body::File(Content::generated(seed, size)))
     }
 
-    /// Makes a file of `size` bytes that is a hole but for these extents (offset, bytes).
+    /// Creates a file of `size` bytes that is a hole except for these extents (offset, bytes).
     pub fn create_sparse(&self, path: impl AsRef<[u8]>, size: u64, extents: &[(u64, &[u8])]) -> NodeId {
         let mut content = Content::default();
         for (offset, bytes) in extents {
@@ -171,17 +171,17 @@ impl MemoryHost {
         self.tree().create(path.as_ref(), Body::File(content))
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     pub fn create_symlink(&self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> NodeId {
         self.tree().create(path.as_ref(), Body::Symlink(target.as_ref().to_vec()))
     }
 
-    /// Makes a pipe, socket or device.
+    /// Creates a pipe, socket or device.
     pub fn create_special(&self, path: impl AsRef<[u8]>, kind: FileKind) -> NodeId {
         self.tree().create(path.as_ref(), Body::Special(kind))
     }
 
-    /// Gives what is at `existing` a second name.
+    /// Gives the file at `existing` a second name.
     pub fn create_hard_link(&self, existing: impl AsRef<[u8]>, new: impl AsRef<[u8]>) {
         let mut tree = self.tree();
         let id = found(tree.find(existing.as_ref()).ok_or(Errno::ENOENT), existing.as_ref());
@@ -210,53 +210,54 @@ impl MemoryHost {
         self.change_content(path.as_ref(), |content| content.write(offset, bytes.as_ref()));
     }
 
-    /// Overwrites a part of a file; its version stays, as on file systems whose times prove nothing.
+    /// Overwrites a part of a file without a new version, as on file systems with weak times.
     pub fn write_unnoticed(&self, path: impl AsRef<[u8]>, offset: u64, bytes: impl AsRef<[u8]>) {
         let write = |content: &mut Content| content.write(offset, bytes.as_ref());
         found(self.tree().change_unnoticed(path.as_ref(), write), path.as_ref());
     }
 
-    /// From now on stamps come from a clock that is so far ahead of the host's own, in nanoseconds, or behind it.
+    /// Takes timestamps from now on from a clock that is ahead of the host's by so many nanoseconds, or
+    /// behind.
     pub fn set_stamps_ahead(&self, by_ns: i64) {
         self.tree().set_stamps_ahead(by_ns);
     }
 
-    /// From now on attributes tell this trust class.
+    /// Reports this trust class in attributes from now on.
     pub fn set_trust(&self, trust: Trust) {
         self.tree().set_trust(trust);
     }
 
-    /// Writes at the end of a file; its version changes.
+    /// Appends to a file. Its version changes.
     pub fn append(&self, path: impl AsRef<[u8]>, bytes: impl AsRef<[u8]>) {
         self.change_content(path.as_ref(), |content| content.write(content.size(), bytes.as_ref()));
     }
 
-    /// Cuts a file or lets it grow by a hole; its version changes.
+    /// Truncates or extends a file. Its version changes.
     pub fn truncate(&self, path: impl AsRef<[u8]>, size: u64) {
         self.change_content(path.as_ref(), |content| content.truncate(size));
     }
 
-    /// Puts a new, young file in the place of what is at `path`, as editors do.
+    /// Replaces the file at `path` by a new, young one, as editors do.
     pub fn replace(&self, path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> NodeId {
         self.tree().create_young(path.as_ref(), Body::File(Content::from_bytes(content.as_ref())))
     }
 
-    /// Takes a name away. An open file can be read until it is closed.
+    /// Removes a name. An open file can be read until it is closed.
     pub fn unlink(&self, path: impl AsRef<[u8]>) {
         found(self.tree().unlink(path.as_ref()), path.as_ref());
     }
 
-    /// Moves a name, over another one if need be.
+    /// Renames a file, also over another one.
     pub fn rename(&self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) {
         found(self.tree().rename(from.as_ref(), to.as_ref()), from.as_ref());
     }
 
-    /// The content of a file as it is now.
+    /// Returns the present content of a file.
     pub fn content(&self, path: impl AsRef<[u8]>) -> Vec<u8> {
         self.content_at(path, 0, u64::MAX)
     }
 
-    /// `len` bytes from `offset` on of a file as it is now, cut at its end.
+    /// Returns `len` bytes from `offset` on of the present content, cut at the end of the file.
     pub fn content_at(&self, path: impl AsRef<[u8]>, offset: u64, len: u64) -> Vec<u8> {
         let tree = self.tree();
         let node = tree.find(path.as_ref()).and_then(|id| tree.nodes.get(&id));
@@ -266,41 +267,41 @@ impl MemoryHost {
         }
     }
 
-    /// From now on the contents of files are recorded, each as it is between two changes.
+    /// Records the contents of files from now on, one for each change.
     pub fn record_contents(&self) {
         self.tree().recorded.get_or_insert_default();
     }
 
-    /// How many contents were recorded of a file that has changed; the last is what it has now.
+    /// Returns the number of recorded contents of a changed file. The last one is the present content.
     pub fn recorded_contents(&self, node: NodeId) -> usize {
         self.tree().recorded.as_ref().and_then(|all| all.get(&node)).map_or(0, Vec::len)
     }
 
-    /// `len` bytes from `offset` on of a recorded content, by its number from 0, cut at its end.
+    /// Returns `len` bytes from `offset` on of a recorded content, by its number from 0, cut at its end.
     pub fn recorded_content(&self, node: NodeId, number: usize, offset: u64, len: u64) -> Option<Vec<u8>> {
         let tree = self.tree();
         let content = tree.recorded.as_ref()?.get(&node)?.get(number)?;
         Some(content.read(offset, len))
     }
 
-    /// What a path leads to, if it leads anywhere.
+    /// Returns the node at a path, if there is one.
     pub fn node_at(&self, path: impl AsRef<[u8]>) -> Option<NodeId> {
         self.tree().find(path.as_ref())
     }
 
-    /// What `stat` would tell now; no request is counted.
+    /// Returns the present result of `stat`, without counting a request.
     pub fn attributes_of(&self, path: impl AsRef<[u8]>) -> Attributes {
         let tree = self.tree();
         let attributes = tree.find(path.as_ref()).and_then(|id| tree.attributes(id));
         found(attributes.ok_or(Errno::ENOENT), path.as_ref())
     }
 
-    /// How often a node is open.
+    /// Returns the number of opens of a node.
     pub fn opens(&self, node: NodeId) -> usize {
         self.tree().nodes.get(&node).map_or(0, |node| node.opens.len())
     }
 
-    /// How many nodes that were looked up the host holds beyond their names.
+    /// Sets the number of looked-up nodes that the host holds without a name.
     pub fn set_pins_max(&self, pins_max: usize) {
         self.tree().pins_max = pins_max;
     }
@@ -310,19 +311,20 @@ impl MemoryHost {
         self.tree().advance(by);
     }
 
-    /// Lets the host stamp changes in whole steps of this, so that two changes may bear one time.
+    /// Makes the host stamp changes in whole steps of this size, so that two changes may have one time.
     pub fn set_clock_granularity(&self, granularity: Duration) {
         self.tree().set_granularity(granularity);
     }
 
-    /// The daemon dies and comes back: opens are forgotten, and no node but the root is known until looked up again.
+    /// Restarts the daemon. Opens are forgotten, and every node but the root is unknown until it is looked up
+    /// again.
     pub fn restart(&self) {
         self.tree().restart();
         self.shared.restarts.fetch_add(1, Ordering::Relaxed);
         self.end_all_sessions();
     }
 
-    /// Which run of the host this is.
+    /// Returns the instance of the host.
     pub fn instance(&self) -> InstanceId {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.shared.restarts.load(Ordering::Relaxed).to_le_bytes());
@@ -335,76 +337,78 @@ impl MemoryHost {
         Operation { id, answered_below: OperationId(0), sent_first }
     }
 
-    /// Cuts the link or mends it. Meanwhile calls wait, those under way at their next part.
+    /// Cuts or restores the link. Without it calls wait, calls under way at their next part.
     pub fn set_connected(&self, connected: bool) {
         self.shared.connected.send_replace(if connected { Connection::Up } else { Connection::Cut });
     }
 
-    /// Everything under way and to come fails with [`CallError::Closed`].
+    /// Makes all present and later calls fail with [`CallError::Closed`].
     pub fn close(&self) {
         self.shared.connected.send_replace(Connection::Closed);
     }
 
-    /// How long a call waits before it is [`CallError::TimedOut`]; for streams, for each part.
+    /// Sets the time after which a call fails with [`CallError::TimedOut`], for streams the time of each
+    /// part.
     pub fn set_deadline(&self, deadline: Duration) {
         self.settings().deadline = deadline;
     }
 
-    /// What [`Client::link`] tells of the way; nothing is slowed down by it.
+    /// Sets the link state that [`Client::link`] reports. It slows nothing down.
     pub fn set_link(&self, rtt: Duration, bytes_per_second: u64) {
         let mut settings = self.settings();
         (settings.rtt, settings.bytes_per_second) = (rtt, bytes_per_second);
     }
 
-    /// What it tells of the way to the host: its rate, and how much may be under way.
+    /// Sets the reported rate of the link to the host, and its window.
     pub fn set_upload(&self, sent_bytes_per_second: u64, window_bytes: u64) {
         let mut settings = self.settings();
         (settings.sent_bytes_per_second, settings.window_bytes) = (sent_bytes_per_second, window_bytes);
     }
 
-    /// Every request waits so long before it is answered.
+    /// Delays every answer by this time.
     pub fn set_delay(&self, delay: impl Fn(&Request) -> Duration + Send + Sync + 'static) {
         self.settings().delay = Some(Arc::new(delay));
     }
 
-    /// Requests for which this tells an error get it.
+    /// Makes requests fail for which this returns an error.
     pub fn set_errors(&self, error: impl Fn(&Request) -> Option<WireError> + Send + Sync + 'static) {
         self.settings().error = Some(Arc::new(error));
     }
 
-    /// Holds what `predicate` says back until released. Asked at every stage of every request from now on.
+    /// Holds requests that `predicate` selects until they are released. It is called at every stage of every
+    /// request.
     pub fn hold(&self, predicate: impl Fn(&Request, Stage) -> bool + Send + Sync + 'static) {
         self.shared.gate.hold(Box::new(predicate));
     }
 
-    /// Lets the oldest of what is held go; whether there was one.
+    /// Releases the oldest held request. Returns false if there was none.
     pub fn release_one(&self) -> bool {
         self.shared.gate.release_one()
     }
 
-    /// Lets everything go and holds nothing more.
+    /// Releases all held requests and holds no more.
     pub fn release_all(&self) {
         self.shared.gate.open();
     }
 
-    /// What is held, oldest first.
+    /// Returns the held requests, oldest first.
     pub fn held(&self) -> Vec<(Request, Stage)> {
         self.shared.gate.held()
     }
 
-    /// What was asked and sent so far.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         *self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts from zero again.
+    /// Resets the counters.
     pub fn reset_counters(&self) {
         self.count(|counters| *counters = Counters::default());
     }
 
-    /// Returns once `condition` holds; it is looked at after everything that is counted or held.
+    /// Waits until `condition` holds. It is checked after every counted or held request.
     ///
-    /// `host.until(|host| host.held().len() == 2).await` is the way to know that two requests have arrived.
+    /// `host.until(|host| host.held().len() == 2).await` waits until two requests have arrived.
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut changes = self.shared.changes.subscribe();
         loop {

@@ -1,4 +1,4 @@
-//! The life of a request inside the model host: arrive, wait, be answered, be counted.
+//! Path of a request through the model host: arrival, wait, answer, counters.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::client::{CallError, ContentPart, ListPart};
 use crate::proto::{NodeId, OperationId, ReadRequest, Reply, Request, WriteRequest, Written};
 use crate::transport::Lane;
 
-/// Entries in a part of a listing: few, so that tests see several parts.
+/// Entries in a part of a listing. They are few, so tests see several parts.
 const ENTRIES_PER_PART: usize = 100;
 
 type Parts<T> = mpsc::Sender<Result<T, CallError>>;
 
-/// Counts the request as cancelled unless it came to its end.
+/// Counts the request as cancelled unless it completed.
 struct Unfinished<'a> {
     host: &'a MemoryHost,
     finished: bool,
@@ -32,7 +32,7 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// A write that is not done yet, until dropped: a sync waits for it.
+/// A write that is not done yet, until dropped. A sync waits for it.
 pub(super) struct Writing {
     host: MemoryHost,
     id: OperationId,
@@ -169,7 +169,7 @@ impl MemoryHost {
         Err(CallError::Closed)
     }
 
-    /// Counts a request and takes it through what stands before its answer.
+    /// Counts a request and takes it through the stages before its answer.
     async fn arrive(&self, request: &Request) -> Result<(), CallError> {
         self.count(|counters| counters.count(request));
         self.pass(request, Stage::Arrived).await?;
@@ -194,7 +194,7 @@ impl MemoryHost {
             }
             if let Some(released) = self.shared.gate.enter(request, stage) {
                 self.shared.changes.send_replace(());
-                // A sender that is gone means that the gate was opened for all.
+                // A dropped sender means that all requests were released.
                 let _ = released.await;
             }
             Ok(())

@@ -1,4 +1,4 @@
-//! The model host against the protocol's promises.
+//! Tests of the model host against the guarantees of the protocol.
 
 use super::*;
 use crate::chunk::{ByteRange, CHUNK_BYTES, ChunkHash, ChunkIndex};
@@ -8,7 +8,7 @@ fn read_of(attributes: &Attributes, offset: u64, len: u64) -> ReadRequest {
     ReadRequest::chunks_of(attributes, ByteRange::new(offset, len))
 }
 
-/// All parts of a read as text: what, where, how long.
+/// Returns all parts of a read as text: kind, position, length.
 async fn parts(client: &dyn Client, request: ReadRequest) -> Result<Vec<String>, CallError> {
     let mut receiver = client.read(request, Lane::Demand);
     let mut seen = Vec::new();

@@ -1,4 +1,4 @@
-//! (P) The model host's tree: nodes, names and a clock that only moves when it is told to.
+//! (P) Tree of the model host: nodes, names, and a clock that moves only on request.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -8,16 +8,16 @@ use crate::proto::{Attributes, Errno, FileKind, NodeId, OpenId, Timestamp, Trust
 
 /// Device number of the model's file system.
 const DEVICE: u64 = 1;
-/// The clock at the start: a day in 2023.
+/// Start of the clock: a day in 2023.
 const START: Timestamp = Timestamp::new(1_700_000_000, 0);
-/// Age of what is built: far over what makes a version settled.
+/// Age of a built tree, well above the age of settled versions.
 const BUILT_AGE_NS: i64 = 3_600_000_000_000;
-/// How many nodes that were looked up are held, unless told otherwise.
+/// Default number of looked-up nodes that are held without a name.
 const PINS_MAX: usize = 64;
-/// The clock's step at every change.
+/// Step of the clock at every change.
 const STEP_NS: i64 = 1_000;
 
-/// What a node is, beyond its attributes.
+/// Content of a node, apart from its attributes.
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     File(Content),
@@ -26,45 +26,45 @@ pub(super) enum Body {
     Special(FileKind),
 }
 
-/// A client, and its number for an open file.
+/// A client, and its number of an open file.
 pub(super) type Opener = (u64, OpenId);
 
-/// One file, directory or link.
+/// A file, directory or link.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) body: Body,
     pub(super) permissions: u16,
     pub(super) links: u32,
     pub(super) owner: (u32, u32),
-    /// Where it was set.
+    /// Time of access, if it was set.
     pub(super) atime: Option<Timestamp>,
     pub(super) mtime: Timestamp,
     pub(super) ctime: Timestamp,
     pub(super) btime: Timestamp,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Clients number theirs each for itself.
+    /// Each client numbers its own opens.
     pub(super) opens: BTreeSet<Opener>,
 }
 
-/// The tree and what the host remembers of its clients.
+/// The tree, and the host's state about its clients.
 #[derive(Debug)]
 pub(super) struct Tree {
     pub(super) nodes: HashMap<NodeId, Node>,
     pub(super) root: NodeId,
-    /// Nodes that a client was told of since the last restart.
+    /// Nodes that a client has learnt since the last restart.
     pub(super) known: HashSet<NodeId>,
-    /// Under which name, and in which directory, a node was seen last.
+    /// Name and directory under which a node was seen last.
     places: HashMap<NodeId, (NodeId, Vec<u8>)>,
-    /// Nodes that were looked up lately and are there without a name, too, the newest last.
+    /// Nodes that were looked up lately and are held without a name, too, the newest last.
     pins: VecDeque<NodeId>,
     pub(super) pins_max: usize,
-    /// If contents are recorded: what each file was before its first change, and after each.
+    /// Recorded contents, if enabled: that of each file before its first change, and after each change.
     pub(super) recorded: Option<HashMap<NodeId, Vec<Content>>>,
     next_inode: u64,
     now: Timestamp,
     granularity_ns: i64,
     trust: Trust,
-    /// How far the clock that makes stamps is ahead of the host's own.
+    /// Offset of the clock for timestamps from the host's clock.
     stamps_ahead_ns: i64,
 }
 
@@ -126,7 +126,7 @@ impl Tree {
         tree
     }
 
-    /// The host's clock.
+    /// Returns the time of the host's clock.
     pub(super) const fn now(&self) -> Timestamp {
         self.now
     }
@@ -139,17 +139,17 @@ impl Tree {
         self.granularity_ns = i64::try_from(granularity.as_nanos()).unwrap_or(i64::MAX).max(1);
     }
 
-    /// From now on attributes tell this trust class.
+    /// Reports this trust class in attributes from now on.
     pub(super) fn set_trust(&mut self, trust: Trust) {
         self.trust = trust;
     }
 
-    /// From now on another clock makes the stamps.
+    /// Uses another clock for timestamps from now on.
     pub(super) fn set_stamps_ahead(&mut self, by_ns: i64) {
         self.stamps_ahead_ns = by_ns;
     }
 
-    /// Reason of the trust class.
+    /// Returns the reason for the trust class.
     pub(super) const fn trust_reason(&self) -> TrustReason {
         match self.trust {
             Trust::Full => TrustReason::OwnStamps,
@@ -166,13 +166,13 @@ impl Tree {
         self.nodes.retain(|_, node| node.links > 0);
     }
 
-    /// A client is told of a node by its name.
+    /// Records that a client learnt a node by its name.
     pub(super) fn see(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
         self.known.insert(id);
         self.places.insert(id, (parent, name.to_vec()));
     }
 
-    /// What was looked up stays for a while.
+    /// Holds a looked-up node for a while.
     pub(super) fn pin(&mut self, id: NodeId) {
         self.pins.retain(|pinned| *pinned != id);
         self.pins.push_back(id);
@@ -183,7 +183,7 @@ impl Tree {
         }
     }
 
-    /// Whether changes of a node by this client find it: under its name, or because it is open.
+    /// Returns true if changes by this client find the node: it has a name, or is open.
     pub(super) fn is_found(&self, client: u64, id: NodeId) -> bool {
         let is_open = |node: &Node| node.opens.iter().any(|(of, _)| *of == client);
         let bears_its_name = || {
@@ -193,7 +193,7 @@ impl Tree {
         self.entries(id).is_some() || self.nodes.get(&id).is_some_and(is_open) || bears_its_name() == Some(id)
     }
 
-    /// The attributes of a node as a client sees them now.
+    /// Returns the present attributes of a node as a client sees them.
     pub(super) fn attributes(&self, id: NodeId) -> Option<Attributes> {
         let node = self.nodes.get(&id)?;
         Some(Attributes {
@@ -216,7 +216,7 @@ impl Tree {
         })
     }
 
-    /// The node that a path from the root leads to; links are not followed.
+    /// Returns the node at a path from the root. Links are not followed.
     pub(super) fn find(&self, path: &[u8]) -> Option<NodeId> {
         names(path).try_fold(self.root, |parent, name| self.entries(parent)?.get(name).copied())
     }
@@ -228,7 +228,8 @@ impl Tree {
         }
     }
 
-    /// Puts a node that looks an hour old at `path`, with the directories on the way; whatever bore the name loses it.
+    /// Creates a node that looks an hour old at `path`, with the directories above. An existing node loses
+    /// the name.
     pub(super) fn create(&mut self, path: &[u8], body: Body) -> NodeId {
         let (parent, name) = self.parent_of(path);
         let id = self.add(body, BUILT_AGE_NS);
@@ -236,7 +237,7 @@ impl Tree {
         id
     }
 
-    /// As [`Self::create`], but with the time of now.
+    /// Does the same as [`Self::create`], with the present time.
     pub(super) fn create_young(&mut self, path: &[u8], body: Body) -> NodeId {
         let (parent, name) = self.parent_of(path);
         let id = self.add(body, 0);
@@ -250,7 +251,7 @@ impl Tree {
         self.name(parent, &name, id);
     }
 
-    /// Takes a name away; the node goes with its last name and last open.
+    /// Removes a name. The node ends with its last name and last open.
     pub(super) fn unlink(&mut self, path: &[u8]) -> Result<(), Errno> {
         let id = self.find(path).ok_or(Errno::ENOENT)?;
         let (parent, name) = self.parent_of(path);
@@ -259,7 +260,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Moves a name, over another one if need be.
+    /// Renames a node, also over another one.
     pub(super) fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
         let id = self.find(from).ok_or(Errno::ENOENT)?;
         if self.find(to) == Some(id) {
@@ -269,7 +270,7 @@ impl Tree {
         self.unlink(from)
     }
 
-    /// Changes content: times move on.
+    /// Changes content and updates the times.
     pub(super) fn change_content(
         &mut self,
         path: &[u8],
@@ -279,7 +280,7 @@ impl Tree {
         self.change_file(id, change)
     }
 
-    /// The same for a node.
+    /// Does the same for a node.
     pub(super) fn change_file(&mut self, id: NodeId, change: impl FnOnce(&mut Content)) -> Result<(), Errno> {
         let stamp = self.tick();
         let node = self.nodes.get_mut(&id).ok_or(Errno::ENOENT)?;
@@ -311,7 +312,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Changes a node's attributes: `ctime` moves on.
+    /// Changes a node's attributes and updates its `ctime`.
     pub(super) fn change_node(&mut self, path: &[u8], change: impl FnOnce(&mut Node)) -> Result<(), Errno> {
         let id = self.find(path).ok_or(Errno::ENOENT)?;
         let stamp = self.tick();
@@ -321,7 +322,7 @@ impl Tree {
         Ok(())
     }
 
-    /// An open of a node, or its end.
+    /// Records an open of a node, or its end.
     pub(super) fn set_open(&mut self, id: NodeId, open: Opener, is_open: bool) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if is_open {
@@ -365,7 +366,7 @@ impl Tree {
         let stamp = self.tick();
         let is_directory = self.entries(id).is_some();
         if let Some(node) = self.nodes.get_mut(&id) {
-            // Naming a new node is part of making it.
+            // Naming a new node is part of creating it.
             if node.links > u32::from(is_directory) {
                 node.ctime = stamp;
             }

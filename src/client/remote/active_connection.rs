@@ -1,4 +1,4 @@
-//! One connection that the host has welcomed, and what is under way on it.
+//! A welcomed connection, and the calls under way on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,10 +9,10 @@ use super::link::Sample;
 use crate::proto::SessionRun;
 use crate::transport::{Connection, Endpoint, Lane, TransportKind};
 
-/// Streams of metadata and demanded content open at once on a connection.
+/// Open streams of metadata and demanded content on one connection.
 const URGENT_STREAMS_MAX: usize = 128;
-/// Streams of read-ahead and background work open at once. Apart from the others, so that those never queue behind
-/// these; together they stay below the 256 that a host allows.
+/// Open streams of read-ahead and background work. They have their own limit, so that urgent streams never
+/// queue behind them. Together the limits stay below the 256 streams that a host allows.
 const AHEAD_STREAMS_MAX: usize = 96;
 
 /// A welcomed connection.
@@ -20,7 +20,7 @@ pub(super) struct ActiveConnection {
     /// Keeps the socket open.
     pub(super) endpoint: Endpoint,
     pub(super) connection: Connection,
-    /// Which life of the session it belongs to.
+    /// Session epoch of the connection.
     pub(super) run: SessionRun,
     urgent: Semaphore,
     ahead: Semaphore,
@@ -30,7 +30,7 @@ pub(super) struct ActiveConnection {
 }
 
 impl ActiveConnection {
-    /// `wake` is told when the first call begins to wait.
+    /// Wraps a connection. `wake` is notified when the first call begins to wait.
     pub(super) fn new(
         endpoint: Endpoint,
         connection: Connection,
@@ -49,7 +49,7 @@ impl ActiveConnection {
         }
     }
 
-    /// Waits until one more stream of this lane may be opened.
+    /// Waits until one more stream of this priority may be opened.
     pub(super) async fn admit(&self, lane: Lane) -> Result<SemaphorePermit<'_>, AcquireError> {
         match lane {
             Lane::Metadata | Lane::Demand => self.urgent.acquire().await,
@@ -57,23 +57,23 @@ impl ActiveConnection {
         }
     }
 
-    /// Whether requests may still be sent.
+    /// Returns true if requests may still be sent.
     pub(super) fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
     }
 
-    /// The smaller of its UDP socket's buffers, in bytes, if it goes over one.
+    /// Returns the smaller of the UDP socket's buffers, in bytes, for a connection over UDP.
     pub(super) fn udp_buffer_bytes(&self) -> Option<usize> {
         let goes_over_udp = self.connection.kind() == TransportKind::Quic;
         self.endpoint.buffers().filter(|_| goes_over_udp).map(|buffers| buffers.smaller_bytes())
     }
 
-    /// How much is asked of it: bytes of content, then calls.
+    /// Returns the load: outstanding bytes of content, then calls.
     pub(super) fn load(&self) -> (u64, usize) {
         (self.bytes_outstanding.load(Ordering::Relaxed), self.waiting.load(Ordering::Relaxed))
     }
 
-    /// What the link's supervisor wants to see.
+    /// Returns the measurements for the supervisor.
     pub(super) fn sample(&self) -> Sample {
         Sample {
             datagrams_received: self.connection.datagrams_received(),
@@ -83,7 +83,7 @@ impl ActiveConnection {
     }
 }
 
-/// A call that waits for the host on one connection; ends when dropped.
+/// A call that waits for the host on one connection. The wait ends on drop.
 pub(super) struct Waiting<'a> {
     live: &'a ActiveConnection,
     bytes: u64,
@@ -91,7 +91,7 @@ pub(super) struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    /// `bytes` of content are expected.
+    /// Starts a wait for `bytes` bytes of content.
     pub(super) fn new(live: &'a ActiveConnection, bytes: u64) -> Self {
         live.bytes_outstanding.fetch_add(bytes, Ordering::Relaxed);
         let mut waiting = Self { live, bytes, counted: false };
@@ -99,21 +99,21 @@ impl<'a> Waiting<'a> {
         waiting
     }
 
-    /// Some of the bytes came.
+    /// Counts bytes that arrived.
     pub(super) fn arrived(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.live.bytes_outstanding.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The call waits for its own reader, not for the host.
+    /// Marks that the call waits for its own reader, not for the host.
     pub(super) fn pause(&mut self) {
         if std::mem::take(&mut self.counted) {
             self.live.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// The call waits for the host again.
+    /// Marks that the call waits for the host again.
     pub(super) fn resume(&mut self) {
         if !std::mem::replace(&mut self.counted, true)
             && self.live.waiting.fetch_add(1, Ordering::Relaxed) == 0

@@ -1,4 +1,4 @@
-//! A request with one message for an answer, asked again until it is answered or too late.
+//! Requests with a single message as answer, repeated until they are answered or too late.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use crate::client::CallError;
 use crate::proto::{ErrorCode, Reply, Request, WireError, encode_frame};
 use crate::transport::Lane;
 
-/// How often an answer that cannot be used is asked for: a flipped bit does not come three times.
+/// Number of attempts for an answer that cannot be used. A flipped bit does not occur three times.
 const TRIES_MAX: u32 = 3;
-/// First wait after a host said that it is busy; doubles up to the longest.
+/// First wait after a host said that it is busy. The wait doubles up to the longest.
 const BUSY_WAIT_FIRST: Duration = Duration::from_millis(50);
 const BUSY_WAIT_LONGEST: Duration = Duration::from_secs(2);
-/// Deadlines that a whole-file sum may take: at 1 GB/s the default of 60 s sums 3.6 TB.
+/// Deadlines that the sum of a whole file may take. At 1 GB/s the default of 60 s sums 3.6 TB.
 const SUM_DEADLINES: u32 = 60;
 
-/// Asks until there is an answer, at most until the deadline.
+/// Sends the request until there is an answer, at most until the deadline.
 pub(super) async fn call(shared: &Shared, request: Request, lane: Lane) -> Result<Reply, CallError> {
     let _count = CallCount::new(shared);
     let deadline = match request {
@@ -49,7 +49,7 @@ async fn answered(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Reply, Ca
     }
 }
 
-/// Asks once, on whichever connection there is.
+/// Sends the request once, on any usable connection.
 pub(super) async fn ask(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Reply, Stopped> {
     let live = shared.usable().await.map_err(Stopped::Call)?;
     let _waiting = Waiting::new(&live, 0);
@@ -60,15 +60,15 @@ pub(super) async fn ask(shared: &Shared, frame: &[u8], lane: Lane) -> Result<Rep
     reply.map_err(Stopped::Refused)
 }
 
-/// How one attempt ended that did not end the call.
+/// Reason why one attempt failed without ending the call.
 pub(super) enum Stopped {
-    /// The host says no.
+    /// The host refused.
     Refused(WireError),
-    /// The answer did not come, or cannot be used.
+    /// The answer did not arrive, or cannot be used.
     Fault(Fault),
-    /// There is no sense in another attempt.
+    /// Another attempt is useless.
     Call(CallError),
-    /// Nobody listens any more.
+    /// There is no receiver any more.
     Dropped,
 }
 
@@ -78,12 +78,12 @@ impl From<Fault> for Stopped {
     }
 }
 
-/// An answer that cannot be used.
+/// Returns the fault for an answer that cannot be used.
 pub(super) fn broken(reason: &str) -> Stopped {
     Stopped::Fault(Fault::Broken(reason.to_owned()))
 }
 
-/// What may be asked again, and when.
+/// Rules for repeating a request.
 #[derive(Debug, Default)]
 pub(super) struct Retry {
     broken: u32,
@@ -91,7 +91,8 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Returns `Ok` when it is worth asking again; otherwise what to tell the caller, if there still is one.
+    /// Returns `Ok` if another attempt is worthwhile, after a wait. Otherwise returns the error for the
+    /// caller, `None` if there is no caller any more.
     pub(super) async fn after(&mut self, shared: &Shared, stopped: Stopped) -> Result<(), Option<CallError>> {
         match stopped {
             Stopped::Dropped => Err(None),
@@ -103,7 +104,8 @@ impl Retry {
                 Ok(())
             }
             Stopped::Refused(refusal) => Err(Some(refusal.into())),
-            // As often as it takes: another connection is somebody else's care, and the deadline the caller's.
+            // Any number of attempts is allowed. The supervisor makes a new connection, and the caller has
+            // the deadline.
             Stopped::Fault(Fault::Lost) => Ok(()),
             Stopped::Fault(Fault::Broken(reason)) => self.after_broken(shared, reason).await,
         }
@@ -116,7 +118,7 @@ impl Retry {
         if self.broken >= TRIES_MAX {
             return Err(Some(CallError::BadAnswer(reason)));
         }
-        // A host that is going down resets its streams a little before its connections.
+        // A host that shuts down resets its streams a little before its connections.
         sleep(BUSY_WAIT_FIRST).await;
         Ok(())
     }

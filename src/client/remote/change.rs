@@ -1,5 +1,5 @@
-//! Changes, each under one number over any number of connections, so that the host does it once; and syncs, which name by these
-//! numbers what they wait for.
+//! Changes and syncs. A change keeps one number over any number of connections, so that the host executes it
+//! once. A sync names the changes that it waits for by these numbers.
 
 use std::future::ready;
 use std::sync::{Arc, Mutex};
@@ -20,14 +20,15 @@ use crate::proto::{
 };
 use crate::transport::Lane;
 
-/// Deadlines that work on a disk may take while the host answers otherwise: a slow disk that has a gigabyte to bring home needs
-/// minutes.
+/// Deadlines that disk work may take while the host answers other requests. A slow disk needs minutes to sync
+/// a gigabyte.
 const WORK_DEADLINES: u32 = 10;
 
-/// How often it is looked whether the host still answers.
+/// Interval at which the silence of the host is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A series of numbers: what is done about locks has one of its own, as a wait must not hold up what the host may forget of changes.
+/// A series of numbers. Lock operations have their own, because a wait must not delay the release of cached
+/// replies.
 #[derive(Debug, Clone, Copy)]
 enum Series {
     Changes,
@@ -43,7 +44,7 @@ impl Series {
     }
 }
 
-/// A change under way; the host is told with the next one that its answer is no longer needed.
+/// A change under way. On drop, the next request tells the host that its reply is no longer needed.
 pub(super) struct OperationGuard {
     shared: Arc<Shared>,
     series: Series,
@@ -52,7 +53,7 @@ pub(super) struct OperationGuard {
 }
 
 impl OperationGuard {
-    /// `written` is the file whose content it writes.
+    /// Starts a change. `written` is the file whose content it writes.
     pub(super) fn begin(shared: &Arc<Shared>, written: Option<NodeId>, first: &FirstSession) -> Self {
         Self::begin_in(Series::Changes, shared, written, first)
     }
@@ -62,7 +63,7 @@ impl OperationGuard {
         Self { shared: Arc::clone(shared), series, id, sent_first: first.clone() }
     }
 
-    /// What the request carries when it is sent in this life of the session.
+    /// Returns the numbers that the request carries in this session epoch.
     fn numbers(&self, run: SessionRun) -> Operation {
         Operation {
             id: self.id,
@@ -78,7 +79,7 @@ impl Drop for OperationGuard {
     }
 }
 
-/// Has `change` done.
+/// Executes `change`.
 pub(super) async fn change(operation: OperationGuard, change: Change) -> Result<Reply, CallError> {
     let shared = &*Arc::clone(&operation.shared);
     let _count = CallCount::new(shared);
@@ -86,7 +87,7 @@ pub(super) async fn change(operation: OperationGuard, change: Change) -> Result<
         matches!(&change, Change::CopyRange { .. } | Change::Allocate { .. } | Change::SetAttributes { .. });
     let request = |operation| Request::Change(ChangeRequest { operation, change: change.clone() });
     if matches!(change, Change::WriteKnown { .. }) {
-        // Content, as of `write`: never given up either.
+        // Content, as in `write`, is not given up.
         return unless_closed(shared, answered(&operation, Lane::Background, request, Bytes::new())).await;
     }
     let work = answered(&operation, Lane::Metadata, request, Bytes::new());
@@ -97,8 +98,8 @@ pub(super) async fn change(operation: OperationGuard, change: Change) -> Result<
     }
 }
 
-/// Has content written. However long the host is away: what a program was told is written is not given up, and under its number
-/// it cannot come after what is written later.
+/// Writes content and never gives up, however long the host is away: the program already got success. The
+/// number keeps the write from being executed after a later one.
 pub(super) async fn write(
     operation: OperationGuard,
     node: NodeId,
@@ -115,11 +116,11 @@ pub(super) async fn write(
             metered.accepted(written.len);
             Ok(written)
         }
-        _ => Err(CallError::BadAnswer("a reply of another kind or length than to a write".into())),
+        _ => Err(CallError::BadAnswer("the reply to a write has the wrong kind or length".into())),
     }
 }
 
-/// Has what was written to `node` brought to the disk, once the changes `after` are over, which are under way.
+/// Syncs `node` to the host's disk after the changes `after`, which are under way.
 pub(super) async fn sync(
     shared: &Shared,
     node: NodeId,
@@ -140,19 +141,20 @@ pub(super) async fn sync(
                     Ok(reply) => return synced(&reply),
                     Err(stopped) => stopped,
                 },
-                // The host may wait for what it will never see, because it was answered by an earlier run of it, or refused before it began.
+                // The host may wait for a change that it will never see: an earlier run answered it, or it
+                // was refused before.
                 () = over_for_a_while(&left), if waits => continue,
             };
             let end = retry.after(shared, stopped).await;
             end.map_err(|error| error.unwrap_or(CallError::Closed))?;
         }
     };
-    // The way of what is written has no deadline.
+    // Writes have no deadline on their way to the host.
     let arrived = over_for_a_while(&left);
     patiently(shared, arrived, work).await
 }
 
-/// Returns when nothing is left, and an answer that goes with it had time to come.
+/// Waits until no change is left, and then long enough for a reply that was sent with it.
 async fn over_for_a_while(left: impl Fn() -> Vec<OperationId>) {
     while !left().is_empty() {
         sleep(LOOK_INTERVAL).await;
@@ -160,7 +162,7 @@ async fn over_for_a_while(left: impl Fn() -> Vec<OperationId>) {
     sleep(LOOK_INTERVAL).await;
 }
 
-/// Work that may take the host's disk long, from when `begins` has come.
+/// Runs work that may keep the host's disk busy for long. The time counts from the end of `begins`.
 async fn patiently<T>(
     shared: &Shared,
     begins: impl Future<Output = ()>,
@@ -232,7 +234,7 @@ async fn answered(
     }
 }
 
-/// Asks once, on whichever connection there is.
+/// Sends the change once, on any usable connection.
 async fn ask(
     operation: &OperationGuard,
     lane: Lane,
@@ -249,16 +251,17 @@ async fn ask(
     reply.map_err(Stopped::Refused)
 }
 
-/// Has something done about a lock. However long the host is away: a lock that nobody knows of would be nobody's to give back.
+/// Executes a lock operation and never gives up. A lock that the client does not know of could never be
+/// released.
 pub(super) async fn lock(shared: &Arc<Shared>, call: LockCall) -> Result<LockAnswer, CallError> {
     let _count = CallCount::new(shared);
-    // Who waits takes none of the streams that others need.
+    // A waiting lock request takes none of the streams that others need.
     let waits = matches!(call.action, LockAction::Take { wait: Some(_), .. });
     let _place = if waits { shared.lock_waits.acquire().await.ok() } else { None };
     let operation = OperationGuard::begin_in(Series::Locks, shared, None, &FirstSession::default());
     let request = |operation| Request::Lock(LockRequest { operation, call });
     match unless_closed(shared, answered(&operation, Lane::Metadata, request, Bytes::new())).await? {
         Reply::Lock(answer) => Ok(answer),
-        _ => Err(CallError::BadAnswer("a reply of another kind than to a lock".into())),
+        _ => Err(CallError::BadAnswer("the reply to a lock request has the wrong kind".into())),
     }
 }

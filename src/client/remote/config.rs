@@ -1,4 +1,4 @@
-//! What a client of a real host must know before it begins, and why it may not get in.
+//! Configuration of a client of a real host, and errors of its first connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,47 +8,47 @@ use crate::client::FAST_BYTES_PER_SECOND;
 use crate::proto::{CompressionWish, SessionId, TicketSecret, WireError};
 use crate::transport::{ExpectedHost, HostAddress, Identity, TransportError, TransportTuning};
 
-/// Time a call may take when nobody says otherwise: NFS's `timeo=600`, in tenths of a second.
+/// Default deadline of a call: `timeo=600` of NFS, in tenths of a second.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
-/// Time the first connection may take when nobody says otherwise: a person is waiting at the prompt.
+/// Default time for the first connection. A user waits at the prompt.
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-/// Connections to one host at most; NFS's `nconnect` has the same bound.
+/// Largest number of connections to one host, as in `nconnect` of NFS.
 pub const CONNECTIONS_MAX: usize = 16;
 
-/// Which host, which folder of it, and as whom.
+/// Host, folder and identity of a client.
 #[derive(Clone)]
 pub struct ClientConfig {
-    /// Where the host may be; names are looked up again from time to time.
+    /// Addresses of the host. Names are resolved again from time to time.
     pub addresses: Vec<HostAddress>,
-    /// The key it must prove. After the first connection the key it proved then, in any case.
+    /// Key that the host must prove. After the first connection only the key of that connection is accepted.
     pub expected: ExpectedHost,
     /// Name of the export.
     pub export: String,
-    /// Path below the export that is to be the root, without a leading `/`; empty for the export itself.
+    /// Path of the root below the export, without a leading `/`, empty for the export itself.
     pub sub_path: Vec<u8>,
-    /// Lets in a key that the host has not seen.
+    /// Secret that admits a key that the host does not know.
     pub ticket: Option<TicketSecret>,
-    /// Our key.
+    /// Key of this client.
     pub identity: Arc<Identity>,
-    /// Our session, which outlives connections.
+    /// Session of this client, which survives connections.
     pub session: SessionId,
-    /// Time a call may take, from when it was made; a read or a listing, from its last sign of progress.
+    /// Deadline of a call, from its start. For reads and listings from their last progress.
     pub deadline: Duration,
-    /// Time the first connection may take.
+    /// Time for the first connection.
     pub connect_timeout: Duration,
-    /// Connections to use, 1 to [`CONNECTIONS_MAX`]: one connection is one core's worth of encryption.
+    /// Number of connections, 1 to [`CONNECTIONS_MAX`]. Encryption of one connection uses one core.
     pub connections: usize,
-    /// From this rate on the chunks of a short read come as a run once all are there, in bytes per second; 0: always. On a slower
-    /// link whoever waits for the first one should not wait for the others.
+    /// Link rate from which the chunks of a short read are delivered together as a run, in bytes per second,
+    /// 0 for always. On a slower link a reader of the first chunk should not wait for the others.
     pub runs_from_bytes_per_second: u64,
-    /// Whether content comes compressed.
+    /// Wish for compressed content.
     pub compression: CompressionWish,
-    /// What carries connections, and its numbers.
+    /// Protocol and parameters of connections.
     pub tuning: TransportTuning,
 }
 
 impl ClientConfig {
-    /// Everything that has no default; `session` are random bytes.
+    /// Returns a configuration with defaults. `session` are random bytes.
     pub fn new(
         addresses: Vec<HostAddress>,
         expected: ExpectedHost,
@@ -73,43 +73,43 @@ impl ClientConfig {
         }
     }
 
-    /// The addresses for people.
+    /// Returns the addresses as text.
     pub(super) fn addresses_text(&self) -> String {
         self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// Why there is no connection.
+/// Reason why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The host answered, and said no.
+    /// The host answered and refused.
     #[error("the host at {address} refuses: {error}")]
     Refused {
-        /// Where it answered.
+        /// Address of the host.
         address: SocketAddr,
-        /// In its words.
+        /// Error of the host.
         error: WireError,
     },
-    /// Another key than the pinned one, a name without address, a socket that cannot be opened.
+    /// A wrong key, a name without address, or a socket that cannot be opened.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// Nobody answered.
+    /// No answer.
     #[error(
         "no answer from {addresses} within {} s: the host is not running there, or a firewall drops what is sent to its port",
         .waited.as_secs_f32()
     )]
     NoAnswer {
-        /// Where was asked.
+        /// Addresses that were tried.
         addresses: String,
-        /// How long.
+        /// Time that was waited.
         waited: Duration,
     },
-    /// Somebody answered who does not speak as a host should.
+    /// The answer is not that of a wormhole host.
     #[error("{address} does not answer as a wormhole host: {reason}")]
     BadAnswer {
-        /// Where it answered.
+        /// Address of the answer.
         address: SocketAddr,
-        /// What was wrong.
+        /// Error in the answer.
         reason: String,
     },
 }

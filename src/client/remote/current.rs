@@ -1,4 +1,4 @@
-//! Content of a file as it is now, in one answer that is whole or asked for again.
+//! Reads of the present content of a file, in one answer that is complete or requested again.
 
 use bytes::Bytes;
 
@@ -12,7 +12,7 @@ use crate::client::CallError;
 use crate::proto::{NodeId, Reply, Request, WireError, encode_frame};
 use crate::transport::Lane;
 
-/// The bytes of `range`, fewer only at the end of the file.
+/// Returns the bytes of `range`, fewer only at the end of the file.
 pub(super) async fn read(shared: &Shared, node: NodeId, range: ByteRange) -> Result<Bytes, CallError> {
     let _count = CallCount::new(shared);
     let timeout = ProgressTimeout::new(shared);
@@ -43,7 +43,7 @@ async fn answered(
     }
 }
 
-/// Asks once, on whichever connection there is.
+/// Sends the request once, on any usable connection.
 async fn ask(
     shared: &Shared,
     frame: &[u8],
@@ -56,7 +56,7 @@ async fn ask(
     let mut exchange = Exchange::begin(&live.connection, frame, Lane::Demand).await?;
     let (hash, len) = match exchange.frame::<Result<Reply, WireError>>().await? {
         Ok(Reply::Current { hash, len }) if u64::from(len) <= range.len => (hash, len as usize),
-        Ok(_) => return Err(broken("a reply of another kind or length than the bytes asked for")),
+        Ok(_) => return Err(broken("the reply has the wrong kind or length")),
         Err(refusal) => {
             exchange.complete();
             return Err(Stopped::Refused(refusal));

@@ -1,4 +1,4 @@
-//! From addresses to a connection that the host has welcomed.
+//! Makes connections: from addresses to a welcome of the host.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -17,39 +17,39 @@ use crate::transport::{
     connect_any, resolve,
 };
 
-/// Time a look-up of names may take while addresses from an earlier one are at hand.
+/// Time for resolving names again while older addresses are known.
 const RESOLVE_AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time the look-up of names may take where an address is known already.
+/// Time for resolving further names once one address is known.
 const OTHER_NAMES_WAIT: Duration = Duration::from_secs(1);
-/// One attempt in so many asks for the names' addresses again; during a cut every look-up hangs.
+/// Attempts after which names are resolved again. During a network failure every resolution hangs.
 const RESOLVE_AGAIN_EVERY: u64 = 4;
 
-/// What QUIC gets before TCP is taken where the last connection was over TCP: where UDP is blocked, a reconnect must not
-/// wait for it long each time.
+/// Head start of QUIC over TCP if the last connection used TCP. Where UDP is blocked, a reconnect must not
+/// wait long for QUIC each time.
 const QUIC_HEAD_START_AGAIN: Duration = Duration::from_millis(250);
 
-/// A welcomed connection, before anybody uses it.
+/// A welcomed connection that is not in use yet.
 pub(super) struct Established {
-    /// The names that lead to where the host answered.
+    /// Names that lead to the address of the host.
     pub(super) names: Vec<HostAddress>,
     pub(super) endpoint: Endpoint,
     pub(super) connection: Connection,
     pub(super) welcome: Welcome,
 }
 
-/// Knows how to reach the host.
+/// Makes connections to the host.
 pub(super) struct Dialer {
     config: ClientConfig,
     state: Mutex<DialState>,
 }
 
-/// What earlier connections taught.
+/// State learnt from earlier connections.
 struct DialState {
-    /// Which name led to which address, at the last look-up.
+    /// Result of the last resolution: names and their addresses.
     names: Vec<(HostAddress, SocketAddr)>,
     addresses: Vec<SocketAddr>,
     expected: ExpectedHost,
-    /// What QUIC gets before TCP is taken.
+    /// Head start of QUIC over TCP.
     head_start: Duration,
 }
 
@@ -64,14 +64,14 @@ impl Dialer {
         Self { config, state: Mutex::new(known) }
     }
 
-    /// The first connection, within the configured time.
+    /// Makes the first connection within the configured time.
     pub(super) async fn dial_first(&self) -> Result<Established, ConnectError> {
         let waited = self.config.connect_timeout;
         let no_answer = |_| ConnectError::NoAnswer { addresses: self.config.addresses_text(), waited };
         timeout(waited, self.dial(0)).await.map_err(no_answer)?
     }
 
-    /// One attempt, the `number`th; drop it to give it up.
+    /// Makes attempt `number`. Drop the future to stop it.
     pub(super) async fn dial(&self, number: u64) -> Result<Established, ConnectError> {
         let addresses = self.addresses(number).await?;
         let expected = self.with_state(|known| known.expected.clone());
@@ -128,7 +128,7 @@ impl Dialer {
         }
     }
 
-    /// The addresses to try, the last good one first.
+    /// Returns the addresses to try, the last good one first.
     async fn addresses(&self, number: u64) -> Result<Vec<SocketAddr>, ConnectError> {
         let known = self.with_state(|known| known.addresses.clone());
         if known.is_empty() {
@@ -142,7 +142,7 @@ impl Dialer {
         let Ok(Ok(found)) = timeout(RESOLVE_AGAIN_TIMEOUT, self.resolve_all()).await else {
             return Ok(known);
         };
-        // The last good address stays first where the names still lead to it.
+        // The last good address stays first if the names still lead to it.
         let good = known.first().copied().filter(|address| found.contains(address));
         let others = found.iter().copied().filter(|address| Some(*address) != good);
         let addresses: Vec<_> = good.into_iter().chain(others).collect();
@@ -150,8 +150,8 @@ impl Dialer {
         Ok(addresses)
     }
 
-    /// All addresses of all names, in their order; fails if none has any. A name whose look-up takes long is not waited for where
-    /// there are others.
+    /// Returns all addresses of all names, in their order. Fails if there is none. Does not wait long for a
+    /// slow name if other names have addresses.
     async fn resolve_all(&self) -> Result<Vec<SocketAddr>, ConnectError> {
         let mut lookups = JoinSet::new();
         for (place, host) in self.config.addresses.iter().cloned().enumerate() {
@@ -191,7 +191,7 @@ impl Dialer {
 }
 
 impl ConnectError {
-    /// The no that the host meant, if it meant one; everything else may be over in a second.
+    /// Returns the refusal of the host, if this is one. Any other failure may be over in a second.
     pub(super) fn refusal(&self) -> Option<WireError> {
         match self {
             Self::Refused { error, .. } if error.code != ErrorCode::Busy => Some(error.clone()),
@@ -203,7 +203,7 @@ impl ConnectError {
     }
 }
 
-/// Whether two addresses are the same, in whichever form.
+/// Returns true if two addresses are the same, in any form.
 fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     one.ip().to_canonical() == other.ip().to_canonical() && one.port() == other.port()
 }

@@ -1,4 +1,4 @@
-//! The event stream of a session: opened again on the next connection whenever it ends.
+//! Event stream of a session. It is opened again on the next connection whenever it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use crate::proto::{
 };
 use crate::transport::Lane;
 
-/// Longest silence of a stream: the host says every 0.5 s that nothing has happened.
+/// Longest silence of a stream. The host sends a sign of life every 0.5 s.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// Pause before the next stream, so that a host which ends each at once is not asked without a break.
+/// Pause before the next stream. It protects a host that ends each stream at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// The same after a host that has no events to tell.
+/// Pause after a host refused event streams.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 type Sender = mpsc::Sender<ClientEvent>;
 
-/// Why a stream is over.
+/// Reason for the end of a stream.
 enum StreamEnd {
-    /// Nobody listens any more.
+    /// There is no receiver any more.
     NoReceiver,
     /// The host has no event streams.
     Refused,
-    /// Anything else: another stream may do.
+    /// Any other reason. Another stream may work.
     Lost,
 }
 
@@ -42,7 +42,7 @@ impl From<Fault> for StreamEnd {
     }
 }
 
-/// Keeps an event stream open until the client is closed or nobody listens.
+/// Keeps an event stream open until the client is closed or the receiver is dropped.
 pub(super) async fn follow(shared: Arc<Shared>, sender: Sender) {
     tokio::select! {
         () = shared.closed() => {}
@@ -96,7 +96,7 @@ async fn open(shared: &Shared) -> Result<(Exchange, LeaseEpoch), StreamEnd> {
     }
 }
 
-/// Tells whether a host that keeps to the protocol can have sent this.
+/// Returns true if an honest host can have sent this event.
 fn is_sound(event: &HostEvent) -> bool {
     match event {
         HostEvent::Changed(change) => {

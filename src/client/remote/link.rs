@@ -1,62 +1,63 @@
-//! (P) When a connection counts as dead, and when to try for the next one.
+//! (P) Decides when a connection counts as dead, and when to make the next one.
 //!
-//! QUIC alone would come back too late: its probes double their distance during a cut, so a connection that was mute
-//! for ten seconds may stay mute for ten more after the link's return. So new connections are raced against the old
-//! one as soon as it falls silent, and whichever answers first carries on.
+//! QUIC alone recovers too late. Its probe intervals double during a failure. A connection that was silent
+//! for ten seconds may stay silent for ten more after the link is back. So new connections race against the
+//! old one as soon as it falls silent, and the first that answers is used.
 
 use std::time::Duration;
 
-/// Silence after which the peer is asked for a sign of life, while calls wait. Half of [`SILENT_AFTER`].
+/// Silence after which the peer is probed, while calls wait. Half of [`SILENT_AFTER`].
 const PROBE_AFTER: Duration = Duration::from_millis(500);
-/// Silence after which a connection that calls wait on is taken for dead: long enough for one lost packet to be
-/// repeated, short enough that a person does not yet wonder.
+/// Silence after which a connection with waiting calls counts as dead. It allows one lost packet to be
+/// repeated, and is short enough that users do not notice.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
-/// How often a connection is looked at while calls wait on it.
+/// Interval at which a connection is sampled while calls wait on it.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
-/// Time between the starts of two attempts. An attempt's own repetitions come ever more rarely; a fresh one a second
-/// keeps the longest gap below a second.
+/// Time between the starts of two attempts. Retransmissions within one attempt become rare. A new attempt
+/// each second keeps the longest gap below a second.
 const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
-/// The same after [`DOWN_AFTER`] while nobody waits: a sleeping laptop's host need not be called every second.
+/// The same after [`DOWN_AFTER`] while no call waits. The host of a sleeping laptop need not be tried every
+/// second.
 const ATTEMPT_EVERY_IDLE: Duration = Duration::from_secs(5);
-/// The same after the host said no: it will hardly change its mind, but a key may be let in again.
+/// The same after a refusal. It will hardly change, but a key may be admitted later.
 const ATTEMPT_EVERY_REFUSED: Duration = Duration::from_secs(30);
-/// Attempts under way at once.
+/// Largest number of attempts under way.
 pub(super) const ATTEMPTS_MAX: usize = 3;
-/// Age at which an attempt is given up; leaves a path of one second's round trip the time for two of them.
+/// Age at which an attempt is abandoned. It covers two attempts over a route with a round trip of one second.
 const ATTEMPT_LIFE: Duration = Duration::from_secs(6);
-/// Time without a connection after which the host is called down.
+/// Time without a connection after which the host counts as down.
 const DOWN_AFTER: Duration = Duration::from_secs(30);
 
-/// How things stand.
+/// Phase of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// There is a connection, and no reason to doubt it.
+    /// The connection works.
     Connected,
-    /// There is a connection, but it does not answer; others are being tried.
+    /// The connection is silent. New attempts are under way.
     Silent,
-    /// There is no connection; some are being tried.
+    /// There is no connection. Attempts are under way.
     Reconnecting,
-    /// As `Reconnecting`, for long.
+    /// There has been no connection for long.
     Down,
-    /// The host said no.
+    /// The host refused.
     Refused,
 }
 
-/// Something happened.
+/// Input of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Somebody looked; comes at [`Link::wake_at`] and whenever a call begins to wait.
+    /// A sample of the connection. Comes at [`Link::wake_at`] and when a call begins to wait.
     Sampled(Sample),
-    /// The connection is over.
+    /// The connection is closed.
     Lost,
     /// An attempt ended.
     Attempted { attempt: u64, outcome: Outcome },
 }
 
-/// What there is to see.
+/// Measurements of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Sample {
-    /// Datagrams that the connection has received since it began.
+    /// Datagrams received since the connection began.
     pub(super) datagrams_received: u64,
     /// Round-trip time of the connection.
     pub(super) rtt: Duration,
@@ -64,33 +65,33 @@ pub(super) struct Sample {
     pub(super) waiting: usize,
 }
 
-/// How an attempt ended.
+/// Result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The host let us in.
+    /// The host welcomed the client.
     Welcomed,
-    /// No answer, or none to be used.
+    /// No answer, or an unusable one.
     Failed,
-    /// The host, or the check of its key, said no.
+    /// The host refused, or its key did.
     Refused,
 }
 
-/// Something to do.
+/// Output of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Ask the peer for a sign of life.
+    /// Send a probe to the peer.
     Probe,
-    /// Start an attempt with this number.
+    /// Start the attempt with this number.
     Attempt(u64),
-    /// Give up an attempt.
+    /// Abandon an attempt.
     Abandon(u64),
-    /// Take the connection that this attempt made, close the one before.
+    /// Use the connection of this attempt and close the one before.
     Adopt(u64),
     /// Close the connection.
     Drop,
 }
 
-/// One connection's worth of state.
+/// State of one connection slot.
 #[derive(Debug)]
 pub(super) struct Link {
     health: Option<Health>,
@@ -107,7 +108,7 @@ pub(super) struct Link {
 struct Health {
     datagrams_received: u64,
     rtt: Duration,
-    /// When the peer was last heard, or began to be waited for if that is later.
+    /// Time of the last sign of life, or the time at which calls began to wait if that is later.
     heard_at: Duration,
     probed: bool,
     silent: bool,
@@ -120,7 +121,7 @@ struct Attempt {
 }
 
 impl Link {
-    /// A link whose connection was made just now.
+    /// Returns a link that was connected just now.
     pub(super) const fn connected(now: Duration) -> Self {
         let mut link = Self::unconnected(now);
         link.health = Some(Health::new(now));
@@ -128,7 +129,7 @@ impl Link {
         link
     }
 
-    /// A link that is to be made.
+    /// Returns a link without a connection.
     pub(super) const fn unconnected(now: Duration) -> Self {
         Self {
             health: None,
@@ -142,12 +143,12 @@ impl Link {
         }
     }
 
-    /// Since when the host has not been heard; `None` while there is no reason to doubt it.
+    /// Returns the start of the host's silence, `None` while it answers.
     pub(super) const fn silent_since(&self) -> Option<Duration> {
         self.silent_since
     }
 
-    /// How things stand.
+    /// Returns the phase of the link.
     pub(super) fn phase(&self, now: Duration) -> Phase {
         match self.health {
             Some(health) if health.silent => Phase::Silent,
@@ -158,7 +159,7 @@ impl Link {
         }
     }
 
-    /// Takes in what happened and says what to do, in this order.
+    /// Applies an event and returns the actions, in order.
     pub(super) fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -176,12 +177,12 @@ impl Link {
         actions
     }
 
-    /// When to look again, if nothing happens before. `None`: not before a call waits.
+    /// Returns the time of the next sample if no event comes before. `None` means not until a call waits.
     pub(super) fn wake_at(&self, now: Duration) -> Option<Duration> {
         let sample =
             self.health.filter(|health| health.silent || self.waiting > 0).map(|_| now + SAMPLE_EVERY);
         let expiry = self.attempts.iter().map(|attempt| attempt.started_at + ATTEMPT_LIFE).min();
-        // Going from Reconnecting to Down changes the pace.
+        // The change from Reconnecting to Down changes the interval.
         let down = (self.health.is_none() && !self.refused).then_some(self.without_since + DOWN_AFTER);
         let down = down.filter(|at| *at > now);
         [sample, expiry, down, self.next_attempt_at(now)].into_iter().flatten().min()
@@ -198,7 +199,7 @@ impl Link {
             self.silent_since = None;
             self.abandon_all(actions);
         } else if sample.waiting == 0 {
-            // Silence means nothing while nothing is asked; what is already suspect stays so.
+            // Silence has no meaning while nothing is requested. A silent connection stays silent.
         } else if began_to_wait && !health.silent {
             (health.heard_at, health.probed) = (now, false);
         } else {
@@ -232,7 +233,7 @@ impl Link {
                 self.silent_since = None;
             }
             Outcome::Refused => {
-                // It answered.
+                // A refusal is an answer.
                 self.silent_since = Some(now);
                 self.abandon_all(actions);
                 self.refused = true;
@@ -258,7 +259,7 @@ impl Link {
         actions.extend(self.attempts.drain(..).map(|attempt| Action::Abandon(attempt.number)));
     }
 
-    /// When the next attempt is due; `None` while none is wanted or as many as may be are under way.
+    /// Returns the time of the next attempt. `None` if no attempt is wanted or the maximum is under way.
     fn next_attempt_at(&self, now: Duration) -> Option<Duration> {
         let phase = self.phase(now);
         if phase == Phase::Connected || self.attempts.len() >= ATTEMPTS_MAX {
@@ -278,14 +279,14 @@ impl Health {
         Self { datagrams_received: 0, rtt: Duration::ZERO, heard_at: now, probed: false, silent: false }
     }
 
-    /// Goes one step further in doubting a peer that is waited for and not heard.
+    /// Checks the silence of a peer for which calls wait: probes it, then marks it as silent.
     fn check_silence(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let silence = now.saturating_sub(self.heard_at);
         if silence >= PROBE_AFTER && !self.probed {
             self.probed = true;
             actions.push(Action::Probe);
         }
-        // A far peer's answer to the probe takes its time.
+        // The answer of a far peer to the probe takes a round trip.
         if silence >= SILENT_AFTER.max(PROBE_AFTER + 2 * self.rtt) {
             self.silent = true;
         }

@@ -1,4 +1,5 @@
-//! A directory's entries, as they arrive; a listing that is cut off begins again and leaves out what was delivered.
+//! Directory listings, delivered as they arrive. A listing that breaks off starts again and skips delivered
+//! entries.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub(super) async fn list(shared: Arc<Shared>, node: NodeId, parts: Parts) {
         () = timeout.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
     };
     if let Some(last) = last {
-        // A receiver that is gone has its reasons.
+        // The receiver may have gone.
         let _ = parts.send(last).await;
     }
 }
@@ -40,19 +41,21 @@ struct Listing<'a> {
     shared: &'a Shared,
     parts: &'a Parts,
     timeout: &'a ProgressTimeout<'a>,
-    /// Names that were delivered, as 16 bytes of their hash: a listing of millions is no reason to hold all of it.
+    /// Names that were delivered, as 16 bytes of their hash. A listing of millions of entries need not be
+    /// held in memory.
     delivered: HashSet<[u8; 16]>,
 }
 
-/// Most entries of a listing, twice what anybody keeps of one: a host that never ends it is told from a large directory.
+/// Largest number of entries in a listing, twice the number that any cache keeps. It stops a host whose
+/// listing never ends.
 const ENTRIES_MAX: usize = 1 << 23;
 
-/// Entries that may come again in one attempt, besides those that an earlier attempt delivered: a directory that is changed while it is
-/// listed shows some twice.
+/// Entries that may repeat in one attempt, in addition to those of earlier attempts. A directory that changes
+/// while it is listed shows some entries twice.
 const REPEATED_MAX: usize = 65_536;
 
 impl Listing<'_> {
-    /// The end, or why there is none; `None` where nobody listens any more.
+    /// Returns the end or the error of the listing, `None` if there is no receiver any more.
     async fn run(mut self, node: NodeId) -> Option<Result<ListPart, CallError>> {
         let frame = encode_frame(&Request::ReadDirectory { node });
         let mut retry = Retry::default();
@@ -78,7 +81,7 @@ impl Listing<'_> {
                 let begin = ListPart::Begin { attributes, lease };
                 self.parts.send(Ok(begin)).await.map_err(|_| Stopped::Dropped)?;
             }
-            Ok(_) => return Err(broken("a reply of another kind than a directory")),
+            Ok(_) => return Err(broken("the reply is not a directory")),
             Err(refusal) => {
                 exchange.complete();
                 return Err(Stopped::Refused(refusal));
@@ -88,15 +91,16 @@ impl Listing<'_> {
         loop {
             let batch: DirectoryBatch = exchange.frame().await?;
             if batch.entries.is_empty() && !batch.last {
-                return Err(broken("a part of a directory without entries"));
+                return Err(broken("an empty part of a directory"));
             }
             let count = batch.entries.len();
             let fresh = self.fresh(batch.entries)?;
             repeated_max = repeated_max
                 .checked_sub(count - fresh.len())
-                .ok_or_else(|| broken("a directory with the same entries over and over"))?;
+                .ok_or_else(|| broken("a directory that repeats its entries"))?;
             if fresh.is_empty() {
-                // Progress all the same: what was delivered before a cut comes again, but not for ever.
+                // This counts as progress: delivered entries come again after a lost connection, but only so
+                // many.
                 self.timeout.renew();
             } else {
                 waiting.pause();
@@ -113,7 +117,7 @@ impl Listing<'_> {
         }
     }
 
-    /// The entries that were not delivered yet.
+    /// Returns the entries that were not delivered yet.
     fn fresh(&mut self, entries: Vec<DirectoryEntry>) -> Result<Vec<DirectoryEntry>, Stopped> {
         if !entries.iter().all(|entry| is_name(&entry.name)) {
             return Err(broken("a directory entry with an impossible name"));
@@ -127,7 +131,7 @@ impl Listing<'_> {
     }
 }
 
-/// Tells whether a directory can hold an entry of this name.
+/// Returns true if a directory can hold an entry of this name.
 pub(super) fn is_name(name: &[u8]) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && !name.iter().any(|&byte| byte == b'/' || byte == 0)
@@ -146,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_would_lead_elsewhere_are_refused() {
+    fn names_that_lead_out_of_the_directory_are_refused() {
         for good in [&b"a"[..], b"...", b" ", b"\xff\xfe", &[b'x'; 255]] {
             assert!(is_name(good));
         }

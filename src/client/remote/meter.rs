@@ -1,18 +1,19 @@
-//! (P) How fast content arrives while some is on its way; in either direction: of what is written arrives the consent.
+//! (P) Rate at which content arrives. For writes it counts the bytes that the host accepts.
 //!
-//! Counted is the time between arrivals while at least one read is under way, and the bytes that came at the end of
-//! each such time. So neither idleness nor the first round trip of a read makes the link look slow.
+//! It counts the time between arrivals while at least one read is under way, and the bytes at the end of each
+//! such time. So neither idle times nor the first round trip of a read make the link look slow.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Counted time of one bucket.
 const BUCKET: Duration = Duration::from_millis(100);
-/// Buckets kept: about a second.
+/// Number of buckets kept, about a second.
 const BUCKETS_MAX: usize = 10;
-/// Counted time below which no rate is told: a burst out of a buffer says nothing.
+/// Shortest counted time for a rate. A burst out of a buffer measures nothing.
 const COUNTED_MIN: Duration = Duration::from_millis(10);
-/// Time between arrivals that is not counted: the link was cut or the host's disk asleep, which is no rate.
+/// Longest time between arrivals that counts. After a longer one the link was interrupted or the host's disk
+/// was asleep.
 const GAP_MAX: Duration = Duration::from_secs(1);
 
 /// Measures the rate at which content arrives.
@@ -31,12 +32,12 @@ struct Bucket {
 }
 
 impl Meter {
-    /// A read is under way from now on.
+    /// Starts a read.
     pub(super) const fn begin(&mut self) {
         self.reads += 1;
     }
 
-    /// A read is over, or waits for its reader rather than for the link.
+    /// Ends a read, or pauses it while it waits for its reader.
     pub(super) const fn end(&mut self) {
         self.reads = self.reads.saturating_sub(1);
         if self.reads == 0 {
@@ -44,7 +45,7 @@ impl Meter {
         }
     }
 
-    /// `bytes` of content came.
+    /// Counts `bytes` bytes of content.
     pub(super) fn arrived(&mut self, now: Duration, bytes: u64) {
         let since = self.last_arrival.map(|last| now.saturating_sub(last)).filter(|gap| *gap <= GAP_MAX);
         self.last_arrival = Some(now);
@@ -59,7 +60,7 @@ impl Meter {
         }
     }
 
-    /// Bytes per second over the last second of counted time; 0 while unknown.
+    /// Returns the bytes per second over the last second of counted time, 0 while unknown.
     pub(super) fn bytes_per_second(&self) -> u64 {
         let all = || self.past.iter().chain([&self.current]);
         let counted: Duration = all().map(|bucket| bucket.counted).sum();
@@ -93,7 +94,7 @@ mod tests {
         ]
     }
 
-    /// The same from the whole history: counted arrivals, cut into buckets, the last ones summed.
+    /// Returns the same from the whole history: counted arrivals, cut into buckets, the last ones summed.
     fn slowly(counted: &[(u64, u64)]) -> u64 {
         let mut buckets = vec![(0, 0)];
         for (time, bytes) in counted {

@@ -1,17 +1,18 @@
-//! The client of a real host, over QUIC.
+//! Client of a real host, over QUIC or TCP.
 //!
 //! In reading order:
 //!
-//! 1. [`link`], [`supervisor`]: when a connection is dead and who makes the next one
+//! 1. [`link`], [`supervisor`]: detect a dead connection and make the next one
 //! 2. [`dial`]: from addresses to a welcome
 //! 3. [`stream`]: one request on one stream
-//! 4. [`call`], [`list`], [`read`], [`current`], [`progress_timeout`]: requests that go on from one connection to the next
-//! 5. [`operations`], [`change`]: the same for changes, each under one number
-//! 6. [`events`]: the stream on which the host tells changes
-//! 7. [`progress`], [`meter`], [`statistics`]: how far, how fast, how much
+//! 4. [`call`], [`list`], [`read`], [`current`], [`progress_timeout`]: requests that continue on the next
+//!    connection
+//! 5. [`operations`], [`change`]: the same for changes, each with one number
+//! 6. [`events`]: the stream on which the host reports changes
+//! 7. [`progress`], [`meter`], [`statistics`]: progress of a read, rates, counters
 //!
-//! A call that was made waits for its answer over any number of connections, at most until its deadline, and not for a host
-//! that is away (`client::away`).
+//! A call waits for its answer over any number of connections, at most until its deadline. It does not wait
+//! for a host that is away (`client::away`).
 
 mod active_connection;
 mod call;
@@ -58,10 +59,10 @@ use crate::proto::{
 };
 use crate::transport::{HostAddress, Lane, PublicKey};
 
-/// Most events that wait for the file system. It takes them in as they come; until it does the host waits.
+/// Largest number of events that wait for the file system. If it is reached, the host waits.
 const EVENTS_QUEUED_MAX: usize = 64;
 
-/// A client of one export of one host.
+/// Client of one export of one host.
 pub struct RemoteClient {
     shared: Arc<Shared>,
     supervisors: Mutex<Vec<JoinHandle<()>>>,
@@ -74,7 +75,8 @@ pub struct RemoteClient {
 }
 
 impl RemoteClient {
-    /// Makes the first connection. From then on the client keeps itself connected until [`Self::shutdown`] or its drop.
+    /// Makes the first connection. Then the client keeps itself connected until [`Self::shutdown`] or its
+    /// drop.
     pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, ConnectError> {
         let (deadline, runs_from) = (config.deadline, config.runs_from_bytes_per_second);
         let connections = config.connections.clamp(1, CONNECTIONS_MAX);
@@ -105,52 +107,53 @@ impl RemoteClient {
         }))
     }
 
-    /// The key that the host proved at the first connection.
+    /// Returns the key that the host proved at the first connection.
     pub const fn host_key(&self) -> PublicKey {
         self.host_key
     }
 
-    /// The names and addresses, of those that were given, at which the host answered first.
+    /// Returns the configured names and addresses that lead to the first address of the host.
     pub fn answered_at(&self) -> &[HostAddress] {
         &self.answered_at
     }
 
-    /// Whether the host said at the first connection that it refuses changes.
+    /// Returns true if the host refuses changes, as it said at the first connection.
     pub const fn read_only(&self) -> bool {
         self.read_only
     }
 
-    /// As whom the host said at the first connection that it does what it is asked for.
+    /// Returns the user as which the host acts, as it said at the first connection.
     pub const fn acts_as(&self) -> ActingUser {
         self.acts_as
     }
 
-    /// Whether what is made belongs to the asking user instead.
+    /// Returns true if new files belong to the requesting user instead.
     pub const fn chooses_owners(&self) -> bool {
         self.chooses_owners
     }
 
-    /// Which run of the host answered last.
+    /// Returns the instance of the host that answered last.
     pub fn instance(&self) -> InstanceId {
         self.shared.instance()
     }
 
-    /// Counts how often the host was found to be another run of itself, and tells of each.
+    /// Counts the restarts of the host, and notifies of each.
     pub fn instance_changes(&self) -> watch::Receiver<u64> {
         self.shared.instance_changes.subscribe()
     }
 
-    /// What was done, and how the connections are.
+    /// Returns the counters of the client and of its connections.
     pub fn statistics(&self) -> ClientStatistics {
         self.shared.statistics()
     }
 
-    /// Ends everything: calls fail with [`CallError::Closed`], the host is told. Returns within a second.
+    /// Closes the client. Calls fail with [`CallError::Closed`], and the host is told. Returns within a
+    /// second.
     pub async fn shutdown(&self) {
         self.shared.close();
         let supervisors = std::mem::take(&mut *locked(&self.supervisors));
         for supervisor in supervisors {
-            // One that panicked has nothing to say goodbye with.
+            // A task that panicked has closed nothing.
             let _ = supervisor.await;
         }
     }

@@ -1,4 +1,4 @@
-//! The numbers of changes, which of them write to which file, and up to which all answers are here.
+//! Numbers of changes, the file that each one writes to, and the number below which all replies have arrived.
 //!
 //! Pure: no I/O, no clock.
 
@@ -6,38 +6,38 @@ use std::collections::BTreeMap;
 
 use crate::proto::{NodeId, OperationId};
 
-/// The changes of one session that are under way.
+/// Changes of one session that are under way.
 #[derive(Debug, Default)]
 pub(super) struct Operations {
     given: u64,
-    /// With the file to which it writes content, if it does.
+    /// Changes under way, with the file that each writes to, if any.
     under_way: BTreeMap<OperationId, Option<NodeId>>,
 }
 
 impl Operations {
-    /// One more begins; `written` is the file whose content it writes.
+    /// Starts a change. `written` is the file whose content it writes.
     pub(super) fn begin(&mut self, written: Option<NodeId>) -> OperationId {
         self.given += 1;
         self.under_way.insert(OperationId(self.given), written);
         OperationId(self.given)
     }
 
-    /// One is over: answered, or given up.
+    /// Ends a change: it was answered or given up.
     pub(super) fn end(&mut self, id: OperationId) {
         self.under_way.remove(&id);
     }
 
-    /// Those under way that write to this file.
+    /// Returns the changes under way that write to this file.
     pub(super) fn writing(&self, node: NodeId) -> Vec<OperationId> {
         self.under_way.iter().filter(|(_, written)| **written == Some(node)).map(|(id, _)| *id).collect()
     }
 
-    /// Which of some are still under way.
+    /// Returns the changes of `ids` that are still under way.
     pub(super) fn left_of(&self, ids: &[OperationId]) -> Vec<OperationId> {
         ids.iter().filter(|id| self.under_way.contains_key(id)).copied().collect()
     }
 
-    /// All before this one are over.
+    /// Returns the number below which all changes are over.
     pub(super) fn answered_below(&self) -> OperationId {
         self.under_way.keys().next().copied().unwrap_or(OperationId(self.given + 1))
     }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_under_way_is_never_below() {
+    fn changes_under_way_are_never_below() {
         let mut operations = Operations::default();
         assert_eq!(operations.answered_below(), OperationId(1));
         let (first, second) = (operations.begin(None), operations.begin(None));

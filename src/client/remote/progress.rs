@@ -1,4 +1,4 @@
-//! (P) How far a read has come, whether what arrives belongs to it, and what to ask for when a connection is lost.
+//! (P) Progress of a read: checks each part, and computes the remaining request when a connection is lost.
 
 use crate::chunk::{ByteRange, ChunkHash, ChunkIndex, ChunkRange};
 use crate::proto::{ContentHeader, READ_CHUNKS_MAX, ReadRequest, Timestamp};
@@ -7,41 +7,42 @@ use crate::proto::{ContentHeader, READ_CHUNKS_MAX, ReadRequest, Timestamp};
 #[derive(Debug)]
 pub(super) struct Progress {
     request: ReadRequest,
-    /// The chunks that must come; none where a piece is asked for.
+    /// Chunks that must arrive, none for an exact range.
     chunks: ChunkRange,
-    /// Bit `i`: chunk `chunks.first + i` has come.
+    /// Bitmap: bit `i` is set when chunk `chunks.first + i` has arrived.
     arrived: u64,
     last_hash: Option<ChunkHash>,
     piece_arrived: bool,
-    /// What came did not bear the name it came under.
+    /// True once a part failed verification.
     is_mismatched: bool,
 }
 
-/// The hash of no content that anybody knows. Who names it for a chunk gets that chunk, hashed anew.
+/// A hash that no content has. If the request names it for a chunk, the host hashes that chunk anew.
 const ZERO_HASH: ChunkHash = ChunkHash::from_bytes([0; 32]);
 
 // One bit a chunk.
 const _: () = assert!(READ_CHUNKS_MAX <= u64::BITS as u64);
 
-/// What a header announces.
+/// Content announced by a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A chunk's bytes follow.
+    /// A chunk follows.
     Chunk { index: ChunkIndex, hash: ChunkHash, len: usize },
-    /// A chunk follows, compressed.
+    /// A compressed chunk follows.
     Packed { index: ChunkIndex, hash: ChunkHash, len: usize, packed_len: usize },
-    /// The chunk is the one that the request named.
+    /// The chunk matches the hash in the request.
     Same { index: ChunkIndex },
-    /// A piece's bytes follow.
+    /// An exact range follows.
     Piece { offset: u64, hash: ChunkHash, len: usize },
-    /// A piece follows, compressed.
+    /// A compressed exact range follows.
     PackedPiece { offset: u64, hash: ChunkHash, len: usize, packed_len: usize },
-    /// That was all.
+    /// The end of the answer.
     End { observed: Timestamp },
 }
 
 impl Progress {
-    /// Nothing has come. `None` where the request asks for more than the protocol allows.
+    /// Returns a read of which nothing has arrived, or `None` if the request exceeds the limits of the
+    /// protocol.
     pub(super) fn new(request: ReadRequest) -> Option<Self> {
         let chunks = request.range.clamp_to(request.version.size).chunks();
         let allowed = if request.whole_chunks {
@@ -60,18 +61,18 @@ impl Progress {
         })
     }
 
-    /// Something came that does not bear the name it came under. From now on the host shall not believe what it noted of this file
-    /// before.
+    /// Records that a part failed verification. From now on the host must not use its recorded hashes of this
+    /// file.
     pub(super) fn note_mismatch(&mut self) {
         self.is_mismatched = true;
     }
 
-    /// Whether chunks are asked for rather than a piece.
+    /// Returns true if the request is for whole chunks.
     pub(super) const fn asks_for_chunks(&self) -> bool {
         self.request.whole_chunks
     }
 
-    /// Bytes of content that the answer may still bring.
+    /// Returns the bytes of content that the answer may still bring.
     pub(super) fn bytes_missing(&self) -> u64 {
         if !self.request.whole_chunks {
             return self.piece().len;
@@ -80,7 +81,7 @@ impl Progress {
         self.missing().map(|index| index.bytes_in(size).len).sum()
     }
 
-    /// What to ask for now: the request from the first chunk on that has not come.
+    /// Returns the remaining request, from the first missing chunk on.
     pub(super) fn remaining(&self) -> ReadRequest {
         let mut request = self.missing_of_request();
         if self.is_mismatched && request.whole_chunks {
@@ -94,7 +95,7 @@ impl Progress {
         if !self.request.whole_chunks || self.chunks.count == 0 || self.arrived == 0 {
             return self.request.clone();
         }
-        // If only the end is missing the last chunk is asked for again, by the hash it came with.
+        // If only the end is missing, the last chunk is requested again with the hash it had.
         let last = ChunkIndex(self.chunks.first.0 + self.chunks.count - 1);
         let first = self.missing().next();
         let from = first.unwrap_or(last);
@@ -107,12 +108,12 @@ impl Progress {
         ReadRequest { range, known, ..self.request.clone() }
     }
 
-    /// The most parts that one answer has, besides its end.
+    /// Returns the largest number of parts in one answer, without its end.
     pub(super) const fn parts_max(&self) -> u64 {
         if self.request.whole_chunks { self.chunks.count } else { 1 }
     }
 
-    /// Checks a header against the request; `Err` says in words what is wrong with it.
+    /// Checks a header against the request. Returns a description of the error.
     pub(super) fn check(&self, header: &ContentHeader) -> Result<Next, &'static str> {
         match *header {
             ContentHeader::Chunk { index, hash, len } => {
@@ -131,7 +132,7 @@ impl Progress {
                 let position = (index.0 - self.request.range.chunks().first.0) as usize;
                 let known = self.request.known.get(position).copied().flatten();
                 if known.is_none() && !self.has(index) {
-                    return Err("a chunk that is not ours called known");
+                    return Err("a chunk confirmed without a hash in the request");
                 }
                 Ok(Next::Same { index })
             }
@@ -154,11 +155,11 @@ impl Progress {
                 };
                 if complete { Ok(Next::End { observed }) } else { Err("an end before everything was sent") }
             }
-            ContentHeader::Failed(_) => Err("a failure where content was expected"),
+            ContentHeader::Failed(_) => Err("a failure in place of content"),
         }
     }
 
-    /// Notes that a part has come whole and verified; `false` where it had come before.
+    /// Records that a part has arrived and was verified. Returns `false` if it had arrived before.
     pub(super) fn note(&mut self, part: Next) -> bool {
         match part {
             Next::Chunk { index, hash, .. } | Next::Packed { index, hash, .. } => {
@@ -177,10 +178,10 @@ impl Progress {
 
     fn expect_piece(&self, offset: u64, len: u32) -> Result<(), &'static str> {
         if self.request.whole_chunks {
-            return Err("a piece where whole chunks were asked for");
+            return Err("a piece in place of whole chunks");
         }
         if offset != self.request.range.offset || u64::from(len) != self.piece().len {
-            return Err("another piece than asked for");
+            return Err("the wrong piece");
         }
         Ok(())
     }
@@ -192,7 +193,7 @@ impl Progress {
         fresh
     }
 
-    /// Whether a chunk of the request has come.
+    /// Returns true if a chunk of the request has arrived.
     pub(super) fn has(&self, index: ChunkIndex) -> bool {
         self.arrived & (1 << (index.0 - self.chunks.first.0)) != 0
     }
@@ -213,11 +214,11 @@ impl Progress {
 
     fn expect_chunk(&self, index: ChunkIndex) -> Result<(), &'static str> {
         if !self.request.whole_chunks {
-            Err("a chunk where a piece was asked for")
+            Err("a chunk in place of a piece")
         } else if self.chunks.contains(index) {
             Ok(())
         } else {
-            Err("a chunk that was not asked for")
+            Err("a chunk outside the request")
         }
     }
 }
@@ -248,9 +249,9 @@ mod tests {
     }
 
     proptest! {
-        /// A host that follows the protocol, cut off again and again, in any order of chunks.
+        /// Plays an honest host whose connection breaks again and again, with any order of chunks.
         #[test]
-        fn every_chunk_arrives_once_however_often_the_line_is_cut(
+        fn every_chunk_arrives_once_over_any_number_of_connections(
             first in 0u64..100,
             count in 1u64..=READ_CHUNKS_MAX,
             short in 1u64..=CHUNK_BYTES,
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn when_only_the_end_is_missing_the_last_chunk_is_asked_for_by_its_hash() {
+    fn if_only_the_end_is_missing_the_last_chunk_is_requested_with_its_hash() {
         let size = 3 * CHUNK_BYTES;
         let mut progress = Progress::new(request(5, size - 5, size, true)).unwrap();
         for index in 0..3 {
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_doubted_is_asked_for_under_a_name_that_no_content_has() {
+    fn after_a_mismatch_chunks_are_requested_with_the_zero_hash() {
         let size = 3 * CHUNK_BYTES;
         let held = Some(ChunkHash::of(b"held"));
         let known = ReadRequest { known: vec![None, held], ..request(0, size, size, true) };
@@ -326,7 +327,7 @@ mod tests {
         let next = progress.check(&chunk(0, size)).unwrap();
         progress.note(next);
         assert_eq!(progress.remaining().known, [held, Some(ZERO_HASH)]);
-        // A host that says so of a name that none of ours has lies.
+        // A host that confirms this hash lies.
         assert!(progress.check(&ContentHeader::Same { index: ChunkIndex(2) }).is_err());
         let mut piece = Progress::new(request(0, 10, size, false)).unwrap();
         piece.note_mismatch();
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_asked_for_is_refused() {
+    fn unrequested_content_is_refused() {
         let progress = Progress::new(request(0, 10, 100, true)).unwrap();
         assert!(progress.check(&chunk(1, 2 * CHUNK_BYTES)).is_err());
         assert!(progress.check(&ContentHeader::Same { index: ChunkIndex(0) }).is_err());

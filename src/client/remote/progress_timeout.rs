@@ -1,4 +1,4 @@
-//! The deadline of an answer that comes in parts.
+//! Deadline of an answer that arrives in parts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,16 +8,16 @@ use tokio::time::sleep;
 use super::shared::Shared;
 use crate::client::away;
 
-/// Bytes that count as progress: a peer that drips one byte a minute makes none.
+/// Bytes that count as progress. A peer that sends one byte a minute makes none.
 const PROGRESS_BYTES: u64 = 4096;
 
-/// Runs out when the host made no progress for the time of the deadline, or is away.
+/// Timeout that fires when the host made no progress for the time of the deadline, or is away.
 ///
-/// Counted from the last progress and not from the start: 16 MiB over a thin link take longer than any sensible deadline,
-/// and a reader that is slow itself has nobody to blame.
+/// It counts from the last progress and not from the start. 16 MiB over a slow link take longer than any
+/// sensible deadline. It pauses while the reader itself is slow.
 pub(super) struct ProgressTimeout<'a> {
     shared: &'a Shared,
-    /// When it runs out, in nanoseconds of the client's clock; the maximum while paused.
+    /// Time at which it fires, in nanoseconds of the client's clock, the maximum while paused.
     until_ns: AtomicU64,
     unnoticed_bytes: AtomicU64,
 }
@@ -29,18 +29,18 @@ impl<'a> ProgressTimeout<'a> {
         timeout
     }
 
-    /// There was progress, or a pause is over.
+    /// Restarts the time, after progress or a pause.
     pub(super) fn renew(&self) {
         let until = self.shared.now().saturating_add(self.shared.deadline);
         self.until_ns.store(until.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// The reader takes its time.
+    /// Pauses while the reader is busy.
     pub(super) fn pause(&self) {
         self.until_ns.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// Some bytes of a part came.
+    /// Counts bytes of a part.
     pub(super) fn arrived(&self, bytes: u64) {
         let unnoticed = self.unnoticed_bytes.load(Ordering::Relaxed) + bytes;
         let noticed = unnoticed >= PROGRESS_BYTES;
@@ -50,20 +50,20 @@ impl<'a> ProgressTimeout<'a> {
         }
     }
 
-    /// Returns once it has run out.
+    /// Waits until the timeout fires.
     pub(super) async fn exhausted(&self) {
         let (begun, deadline) = (self.shared.now(), self.shared.deadline);
         loop {
             let (now, until_ns) = (self.shared.now(), self.until_ns.load(Ordering::Relaxed));
             let mut left = Duration::from_nanos(until_ns).saturating_sub(now);
-            // While it is paused nobody waits for the host.
+            // While it is paused, no call waits for the host.
             if until_ns != u64::MAX {
                 left = away::left(left, deadline, now.saturating_sub(begun), self.shared.silent_for());
             }
             if left.is_zero() {
                 return;
             }
-            // A pause that ends wakes nobody, but moves the end by a deadline at least.
+            // The end of a pause wakes no task, but extends the time by a deadline at least.
             sleep(left.min(deadline)).await;
         }
     }

@@ -1,4 +1,5 @@
-//! Content of a file, as it arrives, verified; a read that is cut off goes on where it was.
+//! Reads of content, delivered in verified parts as they arrive. A read that breaks off continues where it
+//! was.
 
 use std::sync::Arc;
 
@@ -18,10 +19,10 @@ use crate::transport::{Lane, share};
 
 type Parts = mpsc::Sender<Result<ContentPart, CallError>>;
 
-/// Longest run of chunks that is handed out as a whole, in bytes: what the kernel asks for at a time.
+/// Longest run of chunks that is delivered as a whole, in bytes: the size of a kernel request.
 const RUN_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Delivers what `request` asks for into `parts`.
+/// Delivers the content of `request` into `parts`.
 pub(super) async fn read(shared: Arc<Shared>, request: ReadRequest, lane: Lane, parts: Parts) {
     let _count = CallCount::new(&shared);
     let Some(progress) = Progress::new(request) else {
@@ -40,7 +41,7 @@ pub(super) async fn read(shared: Arc<Shared>, request: ReadRequest, lane: Lane, 
         () = timeout.exhausted() => Some(Err(CallError::TimedOut(shared.deadline))),
     };
     if let Some(last) = last {
-        // A receiver that is gone has its reasons.
+        // The receiver may have gone.
         let _ = parts.send(last).await;
     }
 }
@@ -51,11 +52,11 @@ struct Reading<'a> {
     parts: &'a Parts,
     timeout: &'a ProgressTimeout<'a>,
     progress: Progress,
-    /// Chunks that have come and are not handed out yet.
+    /// Chunks that have arrived and are not delivered yet.
     pending: Option<PendingRun>,
 }
 
-/// Chunks in a row, to be handed out together.
+/// Adjacent chunks, to be delivered together.
 struct PendingRun {
     first: ChunkIndex,
     run: VerifiedRun,
@@ -76,7 +77,7 @@ impl PendingRun {
     }
 }
 
-/// What counts content while it comes.
+/// Counters of content while it arrives.
 struct ArrivalCounters<'live, 'shared> {
     waiting: Waiting<'live>,
     metered: Option<Metered<'shared>>,
@@ -94,7 +95,7 @@ impl ArrivalCounters<'_, '_> {
 }
 
 impl<'a> Reading<'a> {
-    /// The last part, or why there is none; `None` where nobody listens any more.
+    /// Returns the last part or the error, `None` if there is no receiver any more.
     async fn run(mut self) -> Option<Result<ContentPart, CallError>> {
         let mut retry = Retry::default();
         loop {
@@ -121,7 +122,7 @@ impl<'a> Reading<'a> {
         }
         match exchange.frame::<Result<Reply, WireError>>().await? {
             Ok(Reply::Content) => {}
-            Ok(_) => return Err(broken("a reply of another kind than content")),
+            Ok(_) => return Err(broken("the reply is not content")),
             Err(refusal) => {
                 exchange.complete();
                 return Err(Stopped::Refused(refusal));
@@ -130,20 +131,20 @@ impl<'a> Reading<'a> {
         let mut counters =
             ArrivalCounters { waiting, metered: Some(Metered::new(self.shared)), timeout: self.timeout };
         let ended = self.take_parts(&mut exchange, &mut counters, delivers_runs).await;
-        // What has come and was proved is not asked for again.
+        // Verified content is not requested again.
         self.deliver_pending(&mut counters).await?;
         ended
     }
 
-    /// Whether chunks are better handed out together, so that they can be read as one: where that makes nobody wait, and they are
-    /// what the kernel asks for at a time.
+    /// Returns true if chunks should be delivered together, so that they can be read as one. The read must
+    /// not be longer than a kernel request, and the link must be fast enough that no reader waits.
     fn delivers_runs(&self) -> bool {
         self.progress.asks_for_chunks()
             && self.progress.bytes_missing() <= RUN_BYTES_MAX
             && self.shared.meter().bytes_per_second() >= self.shared.runs_from_bytes_per_second
     }
 
-    /// Takes the parts as they come; returns the last one.
+    /// Takes the parts as they arrive. Returns the last one.
     async fn take_parts(
         &mut self,
         exchange: &mut Exchange,
@@ -159,9 +160,8 @@ impl<'a> Reading<'a> {
             }
             let next = self.progress.check(&header).map_err(broken)?;
             if !matches!(next, Next::End { .. }) {
-                // One that comes again and again is no progress.
-                parts_max =
-                    parts_max.checked_sub(1).ok_or_else(|| broken("more parts than were asked for"))?;
+                // A part that repeats is no progress.
+                parts_max = parts_max.checked_sub(1).ok_or_else(|| broken("more parts than requested"))?;
             }
             if let (Next::Chunk { index, hash, len }, true) = (next, delivers_runs) {
                 let bytes = exchange.bytes(len, |bytes| counters.arrived(bytes)).await?;
@@ -186,7 +186,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The part that `next` announces, with its bytes proved.
+    /// Returns the part that `next` announces, with its bytes verified.
     async fn receive(
         &mut self,
         next: Next,
@@ -225,7 +225,8 @@ impl<'a> Reading<'a> {
         Fault::Broken(error.to_string())
     }
 
-    /// Proves a chunk and keeps it with those before it, which are handed out if it is not their neighbour.
+    /// Verifies a chunk and keeps it with its predecessors. If it is not adjacent to them, they are delivered
+    /// first.
     async fn gather(
         &mut self,
         index: ChunkIndex,
@@ -253,7 +254,7 @@ impl<'a> Reading<'a> {
         counters: &mut ArrivalCounters<'_, 'a>,
     ) -> Result<(), Stopped> {
         let Err(mpsc::error::TrySendError::Full(part)) = self.parts.try_send(Ok(part)) else { return Ok(()) };
-        // The reader is slower than the link: neither the meter nor the host is to blame.
+        // The reader is slower than the link, so neither the rate nor the host is at fault.
         counters.metered = None;
         counters.waiting.pause();
         self.timeout.pause();
@@ -264,27 +265,27 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// The next `packed_len` raw bytes, from which `len` come out.
+/// Reads the next `packed_len` raw bytes and decompresses them to `len`.
 async fn read_decompressed(
     exchange: &mut Exchange,
     (len, packed_len): (usize, usize),
     mut arrived: impl FnMut(u64),
 ) -> Result<Bytes, Fault> {
     let packed = exchange.bytes(packed_len, &mut arrived).await?;
-    // What it took less to send came as fast.
+    // Bytes that compression saved count as arrived.
     arrived((len - packed_len) as u64);
     decompress(&packed, len)
 }
 
-/// The `len` bytes that were compressed to `packed`.
+/// Decompresses `packed` to `len` bytes.
 fn decompress(packed: &[u8], len: usize) -> Result<Bytes, Fault> {
-    // More than `len` bytes do not come out, whatever the frame says of itself.
+    // The output is limited to `len` bytes, whatever the frame claims.
     let bytes =
         zstd::bulk::decompress(packed, len).map_err(|error| Fault::Broken(format!("zstd: {error}")))?;
     if bytes.len() == len {
         Ok(bytes.into())
     } else {
-        Err(Fault::Broken("less than was announced".to_owned()))
+        Err(Fault::Broken("less content than announced".to_owned()))
     }
 }
 
@@ -293,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_out_is_exactly_what_was_announced() {
+    fn decompressed_content_has_exactly_the_announced_length() {
         let plain = [7; 1000];
         let packed = zstd::bulk::compress(&plain, 1).unwrap();
         assert_eq!(decompress(&packed, 1000).unwrap(), plain.as_slice());

@@ -1,4 +1,4 @@
-//! What all calls and all links of one client share.
+//! State shared by all calls and all connections of a client.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,11 @@ use super::statistics::Totals;
 use crate::client::{CallError, away};
 use crate::proto::{ActingUser, Attributes, BootId, InstanceId, SessionRun, TrustReason, Welcome, WireError};
 
-/// Requests that wait for a lock at once. They take streams for seconds, of which a connection has 128; who finds none waits here.
+/// Lock requests that wait on the host at once. They occupy streams for seconds, of which a connection has
+/// 128. Further ones wait here.
 const LOCK_WAITS_MAX: usize = 32;
 
-/// The state of one client.
+/// State of one client.
 pub(super) struct Shared {
     pub(super) deadline: Duration,
     pub(super) runs_from_bytes_per_second: u64,
@@ -26,11 +27,12 @@ pub(super) struct Shared {
     pub(super) totals: Totals,
     pub(super) instance_changes: watch::Sender<u64>,
     pub(super) operations: Mutex<Operations>,
-    /// The same for what is done about locks, where some wait for seconds: apart, so that no answer is kept for them.
+    /// The same for lock operations, some of which wait for seconds. They are separate, so that they delay no
+    /// release of cached replies.
     pub(super) lock_operations: Mutex<Operations>,
-    /// Requests that wait for a lock may be under way at once.
+    /// Permits for lock requests that wait on the host.
     pub(super) lock_waits: Semaphore,
-    /// Which life of the session the host said last.
+    /// Session epoch that the host reported last.
     pub(super) run: watch::Sender<Option<SessionRun>>,
     closing: watch::Sender<bool>,
     changes: watch::Sender<()>,
@@ -42,14 +44,14 @@ pub(super) struct Shared {
     started_at: Instant,
 }
 
-/// One of a client's connections.
+/// One of the client's connections.
 pub(super) struct Slot {
-    /// Tells the link's supervisor that a call waits.
+    /// Notifies the supervisor that a call waits.
     pub(super) wake: Arc<Notify>,
     state: Mutex<SlotState>,
 }
 
-/// How a connection stands, as its supervisor last said.
+/// State of a connection, as its supervisor last published it.
 #[derive(Clone)]
 pub(super) struct SlotState {
     pub(super) phase: Phase,
@@ -58,7 +60,7 @@ pub(super) struct SlotState {
     pub(super) refusal: Option<WireError>,
 }
 
-/// Who the host said it is.
+/// Data about the host from its last welcome.
 struct Host {
     root: Attributes,
     instance: InstanceId,
@@ -110,12 +112,12 @@ impl Shared {
         }
     }
 
-    /// Time since the client began.
+    /// Returns the time since the client began.
     pub(super) fn now(&self) -> Duration {
         self.started_at.elapsed()
     }
 
-    /// A connection to ask on, the least busy; waits while there is none.
+    /// Returns the least busy connection. Waits while there is none.
     pub(super) async fn usable(&self) -> Result<Arc<ActiveConnection>, CallError> {
         if let Some(found) = self.choose() {
             return found;
@@ -132,25 +134,25 @@ impl Shared {
         }
     }
 
-    /// Says how a connection stands now, and lets waiting calls look again.
+    /// Publishes the state of a connection, and wakes waiting calls.
     pub(super) fn publish(&self, slot: usize, state: SlotState) {
         *locked(&self.slots[slot].state) = state;
         self.changes.send_replace(());
     }
 
-    /// Why the root's file system has its trust class.
+    /// Returns the reason for the trust class of the root's file system.
     pub(super) fn trust_reason(&self) -> TrustReason {
         locked(&self.host).trust_reason
     }
 
-    /// A host let us in; notes whether it is another run of it.
+    /// Records a welcome, and notices a restart of the host.
     pub(super) fn welcomed(&self, welcome: &Welcome) {
         let mut host = locked(&self.host);
         (host.root, host.boot, host.trust_reason) = (welcome.root, welcome.boot, welcome.trust_reason);
         if std::mem::replace(&mut host.acts_as, welcome.acts_as) != welcome.acts_as {
             let ActingUser { uid, gid } = welcome.acts_as;
             tracing::warn!(
-                "the host acts as its user {uid}, group {gid} for this mount from now on; `idmap=user` follows when it is mounted again"
+                "the host now acts as its user {uid}, group {gid} for this mount; `idmap=user` follows at the next mount"
             );
         }
         let changed = std::mem::replace(&mut host.instance, welcome.instance) != welcome.instance;
@@ -173,23 +175,23 @@ impl Shared {
         locked(&self.host).boot
     }
 
-    /// Everything ends from here on.
+    /// Closes the client.
     pub(super) fn close(&self) {
         self.closing.send_replace(true);
     }
 
-    /// Returns once the client is being closed.
+    /// Waits until the client is closed.
     pub(super) async fn closed(&self) {
         // The sender lives as long as `self`.
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
-    /// Calls that wait for any connection.
+    /// Returns the number of calls that wait for any connection.
     pub(super) fn unassigned(&self) -> usize {
         self.unassigned.load(Ordering::Relaxed)
     }
 
-    /// Calls under way.
+    /// Returns the number of calls under way.
     pub(super) fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
@@ -202,12 +204,12 @@ impl Shared {
         locked(&self.write_meter)
     }
 
-    /// Whether the host answers on some connection.
+    /// Returns true if the host answers on some connection.
     pub(super) fn is_connected(&self) -> bool {
         self.states().any(|state| state.phase == Phase::Connected)
     }
 
-    /// How long the host has not been heard on any connection; zero while it answers on one.
+    /// Returns the silence of the host over all connections, zero while it answers on one.
     pub(super) fn silent_for(&self) -> Duration {
         let now = self.now();
         let silences = self
@@ -216,7 +218,7 @@ impl Shared {
         silences.min().unwrap_or_default()
     }
 
-    /// Returns when a call that begins now has waited for its `deadline`, or waits in vain: the host is away.
+    /// Waits until a call that begins now has used its `deadline`, or the host is away.
     pub(super) async fn too_late(&self, deadline: Duration) {
         let begun = self.now();
         loop {
@@ -229,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// How each connection stands.
+    /// Returns the states of the connections.
     pub(super) fn states(&self) -> impl Iterator<Item = SlotState> {
         self.slots.iter().map(|slot| locked(&slot.state).clone())
     }
@@ -331,7 +333,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counters that only grow.
+/// Adds to a counter.
 pub(super) fn add(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }

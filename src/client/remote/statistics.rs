@@ -1,4 +1,4 @@
-//! What a client has done and how its connections are, for people.
+//! Counters of a client and its connections, for `status`.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,22 +10,22 @@ use super::shared::{Shared, locked};
 use crate::proto::TrustReason;
 use crate::transport::LinkStats;
 
-/// Everything a person may want to know of the way to a host.
+/// Counters and state of the link to a host.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClientStatistics {
     /// `connected`, `silent`, `reconnecting`, `down` or `refused`.
     pub state: &'static str,
     /// The protocol below: `quic` or `tcp`; `none` while there is no connection.
     pub transport: &'static str,
-    /// Where the host is; absent while there is no connection.
+    /// Address of the host, absent while there is no connection.
     pub address: Option<String>,
-    /// Why the root's file system on the host has its trust class.
+    /// Reason for the trust class of the root's file system.
     pub trust_reason: TrustReason,
     /// Connections in use now.
     pub connections: usize,
     /// Round-trip time, smoothed, in milliseconds; 0 while there is no connection.
     pub rtt_ms: f64,
-    /// Rate at which content arrived lately, in bytes per second; 0 while unknown.
+    /// Recent rate of arriving content, in bytes per second, 0 while unknown.
     pub bytes_per_second: u64,
     /// UDP payload received over all connections ever, in bytes.
     pub bytes_received: u64,
@@ -37,21 +37,21 @@ pub struct ClientStatistics {
     pub requests: u64,
     /// Calls under way.
     pub requests_in_flight: usize,
-    /// Times a connection was made after the first ones.
+    /// Reconnections after the first connections.
     pub reconnects: u64,
-    /// Times the host was found to be another run of itself.
+    /// Restarts of the host that were noticed.
     pub instance_changes: u64,
     /// Answers that could not be used.
     pub bad_answers: u64,
     /// QUIC packets sent over all connections ever.
     pub packets_sent: u64,
-    /// Of those, deemed lost.
+    /// Packets declared lost.
     pub packets_lost: u64,
     /// UDP payload of a full packet, in bytes; 0 while there is no connection.
     pub mtu_bytes: u16,
-    /// The smaller of the socket's buffers, in bytes; absent while there is no connection over QUIC.
+    /// The smaller of the socket's buffers, in bytes, absent while there is no connection over QUIC.
     pub udp_buffer_bytes: Option<usize>,
-    /// Bytes that may be in flight towards the host, over all connections.
+    /// Congestion window towards the host in bytes, over all connections.
     pub congestion_window_bytes: u64,
 }
 
@@ -83,7 +83,7 @@ impl Wire {
 }
 
 impl Totals {
-    /// Keeps the sums of a connection that is over.
+    /// Adds the counters of a connection that has ended.
     pub(super) fn retire(&self, stats: &LinkStats) {
         locked(&self.retired).add(stats);
     }

@@ -1,4 +1,4 @@
-//! One request on one stream: the frame out, frames and raw bytes back, cancelled when dropped.
+//! One request on one stream: sends a frame, reads frames and raw bytes. It is cancelled on drop.
 
 use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -6,19 +6,20 @@ use serde::de::DeserializeOwned;
 use crate::proto::{FRAME_HEADER_BYTES, decode_body, frame_len};
 use crate::transport::{Connection, Lane, RecvStream, SendStream};
 
-/// The code of a stream that is given up. The host need not know why.
+/// Code of a cancelled stream. The host does not need the reason.
 const CANCELLED: u32 = 0;
 
-/// Why an exchange did not come to its end.
+/// Reason why an exchange did not complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The connection is over; another one may do.
+    /// The connection is closed. Another one may work.
     Lost,
-    /// The answer breaks off or makes no sense.
+    /// The answer breaks off or is not valid.
     Broken(String),
 }
 
-/// A request that was sent, and the answer as far as it was read. Dropping it cancels the request on the host.
+/// A request that was sent, and the answer as far as it was read. Dropping it cancels the request on the
+/// host.
 pub(super) struct Exchange {
     connection: Connection,
     send: SendStream,
@@ -32,7 +33,8 @@ impl Exchange {
         Self::begin_with(connection, frame, Bytes::new(), lane).await
     }
 
-    /// Sends `frame`, and `content` behind it. A host that refuses before it has read everything says why.
+    /// Sends `frame` and then `content`. If the host refuses before it has read everything, its answer is
+    /// still read.
     pub(super) async fn begin_with(
         connection: &Connection,
         frame: &[u8],
@@ -48,7 +50,7 @@ impl Exchange {
                 sent = Ok(());
             }
         }
-        // Finishing fails only where writing failed.
+        // Finishing fails only if writing failed.
         let _ = exchange.send.finish();
         match sent {
             Ok(()) => Ok(exchange),
@@ -56,7 +58,7 @@ impl Exchange {
         }
     }
 
-    /// The next frame.
+    /// Reads the next frame.
     pub(super) async fn frame<T: DeserializeOwned>(&mut self) -> Result<T, Fault> {
         let mut header = [0; FRAME_HEADER_BYTES];
         self.fill(&mut header).await?;
@@ -66,18 +68,18 @@ impl Exchange {
         decode_body(&body).map_err(|error| Fault::Broken(error.to_string()))
     }
 
-    /// The long portions of raw bytes that come next, `len` bytes of them, shall lie side by side.
+    /// Makes the next long portions of raw bytes, `len` bytes in all, adjacent in memory.
     pub(super) fn reserve_contiguous(&mut self, len: usize) {
         self.receive.reserve_contiguous(len);
     }
 
-    /// The next `len` raw bytes. `arrived` is told of each portion.
+    /// Reads the next `len` raw bytes. `arrived` is called with the size of each portion.
     pub(super) async fn bytes(&mut self, len: usize, arrived: impl FnMut(u64)) -> Result<BytesMut, Fault> {
         let read = self.receive.read_bytes(len, arrived).await;
         read.map_err(|error| self.fault(&error))
     }
 
-    /// The answer was read to its end: there is nothing to cancel.
+    /// Marks the answer as read to its end, so that nothing is cancelled.
     pub(super) const fn complete(&mut self) {
         self.complete = true;
     }
@@ -100,7 +102,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.complete {
-            // Both fail only where the stream is over already.
+            // Both fail only if the stream is over already.
             let _ = self.send.reset(CANCELLED);
             let _ = self.receive.stop(CANCELLED);
         }

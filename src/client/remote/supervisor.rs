@@ -1,4 +1,4 @@
-//! Keeps one connection to the host alive: waits for one thing to happen, then does what [`Link`] says.
+//! Supervisor of one connection to the host. It waits for an event and executes the actions of [`Link`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use super::stream::Exchange;
 use crate::proto::{Reply, Request, WireError, close, encode_frame};
 use crate::transport::Lane;
 
-/// Time a probe may take before nobody cares for its answer any more.
+/// Deadline of a probe. Later answers do not matter.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time to tell the host that we are leaving; it learns by silence otherwise.
+/// Time for closing the connection in order. Otherwise the host notices by silence.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// One link and what it is made of.
+/// Supervisor of one connection slot.
 pub(super) struct ConnectionSupervisor {
     shared: Arc<Shared>,
     slot: usize,
@@ -32,10 +32,10 @@ pub(super) struct ConnectionSupervisor {
     refusal: Option<WireError>,
     attempts: Attempts,
     handles: HashMap<u64, AbortHandle>,
-    /// Whether this slot ever had a connection: from then on each new one is a reconnect.
+    /// True once this slot has had a connection. Each later one is a reconnect.
     was_connected: bool,
     reported: Option<Phase>,
-    /// Whether the connection or the refusal is another one than was last reported.
+    /// True if the connection or the refusal changed since the last publication.
     changed: bool,
 }
 
@@ -49,7 +49,7 @@ enum SupervisorEvent {
 }
 
 impl ConnectionSupervisor {
-    /// A supervisor for `slot`, with the connection if there is one.
+    /// Returns a supervisor for `slot`, with the first connection if there is one.
     pub(super) fn new(
         shared: Arc<Shared>,
         slot: usize,
@@ -118,7 +118,7 @@ impl ConnectionSupervisor {
         }
     }
 
-    /// Never waits: whatever takes time goes on in tasks of its own.
+    /// Applies an event without waiting. Slow work runs in tasks of its own.
     fn apply(&mut self, event: SupervisorEvent) {
         let mut established = None;
         let link_event = match event {
@@ -179,7 +179,7 @@ impl ConnectionSupervisor {
         (self.refusal, self.changed) = (None, true);
     }
 
-    /// Closes the connection, if any: calls under way on it go on elsewhere.
+    /// Closes the connection, if any. Its calls continue on another one.
     fn drop_connection(&mut self, why: &str) {
         let Some(live) = self.live.take() else { return };
         self.changed = true;
@@ -256,12 +256,12 @@ impl ConnectionSupervisor {
         self.shared
             .publish(self.slot, SlotState { phase: Phase::Down, silent_since, live: None, refusal: None });
         live.connection.close(close::GOODBYE, "the client unmounted");
-        // It is told once more than not at all; a host that is gone need not hold us up.
+        // Best effort: an unreachable host must not delay us.
         let _ = timeout(CLOSE_TIMEOUT, live.endpoint.wait_idle()).await;
     }
 }
 
-/// The next attempt that ends by itself; one that was given up is not worth a word.
+/// Returns the next attempt that ended by itself. Aborted attempts are skipped.
 async fn attempted(attempts: &mut Attempts) -> (u64, Result<Established, ConnectError>) {
     loop {
         match attempts.join_next().await {

@@ -1,8 +1,7 @@
-//! Mount options: what there is to say, and how it is said.
+//! Mount options: their values and their parser.
 //!
-//! Pure. Every option that is accepted either stands in [`table`] and sets a field here, or in [`compat`] with the reason why it
-//! sets none.
-//! Of an option that is given twice the last one counts, as in mount(8).
+//! Pure. Every accepted option is either in [`table`] and sets a field here, or in [`compat`] with the reason
+//! why it has no effect. If an option is given twice the last one counts, as in mount(8).
 
 mod compat;
 mod read;
@@ -21,70 +20,71 @@ use crate::fs::DedupWish;
 use crate::proto::CompressionWish;
 use crate::transport::{CongestionKind, TransportChoice};
 
-/// What `-o` lists say. What is `None` was not said.
+/// Values of `-o` lists. `None` means that the option was not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// How the kernel treats the mount.
+    /// Behaviour of the kernel for the mount.
     pub kernel: KernelOptions,
-    /// Who appears to own what.
+    /// Owners and permissions.
     pub ownership: Ownership,
-    /// Which locks are kept on this machine.
+    /// Kinds of locks that are kept on this machine.
     pub local_locks: LocalLocks,
-    /// Which host, and who is asking.
+    /// Host and identity.
     pub host: HostOptions,
-    /// How long an answer is waited for.
+    /// Timeouts of operations.
     pub timeouts: Timeouts,
-    /// How long attributes and names are believed.
+    /// Times for which attributes and names are cached.
     pub attributes: AttributeTimes,
-    /// What is kept.
+    /// Disk and memory cache.
     pub cache: CacheOptions,
-    /// How content travels.
+    /// Transfer of content.
     pub transfer: TransferOptions,
-    /// What happens while the host does not answer the first time.
+    /// Behaviour while the host does not answer at the start.
     pub start: Start,
 }
 
-/// How the kernel treats the mount.
+/// Behaviour of the kernel for the mount.
 #[allow(clippy::struct_excessive_bools, reason = "each is a option of its own that people type")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Nothing is changed through the mount: `ro`.
+    /// Read-only mount: `ro`.
     pub read_only: bool,
-    /// Programs on the mount cannot be run: `noexec`.
+    /// Programs on the mount cannot be executed: `noexec`.
     pub no_exec: bool,
-    /// Set-user-id bits count: `suid`. For root only.
+    /// Set-user-id bits have effect: `suid`. For root only.
     pub suid: bool,
     /// Device files work: `dev`. For root only.
     pub dev: bool,
-    /// Who may use the mount.
+    /// Users that may access the mount.
     pub visibility: Visibility,
     /// The kernel checks permission bits itself: `default_permissions`.
     pub default_permissions: bool,
 }
 
 impl KernelOptions {
-    /// Whether the kernel has to check permission bits: when asked to, and wherever others than the owner get in.
+    /// Returns true if the kernel must check permission bits: if it was asked to, or if other users than the
+    /// owner have access.
     pub fn checks_permissions(&self) -> bool {
         self.default_permissions || self.visibility != Visibility::Owner
     }
 }
 
-/// Who may use the mount.
+/// Users that may access the mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Visibility {
-    /// Who mounted it.
+    /// The mounting user.
     #[default]
     Owner,
-    /// And root: `allow_root`.
+    /// The mounting user and root: `allow_root`.
     OwnerAndRoot,
-    /// Everyone, within permission bits: `allow_other`.
+    /// All users, within permission bits: `allow_other`.
     Everyone,
 }
 
-/// Which kinds of file locks hold between programs on this mount alone: `local_lock=`.
+/// Kinds of file locks that hold only between programs on this mount: `local_lock=`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LocalLocks {
-    /// None: all are held on the host.
+    /// None. All are held on the host.
     #[default]
     None,
     /// All: `nolock`.
@@ -95,56 +95,57 @@ pub enum LocalLocks {
     Posix,
 }
 
-/// Who appears to own what, and with which permissions.
+/// Owners and permissions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ownership {
-    /// Shown as the owner of everything: `uid=`.
+    /// Owner shown for all files: `uid=`.
     pub uid: Option<u32>,
-    /// Shown as the group of everything: `gid=`.
+    /// Group shown for all files: `gid=`.
     pub gid: Option<u32>,
-    /// Permission bits taken from files: `fmask=`, `umask=`.
+    /// Permission bits removed from files: `fmask=`, `umask=`.
     pub file_mask: Option<u16>,
-    /// Permission bits taken from directories: `dmask=`, `umask=`.
+    /// Permission bits removed from directories: `dmask=`, `umask=`.
     pub directory_mask: Option<u16>,
-    /// Who here stands for whom on the host: `idmap=`.
+    /// Mapping of numeric ids: `idmap=`.
     pub id_map: IdMapKind,
-    /// Users, for [`IdMapKind::File`]: `uidfile=`.
+    /// File of users for [`IdMapKind::File`]: `uidfile=`.
     pub uid_file: Option<PathBuf>,
-    /// Groups, for [`IdMapKind::File`]: `gidfile=`.
+    /// File of groups for [`IdMapKind::File`]: `gidfile=`.
     pub gid_file: Option<PathBuf>,
-    /// Whether numbers without a line in these are shown as they are: `nomap=`.
+    /// True if numbers without a line in these files are shown unchanged: `nomap=`.
     pub keeps_unmapped: bool,
 }
 
-/// Who here stands for whom on the host.
+/// Mapping of numeric ids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum IdMapKind {
-    /// Numbers are the host's: `none`.
+    /// Ids are those of the host: `none`.
     #[default]
     None,
-    /// The mounting user for the one as whom the host acts: `user`.
+    /// The user as which the host acts appears as the mounting user: `user`.
     User,
-    /// As files say: `file`.
+    /// Files define the mapping: `file`.
     File,
 }
 
-/// Which host, and who is asking.
+/// Host and identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostOptions {
-    /// Port of the host, for UDP and TCP, where the source names none: `port=`.
+    /// Port of the host, for UDP and TCP, if the source has none: `port=`.
     pub port: Option<u16>,
-    /// File with this client's key: `identity=`.
+    /// File with the key of this client: `identity=`.
     pub identity: Option<PathBuf>,
-    /// File with the keys of hosts: `known_hosts=`.
+    /// File with the known hosts: `known_hosts=`.
     pub known_hosts: Option<PathBuf>,
-    /// File with a join ticket: `credentials=`.
+    /// File with a ticket: `credentials=`.
     pub credentials: Option<PathBuf>,
 }
 
-/// How long an operation waits for the host.
+/// Timeouts of operations.
 ///
-/// Its deadline is `timeo` x `retrans`, as the longest that NFS waits before it reports a soft timeout, without NFS's growing
-/// intervals in between: lost packets are sent again by the transport, long before.
+/// The deadline is `timeo` x `retrans`, the longest time for which NFS waits before it reports a soft
+/// timeout. The growing intervals of NFS are not needed, because the transport resends lost packets long
+/// before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// Operations wait until the host is back: `hard`.
@@ -153,38 +154,38 @@ pub struct Timeouts {
     pub timeo: Duration,
     /// `retrans=`.
     pub retrans: u32,
-    /// What is known is not served while the host is away: `nosoftreval`.
+    /// Cached data is not served while the host is away: `nosoftreval`.
     pub never_stale: bool,
 }
 
 impl Default for Timeouts {
-    /// 30 s, twice: the 60 s after which NFS's own `timeo=600` would first repeat a request.
+    /// Returns 30 s, twice: the 60 s after which NFS with its own `timeo=600` would first repeat a request.
     fn default() -> Self {
         Self { hard: false, timeo: Duration::from_secs(30), retrans: 2, never_stale: false }
     }
 }
 
 impl Timeouts {
-    /// After this an operation fails with `ETIMEDOUT`; `None`: never (`hard`).
+    /// Returns the time after which an operation fails with `ETIMEDOUT`, `None` for `hard`.
     pub fn deadline(&self) -> Option<Duration> {
         (!self.hard).then(|| self.timeo.saturating_mul(self.retrans.max(1)))
     }
 }
 
-/// How long attributes and names are believed without asking.
+/// Times for which attributes and names are cached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AttributeTimes {
-    /// At least, for files: `acregmin=`.
+    /// Minimum for files: `acregmin=`.
     pub regular_min: Option<Duration>,
-    /// At most, for files: `acregmax=`.
+    /// Maximum for files: `acregmax=`.
     pub regular_max: Option<Duration>,
-    /// At least, for directories: `acdirmin=`.
+    /// Minimum for directories: `acdirmin=`.
     pub directory_min: Option<Duration>,
-    /// At most, for directories: `acdirmax=`.
+    /// Maximum for directories: `acdirmax=`.
     pub directory_max: Option<Duration>,
-    /// That a name leads where it led: `entry_timeout=`.
+    /// Time for names: `entry_timeout=`.
     pub entry: Option<Duration>,
-    /// That there is no such name: `negative_timeout=`.
+    /// Time for the absence of names: `negative_timeout=`.
     pub negative: Option<Duration>,
 }
 
@@ -198,81 +199,81 @@ impl AttributeTimes {
     }
 }
 
-/// What is kept.
+/// Disk and memory cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheOptions {
     /// `cache=`.
     pub mode: CacheMode,
-    /// Where: `cache_dir=`.
+    /// Directory: `cache_dir=`.
     pub directory: Option<PathBuf>,
-    /// How much of the disk: `cache_size=`.
+    /// Size on disk: `cache_size=`.
     pub size: Option<Size>,
-    /// How much of the disk stays free: `cache_min_free=`.
+    /// Free space that stays on the disk: `cache_min_free=`.
     pub min_free: Option<Size>,
-    /// How much memory: `memory_target=`.
+    /// Size of memory: `memory_target=`.
     pub memory: Option<Size>,
 }
 
-/// How far what is kept is trusted.
+/// Trust in the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CacheMode {
-    /// Nothing is kept on disk: `none`.
+    /// No disk cache: `none`.
     None,
-    /// Opening a file asks the host whether it changed: `strict`.
+    /// Opening a file asks the host if it changed: `strict`.
     #[default]
     Strict,
-    /// Attributes are believed for their time, opening does not ask: `loose`.
+    /// Attributes hold for their time, and opening does not ask: `loose`.
     Loose,
 }
 
-/// How content travels.
+/// Transfer of content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TransferOptions {
-    /// Most bytes asked for ahead of a reader: `read_ahead=`; 0 turns it off.
+    /// Largest number of bytes requested ahead of a reader: `read_ahead=`. 0 disables it.
     pub read_ahead_bytes: Option<u64>,
     /// Connections to the host: `nconnect=`.
     pub connections: Option<u8>,
-    /// Whether content comes compressed: `compress=`.
+    /// Compression of content: `compress=`.
     pub compression: Option<CompressionWish>,
-    /// Whether the host is asked for content before it is sent: `dedup=`.
+    /// Search for content on the host before it is sent: `dedup=`.
     pub dedup: DedupWish,
-    /// What carries content: `transport=`.
+    /// Transport protocol: `transport=`.
     pub transport: TransportChoice,
     /// Congestion control: `cc=`.
     pub congestion: Option<CongestionKind>,
 }
 
-/// What happens while the host does not answer the first time.
+/// Behaviour while the host does not answer at the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Start {
-    /// The command returns and the daemon goes on trying: `bg`.
+    /// The command returns and the daemon keeps trying: `bg`.
     pub background: bool,
-    /// For how long it is tried: `retry=`, in minutes.
+    /// Time for which it tries: `retry=`, in minutes.
     pub retry: Option<Duration>,
-    /// The host is never asked: what the cache knows is shown: `offline`.
+    /// The host is never asked, and only cached data is shown: `offline`.
     pub offline: bool,
 }
 
 impl Start {
-    /// NFS's own for `bg`: 10,000 minutes, a week.
+    /// Default of NFS for `bg`: 10,000 minutes, a week.
     const BACKGROUND_RETRY: Duration = Duration::from_secs(10_000 * 60);
 
-    /// For how long to try again after a first failure.
+    /// Returns the time for which to retry after a first failure.
     pub fn retry_for(&self) -> Duration {
         let usual = if self.background { Self::BACKGROUND_RETRY } else { Duration::ZERO };
         self.retry.unwrap_or(usual)
     }
 }
 
-/// Users and groups of this machine.
+/// User and group database.
 pub trait Accounts {
-    /// The user of that name.
+    /// Returns the id of the user of that name.
     fn user(&self, name: &str) -> Option<u32>;
-    /// The group of that name.
+    /// Returns the id of the group of that name.
     fn group(&self, name: &str) -> Option<u32>;
 }
 
-/// As the system's name service knows them.
+/// The name service of this system.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalAccounts;
 
@@ -286,19 +287,19 @@ impl Accounts for LocalAccounts {
     }
 }
 
-/// Options, and what there is to say about them.
+/// Parsed options, and remarks about them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
-    /// What was set.
+    /// The options.
     pub options: MountOptions,
-    /// Accepted options that set nothing, each with the reason, for the log.
+    /// Remarks for the log about accepted options without effect.
     pub remarks: Vec<String>,
 }
 
 impl MountOptions {
     /// Reads `-o` lists in their order.
     ///
-    /// `sloppy` turns unknown options into remarks, as `mount -s` asks; `environment` says whether root is asking.
+    /// `sloppy` turns unknown options into remarks, like `mount -s`. `environment` tells if the user is root.
     pub fn parse<'a>(
         lists: impl IntoIterator<Item = &'a str>,
         sloppy: bool,

@@ -1,4 +1,4 @@
-//! The options that set something, a family a function.
+//! Parsers of the options that set a field, one function for each family.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use crate::config::{Environment, OptionError};
 use crate::fs::DedupWish;
 use crate::proto::CompressionWish;
 
-/// Connections beyond this add handshakes, not speed; NFS has the same limit.
+/// Largest number of connections, as in NFS. More of them add handshakes, not speed.
 const CONNECTIONS_MAX: u8 = 16;
 
 const SECONDS_WHOLE: &str = "whole seconds";
-const SECONDS: &str = "seconds, with a fraction if need be";
+const SECONDS: &str = "seconds, also with a fraction";
 const TENTHS: &str = "tenths of a second, at least 1";
 const MINUTES: &str = "whole minutes";
 const PATH: &str = "an absolute path";
 
 impl MountOptions {
-    /// Takes `word` in; `false` if it sets nothing.
+    /// Applies `word`. Returns `false` if it sets no field.
     pub(super) fn read(
         &mut self,
         option: &RawOption,
@@ -254,12 +254,12 @@ impl MountOptions {
     }
 }
 
-/// The daemon works in `/`, so a relative path would lead elsewhere than it was meant.
+/// Reads an absolute path. The daemon works in `/`, so a relative path would lead elsewhere.
 fn path(option: &RawOption) -> Result<PathBuf, OptionError> {
     option.value(PATH, |text| Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
 }
 
-/// A user or group, by number or by name.
+/// Reads a user or group, by number or by name.
 fn account(
     option: &RawOption,
     kind: &'static str,
@@ -268,7 +268,7 @@ fn account(
     let text = option.value("a name or a number", |text| Some(text.to_owned()))?;
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return option.value("a number below 4294967295", |text| {
-            // The last number means "nobody said" to the kernel.
+            // The largest number means "unset" to the kernel.
             text.parse().ok().filter(|id| *id < u32::MAX)
         });
     }

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::transport::TransportKind;
 
-struct Villagers;
+struct TestAccounts;
 
-impl Accounts for Villagers {
+impl Accounts for TestAccounts {
     fn user(&self, name: &str) -> Option<u32> {
         (name == "ann").then_some(1001)
     }
@@ -20,15 +20,15 @@ impl Accounts for Villagers {
     }
 }
 
-fn person() -> Environment {
+fn plain_user() -> Environment {
     Environment { uid: 1000, ..Environment::default() }
 }
 
 fn parse(list: &str) -> Result<MountOptions, OptionError> {
-    MountOptions::parse([list], false, &person(), &Villagers).map(|parsed| parsed.options)
+    MountOptions::parse([list], false, &plain_user(), &TestAccounts).map(|parsed| parsed.options)
 }
 
-/// Parsed, where the defaults were changed as `expect` says.
+/// Checks that a list sets the options that `expect` changes in the defaults.
 #[track_caller]
 fn sets(list: &str, expect: impl FnOnce(&mut MountOptions)) {
     let mut expected = MountOptions::default();
@@ -37,7 +37,7 @@ fn sets(list: &str, expect: impl FnOnce(&mut MountOptions)) {
 }
 
 #[test]
-fn nothing_said_is_the_default() {
+fn an_empty_list_is_the_default() {
     for list in
         ["", "rw", "defaults,rw", "ro,rw", ",,", "_netdev,nofail,noauto,user,x-systemd.automount,comment=a b"]
     {
@@ -59,7 +59,7 @@ fn kernel_options_reach_their_fields() {
 #[test]
 fn suid_and_dev_are_for_root() {
     let root = Environment::default();
-    let parsed = MountOptions::parse(["suid,dev"], false, &root, &Villagers).unwrap();
+    let parsed = MountOptions::parse(["suid,dev"], false, &root, &TestAccounts).unwrap();
     assert!(parsed.options.kernel.suid && parsed.options.kernel.dev);
     for list in ["suid", "dev"] {
         assert_eq!(parse(list), Err(OptionError::OnlyRoot(list.to_owned())));
@@ -67,7 +67,7 @@ fn suid_and_dev_are_for_root() {
 }
 
 #[test]
-fn the_kernel_checks_permissions_wherever_others_get_in() {
+fn the_kernel_checks_permissions_if_others_have_access() {
     for (list, checks) in
         [("", false), ("default_permissions", true), ("allow_other", true), ("allow_root", true)]
     {
@@ -197,16 +197,16 @@ fn starting_options_reach_their_fields() {
 }
 
 #[test]
-fn what_has_no_effect_is_accepted_and_said() {
+fn options_without_effect_are_accepted_with_a_remark() {
     for list in ["noatime", "rsize=1048576", "wsize=4096", "mand", "intr"] {
-        let parsed = MountOptions::parse([list], false, &person(), &Villagers).unwrap();
+        let parsed = MountOptions::parse([list], false, &plain_user(), &TestAccounts).unwrap();
         assert_eq!(parsed.options, MountOptions::default(), "{list}");
         assert_eq!(parsed.remarks.len(), 1, "{list}");
     }
 }
 
 #[test]
-fn what_is_not_built_yet_is_refused_in_words() {
+fn planned_options_are_refused_with_an_alternative() {
     for list in ["remount", "bwlimit=1M:2M", "sync", "dirsync"] {
         let error = parse(list).unwrap_err();
         assert!(matches!(error, OptionError::NotAvailable { .. }), "{list}: {error}");
@@ -215,7 +215,7 @@ fn what_is_not_built_yet_is_refused_in_words() {
 }
 
 #[test]
-fn wrong_values_die_here_with_the_name_and_what_is_allowed() {
+fn wrong_values_are_refused_with_the_name_and_the_allowed_values() {
     for list in [
         "port=0",
         "port=65536",
@@ -263,10 +263,10 @@ fn wrong_values_die_here_with_the_name_and_what_is_allowed() {
 }
 
 #[test]
-fn unknown_options_are_an_error_unless_told_to_be_sloppy() {
+fn unknown_options_are_an_error_unless_sloppy() {
     let error = parse("ro,turbo=1").unwrap_err();
     assert_eq!(error, OptionError::Unknown("turbo".to_owned()));
-    let parsed = MountOptions::parse(["turbo=1,port=1"], true, &person(), &Villagers).unwrap();
+    let parsed = MountOptions::parse(["turbo=1,port=1"], true, &plain_user(), &TestAccounts).unwrap();
     assert_eq!(parsed.options.host.port, Some(1));
     assert_eq!(parsed.remarks, ["mount option `turbo` is unknown and ignored"]);
 }
@@ -282,26 +282,26 @@ fn the_fstab_line_of_the_manual() {
 }
 
 #[test]
-fn lists_add_up_and_the_last_word_counts() {
+fn lists_add_up_and_the_last_value_counts() {
     let parsed =
-        MountOptions::parse(["port=1,cache_dir=/a", "port=2"], false, &person(), &Villagers).unwrap();
+        MountOptions::parse(["port=1,cache_dir=/a", "port=2"], false, &plain_user(), &TestAccounts).unwrap();
     assert_eq!(parsed.options.host.port, Some(2));
     assert_eq!(parsed.options.cache.directory.as_deref(), Some(Path::new("/a")));
 }
 
-/// Every name of the contract in product.md, with a value that is allowed.
+/// Every option of the documentation, with an allowed value.
 const CONTRACT: &str = "ro rw noexec nosuid nodev noatime allow_other allow_root default_permissions uid=1 gid=1 umask=0 fmask=0 \
     dmask=0 idmap=none uidfile=/a gidfile=/a port=1 identity=/a known_hosts=/a credentials=/a hard soft softreval nosoftreval timeo=1 retrans=1 actimeo=1 \
     acregmin=1 acregmax=1 acdirmin=1 acdirmax=1 noac attr_timeout=1 entry_timeout=1 negative_timeout=1 cache=none \
     cache_dir=/a cache_size=1 cache_min_free=1 memory_target=1 read_ahead=1 nconnect=1 rsize=1 wsize=1 nolock locallocks \
     transport=auto cc=bbr compress=auto dedup=off bg fg retry=1 _netdev nofail noauto user x-y";
 
-/// What is accepted beyond the contract, because people bring it.
+/// Further accepted options that are common elsewhere.
 const BEYOND: &str =
     "exec suid dev identityfile=/a softerr offline nomap=error lock local_lock=none brl nobrl";
 
 #[test]
-fn the_table_holds_what_is_read_and_nothing_else() {
+fn the_table_has_exactly_the_options_that_are_read() {
     let samples: Vec<&str> = CONTRACT.split_whitespace().chain(BEYOND.split_whitespace()).collect();
     for entry in OPTION_FAMILIES.iter().flat_map(|family| family.entries) {
         let sample = samples.iter().find(|sample| sample.split('=').next() == Some(entry.name));
@@ -309,8 +309,8 @@ fn the_table_holds_what_is_read_and_nothing_else() {
         assert_eq!(sample.contains('='), !entry.value.is_empty(), "{}", entry.typed());
         let mut options = MountOptions::default();
         for word in option_list::split(sample).unwrap() {
-            let taken = options.read(&word, &Environment::default(), &Villagers).unwrap();
-            assert!(taken, "{sample} stands in the table, but nobody reads it");
+            let taken = options.read(&word, &Environment::default(), &TestAccounts).unwrap();
+            assert!(taken, "{sample} is in the table, but is not read");
         }
         for word in entry.value.split('|').filter(|_| entry.value.contains('|')) {
             assert!(parse(&format!("{}={word}", entry.name)).is_ok(), "{}={word}", entry.name);
@@ -325,7 +325,7 @@ fn the_table_holds_what_is_read_and_nothing_else() {
 }
 
 #[test]
-fn every_name_of_the_contract_is_taken_with_either_hyphen() {
+fn every_option_is_accepted_with_hyphen_or_underscore() {
     let names: BTreeSet<_> = CONTRACT.split_whitespace().collect();
     assert_eq!(names.len(), CONTRACT.split_whitespace().count());
     for option in names {
@@ -345,7 +345,7 @@ fn some_option() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_list_is_taken_or_refused_in_one_line(list in proptest::collection::vec(some_option(), 0..8)) {
+    fn any_list_is_accepted_or_refused_in_one_line(list in proptest::collection::vec(some_option(), 0..8)) {
         if let Err(error) = parse(&list.join(",")) {
             prop_assert!(!error.to_string().contains('\n'));
         }
@@ -354,7 +354,7 @@ proptest! {
     #[test]
     fn one_list_means_the_same_as_many(list in proptest::collection::vec(some_option(), 0..8)) {
         prop_assume!(list.iter().all(|option| !option.contains('"')));
-        let many = MountOptions::parse(list.iter().map(String::as_str), false, &person(), &Villagers);
-        prop_assert_eq!(MountOptions::parse([list.join(",").as_str()], false, &person(), &Villagers), many);
+        let many = MountOptions::parse(list.iter().map(String::as_str), false, &plain_user(), &TestAccounts);
+        prop_assert_eq!(MountOptions::parse([list.join(",").as_str()], false, &plain_user(), &TestAccounts), many);
     }
 }

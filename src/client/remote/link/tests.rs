@@ -1,4 +1,4 @@
-//! Random lives of a link, and the ones that matter most told step by step.
+//! Random histories of a link, and the most important ones step by step.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// A link, the world around it, and what the rules say about what it does.
+/// A link with its environment, and the rules for its actions.
 struct World {
     link: Link,
     now: Duration,
@@ -59,14 +59,14 @@ impl World {
         let phase = self.link.phase(self.now);
         assert_eq!(self.connected, matches!(phase, Phase::Connected | Phase::Silent));
         if phase == Phase::Connected {
-            assert!(self.under_way.is_empty(), "attempts beside a good connection");
+            assert!(self.under_way.is_empty(), "attempts in addition to a good connection");
         }
         assert_eq!(self.link.silent_since().is_none(), phase == Phase::Connected, "{phase:?}");
         assert!(self.link.silent_since().is_none_or(|since| since <= self.now));
         let wake = self.link.wake_at(self.now);
         assert!(wake.is_none_or(|at| at > self.now), "{wake:?} is not after {:?}", self.now);
-        assert!(wake.is_some() || phase == Phase::Connected, "a link in need sleeps for ever");
-        assert!(wake.is_some() || self.waiting == 0 || !self.connected, "calls wait and nobody looks");
+        assert!(wake.is_some() || phase == Phase::Connected, "a link without a connection sleeps forever");
+        assert!(wake.is_some() || self.waiting == 0 || !self.connected, "calls wait and no sample is due");
     }
 
     fn check(&mut self, action: Action, refused: bool) {
@@ -90,7 +90,8 @@ impl World {
         }
     }
 
-    /// Lets time pass, looking whenever the link wants to; `heard` every millisecond or never.
+    /// Lets time pass and samples at the times of the link. With `heard` datagrams arrive every millisecond,
+    /// else never.
     fn pass(&mut self, time: Duration, heard: bool) {
         let end = self.now + time;
         while let Some(at) = self.link.wake_at(self.now).filter(|at| *at <= end) {
@@ -131,7 +132,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn any_life_keeps_the_rules(connected: bool, steps in proptest::collection::vec(step(), 0..60)) {
+    fn any_history_keeps_the_rules(connected: bool, steps in proptest::collection::vec(step(), 0..60)) {
         let mut world = World::new(connected);
         world.sample();
         for step in steps {
@@ -145,13 +146,13 @@ proptest! {
                 Step::Lost => {}
                 Step::End(which, outcome) => {
                     let attempt = world.under_way.iter().nth(which).copied();
-                    // One that nobody knows any more is ignored.
+                    // An unknown attempt is ignored.
                     let attempt = attempt.unwrap_or(u64::MAX);
                     world.handle(Event::Attempted { attempt, outcome });
                 }
             }
         }
-        // Whatever happened: with calls waiting on a host that is gone, an attempt begins within the slowest pace.
+        // After any history: if calls wait for a lost host, an attempt begins within the longest interval.
         world.waiting = 1;
         world.sample();
         let before = world.started().len();
@@ -160,7 +161,7 @@ proptest! {
     }
 
     #[test]
-    fn a_peer_that_is_heard_is_never_doubted(waits in proptest::collection::vec((0usize..3, 0u64..3_000), 1..30)) {
+    fn a_peer_that_answers_is_never_silent(waits in proptest::collection::vec((0usize..3, 0u64..3_000), 1..30)) {
         let mut world = World::new(true);
         for (waiting, time) in waits {
             world.waiting = waiting;
@@ -173,11 +174,11 @@ proptest! {
 }
 
 #[test]
-fn silence_is_probed_then_raced_and_the_first_welcome_is_taken() {
+fn silence_is_probed_then_raced_and_the_first_welcome_is_used() {
     let mut world = World::new(true);
     world.sample();
     world.pass(ms(10_000), false);
-    assert_eq!(world.log, [], "nobody waits, nobody doubts");
+    assert_eq!(world.log, [], "no call waits, so silence does not count");
     world.waiting = 1;
     world.sample();
     world.pass(ms(2_999), false);
@@ -207,7 +208,7 @@ fn an_old_connection_that_comes_back_ends_the_race() {
 }
 
 #[test]
-fn silence_counts_from_when_the_host_was_heard_until_it_is_heard_again() {
+fn silence_lasts_from_the_last_sign_of_life_to_the_next() {
     let mut world = World::new(true);
     world.waiting = 1;
     world.sample();
@@ -224,7 +225,7 @@ fn silence_counts_from_when_the_host_was_heard_until_it_is_heard_again() {
 }
 
 #[test]
-fn a_lost_connection_is_tried_for_at_once_then_every_second_then_idly() {
+fn a_lost_connection_is_retried_at_once_then_every_second_then_rarely() {
     let mut world = World::new(true);
     world.sample();
     world.handle(Event::Lost);
@@ -240,11 +241,11 @@ fn a_lost_connection_is_tried_for_at_once_then_every_second_then_idly() {
     world.log.clear();
     world.waiting = 1;
     world.sample();
-    assert_eq!(world.started(), [40_000], "a call that waits makes it hurry");
+    assert_eq!(world.started(), [40_000], "a waiting call shortens the interval");
 }
 
 #[test]
-fn a_refusal_ends_the_race_and_slows_the_pace() {
+fn a_refusal_ends_the_race_and_lengthens_the_interval() {
     let mut world = World::new(false);
     world.sample();
     world.pass(ms(1_500), false);

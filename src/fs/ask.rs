@@ -271,8 +271,14 @@ impl FileSystem {
 
     /// The inode is no longer what its name leads to: neither the kernel nor a listing may say so.
     pub(super) fn forget_name_of(&self, inode: Inode) {
-        let Some((parent, name)) = lock(&self.inodes).newest_name(inode) else { return };
-        lock(&self.inodes).remove_name(parent, &name);
+        let (parent, name) = {
+            let mut inodes = lock(&self.inodes);
+            let Some((parent, name)) = inodes.reached_by(inode) else { return };
+            if inodes.child(parent, &name) == Some(inode) {
+                inodes.remove_name(parent, &name);
+            }
+            (parent, name)
+        };
         if let Ok((node, _)) = self.node_of(parent) {
             lock(&self.recent).remove(node);
             lock(&self.lookups).note_unsteady(node, &name, Instant::now());

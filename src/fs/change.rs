@@ -114,8 +114,24 @@ impl FileSystem {
             parent,
             name: name.to_vec(),
         };
-        let (changed, learned) = self.change([inode, parent], &[parent], link).await?;
-        Ok(self.enter(parent, &name, made(&changed)?, learned))
+        let linked = self.change([inode, parent], &[parent], link).await;
+        if let Err(error) = &linked
+            && error.errno() == Errno::ENOENT
+            && seen_as.is_none()
+            && lock(&self.inodes).get(inode).is_some_and(|record| record.opens == 0)
+        {
+            // The host has told that another file bears the name; the kernel will hear of it and is to look it up.
+            return Err(FsError::Stale);
+        }
+        let (changed, learned) = linked?;
+        let mut entry = self.enter(parent, &name, made(&changed)?, learned);
+        // The kernel counts the names that it knows by itself and refuses to link a file that has none left. Until it is
+        // told that the first name leads elsewhere, the file has two names for it.
+        if entry.attributes.links < 2 {
+            entry.attributes.links = 2;
+            entry.attributes_ttl = Duration::ZERO;
+        }
+        Ok(entry)
     }
 
     /// Takes a name away: of an empty directory if `directory`, else of something else.
@@ -132,7 +148,7 @@ impl FileSystem {
         if removed.is_ok() {
             inodes.remove_name(parent, &name);
             if let Some(inode) = inode {
-                inodes.name_taken(inode);
+                inodes.name_taken(inode, parent, &name);
             }
         }
         let is_told = removed.as_ref().is_ok_and(|(changed, _)| changed.node.is_some());
@@ -181,7 +197,12 @@ impl FileSystem {
         }
         inodes.remove_name(from, &from_name);
         inodes.remove_name(to, &to_name);
-        moved.into_iter().chain(replaced).for_each(|inode| inodes.name_taken(inode));
+        if let Some(moved) = moved {
+            inodes.name_taken(moved, from, &from_name);
+        }
+        if let Some(replaced) = replaced {
+            inodes.name_taken(replaced, to, &to_name);
+        }
         if let Some(moved) = moved {
             inodes.rename(moved, to, &to_name);
         }

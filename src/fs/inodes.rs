@@ -230,10 +230,16 @@ impl InodeTable {
         }
     }
 
-    /// This mount has taken a name of the file away, and the kernel knows it.
-    pub(super) fn name_taken(&mut self, inode: Inode) {
-        if let Some(record) = self.records.get_mut(&inode) {
-            (record.believed_until, record.told) = (None, None);
+    /// This mount has taken a name of the file away, and the kernel knows it. The kernel may still believe another name.
+    pub(super) fn name_taken(&mut self, inode: Inode, parent: Inode, name: &Name) {
+        let Some(parent) = self.records.get(&parent).map(Record::node) else { return };
+        let Some(record) = self.records.get_mut(&inode) else { return };
+        if record.told.as_ref().is_some_and(|told| told.0 == parent && told.1 == *name) {
+            let is_other = |known: &&(NodeId, Name)| known.0 != parent || known.1 != *name;
+            record.told = record.names.iter().rev().find(is_other).cloned();
+            if record.told.is_none() {
+                record.believed_until = None;
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::ask::WALK_MAX;
 use super::events::{EventLane, FsEvent, Told};
 use super::inodes::{Inode, InodeTable};
 use super::{FileSystem, FsError, lock};
@@ -38,7 +39,13 @@ impl FileSystem {
         if let Some(guess) = self.with_unsent(inode, attributes, learned.seen) {
             return Ok((guess, Duration::ZERO));
         }
-        Ok((attributes, self.attributes_left(&attributes, learned, Instant::now())))
+        let now = Instant::now();
+        // The kernel refuses to link a file without names. While it believes a name of this one, the file has one for it; a
+        // program that then links the file gets the file that bears the name now.
+        if attributes.links == 0 && record.opens == 0 && !inodes.was_just_looked_up(inode, now, WALK_MAX) {
+            return Ok((Attributes { links: 1, ..attributes }, Duration::ZERO));
+        }
+        Ok((attributes, self.attributes_left(&attributes, learned, now)))
     }
 
     /// Returns when the kernel has no older attributes of an inode than those that are known here. Attributes alone: their

@@ -182,7 +182,12 @@ impl FileSystem {
         };
         let inode = inodes.remember(parent, name, attributes, Learned { lease: own, ..learned });
         inodes.set_lease_of_name(parent, name, learned.lease);
-        let (attributes, attributes_ttl) = self.told(&mut inodes, inode).expect("it was just remembered");
+        let (mut attributes, mut attributes_ttl) =
+            self.told(&mut inodes, inode).expect("it was just remembered");
+        if attributes.links == 0 {
+            // It was replaced since. The kernel is told a name of it, so it has one for the kernel.
+            (attributes.links, attributes_ttl) = (1, Duration::ZERO);
+        }
         let now = Instant::now();
         let is_unsteady = inodes
             .get(parent)

@@ -12,11 +12,24 @@ use super::trust;
 use crate::io::sys::{self, Statx, XattrTarget};
 use crate::proto::{Attributes, Errno, ErrorCode, FileKind, NodeId, Timestamp, Version, WireError};
 
+/// Attempts to look at the file that bears a name while somebody replaces it. More than one failed attempt in a row means
+/// a file system that counts no names.
+const STATS_MAX: u32 = 4;
+
 /// Attributes of the entry `name` of the folder `at`, a link's own where it is one.
 pub(super) fn of_entry(at: BorrowedFd<'_>, name: &CStr) -> Result<Attributes, WireError> {
-    // Before the call: what the call then tells cannot be older than this.
-    let observed = now();
-    let raw = sys::statx(at, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(system_error)?;
+    // Taken before the call: its answer cannot be older than this.
+    let mut observed = now();
+    let stat = || sys::statx(at, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(system_error);
+    let mut raw = stat()?;
+    for _ in 1..STATS_MAX {
+        // Linux finds the file first and looks at it then. A file without a name was replaced in between.
+        if raw.nlink > 0 {
+            break;
+        }
+        observed = now();
+        raw = stat()?;
+    }
     let on = file_systems::of_entry(at, name, &raw);
     Ok(Attributes { has_xattrs: entry_has_xattrs(at, name), ..from_statx(&raw, on, observed) })
 }

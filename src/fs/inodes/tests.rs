@@ -64,9 +64,25 @@ fn who_comes_with_an_inode_has_just_looked_it_up_where_its_name_is_not_believed(
     }
     table.remove_name(Inode::ROOT, &name("a"));
     assert_eq!(table.reached_by(inode), Some((Inode::ROOT, name("a"))), "the host took it away");
-    table.name_taken(inode);
+    table.name_taken(inode, Inode::ROOT, &name("b"));
+    assert_eq!(table.reached_by(inode), Some((Inode::ROOT, name("a"))), "another name was taken");
+    table.name_taken(inode, Inode::ROOT, &name("a"));
     assert!(table.was_just_looked_up(inode, now, WALK));
     assert_eq!(table.reached_by(inode), None);
+}
+
+#[test]
+fn where_a_link_is_taken_away_again_the_name_that_the_kernel_knew_before_is_known_still() {
+    let (mut table, now) = table();
+    let file = attributes(7, FileKind::Regular);
+    let inode = table.remember(Inode::ROOT, &name("a"), file, Learned::by_asking(now));
+    table.name_told(inode, Inode::ROOT, &name("a"), Some(now));
+    table.remember(Inode::ROOT, &name("link"), file, Learned::by_asking(now));
+    table.name_told(inode, Inode::ROOT, &name("link"), Some(now));
+    table.remove_name(Inode::ROOT, &name("link"));
+    table.name_taken(inode, Inode::ROOT, &name("link"));
+    table.remove_name(Inode::ROOT, &name("a"));
+    assert_eq!(table.reached_by(inode), Some((Inode::ROOT, name("a"))), "the host took it away");
 }
 
 #[test]

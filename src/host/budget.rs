@@ -113,6 +113,11 @@ impl FileBudget {
         self.pool.take(self.key, self.max.load(Ordering::Relaxed))
     }
 
+    /// Whose they are.
+    pub(super) const fn key(&self) -> PublicKey {
+        self.key
+    }
+
     /// How many the key has open.
     pub(super) fn len(&self) -> u64 {
         self.pool.of(self.key)

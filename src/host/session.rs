@@ -94,7 +94,7 @@ impl Session {
 
     /// Opens the event stream in place of an earlier one. `None` if the kernel watches nothing for this daemon.
     pub(super) fn subscribe(&self) -> Option<Arc<Subscriber>> {
-        let subscriber = Arc::new(self.watches.subscribe()?);
+        let subscriber = Arc::new(self.watches.subscribe(self.files.key())?);
         self.events.send_replace(Some(Arc::clone(&subscriber)));
         Some(subscriber)
     }

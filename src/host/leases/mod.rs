@@ -28,9 +28,10 @@ use table::{SubscriberId, WatchTable};
 
 use super::confine::proc_path;
 use crate::proto::{LeaseEpoch, NodeId};
+use crate::transport::PublicKey;
 use crate::transport::identity::random_bytes;
 
-/// Most directories that one client has leases on. A watch takes about 1 KiB of kernel memory.
+/// Most directories that one key has leases on, over all its mounts. A watch takes about 1 KiB of kernel memory.
 const DIRECTORIES_MAX: usize = 32_768;
 
 /// How often the thread that reads events looks if the daemon is still there, in milliseconds.
@@ -57,7 +58,7 @@ pub(in crate::host) struct Watches {
 
 #[derive(Debug)]
 struct State {
-    table: WatchTable<WatchDescriptor>,
+    table: WatchTable<WatchDescriptor, PublicKey>,
     subscribers: HashMap<SubscriberId, Weak<Inbox>>,
 }
 
@@ -99,13 +100,13 @@ impl Watches {
         watches
     }
 
-    /// Begins an event stream; `None` if the kernel watches nothing.
-    pub(in crate::host) fn subscribe(self: &Arc<Self>) -> Option<Subscriber> {
+    /// Begins an event stream of a key; `None` if the kernel watches nothing.
+    pub(in crate::host) fn subscribe(self: &Arc<Self>, key: PublicKey) -> Option<Subscriber> {
         self.inotify.as_ref()?;
         let id = SubscriberId(self.epochs.fetch_add(1, Ordering::Relaxed));
         let inbox = Arc::new(Inbox::default());
         let mut state = lock(&self.state);
-        state.table.subscribe(id);
+        state.table.subscribe(id, key);
         state.subscribers.insert(id, Arc::downgrade(&inbox));
         drop(state);
         Some(Subscriber { watches: Arc::clone(self), id, inbox })
@@ -189,8 +190,8 @@ impl Subscriber {
             }
         };
         let consequences = state.table.add(self.id, watch, directory);
-        if let Some(revoked) = consequences.revoked {
-            self.inbox.note(|pending| pending.revoke(revoked));
+        if let Some((loser, revoked)) = consequences.revoked {
+            state.tell(&[loser], |pending| pending.revoke(revoked));
         }
         for unwanted in consequences.unwanted {
             Watches::remove(inotify, unwanted, &state);
@@ -269,6 +270,8 @@ mod tests {
 
     use super::*;
 
+    const KEY: PublicKey = PublicKey([1; 32]);
+
     const DIRECTORY: NodeId = NodeId { device: 1, inode: 2, birth_ns: 3 };
 
     /// The first answer that is not "nothing yet".
@@ -288,7 +291,7 @@ mod tests {
     fn each_subscriber_is_told_and_watches_end_with_the_last() {
         let folder = tempfile::tempdir().unwrap();
         let watches = Watches::start();
-        let (one, other) = (watches.subscribe().unwrap(), watches.subscribe().unwrap());
+        let (one, other) = (watches.subscribe(KEY).unwrap(), watches.subscribe(KEY).unwrap());
         let opened = File::open(folder.path()).unwrap();
         assert!(one.watch(DIRECTORY, opened.as_fd()));
         assert!(other.watch(DIRECTORY, opened.as_fd()));
@@ -311,7 +314,7 @@ mod tests {
         let path = folder.path().join("folder");
         fs::create_dir(&path).unwrap();
         let watches = Watches::start();
-        let subscriber = watches.subscribe().unwrap();
+        let subscriber = watches.subscribe(KEY).unwrap();
         assert!(subscriber.watch(DIRECTORY, File::open(&path).unwrap().as_fd()));
         fs::remove_dir(&path).unwrap();
         while wait_for(&subscriber).unwrap() != Told::Revoked(DIRECTORY) {}
@@ -322,7 +325,7 @@ mod tests {
     fn a_subscriber_that_takes_nothing_overflows() {
         let folder = tempfile::tempdir().unwrap();
         let watches = Watches::start();
-        let subscriber = watches.subscribe().unwrap();
+        let subscriber = watches.subscribe(KEY).unwrap();
         assert!(subscriber.watch(DIRECTORY, File::open(folder.path()).unwrap().as_fd()));
         let until = Instant::now() + Duration::from_secs(60);
         let mut made = 0;

@@ -1,4 +1,4 @@
-//! Table of watched directories: which subscribers want to hear of which watch, bounded per subscriber.
+//! Table of watched directories: which subscribers want to hear of which watch, bounded per key over all of its subscribers.
 //!
 //! Pure: the kernel's names of watches (`W`) go in, decisions come out.
 
@@ -20,31 +20,34 @@ struct Watch {
 /// Consequences of a change of the table.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Consequences<W> {
-    /// A directory that the subscriber lost to stay within its bound.
-    pub(super) revoked: Option<NodeId>,
+    /// A directory that a subscriber of the key lost, so that the key stays within its bound.
+    pub(super) revoked: Option<(SubscriberId, NodeId)>,
     /// Watches that nobody wants any more.
     pub(super) unwanted: Vec<W>,
 }
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct WatchTable<W> {
+pub(super) struct WatchTable<W, K> {
     watches: HashMap<W, Watch>,
-    /// Watches of each subscriber, the oldest first.
-    by_subscriber: HashMap<SubscriberId, VecDeque<W>>,
+    /// Whose each subscriber is.
+    keys: HashMap<SubscriberId, K>,
+    /// Watches of the subscribers of each key, the oldest first.
+    by_key: HashMap<K, VecDeque<(SubscriberId, W)>>,
     held: HashSet<(SubscriberId, NodeId)>,
     directories_max: usize,
 }
 
-impl<W: Copy + Eq + Hash> WatchTable<W> {
-    /// Returns an empty table in which a subscriber has at most `directories_max` watches.
+impl<W: Copy + Eq + Hash, K: Copy + Eq + Hash> WatchTable<W, K> {
+    /// Returns an empty table in which the subscribers of a key have at most `directories_max` watches together.
     pub(super) fn new(directories_max: usize) -> Self {
-        Self { watches: HashMap::new(), by_subscriber: HashMap::new(), held: HashSet::new(), directories_max }
+        let (watches, keys, by_key) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { watches, keys, by_key, held: HashSet::new(), directories_max }
     }
 
-    /// Adds a subscriber without watches.
-    pub(super) fn subscribe(&mut self, subscriber: SubscriberId) {
-        self.by_subscriber.entry(subscriber).or_default();
+    /// Adds a subscriber of a key, without watches.
+    pub(super) fn subscribe(&mut self, subscriber: SubscriberId, key: K) {
+        self.keys.insert(subscriber, key);
     }
 
     /// Tells whether a subscriber has a watch on a directory.
@@ -52,11 +55,11 @@ impl<W: Copy + Eq + Hash> WatchTable<W> {
         self.held.contains(&(subscriber, directory))
     }
 
-    /// Adds the watch of a directory for a subscriber, which loses its oldest one if it has too many. Does nothing for a
+    /// Adds the watch of a directory for a subscriber. If its key has too many then, the oldest one of the key ends. Does nothing for a
     /// subscriber that is not there (any more): the watch is then unwanted unless others want it.
     pub(super) fn add(&mut self, subscriber: SubscriberId, watch: W, directory: NodeId) -> Consequences<W> {
         let mut consequences = Consequences { revoked: None, unwanted: Vec::new() };
-        let Some(own) = self.by_subscriber.get_mut(&subscriber) else {
+        let Some(key) = self.keys.get(&subscriber) else {
             if !self.watches.contains_key(&watch) {
                 consequences.unwanted.push(watch);
             }
@@ -67,29 +70,37 @@ impl<W: Copy + Eq + Hash> WatchTable<W> {
             return consequences;
         }
         entry.subscribers.push(subscriber);
-        own.push_back(watch);
+        let own = self.by_key.entry(*key).or_default();
+        own.push_back((subscriber, watch));
         self.held.insert((subscriber, directory));
         if own.len() > self.directories_max
-            && let Some(oldest) = own.pop_front()
+            && let Some((loser, oldest)) = own.pop_front()
         {
-            consequences.revoked = self.watches.get(&oldest).map(|watch| watch.directory);
-            consequences.unwanted.extend(self.leave(subscriber, oldest));
+            consequences.revoked = self.watches.get(&oldest).map(|watch| (loser, watch.directory));
+            consequences.unwanted.extend(self.leave(loser, oldest));
         }
         consequences
     }
 
     /// Removes a subscriber. Returns the watches that nobody wants any more.
     pub(super) fn unsubscribe(&mut self, subscriber: SubscriberId) -> Vec<W> {
-        let own = self.by_subscriber.remove(&subscriber).unwrap_or_default();
-        own.into_iter().filter_map(|watch| self.leave(subscriber, watch)).collect()
+        let Some(key) = self.keys.remove(&subscriber) else { return Vec::new() };
+        let all = self.by_key.remove(&key).unwrap_or_default();
+        let (own, others): (VecDeque<_>, VecDeque<_>) =
+            all.into_iter().partition(|(who, _)| *who == subscriber);
+        if !others.is_empty() {
+            self.by_key.insert(key, others);
+        }
+        own.into_iter().filter_map(|(_, watch)| self.leave(subscriber, watch)).collect()
     }
 
     /// Removes a watch that has ended by itself. Returns its directory and who is to be told.
     pub(super) fn ended(&mut self, watch: W) -> Option<(NodeId, Vec<SubscriberId>)> {
         let ended = self.watches.remove(&watch)?;
         for subscriber in &ended.subscribers {
-            if let Some(own) = self.by_subscriber.get_mut(subscriber) {
-                own.retain(|known| *known != watch);
+            let key = self.keys.get(subscriber);
+            if let Some(own) = key.and_then(|key| self.by_key.get_mut(key)) {
+                own.retain(|known| *known != (*subscriber, watch));
             }
             self.held.remove(&(*subscriber, ended.directory));
         }
@@ -131,6 +142,11 @@ mod tests {
 
     const DIRECTORIES_MAX: usize = 3;
 
+    /// Two of the three subscribers are of one key.
+    fn key_of(who: u64) -> u64 {
+        who / 2
+    }
+
     fn node(watch: WatchId) -> NodeId {
         NodeId { device: 1, inode: watch as u64, birth_ns: 0 }
     }
@@ -162,7 +178,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Subscribe(who) => {
-                        table.subscribe(SubscriberId(who));
+                        table.subscribe(SubscriberId(who), key_of(who));
                         subscribers.insert(who);
                     }
                     Step::Add(who, watch) => {
@@ -171,10 +187,11 @@ mod tests {
                         let mut revoked = None;
                         if subscribers.contains(&who) && !pairs.contains(&(who, watch)) {
                             pairs.push((who, watch));
-                            let own: Vec<_> = pairs.iter().filter(|pair| pair.0 == who).copied().collect();
+                            let is_of_key = |pair: &&(u64, WatchId)| key_of(pair.0) == key_of(who);
+                            let own: Vec<_> = pairs.iter().filter(is_of_key).copied().collect();
                             if own.len() > DIRECTORIES_MAX {
                                 pairs.retain(|pair| *pair != own[0]);
-                                revoked = Some(node(own[0].1));
+                                revoked = Some((SubscriberId(own[0].0), node(own[0].1)));
                             }
                         }
                         let is_wanted = |watch: WatchId| pairs.iter().any(|pair| pair.1 == watch);

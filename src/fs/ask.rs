@@ -269,6 +269,16 @@ impl FileSystem {
         }
     }
 
+    /// The name of an inode may lead elsewhere by now: who asks next asks the host.
+    pub(super) fn doubt_name_of(&self, inode: Inode) {
+        let Some((parent, name)) = lock(&self.inodes).newest_name(inode) else { return };
+        lock(&self.inodes).set_lease_of_name(parent, &name, None);
+        if let Ok((node, _)) = self.node_of(parent) {
+            lock(&self.recent).remove(node);
+        }
+        self.events.send(FsEvent::InvalidateEntry { parent, name });
+    }
+
     /// The inode is no longer what its name leads to: neither the kernel nor a listing may say so.
     pub(super) fn forget_name_of(&self, inode: Inode) {
         let (parent, name) = {

@@ -24,7 +24,7 @@ use crate::client::{CallError, Client};
 use crate::lock::HeldLock;
 use crate::proto::{
     Attributes, ErrorCode, LockAction, LockAnswer, LockCall, LockFound, LockKind, LockOwner, LockRange,
-    LockTest, LockWait, NodeId, SessionRun, WholeFile,
+    LockTest, LockWait, NodeId, SessionRun, Timestamp, WholeFile,
 };
 
 /// Longest wait of one request. Who waits asks again; so a request that is lost costs no more than this.
@@ -130,6 +130,7 @@ impl FileSystem {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         let owner = LockOwner(wish.owner);
         let mut interrupted = pin!(interrupted);
+        let known = self.with_record(file.inode, |record| record.attributes.ctime)?;
         let ticket = self.locks.tickets.fetch_add(1, Ordering::Relaxed);
         let mut lives = 0;
         let ready = async {
@@ -153,7 +154,7 @@ impl FileSystem {
                 Ok(LockAnswer::Done(attributes)) => {
                     let held = HeldLock { range: wish.range, kind: wish.kind };
                     if lock(&self.locks.table).taken(run, taker, held, whole) {
-                        self.granted(&file, attributes, begun).await;
+                        self.granted(&file, (known, attributes), begun).await;
                         return Ok(());
                     }
                 }
@@ -399,10 +400,16 @@ impl FileSystem {
         }
     }
 
-    /// A lock is given: the file looks as whoever had it before has left it.
-    async fn granted(&self, file: &OpenFile, attributes: Attributes, begun: Instant) {
+    /// A lock is given: the file and its name look as whoever had it before has left them. `known` is the change time of before;
+    /// a file that was removed, replaced or moved has another one.
+    async fn granted(&self, file: &OpenFile, (known, attributes): (Timestamp, Attributes), begun: Instant) {
         file.has_locked.store(true, Ordering::Relaxed);
         self.learn_own([&attributes], begun, Instant::now());
+        if attributes.links == 0 {
+            self.forget_name_of(file.inode);
+        } else if attributes.ctime != known {
+            self.doubt_name_of(file.inode);
+        }
         self.drop_pages(file.inode, &attributes);
         self.events.send(FsEvent::InvalidateAttributes { inode: file.inode });
         self.kernel_knows(EventLane::Copies).await;

@@ -41,14 +41,14 @@ for line in sys.stdin:
 ";
 
 /// A program with files of its own.
-struct Actor {
+pub(super) struct Actor {
     child: Child,
     answers: mpsc::Receiver<String>,
 }
 
 impl Actor {
     /// One that has `path` open for reading and writing as descriptor `f`.
-    fn with(path: &Path) -> Self {
+    pub(super) fn with(path: &Path) -> Self {
         let mut actor = Self::new();
         actor.opens(path);
         actor
@@ -71,25 +71,25 @@ impl Actor {
     }
 
     /// Begins something.
-    fn begin(&mut self, what: &str) {
+    pub(super) fn begin(&mut self, what: &str) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
     }
 
     /// What came of it.
-    fn answer(&self) -> String {
+    pub(super) fn answer(&self) -> String {
         self.answers.recv_timeout(SOON).expect("an answer in time")
     }
 
     /// Has something done.
     #[track_caller]
-    fn is(&mut self, what: &str, expected: &str) {
+    pub(super) fn is(&mut self, what: &str, expected: &str) {
         self.begin(what);
         assert_eq!(self.answer(), expected, "{what}");
     }
 
     /// Nothing comes of it for a while.
     #[track_caller]
-    fn waits(&self) {
+    pub(super) fn waits(&self) {
         let answer = self.answers.recv_timeout(A_WHILE);
         assert!(answer.is_err(), "it did not wait: {answer:?}");
     }
@@ -112,7 +112,7 @@ impl Drop for Actor {
 }
 
 /// A host with one file, and two mounts of it.
-fn stage(options: &str) -> (World, Host, Mount, Mount) {
+pub(super) fn stage(options: &str) -> (World, Host, Mount, Mount) {
     let world = World::new();
     fs::write(world.source().join("file"), "0").unwrap();
     let host = world.host();

@@ -19,6 +19,7 @@ mod leases;
 mod liar;
 mod lifecycle;
 mod limits;
+mod lock_files;
 mod locking;
 mod lying;
 mod names;

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dirty_page_that_gives_way_is_due() {
+    fn an_evicted_dirty_page_is_written() {
         let mut table = ManifestTable::default();
         assert!(table.record(id(0, 0), 0, hash(1)).is_empty());
         for page in 0..PAGES_MAX.get() as u64 {

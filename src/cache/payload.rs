@@ -204,7 +204,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn around_the_page_cache_lie_the_same_bytes(
+        fn direct_and_buffered_reads_give_the_same_bytes(
             first in 0..200u32,
             mut lens in prop::collection::vec(prop_oneof![0..300u32, 3900..4300u32, 0..=PAYLOAD_BYTES_MAX, Just(PAYLOAD_BYTES_MAX)], 1..9),
             missing in prop_oneof![Just(0u64), 1..9000u64],

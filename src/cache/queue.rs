@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn refreshes_keep_their_distance_unless_asked_for_at_once() {
+    fn refreshes_keep_their_interval_unless_forced() {
         let queue = Queue::default();
         queue.want_refresh();
         assert!(matches!(queue.next(Duration::ZERO), Task::Refresh));
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_is_that_of_the_last_bytes_and_of_those_on_their_way() {
+    fn the_rate_covers_recent_and_current_writes() {
         let mut rate = WriteRate::default();
         assert_eq!(rate.bytes_per_second(), 0);
         (0..100).for_each(|_| rate.add(4 << 20, Duration::from_millis(4)));

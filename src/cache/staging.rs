@@ -165,7 +165,7 @@ mod tests {
         /// The memory addresses of payloads do not change the written bytes, and the piece has whole,
         /// aligned blocks.
         #[test]
-        fn in_place_or_gathered_the_piece_is_the_same(
+        fn the_piece_is_the_same_in_place_or_copied(
             first in 1..200u32,
             records in prop::collection::vec((prop_oneof![0..9000u32, Just(PAYLOAD_BYTES_MAX)], any::<bool>()), 1..9),
         ) {

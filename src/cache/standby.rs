@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_directory_is_done_without_and_taken_up_when_it_is_free() {
+    fn a_busy_directory_is_used_once_it_is_free() {
         let folder = tempfile::tempdir().unwrap();
         drop(open(folder.path()));
         let lock = File::open(folder.path().join("cache/v1/lock")).unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_place_of_the_directory_is_no_obstacle_for_ever() {
+    fn a_file_in_place_of_the_directory_is_a_passing_obstacle() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cache"), "").unwrap();
         let refused = StandbyCache::open(config(folder.path()), |_| false);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_deleted_under_load_is_made_anew() {
+    fn a_directory_deleted_under_load_is_created_again() {
         let folder = tempfile::tempdir().unwrap();
         let cache = open(folder.path());
         assert!(keeps(&cache, &chunk(0)));

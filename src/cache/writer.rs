@@ -197,7 +197,7 @@ impl Writer {
     fn start_segment(&mut self, lock: DirectoryLock, listed: &[Listed]) -> Result<(), Refused> {
         let segment_bytes = u64::from(self.shared.bounds.segment_bytes);
         let reclaimed = self.shared.reclaim(&lock, listed, segment_bytes)?;
-        let result = if reclaimed.enough { self.create(&lock, listed) } else { Err(self.no_room()) };
+        let result = if reclaimed.enough { self.create(&lock, listed) } else { Err(self.refusal_reason()) };
         drop(lock);
         if result.is_ok() {
             self.rewrite(&survivors(reclaimed.used, survivors_bytes(segment_bytes)));
@@ -312,14 +312,14 @@ impl Writer {
             let reclaimed = self.shared.reclaim(&lock, &listed, 0)?;
             reclaimed.evicted.iter().for_each(|&segment| self.shared.forget_segment(segment));
             if !reclaimed.enough {
-                return Err(self.no_room());
+                return Err(self.refusal_reason());
             }
         }
         self.space_checked = Some(now);
         Ok(())
     }
 
-    fn no_room(&self) -> Refused {
+    fn refusal_reason(&self) -> Refused {
         let lacks_space = self.shared.limits(0).is_ok_and(|limits| limits.missing_bytes > 0);
         if lacks_space { Refused::Space } else { Refused::Size }
     }

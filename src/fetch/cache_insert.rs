@@ -34,7 +34,7 @@ const FAST_BYTES_PER_SECOND: u64 = 250_000_000;
 const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Time between two checks for room: 4 MiB at 2 GB/s.
-const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Bytes of all requests that wait for the disk.
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ impl Fetcher {
             && self.has_fast_disk()
             && start.elapsed() < INSERT_WAIT_FAST_MAX
         {
-            sleep(LOOK_INTERVAL).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -102,7 +102,7 @@ impl<'a> CacheInserter<'a> {
         let start = Instant::now();
         while !self.waiting.is_empty() && start.elapsed() < self.fetcher.insert_wait_max() {
             if self.fetcher.cache.is_behind() {
-                sleep(LOOK_INTERVAL).await;
+                sleep(POLL_INTERVAL).await;
             } else {
                 self.insert_next();
             }

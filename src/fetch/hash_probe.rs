@@ -64,7 +64,7 @@ const PROBE_BACKOFF_FILES: u32 = 8;
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Most requested ranges of one file that are remembered.
-const ASKED_RANGES_MAX: usize = 64;
+const REQUESTED_RANGES_MAX: usize = 64;
 
 /// Time that a read-ahead waits beyond the round trip. For a probe it is the time of a hard disk, which
 /// then need not read the content again. For a useful file it is the time of a hard disk for a full
@@ -151,8 +151,8 @@ impl HashProbe {
     /// Starts probing a file that is being opened. Returns the requests to send; each must be followed by
     /// [`Self::answered`].
     pub(super) fn opened(&mut self, content: &FileContent, at: Now) -> Vec<ChunkRange> {
-        let is_asked = self.files.get(&content.key).is_some_and(|probe| !probe.requests.is_empty());
-        if is_asked || !self.may_probe(content) {
+        let is_requested = self.files.get(&content.key).is_some_and(|probe| !probe.requests.is_empty());
+        if is_requested || !self.may_probe(content) {
             return Vec::new();
         }
         // The content of the cache may have changed since the file was last open.
@@ -206,7 +206,7 @@ impl HashProbe {
     }
 
     /// Returns `true` if hashes of some of these chunks are in flight.
-    pub(super) fn is_asked(&self, key: &FileKey, chunks: ChunkRange) -> bool {
+    pub(super) fn is_requested(&self, key: &FileKey, chunks: ChunkRange) -> bool {
         let chunks = chunks.as_range();
         let overlaps =
             |request: &PendingRequest| request.chunks.start < chunks.end && chunks.start < request.chunks.end;
@@ -311,7 +311,7 @@ impl FileProbe {
             }
             meets
         });
-        if self.asked.len() > ASKED_RANGES_MAX {
+        if self.asked.len() > REQUESTED_RANGES_MAX {
             self.asked.remove(0);
         }
     }
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_opening_asks_for_the_beginning_and_a_useful_answer_for_more() {
+    fn an_open_requests_the_beginning_and_a_hit_requests_more() {
         let (mut hash_probe, content, start) =
             (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
         let first: Vec<_> = hash_probe.opened(&content, at(start)).into_iter().map(pair).collect();
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn small_and_refused_files_are_not_asked_about() {
+    fn small_and_refused_files_are_not_probed() {
         let (mut hash_probe, start) = (HashProbe::new(), Instant::now());
         let small = FileContent::sample(1, FILE_CHUNKS_MIN - 1);
         hash_probe.reached(&small, range(0, 3));
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_whose_hashes_do_not_come_is_left_alone() {
+    fn a_file_without_an_answer_is_left_alone() {
         let (mut hash_probe, content, start) =
             (HashProbe::new(), FileContent::sample(1, 4096), Instant::now());
         assert_eq!(hash_probe.opened(&content, at(start)).len(), 2);
@@ -553,7 +553,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bounds_hold_and_nothing_is_asked_twice_at_a_time(steps in prop::collection::vec(step(), 0..200)) {
+        fn bounds_hold_and_no_range_is_requested_twice_at_a_time(steps in prop::collection::vec(step(), 0..200)) {
             let (mut hash_probe, start) = (HashProbe::new(), Instant::now());
             let mut running: Vec<(u8, ChunkRange)> = Vec::new();
             for step in steps {

@@ -50,8 +50,8 @@ impl Fetcher {
             let answered = self.hash_request_ended.notified();
             tokio::pin!(answered);
             answered.as_mut().enable();
-            let is_asked = self.with_state(|state| state.hash_probe.is_asked(&content.key, run));
-            if !is_asked || timeout_at(deadline, answered).await.is_err() {
+            let is_requested = self.with_state(|state| state.hash_probe.is_requested(&content.key, run));
+            if !is_requested || timeout_at(deadline, answered).await.is_err() {
                 return;
             }
         }

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_take_turns() {
+    fn streams_take_turns() {
         let mut queue = Queue::new(100);
         (0..3).for_each(|i| assert!(queue.push(stream(1), i)));
         assert!(queue.push(stream(2), 10));

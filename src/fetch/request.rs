@@ -75,7 +75,7 @@ async fn fetch(fetcher: &Arc<Fetcher>, start: &Start) -> Result<(), FetchError> 
             let brought = fetcher.fetch_moved(&delta, &start.content, range, start.lane()).await?;
             insert_moved(fetcher, start, brought).await
         }
-        _ => ask_host(fetcher, start, range, held).await,
+        _ => request_from_host(fetcher, start, range, held).await,
     }
 }
 
@@ -185,7 +185,7 @@ fn load_known(
 }
 
 /// Requests a range of chunks from the host. Chunks that are held need not be sent again.
-async fn ask_host(
+async fn request_from_host(
     fetcher: &Arc<Fetcher>,
     start: &Start,
     range: ChunkRange,

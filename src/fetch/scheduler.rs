@@ -134,7 +134,7 @@ impl<W> FetchScheduler<W> {
                 Part::Waits(key, joined.expect("the missing chunks were just requested"))
             });
         }
-        self.make_room();
+        self.evict_to_budget();
         (parts, starts)
     }
 
@@ -192,7 +192,7 @@ impl<W> FetchScheduler<W> {
             chunks.iter().for_each(|index| self.inflight.adopt(&content.chunk(index), stream));
             starts.extend(missing.into_iter().map(|run| self.begin(&content, run, Some(stream))));
         }
-        self.make_room();
+        self.evict_to_budget();
         starts
     }
 
@@ -206,7 +206,7 @@ impl<W> FetchScheduler<W> {
         let delivery = self.inflight.deliver(request, &key)?;
         let unread_for = delivery.stream.filter(|_| delivery.waiters.is_empty());
         self.memory.insert(key, chunk.clone(), unread_for);
-        self.make_room();
+        self.evict_to_budget();
         Some(delivery)
     }
 
@@ -284,7 +284,7 @@ impl<W> FetchScheduler<W> {
         used + bytes <= self.share_bytes()
     }
 
-    fn make_room(&mut self) {
+    fn evict_to_budget(&mut self) {
         let room = self.budget.memory_bytes.saturating_sub(self.inflight.bytes());
         self.memory.evict_to(room, &mut self.evicted);
     }

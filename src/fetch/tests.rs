@@ -65,7 +65,7 @@ pub(super) async fn settle() {
 }
 
 #[tokio::test]
-async fn bytes_are_the_hosts_wherever_they_come_from() {
+async fn bytes_match_the_host_from_every_source() {
     let host = MemoryHost::new();
     host.create_generated("file", 3 * MIB + 777, 1);
     let (fetcher, content) = (fetcher(&host), content(&host, "file").await);

@@ -34,7 +34,7 @@ const IDLE_WAIT_MAX: Duration = Duration::from_secs(5);
 const DISK_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Time between two checks for room.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Time of the last demand of a program that memory did not serve.
 #[derive(Default)]
@@ -92,7 +92,7 @@ impl Fetcher {
         let is_busy =
             || !self.foreground.is_idle() || self.with_state(|state| state.scheduler.inflight().chunks() > 0);
         while is_busy() && Instant::now() < deadline {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -203,7 +203,7 @@ impl Fetcher {
             if Instant::now() >= deadline {
                 return Err(CallError::TimedOut(DISK_WAIT_MAX).into());
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         self.with_state(|state| {
             state.counters.host_chunks += 1;

@@ -78,7 +78,7 @@ macro_rules! suite {
             check!(random_reads_give_the_bytes_of_the_file, 16 << 20);
             check!(the_end_of_a_file_cuts_reads, 4 << 20);
             check!(offsets_beyond_4_gib, 4 << 20);
-            check!(files_that_give_a_little_at_a_time, 4 << 20);
+            check!(files_with_short_reads, 4 << 20);
             check!(errors_have_numbers, 4 << 20);
             check!(futures_dropped_in_flight_lose_no_buffer, TINY_POOL_BYTES);
             check!(many_readers_share_four_buffers, TINY_POOL_BYTES);
@@ -192,7 +192,7 @@ async fn offsets_beyond_4_gib(engine: Engine) {
     assert_eq!(file.metadata().unwrap().len(), written + 5);
 }
 
-async fn files_that_give_a_little_at_a_time(engine: Engine) {
+async fn files_with_short_reads(engine: Engine) {
     // The kernel returns its symbol list in pieces of some 4 KiB, and this file does not support
     // asynchronous reads.
     let path = "/proc/kallsyms";

@@ -97,7 +97,7 @@ async fn auto_falls_back_with_a_reason() {
 }
 
 #[test]
-fn an_engine_that_was_asked_for_by_name_is_not_replaced() {
+fn an_explicit_engine_is_not_replaced() {
     let error = start_denied(Denial::SETUP, config(EngineKind::Uring)).unwrap_err();
     assert!(
         matches!(error, IoError::Unavailable { backend: "io_uring", errno: Errno::EPERM, .. }),

@@ -176,7 +176,7 @@ impl Client for CachingClient {
         if !is_recorded(&request) {
             return host.call(request, lane);
         }
-        Box::pin(async move { shared.ask(host, request, lane).await })
+        Box::pin(async move { shared.call_host(host, request, lane).await })
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
@@ -366,7 +366,7 @@ impl Shared {
     }
 
     /// Sends a request to the host. Records answer as soon as the host is unreachable.
-    async fn ask(
+    async fn call_host(
         self: Arc<Self>,
         host: Arc<dyn Client>,
         request: Request,
@@ -440,13 +440,13 @@ impl Shared {
     /// Returns the recorded answer to a request, if there is one.
     async fn recorded_answer(&self, request: &Request) -> Option<Result<Reply, CallError>> {
         let request = request.clone();
-        let known = self.look_up(move |records| recorded_answer(records, &request)).await;
+        let known = self.read_records(move |records| recorded_answer(records, &request)).await;
         self.count(known.is_some());
         known
     }
 
     /// Reads records, including those that are still being written if that takes a short time only.
-    async fn look_up<T: Send + 'static>(
+    async fn read_records<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Records) -> Option<T> + Send + 'static,
     ) -> Option<T> {
@@ -509,7 +509,7 @@ impl Shared {
             // The recorded listing cannot continue that of the host, which may differ by now.
             may_use_records = false;
             let goes_on = matches!(part, Ok(ListPart::Begin { .. } | ListPart::Entries(_)));
-            self.keep(node, &part, &mut kept, request_time);
+            self.collect_listing(node, &part, &mut kept, request_time);
             if to.send(part).await.is_err() || !goes_on {
                 return;
             }
@@ -517,7 +517,7 @@ impl Shared {
     }
 
     /// Collects a listing while it is forwarded, and records it when it is complete.
-    fn keep(
+    fn collect_listing(
         &self,
         node: NodeId,
         part: &Result<ListPart, CallError>,
@@ -545,7 +545,7 @@ impl Shared {
 
     /// Sends the recorded listing of a directory. Returns `true` if there was one.
     async fn list_from_records(&self, node: NodeId, to: &mpsc::Sender<Result<ListPart, CallError>>) -> bool {
-        let known = self.look_up(move |records| records.listing(node)).await;
+        let known = self.read_records(move |records| records.listing(node)).await;
         let Some(mut entries) = known else { return false };
         self.count(true);
         while !entries.is_empty() {

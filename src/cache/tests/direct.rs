@@ -50,7 +50,7 @@ fn the_last_block_is_padded_with_zeroes() {
 }
 
 #[test]
-fn another_process_finds_records_that_came_into_a_block_which_was_there() {
+fn another_process_finds_records_added_to_a_known_block() {
     let directory = tempfile::tempdir().unwrap();
     let first = open_as(directory.path(), DirectIo::Always);
     let second = open(directory.path(), 1 << 20, 1 << 16);
@@ -68,7 +68,7 @@ fn another_process_finds_records_that_came_into_a_block_which_was_there() {
 }
 
 #[test]
-fn a_segment_goes_from_one_way_of_writing_to_the_other_and_back() {
+fn a_segment_changes_its_write_mode_and_back() {
     let directory = tempfile::tempdir().unwrap();
     let chunks: Vec<VerifiedChunk> = (0..40).map(|number| chunk(number, 700)).collect();
     let ways = [DirectIo::Always, DirectIo::Never, DirectIo::RefusesToWrite].into_iter().cycle();
@@ -165,7 +165,7 @@ fn full_chunk(number: u32, aligned: bool) -> VerifiedChunk {
 }
 
 #[test]
-fn full_chunks_begin_blocks_wherever_they_lie_in_memory_and_gaps_survive_a_crash() {
+fn full_chunks_begin_blocks_at_any_memory_address_and_gaps_survive_a_crash() {
     let directory = tempfile::tempdir().unwrap();
     let open_large = |directory: &Path| open(directory, 1 << 24, 1 << 22);
     let cache = open_large(directory.path());

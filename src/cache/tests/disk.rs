@@ -105,7 +105,7 @@ fn the_floor_of_free_space_is_left() {
 }
 
 #[test]
-fn a_running_cache_gives_way_when_others_take_the_room() {
+fn a_running_cache_shrinks_when_others_take_the_space() {
     let Some(disk) = SmallDisk::mount(4 << 20) else { return };
     let config = CacheConfig { min_free_ratio: 0.25, ..config(disk.path(), 1 << 28, 1 << 18) };
     let cache = DiskCache::open_with(&config, direct_io()).unwrap();
@@ -146,7 +146,7 @@ fn a_read_only_cache_is_read() {
 }
 
 #[test]
-fn a_running_cache_says_that_its_disk_is_full_and_goes_on_when_there_is_room() {
+fn a_running_cache_reports_a_full_disk_and_continues_when_there_is_room() {
     let Some(disk) = SmallDisk::mount(8 << 20) else { return };
     let cache = open(disk.path(), 1 << 28, 1 << 22);
     assert_eq!(cache.problem(), None);

@@ -149,7 +149,7 @@ fn hashes_of_a_file_are_known_after_a_restart_and_pages_grow() {
 }
 
 #[test]
-fn a_page_written_without_a_look_at_the_old_one_is_joined_with_it() {
+fn a_page_written_without_reading_the_old_one_is_merged_with_it() {
     let directory = tempfile::tempdir().unwrap();
     let hash = |index: u64| ChunkHash::of(&index.to_le_bytes());
     for index in 0..4 {

@@ -163,7 +163,7 @@ fn a_pin_that_was_not_finished_is_none() {
 }
 
 #[test]
-fn unpinned_content_goes_when_its_turn_comes_unless_another_pin_has_it() {
+fn unpinned_content_is_evicted_unless_another_pin_has_it() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     pin(&cache, "first", 0..30).unwrap();
@@ -183,7 +183,7 @@ fn unpinned_content_goes_when_its_turn_comes_unless_another_pin_has_it() {
 }
 
 #[test]
-fn pinning_again_replaces_and_gathering_gives_room_back() {
+fn pinning_again_replaces_and_compaction_frees_space() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), SIZE_BYTES, SEGMENT_BYTES);
     pin(&cache, "folder", 0..60).unwrap();

@@ -34,7 +34,7 @@ fn one_process_finds_the_records_of_another_in_open_and_sealed_segments() {
 }
 
 #[test]
-fn a_miss_makes_the_writer_look_by_itself() {
+fn a_miss_makes_the_writer_refresh() {
     let directory = tempfile::tempdir().unwrap();
     let first = open(directory.path(), 1 << 20, 1 << 16);
     let second = open(directory.path(), 1 << 20, 1 << 16);

@@ -108,7 +108,7 @@ async fn saved_chunks_are_counted() {
 }
 
 #[tokio::test]
-async fn an_empty_cache_asks_nothing() {
+async fn an_empty_cache_sends_no_hash_requests() {
     let host = MemoryHost::new();
     host.create_generated("f", SIZE, 1);
     let folder = tempfile::tempdir().unwrap();

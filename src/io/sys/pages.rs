@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_any_place_and_length_may_be_asked_for() {
+    fn any_memory_range_is_accepted() {
         let mut memory = vec![7u8; 10_000];
         prefer_large_pages(&mut memory[3..9_000]);
         prefer_large_pages(&mut memory[..0]);

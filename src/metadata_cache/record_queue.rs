@@ -1,4 +1,4 @@
-//! (P) Bounded queue of facts to record, and the attributes of files changed by this client, which are
+//! (P) Bounded queue of records to write, and the attributes of files changed by this client, which are
 //! merged.
 //!
 //! A program that writes changes the attributes of its file a thousand times a second, and only the last
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::store::MetadataRecord;
 use crate::proto::{Attributes, NodeId, Timestamp};
 
-/// Most bytes of queued facts in memory. Facts beyond it are dropped.
+/// Most bytes of queued records in memory. Records beyond it are dropped.
 const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Time for which the attributes of a changed file wait for the next change.
@@ -42,7 +42,7 @@ impl RecordQueue {
         self.records.is_empty() && self.changed.is_empty()
     }
 
-    /// Queues a fact seen at `at`; drops it if the queue is full.
+    /// Queues a record seen at `at`; drops it if the queue is full.
     pub(super) fn take(&mut self, at: Timestamp, mut record: MetadataRecord) {
         match &mut record {
             MetadataRecord::Node(attributes) | MetadataRecord::Name(_, _, Some(attributes)) => {

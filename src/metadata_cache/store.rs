@@ -21,7 +21,7 @@ use crate::proto::{ActingUser, Attributes, DirectoryEntry, FsStatistics, NodeId,
 /// Most names and nodes whose record in the cache is known to be current. They take some 100 bytes each.
 const WRITTEN_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
 
-/// Fact reported by the host, to be recorded.
+/// Metadata reported by the host, to be written as a record.
 #[derive(Debug)]
 pub(super) enum MetadataRecord {
     Root(Vec<u8>, Attributes),
@@ -200,7 +200,7 @@ impl RecordWriter {
         Ok(Self { queue, writer: Mutex::new(Some(thread)) })
     }
 
-    /// Queues a fact. Never waits, and drops the fact if the queue is full.
+    /// Queues a record. Never waits, and drops the record if the queue is full.
     pub(super) fn take(&self, record: MetadataRecord) {
         self.queue.lock().queue.take(now(), record);
         self.queue.changed.notify_all();
@@ -254,7 +254,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next fact; `None` to end the thread.
+    /// Waits for the next record; `None` to end the thread.
     fn next(&self) -> Option<(Timestamp, MetadataRecord)> {
         let mut state = self.lock();
         state.is_writing = false;

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_heard_again_has_the_whole_deadline() {
+    fn a_host_that_answers_again_has_the_whole_deadline() {
         assert_eq!(ends(59_000, 60_000, &[(0, 60_500)]), 59_000 + 60_000);
         assert_eq!(ends(70_000, 60_000, &[(0, 70_000)]), 130_000);
     }

@@ -41,7 +41,7 @@ mod tests {
     /// Numbers with a special meaning to the kernel or to programs that monitor mounts.
     const SPECIAL: [i32; 9] = [4, 10, 11, 14, 15, 19, 38, 103, 107];
 
-    fn told(number: i32) -> i32 {
+    fn mapped(number: i32) -> i32 {
         let refusal = WireError::new(ErrorCode::System(Errno(number)), "any words");
         CallError::from(refusal).errno().0
     }
@@ -50,11 +50,14 @@ mod tests {
     fn every_number_of_a_host_becomes_one_that_is_a_plain_error_here() {
         let numbers = (-5_000..5_000).chain([i32::MIN, i32::MIN + 1, i32::MAX - 1, i32::MAX]);
         for number in numbers {
-            let told = told(number);
-            assert!((1..=LARGEST).contains(&told) && !SPECIAL.contains(&told), "{number} became {told}");
+            let mapped = mapped(number);
+            assert!(
+                (1..=LARGEST).contains(&mapped) && !SPECIAL.contains(&mapped),
+                "{number} became {mapped}"
+            );
             let is_plain = (1..=LARGEST).contains(&number) && !SPECIAL.contains(&number);
-            assert_eq!(told == number, is_plain || number == libc::EIO, "{number} became {told}");
+            assert_eq!(mapped == number, is_plain || number == libc::EIO, "{number} became {mapped}");
         }
-        assert_eq!(told(libc::ENOSYS), libc::EOPNOTSUPP);
+        assert_eq!(mapped(libc::ENOSYS), libc::EOPNOTSUPP);
     }
 }

@@ -72,10 +72,10 @@ impl FaultRates {
 #[derive(Clone)]
 pub struct FaultyClient {
     inner: Arc<dyn Client>,
-    dice: Arc<Mutex<Dice>>,
+    generator: Arc<Mutex<FaultGenerator>>,
 }
 
-struct Dice {
+struct FaultGenerator {
     rates: FaultRates,
     state: u64,
     injected: u64,
@@ -83,7 +83,7 @@ struct Dice {
 
 /// Faults of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Fate {
+struct Faults {
     delay: Duration,
     error: Option<CallError>,
     /// End after so many parts, with or without an error.
@@ -93,50 +93,50 @@ struct Fate {
 impl FaultyClient {
     /// Wraps a client. Equal seeds give equal faults, call by call.
     pub fn new(inner: Arc<dyn Client>, seed: u64, rates: FaultRates) -> Self {
-        Self { inner, dice: Arc::new(Mutex::new(Dice { rates, state: seed, injected: 0 })) }
+        Self { inner, generator: Arc::new(Mutex::new(FaultGenerator { rates, state: seed, injected: 0 })) }
     }
 
     /// Changes the rates from now on.
     pub fn set_rates(&self, rates: FaultRates) {
-        self.dice(|dice| dice.rates = rates);
+        self.generator(|generator| generator.rates = rates);
     }
 
     /// Returns the number of calls that were made to fail so far, without delays.
     pub fn injected(&self) -> u64 {
-        self.dice(|dice| dice.injected)
+        self.generator(|generator| generator.injected)
     }
 
-    fn dice<T>(&self, look: impl FnOnce(&mut Dice) -> T) -> T {
-        look(&mut self.dice.lock().unwrap_or_else(PoisonError::into_inner))
+    fn generator<T>(&self, look: impl FnOnce(&mut FaultGenerator) -> T) -> T {
+        look(&mut self.generator.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn fail<T: 'static>(
+    fn wrap_call<T: 'static>(
         &self,
         call: impl FnOnce(&dyn Client) -> CallFuture<T> + Send + 'static,
     ) -> CallFuture<T> {
-        let fate = self.dice(|dice| dice.fate(false));
+        let faults = self.generator(|generator| generator.faults(false));
         let inner = Arc::clone(&self.inner);
         Box::pin(async move {
-            tokio::time::sleep(fate.delay).await;
-            match fate.error {
+            tokio::time::sleep(faults.delay).await;
+            match faults.error {
                 Some(error) => Err(error),
                 None => call(&*inner).await,
             }
         })
     }
 
-    fn spoil<T: Send + 'static>(
+    fn wrap_stream<T: Send + 'static>(
         &self,
         open: impl FnOnce(&dyn Client) -> mpsc::Receiver<Result<T, CallError>> + Send + 'static,
     ) -> mpsc::Receiver<Result<T, CallError>> {
-        let fate = self.dice(|dice| dice.fate(true));
+        let faults = self.generator(|generator| generator.faults(true));
         let (parts, receiver) = mpsc::channel(PARTS_QUEUED_MAX);
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = parts.closed() => {}
-                () = relay(fate, inner, open, &parts) => {}
+                () = relay(faults, inner, open, &parts) => {}
             }
         });
         receiver
@@ -144,22 +144,22 @@ impl FaultyClient {
 }
 
 async fn relay<T>(
-    fate: Fate,
+    faults: Faults,
     inner: Arc<dyn Client>,
     open: impl FnOnce(&dyn Client) -> mpsc::Receiver<Result<T, CallError>>,
     parts: &mpsc::Sender<Result<T, CallError>>,
 ) {
-    tokio::time::sleep(fate.delay).await;
+    tokio::time::sleep(faults.delay).await;
     // `closed` of the caller shows if there is still a receiver.
-    if let Some(error) = fate.error {
+    if let Some(error) = faults.error {
         let _ = parts.send(Err(error)).await;
         return;
     }
     let mut source = open(&*inner);
-    let (mut left, last_words) = fate.end.unwrap_or((u64::MAX, None));
+    let (mut left, last_error) = faults.end.unwrap_or((u64::MAX, None));
     while let Some(part) = source.recv().await {
         if left == 0 {
-            if let Some(error) = last_words {
+            if let Some(error) = last_error {
                 let _ = parts.send(Err(error)).await;
             }
             return;
@@ -173,23 +173,23 @@ async fn relay<T>(
 
 impl Client for FaultyClient {
     fn call(&self, request: Request, lane: Lane) -> CallFuture<Reply> {
-        self.fail(move |inner| inner.call(request, lane))
+        self.wrap_call(move |inner| inner.call(request, lane))
     }
 
     fn change(&self, change: Change, first: &FirstSession) -> CallFuture<Reply> {
         let first = first.clone();
-        self.fail(move |inner| inner.change(change, &first))
+        self.wrap_call(move |inner| inner.change(change, &first))
     }
 
     fn write(&self, node: NodeId, at: WriteAt, bytes: Bytes, first: &FirstSession) -> CallFuture<Written> {
         // Started at once, so that a sync includes it.
         let written = self.inner.write(node, at, bytes, first);
-        self.fail(move |_| written)
+        self.wrap_call(move |_| written)
     }
 
     fn sync(&self, node: NodeId, data_only: bool) -> CallFuture<BootId> {
         let synced = self.inner.sync(node, data_only);
-        self.fail(move |_| synced)
+        self.wrap_call(move |_| synced)
     }
 
     fn boot(&self) -> Option<BootId> {
@@ -197,7 +197,7 @@ impl Client for FaultyClient {
     }
 
     fn lock(&self, call: LockCall) -> CallFuture<LockAnswer> {
-        self.fail(move |inner| inner.lock(call))
+        self.wrap_call(move |inner| inner.lock(call))
     }
 
     fn runs(&self) -> watch::Receiver<Option<SessionRun>> {
@@ -205,15 +205,15 @@ impl Client for FaultyClient {
     }
 
     fn list(&self, node: NodeId) -> mpsc::Receiver<Result<ListPart, CallError>> {
-        self.spoil(move |inner| inner.list(node))
+        self.wrap_stream(move |inner| inner.list(node))
     }
 
     fn read(&self, request: ReadRequest, lane: Lane) -> mpsc::Receiver<Result<ContentPart, CallError>> {
-        self.spoil(move |inner| inner.read(request, lane))
+        self.wrap_stream(move |inner| inner.read(request, lane))
     }
 
     fn read_current(&self, node: NodeId, range: ByteRange) -> CallFuture<Bytes> {
-        self.fail(move |inner| inner.read_current(node, range))
+        self.wrap_call(move |inner| inner.read_current(node, range))
     }
 
     fn root(&self) -> Attributes {
@@ -225,8 +225,8 @@ impl Client for FaultyClient {
     }
 }
 
-impl Dice {
-    fn fate(&mut self, is_stream: bool) -> Fate {
+impl FaultGenerator {
+    fn faults(&mut self, is_stream: bool) -> Faults {
         let rates = self.rates.clone();
         let delay = if self.happens(rates.delay_permille) {
             rates.delay_max.mul_f64(self.next() as f64 / u64::MAX as f64)
@@ -245,7 +245,7 @@ impl Dice {
         };
         let end = if error.is_none() && is_stream { self.early_end(&rates) } else { None };
         self.injected += u64::from(error.is_some() || end.is_some());
-        Fate { delay, error, end }
+        Faults { delay, error, end }
     }
 
     fn early_end(&mut self, rates: &FaultRates) -> Option<(u64, Option<CallError>)> {

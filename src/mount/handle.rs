@@ -26,7 +26,7 @@ use crate::proto::TrustReason;
 
 /// Requested state of a mount. A later variant overrides an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Wanted {
+pub(super) enum RequestedState {
     /// Serve.
     Run,
     /// End in order.
@@ -39,7 +39,7 @@ pub(super) enum Wanted {
 pub(super) struct Link {
     /// `None` if the mount is offline.
     pub client: Option<Arc<RemoteClient>>,
-    pub recall: Arc<CachingClient>,
+    pub metadata: Arc<CachingClient>,
 }
 
 /// A running mount, for `status` and for orders to end it.
@@ -57,7 +57,7 @@ pub struct MountHandle {
     file_system: Weak<FileSystem>,
     fetcher: Arc<Fetcher>,
     cache: Arc<dyn ChunkCache>,
-    wanted: watch::Sender<Wanted>,
+    requested: watch::Sender<RequestedState>,
     ended: AtomicBool,
 }
 
@@ -83,14 +83,14 @@ impl MountHandle {
             file_system: Arc::downgrade(file_system),
             fetcher,
             cache,
-            wanted: watch::Sender::new(Wanted::Run),
+            requested: watch::Sender::new(RequestedState::Run),
             ended: AtomicBool::new(false),
         }
     }
 
     /// Returns the requested state.
-    pub(super) fn wanted(&self) -> Wanted {
-        *self.wanted.borrow()
+    pub(super) fn requested(&self) -> RequestedState {
+        *self.requested.borrow()
     }
 
     /// Records that the mount has left the tree.
@@ -101,9 +101,9 @@ impl MountHandle {
     }
 
     /// Waits until at least this state is requested.
-    pub(super) async fn until(&self, least: Wanted) {
+    pub(super) async fn until(&self, least: RequestedState) {
         // Fails only if the sender is dropped, and `self` holds the sender.
-        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted >= least).await;
+        let _ = self.requested.subscribe().wait_for(|requested| *requested >= least).await;
     }
 
     /// The file system, while it is mounted.
@@ -113,10 +113,10 @@ impl MountHandle {
         file_system.ok_or_else(|| "the mount is being taken down".to_owned())
     }
 
-    fn want(&self, more: Wanted) {
-        self.wanted.send_if_modified(|wanted| {
-            let changed = more > *wanted;
-            *wanted = more.max(*wanted);
+    fn request(&self, more: RequestedState) {
+        self.requested.send_if_modified(|requested| {
+            let changed = more > *requested;
+            *requested = more.max(*requested);
             changed
         });
     }
@@ -125,7 +125,7 @@ impl MountHandle {
         let (fetch, cache) = (self.fetcher.statistics(), self.cache.stats());
         let mut readings = Readings::default();
         readings.set(Metric::UptimeSeconds, self.started.elapsed().as_secs());
-        let mut stale = self.link.recall.stale_answers();
+        let mut stale = self.link.metadata.stale_answers();
         if let Some(file_system) = self.file_system.upgrade() {
             stale += file_system.stale_answers();
             readings.set(Metric::UnsentBytes, file_system.unsent_bytes());
@@ -137,7 +137,7 @@ impl MountHandle {
             readings.set(Metric::DeduplicatedBytes, file_system.deduplicated_bytes());
         }
         readings.set(Metric::StaleAnswers, stale);
-        readings.set(Metric::LastContactSeconds, self.link.recall.silence().as_secs());
+        readings.set(Metric::LastContactSeconds, self.link.metadata.silence().as_secs());
         if let Some(client) = client {
             add_link(&mut readings, client);
         }
@@ -233,12 +233,12 @@ impl Controlled for MountHandle {
     }
 
     fn stop(&self) {
-        self.want(Wanted::Stop);
+        self.request(RequestedState::Stop);
     }
 
     fn abort(&self) -> Unsent {
         let unsent = self.file_system.upgrade().map(|file_system| file_system.unsent_files());
-        self.want(Wanted::Abort);
+        self.request(RequestedState::Abort);
         Unsent::new(unsent.unwrap_or_default())
     }
 

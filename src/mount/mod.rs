@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 pub use attempt::Attempt;
 pub use handle::MountHandle;
-use handle::{Link, Wanted};
+use handle::{Link, RequestedState};
 
 use crate::cache::{CacheConfig, CacheError, ChunkCache, NoCache, StandbyCache};
 use crate::client::Client as _;
@@ -223,7 +223,7 @@ pub struct Mount {
     session: Arc<Mounted>,
     file_system: Arc<FileSystem>,
     cache: Arc<dyn ChunkCache>,
-    recall: Arc<CachingClient>,
+    metadata: Arc<CachingClient>,
     client: Option<Arc<RemoteClient>>,
     handle: Arc<MountHandle>,
     control: Option<ControlSocket>,
@@ -251,20 +251,20 @@ impl Mount {
             Some(standby) => Arc::clone(standby) as _,
             None => Arc::new(NoCache),
         };
-        let (recall, host_key) = recall(&config, client.clone(), Arc::clone(&cache)).await?;
+        let (metadata, host_key) = open_metadata_cache(&config, client.clone(), Arc::clone(&cache)).await?;
         if let Some(standby) = &standby {
-            note_when_taken_up(standby, &recall, client.as_deref());
+            record_root_when_available(standby, &metadata, client.as_deref());
         }
-        config.ownership.ids = id_map(&config, client.as_deref(), Arc::clone(&recall)).await?;
-        let fetcher = Fetcher::new(Arc::clone(&recall) as _, Arc::clone(&cache), config.fetch);
+        config.ownership.ids = id_map(&config, client.as_deref(), Arc::clone(&metadata)).await?;
+        let fetcher = Fetcher::new(Arc::clone(&metadata) as _, Arc::clone(&cache), config.fetch);
         let file_system =
-            FileSystem::new(Arc::clone(&recall) as _, Arc::clone(&fetcher), fs_config(&config, host_key));
+            FileSystem::new(Arc::clone(&metadata) as _, Arc::clone(&fetcher), fs_config(&config, host_key));
         claim.check()?;
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
-        let link = Link { client: client.clone(), recall: Arc::clone(&recall) };
+        let link = Link { client: client.clone(), metadata: Arc::clone(&metadata) };
         let handle = MountHandle::new(&config, link, fetcher, Arc::clone(&cache), &file_system, &session);
         let handle = Arc::new(handle);
-        Ok(Self { session, file_system, cache, recall, client, handle, control: control.take() })
+        Ok(Self { session, file_system, cache, metadata, client, handle, control: control.take() })
     }
 
     /// Returns the handle for orders.
@@ -277,7 +277,7 @@ impl Mount {
     pub async fn ended(&self) {
         tokio::select! {
             () = self.served() => return,
-            () = self.handle.until(Wanted::Stop) => {}
+            () = self.handle.until(RequestedState::Stop) => {}
         }
         let leave = async {
             let session = Arc::clone(&self.session);
@@ -289,7 +289,7 @@ impl Mount {
         };
         tokio::select! {
             () = leave => {}
-            () = self.handle.until(Wanted::Abort) => {}
+            () = self.handle.until(RequestedState::Abort) => {}
         }
     }
 
@@ -306,7 +306,7 @@ impl Mount {
         // This takes as long as the host is away, unless an abort is requested.
         tokio::select! {
             () = send_rest(&self.file_system) => {}
-            () = self.handle.until(Wanted::Abort) => {}
+            () = self.handle.until(RequestedState::Abort) => {}
         }
         let lost = Unsent::new(self.file_system.unsent_files());
         if lost.bytes > 0 {
@@ -316,10 +316,10 @@ impl Mount {
                 tracing::error!("lost: {} bytes of {}", file.bytes, file.path);
             }
         }
-        let waits = self.handle.wanted() != Wanted::Abort;
+        let waits = self.handle.requested() != RequestedState::Abort;
         if waits {
-            let (recall, cache) = (Arc::clone(&self.recall), Arc::clone(&self.cache));
-            let flushed = tokio::task::spawn_blocking(move || recall.flush() & cache.flush());
+            let (metadata, cache) = (Arc::clone(&self.metadata), Arc::clone(&self.cache));
+            let flushed = tokio::task::spawn_blocking(move || metadata.flush() & cache.flush());
             if !matches!(timeout(CACHE_FLUSH_WAIT, flushed).await, Ok(Ok(true))) {
                 tracing::warn!("the cache could not write all its data: the rest will be fetched again");
             }
@@ -394,11 +394,11 @@ async fn connect(config: &MountConfig) -> Result<Option<Arc<RemoteClient>>, Moun
 async fn id_map(
     config: &MountConfig,
     client: Option<&RemoteClient>,
-    recall: Arc<CachingClient>,
+    metadata: Arc<CachingClient>,
 ) -> Result<Arc<IdMap>, MountError> {
-    let root = recall.root();
+    let root = metadata.root();
     if let Some(client) = client {
-        recall.record_acts_as(client.acts_as());
+        metadata.record_acts_as(client.acts_as());
     }
     let mut ids = match config.id_mapping.clone() {
         IdMapping::None => return Ok(Arc::default()),
@@ -406,7 +406,7 @@ async fn id_map(
         IdMapping::User { uid, gid } => {
             let host = match client {
                 Some(client) => Some(client.acts_as()),
-                None => tokio::task::spawn_blocking(move || recall.acts_as()).await.ok().flatten(),
+                None => tokio::task::spawn_blocking(move || metadata.acts_as()).await.ok().flatten(),
             };
             let unknown = || MountError::UnknownUser(config.label.clone());
             let host = host.ok_or_else(unknown)?;
@@ -423,7 +423,7 @@ async fn id_map(
 }
 
 /// Returns the metadata cache in front of the host, or in place of it offline, and the key of the host.
-async fn recall(
+async fn open_metadata_cache(
     config: &MountConfig,
     client: Option<Arc<RemoteClient>>,
     cache: Arc<dyn ChunkCache>,
@@ -432,8 +432,8 @@ async fn recall(
     if let Some(client) = client {
         let key = client.host_key();
         let scope = Scope::new(key.as_bytes(), &config.remote.export);
-        let recall = CachingClient::new(client, cache, scope, &sub_path, config.serves_stale);
-        return recall.map(|recall| (Arc::new(recall), key)).map_err(MountError::Thread);
+        let metadata = CachingClient::new(client, cache, scope, &sub_path, config.serves_stale);
+        return metadata.map(|metadata| (Arc::new(metadata), key)).map_err(MountError::Thread);
     }
     let (keys, export) = (trust::candidates(config)?, config.remote.export.clone());
     let look = move || {
@@ -488,13 +488,17 @@ async fn open_cache(config: &MountConfig) -> Result<Option<Arc<StandbyCache>>, M
 }
 
 /// Records the root again when the cache becomes available late.
-fn note_when_taken_up(standby: &StandbyCache, recall: &Arc<CachingClient>, client: Option<&RemoteClient>) {
-    let (recall, acts_as) = (Arc::downgrade(recall), client.map(RemoteClient::acts_as));
+fn record_root_when_available(
+    standby: &StandbyCache,
+    metadata: &Arc<CachingClient>,
+    client: Option<&RemoteClient>,
+) {
+    let (metadata, acts_as) = (Arc::downgrade(metadata), client.map(RemoteClient::acts_as));
     standby.on_available(move || {
-        if let Some(recall) = recall.upgrade() {
-            recall.record_root_again();
+        if let Some(metadata) = metadata.upgrade() {
+            metadata.record_root_again();
             if let Some(user) = acts_as {
-                recall.record_acts_as(user);
+                metadata.record_acts_as(user);
             }
         }
     });

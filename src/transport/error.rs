@@ -20,10 +20,10 @@ pub enum TransportError {
         source: io::Error,
     },
     /// A socket could not be set up.
-    #[error("cannot set up the socket ({what}): {source}")]
+    #[error("cannot set up the socket ({step}): {source}")]
     Socket {
         /// The step that failed.
-        what: &'static str,
+        step: &'static str,
         /// Error of the system.
         source: io::Error,
     },

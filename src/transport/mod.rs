@@ -47,7 +47,7 @@ pub use known_hosts::KnownHosts;
 pub use mount_source::{AddressKind, AdvertisedName, DEFAULT_PORT, HostAddress, MountSource};
 pub use quic::socket::{SOCKET_BUFFER_BYTES_WANTED, SocketBuffers, buffers_help};
 pub use resolve::resolve;
-pub use stream::{RecvStream, SendStream, StreamError, share};
+pub use stream::{RecvStream, SendStream, StreamError, freeze};
 pub use ticket::Ticket;
 pub use tls::ExpectedHost;
 pub use tuning::{TransportChoice, TransportKind, TransportTuning};

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn payload_is_what_the_interface_leaves() {
+    fn payload_is_the_mtu_without_headers() {
         let v4: IpAddr = "192.0.2.1".parse().unwrap();
         let v6: IpAddr = "2001:db8::1".parse().unwrap();
         assert_eq!(udp_payload_bytes(v4, 1_500), 1_472);

@@ -250,7 +250,7 @@ impl fmt::Debug for RecvStream {
 }
 
 /// Makes received content shareable. Its memory is used again when the last part is dropped.
-pub fn share(content: BytesMut) -> Bytes {
+pub fn freeze(content: BytesMut) -> Bytes {
     ContentBuffers::shared().freeze(content)
 }
 

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn quinn_is_told() {
+    fn quinn_gets_the_configuration() {
         let config = |route| format!("{:?}", TransportTuning::default().transport_config(route));
         for (route, wanted) in [
             (ETHERNET, ["initial_mtu: 1200", "min_mtu: 1200", "enable_segmentation_offload: true"]),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn seeking_tells_data_from_holes() {
+    fn seeking_distinguishes_data_and_holes() {
         let mut content = Content::default();
         content.write(2 * BLOCK_BYTES, b"island");
         content.truncate(5 * BLOCK_BYTES);

@@ -103,7 +103,7 @@ async fn clients_number_their_opens_each_for_itself() {
 }
 
 #[tokio::test]
-async fn names_that_no_client_was_told_change_places_once_and_not_with_what_holds_them() {
+async fn unknown_names_are_swapped_once_and_never_with_a_parent() {
     let host = MemoryHost::new();
     let (file, folder) = (host.create_file("f", ""), host.create_dir("d"));
     let inner = host.create_file("d/inner", "");
@@ -191,7 +191,7 @@ async fn a_cut_link_holds_calls_until_their_deadline() {
 }
 
 #[tokio::test]
-async fn an_answer_held_back_tells_how_things_were() {
+async fn a_held_answer_has_the_earlier_state() {
     let host = MemoryHost::new();
     host.create_file("f", "old");
     host.hold(|_, stage| stage == Stage::Answered);
@@ -208,7 +208,7 @@ async fn an_answer_held_back_tells_how_things_were() {
 }
 
 #[tokio::test]
-async fn what_is_dropped_counts_as_cancelled() {
+async fn dropped_requests_count_as_cancelled() {
     let host = MemoryHost::new();
     host.create_generated("f", 64 * CHUNK_BYTES, 1);
     host.hold(|_, stage| matches!(stage, Stage::Part(0)));

@@ -15,7 +15,7 @@ use super::stream::{Exchange, Fault};
 use crate::chunk::{ChunkHash, ChunkIndex, HashMismatch, VerifiedChunk, VerifiedRun};
 use crate::client::{CallError, ContentPart};
 use crate::proto::{ContentHeader, ErrorCode, ReadRequest, Reply, Request, WireError, encode_frame};
-use crate::transport::{Lane, share};
+use crate::transport::{Lane, freeze};
 
 type Parts = mpsc::Sender<Result<ContentPart, CallError>>;
 
@@ -67,13 +67,13 @@ impl PendingRun {
         Self { first, run: VerifiedRun::default() }
     }
 
-    fn goes_on_with(&self, index: ChunkIndex) -> bool {
+    fn is_followed_by(&self, index: ChunkIndex) -> bool {
         self.first.0 + self.run.chunks() as u64 == index.0
     }
 
     fn parts(self) -> impl Iterator<Item = ContentPart> {
         let indices = (self.first.0..).map(ChunkIndex);
-        indices.zip(self.run.finish(share)).map(|(index, chunk)| ContentPart::Chunk { index, chunk })
+        indices.zip(self.run.finish(freeze)).map(|(index, chunk)| ContentPart::Chunk { index, chunk })
     }
 }
 
@@ -234,7 +234,7 @@ impl<'a> Reading<'a> {
         bytes: BytesMut,
         counters: &mut ArrivalCounters<'_, 'a>,
     ) -> Result<(), Stopped> {
-        if self.pending.as_ref().is_some_and(|pending| !pending.goes_on_with(index)) {
+        if self.pending.as_ref().is_some_and(|pending| !pending.is_followed_by(index)) {
             self.deliver_pending(counters).await?;
         }
         let pending = self.pending.get_or_insert_with(|| PendingRun::at(index));

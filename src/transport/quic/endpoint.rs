@@ -68,7 +68,7 @@ impl QuicEndpoint {
         server: Option<ServerConfig>,
         datagram_bytes_max: u16,
     ) -> Result<Self, TransportError> {
-        let socket_error = |source| TransportError::Socket { what: "endpoint", source };
+        let socket_error = |source| TransportError::Socket { step: "endpoint", source };
         let (udp, buffers) = socket::bind(address)?;
         tell_if_clamped(buffers, server.is_some());
         let local_address = udp.local_addr().map_err(socket_error)?;

@@ -78,7 +78,7 @@ pub(super) fn bind(address: SocketAddr) -> Result<(std::net::UdpSocket, SocketBu
     };
     let socket = socket.map_err(|source| TransportError::Bind { protocol: "UDP", address, source })?;
     let buffers =
-        enlarge_buffers(&socket).map_err(|source| TransportError::Socket { what: "buffer size", source })?;
+        enlarge_buffers(&socket).map_err(|source| TransportError::Socket { step: "buffer size", source })?;
     Ok((socket.into(), buffers))
 }
 
@@ -113,7 +113,7 @@ pub(super) fn wrap(
     socket: std::net::UdpSocket,
     datagram_bytes_max: u16,
 ) -> Result<Arc<dyn AsyncUdpSocket>, TransportError> {
-    let error = |source| TransportError::Socket { what: "registration with the runtime", source };
+    let error = |source| TransportError::Socket { step: "registration with the runtime", source };
     socket.set_nonblocking(true).map_err(error)?;
     let inner = TokioRuntime.wrap_udp_socket(socket).map_err(error)?;
     Ok(Arc::new(BatchLimit {

@@ -265,7 +265,7 @@ mod tests {
     use crate::transport::congestion::CongestionKind;
 
     #[tokio::test]
-    async fn the_kernel_is_told_which_congestion_control() {
+    async fn the_kernel_gets_the_congestion_control() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         // Every kernel has reno, and most have cubic.
         for (congestion, wanted) in [(CongestionKind::NewReno, "reno"), (CongestionKind::Delivery, "cubic")] {

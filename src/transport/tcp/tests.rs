@@ -95,7 +95,7 @@ pub(super) fn pattern(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn rustls_reads_what_we_seal_also_over_changes_of_the_key() {
+fn rustls_reads_our_records_also_over_key_changes() {
     let (client, mut server) = ends();
     let mut ours = client_records(client);
     ours.per_key_max = 3;
@@ -121,7 +121,7 @@ fn rustls_reads_what_we_seal_also_over_changes_of_the_key() {
 }
 
 #[test]
-fn we_read_what_rustls_seals_also_over_changes_of_the_key() {
+fn we_read_records_of_rustls_also_over_key_changes() {
     let (client, mut server) = ends();
     let mut ours = client_records(client);
     let content = pattern(100_000);
@@ -166,7 +166,7 @@ fn changed_and_malformed_records_are_refused() {
 }
 
 #[test]
-fn the_end_is_told() {
+fn the_end_is_reported() {
     let (client, server) = ends();
     let (mut ours, mut theirs) = (client_records(client), host_records(server));
     let mut sealed = RecordBuffer::default();
@@ -409,12 +409,12 @@ async fn connections_without_a_handshake_are_no_clients() {
         let identity = Identity::generate().unwrap();
         let host = Endpoint::host("127.0.0.1:0".parse().unwrap(), &identity, &over_tcp()).unwrap();
         let address: SocketAddr = host.local_address();
-        let mut stranger = TcpStream::connect(address).await.unwrap();
-        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let error = host.accept().await.unwrap().handshake().await.unwrap_err().to_string();
         assert!(error.contains("handshake with 127.0.0.1"), "{error}");
         let mut heard = Vec::new();
-        let _ = stranger.read_to_end(&mut heard).await;
+        let _ = client.read_to_end(&mut heard).await;
         assert!(heard.len() < 100, "an alert at most");
         let quiet = TcpStream::connect(address).await.unwrap();
         drop(quiet);

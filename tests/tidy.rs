@@ -69,6 +69,7 @@ const PURE_MARKS: [&str; 2] = ["(P)", "Pure:"];
 /// Folders and files whose comments hold the rules of plain words. This list may only grow.
 #[rustfmt::skip]
 const PLAIN: &[&str] = &[
+    "mount-helper/",
     "src/cache/",
     "src/chunk/",
     "src/client/",

@@ -27,19 +27,25 @@ pub struct OpenRequest {
     pub is_direct: bool,
     /// By a program that seems to copy within the mount ([`FileSystem::seems_to_copy`]): a large file is not brought ahead.
     pub copies: bool,
+    /// With `O_APPEND`.
+    pub appends: bool,
 }
 
 impl Default for OpenRequest {
     /// For reading.
     fn default() -> Self {
-        Self { reads: true, writes: false, is_direct: false, copies: false }
+        Self { reads: true, writes: false, is_direct: false, copies: false, appends: false }
     }
 }
 
 impl OpenRequest {
     /// What the host is asked for.
     pub(super) const fn access(self) -> OpenAccess {
-        OpenAccess { reads: self.reads || !self.writes, writes: self.writes }
+        OpenAccess {
+            reads: self.reads || !self.writes,
+            writes: self.writes,
+            appends: self.writes && self.appends,
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) const DEPTH_MAX: usize = 2048;
 const MADE_UP: u64 = 1 << 63;
 
 /// Of a file that nobody has open.
-const NO_ACCESS: OpenAccess = OpenAccess { reads: false, writes: false };
+const NO_ACCESS: OpenAccess = OpenAccess { reads: false, writes: false, appends: false };
 
 /// The kernel's number of a file; also its `st_ino`, but for the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

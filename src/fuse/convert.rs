@@ -112,6 +112,7 @@ pub(super) const fn open_request(flags: i32) -> OpenRequest {
         writes: mode != libc::O_RDONLY,
         is_direct: flags & libc::O_DIRECT != 0,
         copies: false,
+        appends: flags & libc::O_APPEND != 0,
     }
 }
 

@@ -71,18 +71,26 @@ pub(super) fn open_for_reading(fd: BorrowedFd<'_>, is_folder: bool) -> Result<Ow
 }
 
 /// Opens the regular file behind any descriptor of it, for `access`; as [`open_for_reading`]. Who only wants to write gets a
-/// descriptor that reads, too, where the file's permissions allow that.
+/// descriptor that reads, too, where the file's permissions allow that. `appends` is returned if whatever is written goes to the end.
 pub(super) fn open_for(fd: BorrowedFd<'_>, access: OpenAccess) -> Result<(OwnedFd, OpenAccess), Errno> {
     if !access.writes {
         return open_for_reading(fd, false).map(|fd| (fd, OpenAccess::READ));
     }
     let flags = OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let path = proc_path(fd);
-    match open(path.as_str(), flags | OFlag::O_RDWR, Mode::empty()) {
+    let open = |how| match open(path.as_str(), flags | how | OFlag::O_RDWR, Mode::empty()) {
         Err(Errno::EACCES) if !access.reads => {
-            open(path.as_str(), flags | OFlag::O_WRONLY, Mode::empty()).map(|fd| (fd, access))
+            let fd = open(path.as_str(), flags | how | OFlag::O_WRONLY, Mode::empty())?;
+            Ok((fd, OpenAccess { appends: false, ..access }))
         }
-        opened => opened.map(|fd| (fd, OpenAccess { reads: true, writes: true })),
+        opened => opened.map(|fd| (fd, OpenAccess { reads: true, writes: true, appends: false })),
+    };
+    match open(OFlag::empty()) {
+        // A file that may only be appended to.
+        Err(Errno::EPERM) if access.appends => {
+            open(OFlag::O_APPEND).map(|(fd, opened)| (fd, OpenAccess { appends: true, ..opened }))
+        }
+        opened => opened,
     }
 }
 

@@ -238,7 +238,7 @@ impl Session {
 
     /// A regular file, open for writing. Blocks.
     pub(super) fn file_to_write(&self, node: NodeId) -> Result<Arc<Handle>, WireError> {
-        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
+        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true, appends: true };
         match self.held(node) {
             Some(held) if held.access.writes => Ok(held),
             Some(held) if held.is_file => {
@@ -255,7 +255,7 @@ impl Session {
         node: NodeId,
         writes: bool,
     ) -> Result<(OwnedFd, OpenAccess), WireError> {
-        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true };
+        const WRITE: OpenAccess = OpenAccess { reads: false, writes: true, appends: true };
         let reached = match self.held(node) {
             Some(handle) if handle.is_file => Reached::Handle(handle),
             _ => self.tree.reach_file_by_path(node)?.0,

@@ -91,6 +91,11 @@ impl Handle {
         })
     }
 
+    /// An error if it was opened for appending alone: whatever is written goes to its end.
+    pub(super) fn check_place(&self) -> Result<(), WireError> {
+        if self.access.appends { Err(system_error(Errno::EPERM)) } else { Ok(()) }
+    }
+
     /// Whether it lies in the folder `root`, or did within the last second: what a person moves out of an export is out of reach, also if
     /// it is open.
     pub(super) fn lies_in(&self, root: &Self, now: Instant) -> bool {

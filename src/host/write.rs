@@ -79,6 +79,7 @@ async fn write(
     let offset = match (request.at.place(), request.at) {
         (Some((_, _, Some(run))), _) if context.session.run != run => return Err(locks::lost()),
         (Some((offset, ..)), _) => {
+            handle.check_place()?;
             let end = offset.saturating_add(len);
             growing.may_go(&handle, end).await?;
             write_at(context, &handle, offset, bytes).await?;

@@ -62,15 +62,17 @@ pub struct OpenAccess {
     pub reads: bool,
     /// For writing.
     pub writes: bool,
+    /// For writing at the end alone: `O_APPEND`, without which a file that may only be appended to is not opened.
+    pub appends: bool,
 }
 
 impl OpenAccess {
     /// For reading only.
-    pub const READ: Self = Self { reads: true, writes: false };
+    pub const READ: Self = Self { reads: true, writes: false, appends: false };
 
     /// For neither: the node is held as it is, whatever it is and whoever may read it, so that it can still be asked
     /// about and have its attributes changed after its name went to another.
-    pub const NONE: Self = Self { reads: false, writes: false };
+    pub const NONE: Self = Self { reads: false, writes: false, appends: false };
 
     /// Whether who is let in so may also do what `other` wants.
     pub const fn covers(self, other: Self) -> bool {
@@ -79,7 +81,11 @@ impl OpenAccess {
 
     /// Both together.
     pub const fn and(self, other: Self) -> Self {
-        Self { reads: self.reads || other.reads, writes: self.writes || other.writes }
+        Self {
+            reads: self.reads || other.reads,
+            writes: self.writes || other.writes,
+            appends: self.appends || other.appends,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! These need `/dev/fuse`, and `fusermount3` where they do not run as root; without them they fail and say so.
 
+mod append_only;
 mod calls;
 mod copies;
 mod copying;

@@ -8,7 +8,7 @@ use wormhole::proto::{Caller, Errno, FileKind, RenameHow, Request, SetAttributes
 use super::{LASTING, World};
 
 pub(crate) const WRITE: OpenRequest =
-    OpenRequest { reads: true, writes: true, is_direct: false, copies: false };
+    OpenRequest { reads: true, writes: true, is_direct: false, copies: false, appends: false };
 
 /// A mount that may write, whose copies hold for so long that none ends.
 pub(crate) fn world(host: MemoryHost) -> World {

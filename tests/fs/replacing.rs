@@ -12,7 +12,8 @@ use super::{FLEETING, LASTING, World};
 
 const FILE: &str = "a/f";
 const LINK: &str = "a/l";
-const WRITE: OpenRequest = OpenRequest { reads: false, writes: true, is_direct: false, copies: false };
+const WRITE: OpenRequest =
+    OpenRequest { reads: false, writes: true, is_direct: false, copies: false, appends: false };
 
 type Done<'a> = Pin<Box<dyn Future<Output = Result<(), FsError>> + Send + 'a>>;
 

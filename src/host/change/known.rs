@@ -37,6 +37,7 @@ impl Changer<'_> {
     ) -> Result<Done, WireError> {
         check(offset, chunks)?;
         let target = self.session.file_to_write(node)?;
+        target.check_place()?;
         let (mut taken, mut written) = (Vec::with_capacity(chunks.len()), Vec::new());
         // Behind a chunk that is missing the file does not become longer.
         let (size, mut is_whole) = (target.version()?.size, true);

@@ -50,7 +50,7 @@ impl Changer<'_> {
         let (fd, access) = match openat(folder.file.as_fd(), c_name.as_c_str(), flags, mode) {
             Ok(fd) => {
                 self.give(fd.as_fd(), &folder, create.caller, FileKind::Regular, mode)?;
-                (fd, OpenAccess { reads: true, writes: true })
+                (fd, OpenAccess { reads: true, writes: true, appends: false })
             }
             Err(SystemErrno::EEXIST) if create.exclusive && !self.is_certain() => {
                 return cannot_tell("the name is taken now");

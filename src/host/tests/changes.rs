@@ -13,7 +13,7 @@ use crate::proto::{
 
 const END: WriteAt = WriteAt::End { believed: 0 };
 
-pub(super) const WRITE: OpenAccess = OpenAccess { reads: true, writes: true };
+pub(super) const WRITE: OpenAccess = OpenAccess { reads: true, writes: true, appends: false };
 
 impl Guest {
     fn operation(&self, id: u64, answered_below: u64) -> Operation {
@@ -302,7 +302,11 @@ async fn after_a_restart_nothing_is_appended_twice() {
     assert_eq!(append(4, b"four", 6).await.unwrap().offset, 6);
     assert_eq!(fs::read(world.path("log")).unwrap(), b"onetwofour");
     // Open for writing alone, as by most who append.
-    let open = Request::OpenFor { node, open: OpenId(1), access: OpenAccess { reads: false, writes: true } };
+    let open = Request::OpenFor {
+        node,
+        open: OpenId(1),
+        access: OpenAccess { reads: false, writes: true, appends: false },
+    };
     guest.ask(open).await.unwrap();
     assert_eq!(append(5, b"four", 6).await.unwrap().offset, 6);
     assert_eq!(code(append(6, b"five", 11).await), system(Errno::EIO), "it has become shorter");

@@ -108,7 +108,9 @@ fn question(stage: &Stage, numbers: &mut Numbers) -> Request {
             let chunks = ChunkRange::new(ChunkIndex(numbers.below(4) as u64), numbers.below(4) as u64);
             Request::Manifest(ManifestRequest { node, version, chunks })
         }
-        17 => Request::OpenFor { node, open, access: OpenAccess { reads: true, writes: true } },
+        17 => {
+            Request::OpenFor { node, open, access: OpenAccess { reads: true, writes: true, appends: false } }
+        }
         18 => Request::Sync { node, data_only: true, after: Vec::new() },
         19 => {
             let (owner, range) = (LockOwner(numbers.below(4) as u64), LockRange::WHOLE);
@@ -127,7 +129,8 @@ fn change(stage: &Stage, numbers: &mut Numbers) -> Request {
     let permissions = 0o644;
     let change = match numbers.below(11) {
         0 => {
-            let (open, access) = (OpenId(numbers.next()), OpenAccess { reads: true, writes: true });
+            let (open, access) =
+                (OpenId(numbers.next()), OpenAccess { reads: true, writes: true, appends: false });
             let (exclusive, truncate) = (numbers.below(2) == 0, false);
             let name = name(numbers);
             Change::Create { parent, name, permissions, caller, open, access, exclusive, truncate }

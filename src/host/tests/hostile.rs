@@ -109,7 +109,7 @@ async fn writes_that_lack_their_end_keep_nobody_waiting() {
     for kind in KINDS {
         let hostile = guest(&world, kind).await;
         let node = hostile.walk("file").await.unwrap().node;
-        let access = OpenAccess { reads: true, writes: true };
+        let access = OpenAccess { reads: true, writes: true, appends: false };
         hostile.attributes(Request::OpenFor { node, open: OpenId(1), access }).await.unwrap();
         let bytes = vec![7; WRITE_BYTES_MAX as usize];
         let mut held = Vec::new();

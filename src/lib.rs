@@ -12,7 +12,7 @@
 //! 5. [`host`]: the daemon that serves a folder
 //! 6. [`client`]: typed calls to a host, which outlive a connection
 //! 7. [`cache`], [`prefetch`], [`fetch`]: what is kept, what is asked ahead, where a chunk comes from
-//! 8. [`fs`], [`fuse`]: file-system semantics, and the kernel glue that decides nothing
+//! 8. [`fs`], [`fuse`]: file-system semantics, and a kernel adapter that decides nothing
 //! 9. [`mount`], [`control`], [`config`], [`cli`]: the parts wired together, watched, and told what to do
 //!
 //! `ARCHITECTURE.md` has the arrows between them, `SEMANTICS.md` what users are promised.

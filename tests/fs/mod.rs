@@ -89,7 +89,7 @@ impl World {
         self.fs.open(entry.inode, OpenRequest::default()).await.unwrap()
     }
 
-    /// Reads as the FUSE glue does: at once if possible.
+    /// Reads as the FUSE adapter does: at once if possible.
     pub(crate) async fn read(&self, handle: u64, offset: u64, len: u64) -> Result<Vec<u8>, FsError> {
         let range = ByteRange::new(offset, len);
         match self.fs.read_now(handle, range) {

@@ -20,7 +20,7 @@ use super::World;
 use super::changing::{WRITE, create, world};
 
 impl World {
-    /// Writes as the FUSE glue does: at once if possible.
+    /// Writes as the FUSE adapter does: at once if possible.
     pub(crate) async fn write(&self, handle: u64, offset: u64, bytes: &[u8]) -> Result<u32, FsError> {
         if let Some(written) = self.fs.write_now(handle, offset, bytes, WriteHow::default()) {
             return written;

@@ -117,7 +117,7 @@ impl FileSystem {
         let node = {
             let inodes = lock(&self.inodes);
             let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
-            let may_be_held = record.opens == 0 && inodes.was_just_looked_up(inode, begun, WALK_MAX);
+            let may_be_held = record.more().opens == 0 && inodes.was_just_looked_up(inode, begun, WALK_MAX);
             may_be_held.then(|| record.node())
         };
         if let Some(node) = node
@@ -179,7 +179,7 @@ impl FileSystem {
     pub(super) fn node_of(&self, inode: Inode) -> Result<(NodeId, u64), FsError> {
         let inodes = lock(&self.inodes);
         let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
-        Ok((record.node(), record.recoveries))
+        Ok((record.node(), record.more().recoveries))
     }
 
     /// Makes the host know `inode` again, unless someone else has done so since the inode had been recovered
@@ -214,8 +214,8 @@ impl FileSystem {
             resolved => resolved?,
         };
         let is_open = attributes.kind == FileKind::Regular
-            && lock(&self.inodes).get(inode).is_some_and(|record| record.opens > 0);
-        let access = lock(&self.inodes).get(inode).map_or(OpenAccess::READ, |record| record.access);
+            && lock(&self.inodes).get(inode).is_some_and(|record| record.more().opens > 0);
+        let access = lock(&self.inodes).get(inode).map_or(OpenAccess::READ, |record| record.more().access);
         let open = is_open.then(|| OpenId(lock(&self.files).reserve()));
         if let Some(open) = open {
             self.client.open(attributes.node, open, access).await?;

@@ -118,7 +118,7 @@ impl FileSystem {
         if let Err(error) = &linked
             && error.errno() == Errno::ENOENT
             && seen_as.is_none()
-            && lock(&self.inodes).get(inode).is_some_and(|record| record.opens == 0)
+            && lock(&self.inodes).get(inode).is_some_and(|record| record.more().opens == 0)
         {
             // The host has told that another file bears the name; the kernel will hear of it and is to look it up.
             return Err(FsError::Stale);
@@ -323,14 +323,14 @@ impl FileSystem {
     fn seen_as(&self, inode: Inode) -> Option<(NodeId, Vec<u8>)> {
         let inodes = lock(&self.inodes);
         let (parent, name) = inodes.reached_by(inode)?;
-        let is_open = inodes.get(inode)?.opens > 0;
+        let is_open = inodes.get(inode)?.more().opens > 0;
         (!is_open).then_some((inodes.get(parent)?.node(), name.to_vec()))
     }
 
     /// Which node a name is known to name.
     fn node_named(&self, parent: Inode, name: &Name) -> Option<NodeId> {
         let inodes = lock(&self.inodes);
-        inodes.get(inodes.child(parent, name)?).map(super::inodes::Record::node)
+        inodes.get(inodes.child(parent, name)?).map(|record| record.node())
     }
 }
 

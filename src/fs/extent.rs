@@ -74,7 +74,7 @@ impl FileSystem {
 
     /// Gives up what would make the file longer behind a failure. Nothing before it is under way, so the size is known.
     fn check_growth(&self, inode: Inode, growth: Growth, end: u64) -> Result<(), FsError> {
-        let size = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes.size);
+        let size = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes().size);
         match self.earlier_failure(inode) {
             Some(earlier) if size < growth.from.min(end) => Err(earlier),
             _ => Ok(()),
@@ -82,7 +82,7 @@ impl FileSystem {
     }
 
     fn earlier_failure(&self, inode: Inode) -> Option<FsError> {
-        lock(&self.inodes).get(inode).and_then(|record| record.writes.last_failure())
+        lock(&self.inodes).get(inode).and_then(|record| record.writes().last_failure())
     }
 
     /// Sends content: all of extent `id`, or some of one.

@@ -109,7 +109,7 @@ impl FileSystem {
         self.sent(inode).await?;
         let handle = lock(&self.files).reserve();
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
-            record.epoch = handle;
+            record.more_mut().epoch = handle;
         }
         let first = if request.reads { self.read_first_ahead(inode, handle, request.copies) } else { None };
         // Whatever happens, also if the call is dropped: nobody will read what was asked ahead but through the handle.
@@ -172,10 +172,11 @@ impl FileSystem {
             let record = inodes.get_mut(inode).ok_or(FsError::UnknownInode(inode.0))?;
             // Who writes goes past the page cache: what it holds would be another version after the first write.
             let wants_direct = request.is_direct || request.writes;
-            let (mode, pages) = OpenMode::choose(attributes, wants_direct, record.pages);
-            record.pages = pages;
-            record.epoch = record.epoch.max(handle);
-            (mode, record.writes.failures())
+            let more = record.more_mut();
+            let (mode, pages) = OpenMode::choose(attributes, wants_direct, more.pages);
+            more.pages = pages;
+            more.epoch = more.epoch.max(handle);
+            (mode, record.writes().failures())
         };
         let file = OpenFile {
             inode,
@@ -261,7 +262,7 @@ impl FileSystem {
     async fn name_holds(&self, inode: Inode) -> bool {
         let (node, place) = {
             let inodes = lock(&self.inodes);
-            (inodes.get(inode).map(super::inodes::Record::node), inodes.reached_by(inode))
+            (inodes.get(inode).map(|record| record.node()), inodes.reached_by(inode))
         };
         let Some((parent, name)) = place else { return true };
         let call = |client: Arc<dyn crate::client::Client>, directory| {

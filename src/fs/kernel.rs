@@ -33,16 +33,19 @@ impl FileSystem {
         inodes: &mut InodeTable,
         inode: Inode,
     ) -> Result<(Attributes, Duration), FsError> {
-        let record = inodes.get_mut(inode).ok_or(FsError::UnknownInode(inode.0))?;
-        record.kernel_is_current = true;
-        let (attributes, learned) = (record.attributes, record.learned);
+        inodes.get_mut(inode).ok_or(FsError::UnknownInode(inode.0))?.kernel_is_current = true;
+        let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
+        let (attributes, learned) = (record.attributes(), record.learned());
         if let Some(guess) = self.with_unsent(inode, attributes, learned.seen) {
             return Ok((guess, Duration::ZERO));
         }
         let now = Instant::now();
         // The kernel refuses to link a file without names. While it believes a name of this one, the file has one for it; a
         // program that then links the file gets the file that bears the name now.
-        if attributes.links == 0 && record.opens == 0 && !inodes.was_just_looked_up(inode, now, WALK_MAX) {
+        if attributes.links == 0
+            && record.more().opens == 0
+            && !inodes.was_just_looked_up(inode, now, WALK_MAX)
+        {
             return Ok((Attributes { links: 1, ..attributes }, Duration::ZERO));
         }
         Ok((attributes, self.attributes_left(&attributes, learned, now)))

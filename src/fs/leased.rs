@@ -87,7 +87,7 @@ impl FileSystem {
         } else {
             let inodes = lock(&self.inodes);
             let parent = inodes.newest_name(inode).map(|(parent, _)| parent);
-            parent.and_then(|parent| inodes.get(parent)).map(super::inodes::Record::node)
+            parent.and_then(|parent| inodes.get(parent)).map(|record| record.node())
         };
         match directory {
             Some(directory) => self.with_lease(learned, directory, None),
@@ -159,7 +159,7 @@ impl FileSystem {
         let is_other = {
             let mut inodes = lock(&self.inodes);
             let Some(child) = inodes.child(parent, name) else { return };
-            let known = inodes.get(child).map(super::inodes::Record::node);
+            let known = inodes.get(child).map(|record| record.node());
             let is_other = known != found.map(|found| found.node);
             if is_other {
                 inodes.remove_name(parent, name);

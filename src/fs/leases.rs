@@ -11,6 +11,7 @@
 //! not told, and not those of a sub-directory, which has a lease of its own.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use crate::proto::{Attributes, FileKind, LeaseEpoch, NodeId};
@@ -23,7 +24,7 @@ const LEASES_MAX: usize = 65_536;
 
 /// Names one lease; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LeaseId(u64);
+pub struct LeaseId(NonZeroU64);
 
 #[derive(Debug, Clone, Copy)]
 struct Lease {
@@ -76,7 +77,7 @@ impl LeaseTable {
             if was_changed || self.leases.len() >= LEASES_MAX {
                 return None;
             }
-            let id = LeaseId(self.next);
+            let id = LeaseId(NonZeroU64::MIN.saturating_add(self.next));
             self.next += 1;
             self.leases.insert(directory, Lease { id, since: asked, changed: None });
             self.directories.insert(id, directory);

@@ -130,7 +130,7 @@ impl FileSystem {
         let file = lock(&self.files).get(handle).ok_or(FsError::BadHandle(handle))?;
         let owner = LockOwner(wish.owner);
         let mut interrupted = pin!(interrupted);
-        let known = self.with_record(file.inode, |record| record.attributes.ctime)?;
+        let known = self.with_record(file.inode, |record| record.attributes().ctime)?;
         let ticket = self.locks.tickets.fetch_add(1, Ordering::Relaxed);
         let mut lives = 0;
         let ready = async {

@@ -100,7 +100,7 @@ use directory::OpenDirectory;
 use events::Events;
 use files::OpenFile;
 use handles::Handles;
-use inodes::InodeTable;
+use inodes::{INODE_BYTES, InodeTable};
 use leases::LeaseTable;
 use locks::Locks;
 use lookups::Lookups;
@@ -217,6 +217,11 @@ impl FileSystem {
     /// How often a copy was given because the host was out of reach.
     pub fn stale_answers(&self) -> u64 {
         self.stale_answers.load(Ordering::Relaxed)
+    }
+
+    /// Memory that tables and listings take, in bytes, about: what falls when programs and the kernel let go.
+    pub fn table_bytes(&self) -> usize {
+        lock(&self.inodes).len() * INODE_BYTES + self.listings_bytes.load(Ordering::Relaxed)
     }
 
     /// What is held now.

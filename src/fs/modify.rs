@@ -28,7 +28,7 @@ impl FileSystem {
 
     /// Whether a file has bits that a write by anybody but root takes away.
     pub(super) fn has_set_id(&self, inode: Inode) -> Result<bool, FsError> {
-        self.with_record(inode, |record| record.attributes.permissions & SET_ID_BITS != 0)
+        self.with_record(inode, |record| record.attributes().permissions & SET_ID_BITS != 0)
     }
 
     /// Takes away the bits that lend a program its file's user and group, as a write by anybody but root does.
@@ -38,7 +38,7 @@ impl FileSystem {
         if !self.has_set_id(inode)? {
             return Ok(());
         }
-        let permissions = self.with_record(inode, |record| record.attributes.permissions)?;
+        let permissions = self.with_record(inode, |record| record.attributes().permissions)?;
         let set = SetAttributes { permissions: Some(permissions & !SET_ID_BITS), ..SetAttributes::default() };
         match self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await {
             Err(error) if error.errno() != Errno::EPERM => return Err(error),
@@ -83,7 +83,7 @@ impl FileSystem {
     }
 
     fn forget_xattr_names(&self, inode: Inode) {
-        let node = lock(&self.inodes).get(inode).map(super::inodes::Record::node);
+        let node = lock(&self.inodes).get(inode).map(|record| record.node());
         if let Some(node) = node {
             self.xattr_names.forget(node);
         }

@@ -80,7 +80,7 @@ impl FileSystem {
     /// The target of a symbolic link.
     pub async fn readlink(&self, inode: Inode) -> Result<Arc<[u8]>, FsError> {
         let (attributes, _) = self.attributes_of(inode, Age::Fresh).await?;
-        let known = || lock(&self.inodes).get(inode).and_then(|record| record.target.clone());
+        let known = || lock(&self.inodes).get(inode).and_then(|record| record.more().target.clone());
         // Where numbers prove nothing, the same ones may be another link's.
         let is_proof = |target: &Target| attributes.trust == Trust::Full && target.ctime == attributes.ctime;
         if let Some(target) = known().filter(is_proof) {
@@ -90,7 +90,7 @@ impl FileSystem {
         let bytes: Arc<[u8]> =
             self.or_copy(async { Ok(answer.await?.into()) }, || known().map(|t| t.bytes)).await?;
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
-            record.target = Some(Target { bytes: Arc::clone(&bytes), ctime: attributes.ctime });
+            record.more_mut().target = Some(Target { bytes: Arc::clone(&bytes), ctime: attributes.ctime });
         }
         Ok(bytes)
     }
@@ -126,8 +126,9 @@ impl FileSystem {
     ) -> Result<Option<(Attributes, Learned)>, FsError> {
         let inodes = lock(&self.inodes);
         let record = inodes.get(inode).ok_or(FsError::UnknownInode(inode.0))?;
-        let left = self.attributes_left(&record.attributes, record.learned, Instant::now());
-        Ok((age == Age::Any || !left.is_zero()).then_some((record.attributes, record.learned)))
+        let (attributes, learned) = (record.attributes(), record.learned());
+        let left = self.attributes_left(&attributes, learned, Instant::now());
+        Ok((age == Age::Any || !left.is_zero()).then_some((attributes, learned)))
     }
 
     /// The attributes as the host has them now.
@@ -351,7 +352,9 @@ impl FileSystem {
         }
         let inodes = lock(&self.inodes);
         let record = inodes.inode_of(listed.attributes.node).and_then(|inode| inodes.get(inode));
-        record.is_some_and(|record| !self.attributes_left(&record.attributes, record.learned, now).is_zero())
+        record.is_some_and(|record| {
+            !self.attributes_left(&record.attributes(), record.learned(), now).is_zero()
+        })
     }
 
     /// The absence of a name that no listing knows of, while a lease covers it.
@@ -372,7 +375,7 @@ impl FileSystem {
         };
         let leases = lock(&self.leases);
         leases.covers_entry(inodes.lease_of_name(parent, name), now)
-            && leases.covers_attributes(record.learned.lease, &record.attributes, now)
+            && leases.covers_attributes(record.learned().lease, &record.attributes(), now)
     }
 
     /// When the host said that there is no such name, if nothing was changed here since.
@@ -393,7 +396,7 @@ impl FileSystem {
             let inodes = lock(&self.inodes);
             let record = inodes.get(inodes.child(parent, name)?)?;
             let lease = inodes.lease_of_name(parent, name);
-            (record.attributes, Learned { lease, ..record.learned })
+            (record.attributes(), Learned { lease, ..record.learned() })
         };
         self.enter_shown(parent, name, attributes, learned).ok().map(Lookup::Found)
     }

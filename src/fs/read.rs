@@ -211,7 +211,7 @@ impl FileSystem {
     pub(super) fn drop_pages(&self, inode: Inode, attributes: &Attributes) {
         let version = attributes.is_settled().then(|| attributes.version());
         let had = match lock(&self.inodes).get_mut(inode) {
-            Some(record) => std::mem::replace(&mut record.pages, version),
+            Some(record) => std::mem::replace(&mut record.more_mut().pages, version),
             None => return,
         };
         if had.is_none() || had != version {
@@ -227,8 +227,8 @@ impl FileSystem {
         if is_leased || !self.config.freshness.attributes_wane(learned, now) || !self.is_connected() {
             return;
         }
-        let refreshing = match lock(&self.inodes).get(inode) {
-            Some(record) => Arc::clone(&record.refreshing),
+        let refreshing = match lock(&self.inodes).get_mut(inode) {
+            Some(record) => record.refreshing(),
             None => return,
         };
         if refreshing.swap(true, Ordering::AcqRel) {
@@ -247,7 +247,7 @@ impl FileSystem {
     pub(super) fn content_of(&self, inode: Inode, attributes: &Attributes) -> FileContent {
         let epoch = match attributes.trust {
             Trust::Full => 0,
-            Trust::Weak => lock(&self.inodes).get(inode).map_or(0, |record| record.epoch),
+            Trust::Weak => lock(&self.inodes).get(inode).map_or(0, |record| record.more().epoch),
         };
         FileContent { epoch, ..self.content_kept(attributes) }
     }

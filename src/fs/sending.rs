@@ -152,7 +152,7 @@ impl FileSystem {
                 at_offset(offset, Growth::default(), under)
             }
             Place::End(_) => {
-                WriteAt::End { believed: self.with_record(inode, |record| record.attributes.size)? }
+                WriteAt::End { believed: self.with_record(inode, |record| record.attributes().size)? }
             }
         };
         let written = self.send_bytes(inode, None, at, bytes, &Mutex::default()).await;
@@ -349,7 +349,7 @@ impl FileSystem {
         }
         let sent = if appends {
             // Nothing else of the file is under way: what is known of it has all that went before.
-            let believed = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes.size);
+            let believed = lock(&self.inodes).get(inode).map_or(0, |record| record.attributes().size);
             self.send_bytes(inode, Some(id), WriteAt::End { believed }, bytes, &Mutex::default()).await
         } else {
             self.send_in_turn((inode, id), (range.offset, growth, under), &bytes, way).await
@@ -377,7 +377,7 @@ impl FileSystem {
     ) {
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
             let mut attempt = lock(attempt);
-            *attempt = Some(record.writes.begins(len, attempt.is_some()));
+            *attempt = Some(record.writes_mut().begins(len, attempt.is_some()));
         }
         if let (Some(file), Some(id)) = (lock(&self.sending.files).get_mut(&inode), id) {
             file.behind.begun(id);
@@ -414,7 +414,9 @@ impl FileSystem {
     }
 
     fn keep_written(&self, inode: Inode, chunks: impl IntoIterator<Item = (ChunkIndex, Bytes)>) {
-        let Some(attributes) = lock(&self.inodes).get(inode).map(|record| record.attributes) else { return };
+        let Some(attributes) = lock(&self.inodes).get(inode).map(|record| record.attributes()) else {
+            return;
+        };
         let history = self.content_kept(&attributes).history;
         for (index, content) in chunks {
             self.fetcher.insert_written(&history, index, content);
@@ -423,7 +425,7 @@ impl FileSystem {
 
     fn write_failed(&self, inode: Inode, error: FsError) {
         if let Some(record) = lock(&self.inodes).get_mut(inode) {
-            record.writes.failed(error);
+            record.writes_mut().failed(error);
         }
     }
 }

@@ -111,7 +111,7 @@ impl FileSystem {
         let mut disks = BTreeMap::new();
         let inodes = lock(&self.inodes);
         for (inode, record) in inodes.numbered() {
-            if record.writes.unsynced_bytes() > 0 || record.writes.has_failed_since_sync() {
+            if record.writes().unsynced_bytes() > 0 || record.writes().has_failed_since_sync() {
                 files.insert(inode);
             }
             disks.entry(record.node().device).or_insert(inode);
@@ -130,7 +130,8 @@ impl FileSystem {
             Err(FsError::UnknownInode(_)) => return Ok(()),
             synced => synced,
         };
-        let failed = self.with_record(inode, |record| record.writes.failure_since_sync()).ok().flatten();
+        let failed =
+            self.with_record(inode, |record| record.writes_mut().failure_since_sync()).ok().flatten();
         synced.and(failed.map_or(Ok(()), Err))
     }
 

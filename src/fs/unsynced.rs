@@ -57,6 +57,20 @@ pub(super) struct Writes {
 }
 
 impl Writes {
+    /// Those of a file to which nothing was written.
+    pub(super) const NONE: Self = Self {
+        unsynced: None,
+        begun: Attempt(0),
+        begun_bytes: 0,
+        accepted: Attempt(0),
+        over_bytes: 0,
+        synced_bytes: 0,
+        repeated: 0,
+        failures: 0,
+        failure: None,
+        told_by_sync: 0,
+    };
+
     /// Content is under way, where a sync that begins later will wait for it. `is_repeated`: an earlier attempt had no effect.
     pub(super) const fn begins(&mut self, bytes: u64, is_repeated: bool) -> Attempt {
         if is_repeated {

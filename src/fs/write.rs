@@ -95,7 +95,7 @@ impl FileSystem {
 
     fn place_for(&self, file: &OpenFile, offset: u64, how: WriteHow) -> Result<Place, FsError> {
         if how.appends {
-            self.with_record(file.inode, |record| Place::End(record.attributes.size))
+            self.with_record(file.inode, |record| Place::End(record.attributes().size))
         } else {
             Ok(Place::Offset(offset))
         }
@@ -141,7 +141,7 @@ impl FileSystem {
         // What the host has accepted may be lost already; asked for under the table's lock, as the answer to a write may be newer.
         self.with_record(file.inode, |record| {
             if let Some(boot) = self.client.boot() {
-                record.writes.heard_of(boot);
+                record.heard_of(boot);
             }
         })?;
         self.unheard_failure(&file, Teller::Close)
@@ -183,10 +183,10 @@ impl FileSystem {
         data_only: bool,
     ) -> Result<(), FsError> {
         let _hurry = self.hurry(inode);
-        let repeated = self.with_record(inode, |record| record.writes.repeated())?;
+        let repeated = self.with_record(inode, |record| record.writes().repeated())?;
         self.begun_until(inode, writes).await?;
         self.sync_until(inode, writes, data_only).await?;
-        if self.with_record(inode, |record| record.writes.repeated())? != repeated {
+        if self.with_record(inode, |record| record.writes().repeated())? != repeated {
             // What had to be sent anew may have come behind the sync.
             self.sync_until(inode, writes, data_only).await?;
         }
@@ -195,15 +195,15 @@ impl FileSystem {
 
     /// A sync of what is under way, of which the first `writes` are over then.
     async fn sync_until(&self, inode: Inode, writes: u64, data_only: bool) -> Result<(), FsError> {
-        let begun = self.with_record(inode, |record| record.writes.sync_begins())?;
+        let begun = self.with_record(inode, |record| record.writes().sync_begins())?;
         let boot = self.ask(inode, |client, node| async move { client.sync(node, data_only).await }).await?;
         self.sent_until(inode, writes).await?;
-        self.with_record(inode, |record| record.writes.synced(begun, boot))
+        self.with_record(inode, |record| record.writes_mut().synced(begun, boot))
     }
 
     /// Bytes that the host has accepted and that no sync has brought to its disk, of the files that are known.
     pub fn unsynced_bytes(&self) -> u64 {
-        lock(&self.inodes).records().map(|record| record.writes.unsynced_bytes()).sum()
+        lock(&self.inodes).records().map(|record| record.writes().unsynced_bytes()).sum()
     }
 
     /// Takes note of what became of a write, of which `len` bytes were sent in an attempt, or of a copy within the host.
@@ -218,17 +218,17 @@ impl FileSystem {
         if let Ok(written) = &answer {
             self.learn_own([&written.attributes], asked, completed);
             self.with_record(inode, |record| {
-                record.pages = None;
+                record.more_mut().pages = None;
                 match attempt {
-                    Some(attempt) => record.writes.accepted(attempt, written.boot, len),
-                    None => record.writes.changed(written.boot, written.len),
+                    Some(attempt) => record.writes_mut().accepted(attempt, written.boot, len),
+                    None => record.writes_mut().changed(written.boot, written.len),
                 }
             })?;
         } else {
             // Some of it may have been written.
             lock(&self.inodes).outdate(inode, completed);
             if attempt.is_some() {
-                let _ = self.with_record(inode, |record| record.writes.not_accepted(len));
+                let _ = self.with_record(inode, |record| record.writes_mut().not_accepted(len));
             }
         }
         answer
@@ -248,7 +248,7 @@ impl FileSystem {
         let inodes = lock(&self.inodes);
         inodes
             .get(file.inode)
-            .and_then(|record| record.writes.unheard(&mut heard, teller))
+            .and_then(|record| record.writes().unheard(&mut heard, teller))
             .map_or(Ok(()), Err)
     }
 

@@ -24,6 +24,7 @@ use super::keys::Rights;
 use super::leases::Watches;
 use super::lending::Lending;
 use super::locks::Locks;
+use super::nodes::NODE_BYTES;
 use super::packing::Codec;
 use super::session::Session;
 use super::sessions::Sessions;
@@ -70,6 +71,9 @@ pub(super) struct LiveClient {
     pub(super) since: Instant,
     pub(super) connection: Connection,
 }
+
+/// Memory of a connection, in bytes, about.
+const CONNECTION_BYTES: usize = 128 * 1024;
 
 /// The daemon's common ground.
 #[derive(Debug)]
@@ -199,6 +203,12 @@ impl Core {
         let id = self.clients_made.fetch_add(1, Ordering::Relaxed);
         lock(&self.clients).insert(id, client);
         Listed { core: Arc::clone(self), id }
+    }
+
+    /// Memory that is in use for clients, in bytes, about: what falls when they leave.
+    pub(super) fn table_bytes(&self) -> usize {
+        let connections = lock(&self.clients).len() + self.entry.strangers();
+        self.known.nodes() * NODE_BYTES + connections * CONNECTION_BYTES
     }
 
     /// Who is connected.

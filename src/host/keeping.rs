@@ -10,6 +10,8 @@ use super::core::{Core, LiveClient, who};
 use super::keys::AuthorizedKeys;
 use super::session::Session;
 use super::state::{Stamp, StateError};
+use crate::io::Slack;
+use crate::io::sys::return_free_memory;
 use crate::proto::close;
 
 /// How often. A right that was taken away is gone within this and what one look at the files takes.
@@ -18,11 +20,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Lets go of what is over, for as long as the daemon runs; drop it to end it.
 pub(super) async fn run(core: Arc<Core>) {
     let mut ticks = tokio::time::interval(INTERVAL);
-    loop {
+    let mut slack = Slack::default();
+    for seconds in 0u64.. {
         ticks.tick().await;
+        let is_due = seconds % Slack::LOOK_EVERY_SECONDS == 0 && slack.look(core.table_bytes());
         let keeper = Arc::clone(&core);
+        let work = move || {
+            let_go(&keeper, Instant::now());
+            if is_due {
+                return_free_memory();
+            }
+        };
         // A failure has been logged as a panic.
-        let _ = tokio::task::spawn_blocking(move || let_go(&keeper, Instant::now())).await;
+        let _ = tokio::task::spawn_blocking(work).await;
     }
 }
 

@@ -203,6 +203,8 @@ pub(super) struct Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
+        let nodes = lock(&self.known.nodes).forget_tree(self.id);
+        drop(nodes);
         lock(&self.known.handles).forget_tree(self.id);
         lock(&self.known.folders).forget_tree(self.id);
         lock(&self.known.pins).forget_tree(self.id);

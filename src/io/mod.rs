@@ -38,6 +38,7 @@ mod error;
 mod operation;
 pub mod private;
 mod registered_pool;
+mod slack;
 mod stats;
 pub mod sys;
 mod uring;
@@ -62,6 +63,7 @@ pub use aligned::{AlignedBuffer, DIRECT_ALIGN_BYTES};
 pub use buffer_pool::{ContentBuffers, RUN_BUFFER_BYTES, alloc_aligned, split_aligned};
 pub use error::IoError;
 pub use registered_pool::SMALL_READ_BYTES;
+pub use slack::Slack;
 pub use stats::EngineStats;
 
 use backend::Backend;

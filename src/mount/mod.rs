@@ -13,6 +13,7 @@
 
 mod attempt;
 mod handle;
+mod memory;
 mod sync;
 mod trust;
 mod warm;
@@ -259,6 +260,7 @@ impl Mount {
         let fetcher = Fetcher::new(Arc::clone(&metadata) as _, Arc::clone(&cache), config.fetch);
         let file_system =
             FileSystem::new(Arc::clone(&metadata) as _, Arc::clone(&fetcher), fs_config(&config, host_key));
+        tokio::spawn(memory::watch(Arc::downgrade(&file_system)));
         claim.check()?;
         let session = Arc::new(mount_on(Arc::clone(&file_system), &config).await?);
         let link = Link { client: client.clone(), metadata: Arc::clone(&metadata) };

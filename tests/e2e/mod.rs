@@ -23,6 +23,7 @@ mod limits;
 mod lock_files;
 mod locking;
 mod lying;
+mod memory;
 mod names;
 mod offline;
 mod owners;

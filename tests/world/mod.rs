@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::mount::MsFlags;
 use serde_json::Value;
 use tempfile::TempDir;
 use wormhole::transport::{HostAddress, Ticket};
@@ -188,6 +189,11 @@ impl Host {
         reports.as_array().unwrap().iter().find(ours).expect("the host is in the list").clone()
     }
 
+    /// The number of its process.
+    pub(crate) fn pid(&self) -> u64 {
+        u64::from(self.child.id())
+    }
+
     /// As a power cut would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -208,6 +214,19 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
+    /// Has the kernel forget what it knows of this mount and nobody uses, and waits until the daemon has heard it: a change of the
+    /// mount's flags does so for this mount alone. Returns `false`, and says so, where only root may.
+    pub(crate) fn is_forgotten_by_the_kernel(&self) -> bool {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("LEFT OUT: only root can have the kernel forget inodes");
+            return false;
+        }
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        nix::mount::mount(None::<&str>, &self.point, None::<&str>, flags, None::<&str>).unwrap();
+        wait_until("the kernel has forgotten all inodes", || self.status()["inodes"] == 0);
+        true
+    }
+
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.point.join(name)
     }

@@ -7,6 +7,7 @@
 mod append;
 mod credentials;
 mod file_system;
+mod heap;
 mod limits;
 mod lock;
 mod open;
@@ -21,6 +22,7 @@ mod xattr;
 pub use append::append;
 pub use credentials::{Assumed, Credentials};
 pub use file_system::file_system_uuid;
+pub use heap::return_free_memory;
 pub use limits::raise_memlock;
 pub use lock::{lock_range, lock_whole, test_range};
 pub use open::open_beneath;

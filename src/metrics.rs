@@ -73,6 +73,7 @@ metrics! {
     LocksHeld "locks_held" Gauge "file locks that programs on the mount hold on the host, or that clients hold here";
     LocksLost "locks_lost" Counter "file locks that ended with their session, because the host restarted or was away for too long";
     Leases "leases" Gauge "directories whose changes the host tells, so that nobody needs to ask for them";
+    Inodes "inodes" Gauge "files and directories that the kernel knows or programs have open";
     DeduplicatedBytes "deduplicated_bytes" Counter "content that programs wrote and the host had already, so that it was not sent";
     MemoryUsedBytes "memory_used_bytes" Gauge "content held in memory";
     FetchInFlightBytes "fetch_in_flight_bytes" Gauge "content on its way, from disk or host";

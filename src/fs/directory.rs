@@ -27,8 +27,8 @@ use crate::proto::{Attributes, FileKind, LeaseEpoch, NodeId, OpenAccess};
 pub struct DirectoryItem<'a> {
     /// Its name; `.` and `..` among them.
     pub name: &'a [u8],
-    /// Its number, which the kernel is not told to remember.
-    pub inode: Inode,
+    /// Its number as users see it.
+    pub number: u64,
     /// What it is.
     pub kind: FileKind,
     /// Where to go on behind it.
@@ -200,12 +200,12 @@ impl FileSystem {
     ) -> bool {
         let entry =
             with_entries.then(|| self.enter(directory, &listed.name, listed.attributes, listed.learned));
-        let inode = match entry {
-            Some(entry) => entry.inode,
-            None => lock(&self.inodes).number_of(listed.attributes.node),
+        let number = match entry {
+            Some(entry) => entry.number,
+            None => self.shown_number(listed.attributes.node),
         };
         let name: &Name = &listed.name;
-        let taken = sink(&DirectoryItem { name, inode, kind: listed.attributes.kind, next_offset, entry });
+        let taken = sink(&DirectoryItem { name, number, kind: listed.attributes.kind, next_offset, entry });
         if !taken && let Some(entry) = entry {
             // The kernel was not told of it.
             let mut inodes = lock(&self.inodes);
@@ -218,11 +218,11 @@ impl FileSystem {
     }
 
     fn dot_item<'a>(&self, inode: Inode, name: &'a [u8], next_offset: u64) -> DirectoryItem<'a> {
-        let is_parent = name == b"..";
-        let parent =
-            is_parent.then(|| lock(&self.inodes).newest_name(inode)).flatten().map(|(parent, _)| parent);
-        let inode = parent.unwrap_or(inode);
-        DirectoryItem { name, inode, kind: FileKind::Directory, next_offset, entry: None }
+        let inodes = lock(&self.inodes);
+        let own = || inodes.get(inode).map(|record| record.node());
+        let node = if name == b".." { inodes.parent_of(inode).or_else(own) } else { own() };
+        let number = node.map_or(inode.0, |node| inodes.shown_number(node));
+        DirectoryItem { name, number, kind: FileKind::Directory, next_offset, entry: None }
     }
 
     /// The listing that a handle reads from at `offset`.

@@ -7,10 +7,14 @@
 //!
 //! # Numbers
 //!
-//! FUSE's messages have two numbers, one for the kernel and one for users (`st_ino`); the FUSE library used here sets
-//! both to the same. So an inode is numbered as on its host where it lies on the root's device. Elsewhere numbers may
-//! meet, and programs that see one `st_ino` twice take two files for hard links of each other and copy one of them;
-//! there the number is a hash with the top bit set, which stays the same from mount to mount.
+//! An inode has two numbers: the one by which the kernel names it in requests ([`Inode`]), and the one that users see (`st_ino`,
+//! [`InodeTable::shown_number`]). Users see the host's where the file lies on the root's device. Elsewhere numbers may meet, and
+//! programs that see one `st_ino` twice take two files for hard links of each other and copy one of them; there it is a hash with
+//! the top bit set, which stays the same from mount to mount.
+//!
+//! The kernel's number is the same wherever it can be. It is another one for the root, whose number is fixed, and while a number is
+//! still that of an earlier file, which the kernel has not forgotten. A number goes with a generation, which follows from the node: so
+//! a file handle (`open_by_handle_at`) that names the earlier file is not taken for one of the later.
 //!
 //! # Memory
 //!
@@ -19,6 +23,7 @@
 //! numbered ([`directories`]), and what few inodes have lies in a box of its own ([`record`]).
 
 mod directories;
+mod forgotten;
 mod index;
 mod naming;
 mod packed;
@@ -33,6 +38,8 @@ use std::time::{Duration, Instant};
 use super::attributes::Learned;
 use crate::proto::{Attributes, NodeId, OpenAccess, OpenId, Timestamp};
 use directories::Directories;
+use forgotten::Forgotten;
+pub(super) use forgotten::Gone;
 use index::Index;
 use record::Numbering;
 pub(super) use record::{Known, Record};
@@ -50,7 +57,7 @@ pub(super) const INODE_BYTES: usize = 256;
 /// The bit that marks numbers that are not the host's.
 const MADE_UP: u64 = 1 << 63;
 
-/// The kernel's number of a file; also its `st_ino`, but for the root.
+/// The kernel's number of a file: what FUSE calls a node id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Inode(pub u64);
 
@@ -90,6 +97,7 @@ pub(super) struct InodeTable {
     by_name: Index,
     by_older_name: HashMap<(NodeId, Name), u32>,
     directories: Directories,
+    forgotten: Forgotten,
     root_device: u64,
     /// To which moments in the records refer.
     base: Instant,
@@ -106,6 +114,7 @@ impl InodeTable {
             by_name: Index::default(),
             by_older_name: HashMap::new(),
             directories: Directories::default(),
+            forgotten: Forgotten::default(),
             root_device: root.node.device,
             base: now,
             hasher: RandomState::new(),
@@ -301,6 +310,11 @@ impl InodeTable {
         self.inode_of(node).unwrap_or_else(|| self.preferred(node).number(node))
     }
 
+    /// The number of a file that users see.
+    pub(super) const fn shown_number(&self, node: NodeId) -> u64 {
+        if node.device == self.root_device { node.inode } else { mix(node) | MADE_UP }
+    }
+
     /// How many inodes are known besides the root.
     pub(super) const fn len(&self) -> usize {
         self.records.len() - 1
@@ -312,7 +326,8 @@ impl InodeTable {
         let indices = [&self.by_number, &self.by_node, &self.by_name].map(Index::bytes);
         let older = self.by_older_name.capacity() * size_of::<((NodeId, Name), u32)>();
         let behind: usize = self.records.iter().map(Record::bytes).sum();
-        self.records.bytes() + indices.iter().sum::<usize>() + self.directories.bytes() + older + behind
+        let rest = self.directories.bytes() + self.forgotten.bytes();
+        self.records.bytes() + indices.iter().sum::<usize>() + older + behind + rest
     }
 
     fn insert(&mut self, attributes: &Attributes, learned: Learned) -> u32 {
@@ -322,9 +337,51 @@ impl InodeTable {
         self.insert_as(numbering.expect("no node has 65,000 inodes"), attributes, learned)
     }
 
+    /// What is known of an inode that the kernel forgot.
+    pub(super) fn gone(&self, inode: Inode) -> Option<Gone> {
+        self.forgotten.get(inode).cloned()
+    }
+
+    /// Takes note that the kernel refers once more to an inode of which it had a file handle only, under the number that it had.
+    /// `None` if the number is another file's by now.
+    pub(super) fn readmit(
+        &mut self,
+        inode: Inode,
+        gone: &Gone,
+        attributes: Attributes,
+        learned: Learned,
+    ) -> Option<()> {
+        let slot = if let Some(slot) = self.slot_of_node(attributes.node) {
+            self.learn(attributes, learned);
+            slot
+        } else {
+            let slot = self.insert(&attributes, learned);
+            self.set_name_in(gone.parent, &gone.name, slot);
+            slot
+        };
+        let is_it = self.at(slot).number() == inode && self.at(slot).kind() == attributes.kind;
+        if is_it {
+            self.at_mut(slot).looked_up();
+        } else {
+            self.remove_if_unused(slot);
+        }
+        is_it.then_some(())
+    }
+
+    /// The kernel refers once more to an inode that is known.
+    pub(super) fn looked_up_again(&mut self, inode: Inode) -> Option<()> {
+        let is_root = inode == Inode::ROOT;
+        let record = self.get_mut(inode)?;
+        if !is_root {
+            record.looked_up();
+        }
+        Some(())
+    }
+
     fn insert_as(&mut self, numbering: Numbering, attributes: &Attributes, learned: Learned) -> u32 {
         let node = attributes.node;
         let slot = self.records.insert(Record::new(numbering, attributes, learned, self.base));
+        self.forgotten.remove(numbering.number(node));
         let Self { records, hasher, by_number, by_node, .. } = self;
         let number_at = |slot| hasher.hash_one(at(records, slot).number());
         by_number.insert(number_at(slot), slot, number_at);
@@ -365,10 +422,13 @@ impl InodeTable {
         if record.numbering == Numbering::ROOT || !record.is_unused() {
             return;
         }
-        let (number, node) = (self.hasher.hash_one(record.number()), self.hasher.hash_one(record.node()));
-        self.remove_names(slot);
+        let (inode, node) = (record.number(), record.node());
+        let (number, node_hash) = (self.hasher.hash_one(inode), self.hasher.hash_one(node));
+        if let Some((parent, name)) = self.remove_names(slot) {
+            self.forgotten.insert(inode, Gone { node, parent, name });
+        }
         self.by_number.remove(number, |found| found == slot);
-        self.by_node.remove(node, |found| found == slot);
+        self.by_node.remove(node_hash, |found| found == slot);
         self.records.remove(slot);
         let Self { records, hasher, by_number, by_node, .. } = self;
         by_number.shrink(|slot| hasher.hash_one(at(records, slot).number()));
@@ -383,6 +443,11 @@ fn at(records: &Slots<Record>, slot: u32) -> &Record {
 /// Whether users see the same of both.
 fn looks_like(one: &Attributes, other: &Attributes) -> bool {
     *one == Attributes { observed: one.observed, ..*other }
+}
+
+/// What tells a file from others that have had its number.
+pub(super) const fn generation(node: NodeId) -> u32 {
+    (mix(node) >> 32) as u32
 }
 
 /// Spreads a node's numbers over 64 bits (the finishing steps of Murmur's third hash, one word after the other).

@@ -6,7 +6,7 @@
 //! - `inodes` (pure): what the kernel knows, by number, node and name; `attributes` (pure): how long that holds
 //! - `leases`, `absences` (pure), `leased`: what the host tells unasked, and how long things hold while it does
 //! - `recovering` (pure), `ask`: how a question reaches the host, also after it restarted, also while it is out of reach
-//! - `lookups` (pure), `nodes`: names and attributes; `kernel`: which attributes the kernel is told
+//! - `lookups` (pure), `nodes`: names and attributes; `by_handle`: files without a name; `kernel`: which attributes the kernel is told
 //! - `snapshot` (pure), `directory`, `recent`: listings; `walks`, `strides` (pure): who should have asked for one, or for more
 //! - `open_mode`, `copiers` (pure), `files`, `read`: content
 //! - `change`, `modify`: changes of names and attributes; `behind`, `offers`, `own_content`, `unsynced`, `room` (pure), `sending`, `extent`, `write`: changes of content
@@ -28,6 +28,7 @@ mod absences;
 mod ask;
 mod attributes;
 mod behind;
+mod by_handle;
 mod change;
 mod config;
 mod copiers;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Learned;
 use super::directory::Listing;
-use super::inodes::{Inode, Name, Target};
+use super::inodes::{Inode, Name, Target, generation};
 use super::recent::Known;
 use super::snapshot::{Listed, Search};
 use super::{FileSystem, FsError, lock};
@@ -14,8 +14,12 @@ use crate::proto::{Attributes, FileKind, LOOKUP_NAME_BYTES_MAX, NAME_BYTES_MAX, 
 /// What a name names, and for how long the kernel may believe it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Its number.
+    /// The kernel's number of it.
     pub inode: Inode,
+    /// The number that users see (`st_ino`): the same, but where the kernel's is still an earlier file's.
+    pub number: u64,
+    /// What tells it from other files that have had the kernel's number.
+    pub generation: u32,
     /// As users see them.
     pub attributes: Attributes,
     /// How long the attributes hold.
@@ -69,6 +73,11 @@ impl FileSystem {
     /// The kernel gives back `count` references to an inode.
     pub fn forget(&self, inode: Inode, count: u64) {
         lock(&self.inodes).forget(inode, count);
+    }
+
+    /// The number of a file that users see (`st_ino`).
+    pub fn shown_number(&self, node: NodeId) -> u64 {
+        lock(&self.inodes).shown_number(node)
     }
 
     /// The attributes of an inode as users see them, and how long they hold.
@@ -203,6 +212,8 @@ impl FileSystem {
         let for_shown = |ttl| if is_shown { ttl } else { Duration::ZERO };
         Entry {
             inode,
+            number: inodes.shown_number(attributes.node),
+            generation: generation(attributes.node),
             attributes,
             attributes_ttl: for_shown(attributes_ttl),
             entry_ttl: for_shown(entry_ttl),

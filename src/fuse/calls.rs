@@ -9,7 +9,7 @@ use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyLock, Request};
 use super::adapter::{FuseAdapter, inode};
 use super::pending_signals::InterruptPolicy;
 use super::{convert, reply};
-use crate::fs::{DirectoryItems, FileSystem, LockWish, Made};
+use crate::fs::{DirectoryItems, FileSystem, Inode, LockWish, Made};
 use crate::proto::{Caller, LockRange};
 
 impl FuseAdapter {
@@ -29,6 +29,16 @@ impl FuseAdapter {
         };
         self.answer((request, InterruptPolicy::Terminating), work, move |made| {
             reply::entry(call, reply, made);
+        });
+    }
+
+    /// Looks up an inode of which a program has a file handle, or the directory that holds it.
+    pub(super) fn by_handle(&self, (request, reply): (&Request, ReplyEntry), inode: Inode, parent: bool) {
+        let work = move |fs: Arc<FileSystem>| async move {
+            if parent { fs.lookup_parent(inode).await } else { fs.lookup_itself(inode).await }
+        };
+        self.answer((request, InterruptPolicy::Terminating), work, move |found| {
+            reply::entry("lookup", reply, found);
         });
     }
 

@@ -5,7 +5,7 @@ use fuser::{InitFlags, KernelConfig};
 use crate::fs::RemoteLocks;
 
 /// Capabilities that are requested if the kernel has them.
-const CAPABILITIES: [InitFlags; 11] = [
+const CAPABILITIES: [InitFlags; 12] = [
     // Lets readers get ECONNABORTED after an abort, so that an abort differs from an unmount.
     InitFlags::FUSE_ABORT_ERROR,
     // Concurrent reads of one file, in any order.
@@ -24,6 +24,8 @@ const CAPABILITIES: [InitFlags; 11] = [
     // The umask of the creating process goes to the host, which knows if a default ACL of the directory
     // replaces it.
     InitFlags::FUSE_DONT_MASK,
+    // Files are found by handles (`open_by_handle_at`, an NFS server) after the kernel forgot their inodes.
+    InitFlags::FUSE_EXPORT_SUPPORT,
     // Shared mappings of files that use direct I/O.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];

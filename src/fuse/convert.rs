@@ -4,9 +4,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, FopenFlags, INodeNo, Request, TimeOrNow, WriteFlags};
+use fuser::{FileAttr, FileType, FopenFlags, Generation, INodeNo, Request, TimeOrNow, WriteFlags};
 
-use crate::fs::{CreateRequest, Entry, FsError, Inode, LockWish, OpenMode, OpenRequest, WriteHow};
+use crate::fs::{CreateRequest, DirectoryItem, Entry, FsError, LockWish, OpenMode, OpenRequest, WriteHow};
 use crate::proto::{
     AllocateHow, Attributes, Caller, Errno, FileKind, LockKind, LockRange, RenameHow, SetTime, Timestamp,
     XattrHow,
@@ -15,10 +15,10 @@ use crate::proto::{
 /// `st_blksize`, in bytes. `cp` and many others read in blocks of this size. One block is one request.
 const BLOCK_BYTES: u32 = 1024 * 1024;
 
-/// Returns attributes with the kernel's inode number.
-pub(super) fn file_attr(inode: Inode, attributes: &Attributes) -> FileAttr {
+/// Returns attributes under a number: the one that users see, or of an entry the kernel's.
+pub(super) fn file_attr(number: u64, attributes: &Attributes) -> FileAttr {
     FileAttr {
-        ino: INodeNo(inode.0),
+        ino: INodeNo(number),
         size: attributes.size,
         blocks: attributes.blocks,
         atime: system_time(attributes.atime),
@@ -55,8 +55,8 @@ pub(super) const fn lock_type(kind: LockKind) -> i32 {
 }
 
 /// Returns the attributes for `.` and `..`. The kernel uses only the number.
-pub(super) fn dot_attr(inode: Inode) -> FileAttr {
-    FileAttr { ino: INodeNo(inode.0), kind: FileType::Directory, ..absent_attr() }
+fn dot_attr(number: u64) -> FileAttr {
+    FileAttr { ino: INodeNo(number), kind: FileType::Directory, ..absent_attr() }
 }
 
 /// Returns the attributes for an absent name. Number 0 marks it as absent.
@@ -82,7 +82,31 @@ pub(super) const fn absent_attr() -> FileAttr {
 
 /// Returns the only time that an entry of `readdirplus` can carry.
 pub(super) fn entry_ttl(entry: &Entry) -> Duration {
-    entry.attributes_ttl.min(entry.entry_ttl)
+    attributes_ttl(entry).min(entry.entry_ttl)
+}
+
+/// Returns an entry's attributes under the kernel's number: the library sends one number for both.
+pub(super) fn entry_attr(entry: &Entry) -> FileAttr {
+    file_attr(entry.inode.0, &entry.attributes)
+}
+
+/// Returns the time for which the kernel may keep an entry's attributes: none if they bear another number
+/// than users see. The kernel then asks again before it shows them, and takes the number of that answer.
+pub(super) fn attributes_ttl(entry: &Entry) -> Duration {
+    if entry.inode.0 == entry.number { entry.attributes_ttl } else { Duration::ZERO }
+}
+
+/// Returns the number that tells a file from others that have had its inode number.
+pub(super) fn generation(entry: &Entry) -> Generation {
+    Generation(u64::from(entry.generation))
+}
+
+/// Returns attributes, their time and the generation of an item of a directory, also of `.` and `..`.
+pub(super) fn item_attr(item: &DirectoryItem<'_>) -> (FileAttr, Duration, Generation) {
+    match &item.entry {
+        Some(entry) => (entry_attr(entry), entry_ttl(entry), generation(entry)),
+        None => (dot_attr(item.number), Duration::ZERO, Generation(0)),
+    }
 }
 
 pub(super) const fn file_type(kind: FileKind) -> FileType {

@@ -21,7 +21,7 @@ use fuser::{
 use super::adapter::{FuseAdapter, inode};
 use super::convert::caller;
 use super::pending_signals::InterruptPolicy;
-use super::reply::{GENERATION, failed};
+use super::reply::failed;
 use super::{capabilities, convert, reply};
 use crate::chunk::ByteRange;
 use crate::fs::{DirectoryItem, FileSystem, Made, OpenRequest};
@@ -58,6 +58,9 @@ impl Filesystem for FuseAdapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         tracing::trace!(%parent, ?name, "lookup");
+        if name == "." || name == ".." {
+            return self.by_handle((request, reply), inode(parent), name == "..");
+        }
         let (name, process) = (name.as_bytes().to_vec(), request.pid());
         self.answer(
             (request, InterruptPolicy::Terminating),
@@ -73,10 +76,11 @@ impl Filesystem for FuseAdapter {
 
     fn getattr(&self, request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         tracing::trace!(%number, "getattr");
+        let fs = Arc::clone(&self.fs);
         self.answer(
             (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.getattr(inode(number)).await },
-            move |got| reply::attributes("getattr", reply, inode(number), got),
+            move |got| reply::attributes("getattr", reply, &fs, got),
         );
     }
 
@@ -180,7 +184,7 @@ impl Filesystem for FuseAdapter {
         self.list((request, "readdir"), (handle, offset), move |fs, items| {
             let add = |item: &DirectoryItem<'_>| {
                 let kind = convert::file_type(item.kind);
-                !reply.add(INodeNo(item.inode.0), item.next_offset, kind, OsStr::from_bytes(item.name))
+                !reply.add(INodeNo(item.number), item.next_offset, kind, OsStr::from_bytes(item.name))
             };
             match items {
                 Ok(items) => {
@@ -203,14 +207,9 @@ impl Filesystem for FuseAdapter {
         tracing::trace!(%number, offset, "readdirplus");
         self.list((request, "readdirplus"), (handle, offset), move |fs, items| {
             let add = |item: &DirectoryItem<'_>| {
-                let (attr, ttl) = match &item.entry {
-                    Some(entry) => {
-                        (convert::file_attr(entry.inode, &entry.attributes), convert::entry_ttl(entry))
-                    }
-                    None => (convert::dot_attr(item.inode), std::time::Duration::ZERO),
-                };
+                let (attr, ttl, generation) = convert::item_attr(item);
                 let name = OsStr::from_bytes(item.name);
-                !reply.add(attr.ino, item.next_offset, name, &ttl, &attr, GENERATION)
+                !reply.add(attr.ino, item.next_offset, name, &ttl, &attr, generation)
             };
             match items {
                 Ok(items) => {
@@ -301,10 +300,11 @@ impl Filesystem for FuseAdapter {
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttributes { permissions, uid, gid, size, atime, mtime };
         tracing::trace!(%number, ?set, "setattr");
+        let fs = Arc::clone(&self.fs);
         self.answer(
             (request, InterruptPolicy::Terminating),
             move |fs| async move { fs.setattr(inode(number), set).await },
-            move |got| reply::attributes("setattr", reply, inode(number), got),
+            move |got| reply::attributes("setattr", reply, &fs, got),
         );
     }
 

@@ -8,12 +8,11 @@ use fuser::{
 };
 
 use super::convert;
-use crate::fs::{Entry, FsError, Inode, Lookup, Opened};
+use crate::fs::{Entry, FileSystem, FsError, Lookup, Opened};
 use crate::proto::{Attributes, FsStatistics, LockFound};
 
-/// Generation of every inode. Inode numbers are not reused while the kernel refers to them, so it is
-/// constant.
-pub(super) const GENERATION: Generation = Generation(0);
+/// Generation in the answer for a name that does not exist.
+const NO_GENERATION: Generation = Generation(0);
 
 /// Logs the error and returns its number.
 pub(super) fn failed(call: &str, error: &FsError) -> fuser::Errno {
@@ -25,7 +24,7 @@ pub(super) fn lookup(reply: ReplyEntry, found: Result<Lookup, FsError>) {
     match found {
         Ok(Lookup::Found(found)) => entry("lookup", reply, Ok(found)),
         Ok(Lookup::Absent { ttl }) if ttl.is_zero() => reply.error(fuser::Errno::ENOENT),
-        Ok(Lookup::Absent { ttl }) => reply.entry(&ttl, &convert::absent_attr(), GENERATION),
+        Ok(Lookup::Absent { ttl }) => reply.entry(&ttl, &convert::absent_attr(), NO_GENERATION),
         Err(error) => reply.error(failed("lookup", &error)),
     }
 }
@@ -33,8 +32,8 @@ pub(super) fn lookup(reply: ReplyEntry, found: Result<Lookup, FsError>) {
 pub(super) fn entry(call: &str, reply: ReplyEntry, entry: Result<Entry, FsError>) {
     match entry {
         Ok(entry) => {
-            let attr = convert::file_attr(entry.inode, &entry.attributes);
-            reply.entry_with_ttls(&entry.attributes_ttl, &entry.entry_ttl, &attr, GENERATION);
+            let (attr, ttl) = (convert::entry_attr(&entry), convert::attributes_ttl(&entry));
+            reply.entry_with_ttls(&ttl, &entry.entry_ttl, &attr, convert::generation(&entry));
         }
         Err(error) => reply.error(failed(call, &error)),
     }
@@ -43,11 +42,13 @@ pub(super) fn entry(call: &str, reply: ReplyEntry, entry: Result<Entry, FsError>
 pub(super) fn attributes(
     call: &str,
     reply: ReplyAttr,
-    inode: Inode,
+    fs: &FileSystem,
     answer: Result<(Attributes, Duration), FsError>,
 ) {
     match answer {
-        Ok((attributes, ttl)) => reply.attr(&ttl, &convert::file_attr(inode, &attributes)),
+        Ok((attributes, ttl)) => {
+            reply.attr(&ttl, &convert::file_attr(fs.shown_number(attributes.node), &attributes));
+        }
         Err(error) => reply.error(failed(call, &error)),
     }
 }
@@ -76,9 +77,9 @@ pub(super) fn offset(reply: ReplyLseek, found: Result<u64, FsError>) {
 pub(super) fn created(reply: ReplyCreate, created: Result<(Entry, Opened), FsError>) {
     match created {
         Ok((entry, opened)) => {
-            let attr = convert::file_attr(entry.inode, &entry.attributes);
+            let (attr, generation) = (convert::entry_attr(&entry), convert::generation(&entry));
             let flags = convert::open_flags(opened.mode);
-            reply.created(&convert::entry_ttl(&entry), &attr, GENERATION, FileHandle(opened.handle), flags);
+            reply.created(&convert::entry_ttl(&entry), &attr, generation, FileHandle(opened.handle), flags);
         }
         Err(error) => reply.error(failed("create", &error)),
     }

@@ -133,7 +133,9 @@ impl MountHandle {
             let (held, lost) = file_system.lock_counts();
             readings.set(Metric::LocksHeld, held);
             readings.set(Metric::LocksLost, lost);
-            readings.set(Metric::Leases, file_system.gauges().leases as u64);
+            let gauges = file_system.gauges();
+            readings.set(Metric::Leases, gauges.leases as u64);
+            readings.set(Metric::Inodes, gauges.inodes as u64);
             readings.set(Metric::DeduplicatedBytes, file_system.deduplicated_bytes());
         }
         readings.set(Metric::StaleAnswers, stale);

@@ -25,6 +25,7 @@ mod locking;
 mod lying;
 mod memory;
 mod names;
+mod numbers;
 mod offline;
 mod owners;
 mod programs;

@@ -10,6 +10,7 @@ mod keeping;
 mod locking;
 mod model;
 mod names;
+mod numbers;
 mod owners;
 mod reading;
 mod recalled;

@@ -242,6 +242,11 @@ impl MemoryHost {
         self.tree().create_young(path.as_ref(), Body::File(Content::from_bytes(content.as_ref())))
     }
 
+    /// Gives this number to the next file that is made, although another one may have had it.
+    pub fn give_number_again(&self, inode: u64) {
+        self.tree().give_number_again(inode);
+    }
+
     /// Removes a name. An open file can be read until it is closed.
     pub fn unlink(&self, path: impl AsRef<[u8]>) {
         found(self.tree().unlink(path.as_ref()), path.as_ref());

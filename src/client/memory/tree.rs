@@ -61,6 +61,7 @@ pub(super) struct Tree {
     /// Recorded contents, if enabled: that of each file before its first change, and after each change.
     pub(super) recorded: Option<HashMap<NodeId, Vec<Content>>>,
     next_inode: u64,
+    given_again: Option<u64>,
     now: Timestamp,
     granularity_ns: i64,
     trust: Trust,
@@ -115,6 +116,7 @@ impl Tree {
             pins_max: PINS_MAX,
             recorded: None,
             next_inode: 2,
+            given_again: None,
             now: START,
             granularity_ns: 1,
             trust: Trust::Full,
@@ -339,9 +341,13 @@ impl Tree {
         Timestamp(stamp - stamp.rem_euclid(self.granularity_ns))
     }
 
+    pub(super) const fn give_number_again(&mut self, inode: u64) {
+        self.given_again = Some(inode);
+    }
+
     pub(super) fn add(&mut self, body: Body, age_ns: i64) -> NodeId {
-        let inode = self.next_inode;
-        self.next_inode += 1;
+        let inode = self.given_again.take().unwrap_or(self.next_inode);
+        self.next_inode = self.next_inode.max(inode + 1);
         let stamp = Timestamp(self.tick().0 - age_ns);
         let id = NodeId { device: DEVICE, inode, birth_ns: stamp.0 };
         let (permissions, is_directory) = (body.permissions(), matches!(body, Body::Directory(_)));

@@ -122,6 +122,11 @@ impl InodeTable {
         Some((self.inode_of(parent)?, Arc::clone(name)))
     }
 
+    /// The directory that holds the newest name of an inode, also where it is not known itself.
+    pub(in crate::fs) fn parent_of(&self, inode: Inode) -> Option<NodeId> {
+        self.newest(self.slot_of(inode)?).map(|(parent, _)| parent)
+    }
+
     /// The newest path of an inode below the root, for people.
     pub(in crate::fs) fn path(&self, inode: Inode) -> Vec<u8> {
         let Some(way) = self.way_up(inode) else { return format!("(inode {})", inode.0).into_bytes() };
@@ -167,7 +172,12 @@ impl InodeTable {
     }
 
     pub(super) fn set_name(&mut self, parent: Inode, name: &Name, slot: u32) {
-        let Some(parent) = self.get(parent).map(|record| record.node()) else { return };
+        if let Some(parent) = self.get(parent).map(|record| record.node()) {
+            self.set_name_in(parent, name, slot);
+        }
+    }
+
+    pub(super) fn set_name_in(&mut self, parent: NodeId, name: &Name, slot: u32) {
         if self.slot_of_newest(parent, name) == Some(slot) {
             self.at_mut(slot).name_lease = None;
             return;
@@ -223,9 +233,9 @@ impl InodeTable {
         }
     }
 
-    /// Takes all names off what is in a slot.
-    pub(super) fn remove_names(&mut self, slot: u32) {
-        self.take_newest(slot);
+    /// Takes all names off what is in a slot. Returns the newest.
+    pub(super) fn remove_names(&mut self, slot: u32) -> Option<(NodeId, Name)> {
+        let newest = self.take_newest(slot);
         if !self.at(slot).more().older.is_empty() {
             for older in std::mem::take(&mut self.at_mut(slot).more_mut().older) {
                 self.by_older_name.remove(&(older.parent, older.name));
@@ -233,6 +243,7 @@ impl InodeTable {
         }
         let Self { records, hasher, by_name, .. } = self;
         by_name.shrink(|slot| name_hash(hasher, at(records, slot)));
+        newest.map(|newest| (newest.parent, newest.name))
     }
 
     #[cfg(test)]

@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
 
 /// Every daemon that answers, and every mount whose daemon does not.
 fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
-    let mut reports = Vec::new();
+    let mut asked = Vec::new();
     for (i, directory) in super::control_directories().into_iter().enumerate() {
         let daemons = control::daemons(&directory).unwrap_or_else(|error| {
             // A directory of another user that cannot be read has nothing to tell; the first is this user's own.
@@ -70,8 +70,9 @@ fn reports(arguments: &Arguments) -> Result<Vec<StatusReport>, CliError> {
             }
             Vec::new()
         });
-        reports.extend(daemons.iter().filter_map(|daemon| daemon.status().ok()));
+        asked.extend(daemons);
     }
+    let mut reports = control::statuses(&asked);
     let mounts =
         table::mounts().map_err(|error| CliError::system(format!("/proc/self/mountinfo: {error}")))?;
     for entry in mounts.into_iter().filter(table::MountEntry::is_wormhole) {

@@ -15,6 +15,9 @@ use crate::io::private::{self, NotPrivate};
 /// Most sockets looked at in one directory.
 const DAEMONS_MAX: usize = 1024;
 
+/// Most daemons that are asked at a time, each from a thread of its own.
+const ASKED_AT_ONCE_MAX: usize = 64;
+
 /// A daemon that has, or had, a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Daemon {
@@ -78,6 +81,31 @@ impl Daemon {
             _ => Err(ControlError::BadAnswer { path: self.socket.clone() }),
         }
     }
+}
+
+/// Asks daemons how they are, all at the same time, as each of them may hang. Returns the answers in the order of
+/// the daemons.
+pub fn statuses(daemons: &[Daemon]) -> Vec<StatusReport> {
+    let mut reports = Vec::new();
+    for some in daemons.chunks(ASKED_AT_ONCE_MAX) {
+        std::thread::scope(|scope| {
+            let ask = |daemon: &'_ Daemon| daemon.status().ok();
+            let asked: Vec<_> = some
+                .iter()
+                .map(|daemon| {
+                    let thread = std::thread::Builder::new().spawn_scoped(scope, move || ask(daemon));
+                    // Where there is no thread to be had it is asked in its turn.
+                    thread.map_err(|_| daemon)
+                })
+                .collect();
+            let answers = asked.into_iter().map(|asked| match asked {
+                Ok(thread) => thread.join().ok().flatten(),
+                Err(daemon) => ask(daemon),
+            });
+            reports.extend(answers.flatten());
+        });
+    }
+    reports
 }
 
 /// Gives one order to the daemon behind `socket` and waits for its answer, 2 s at most for each step.

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use ask::{Daemon, ask, daemon_of_mount, daemons, daemons_of_mount};
+pub use ask::{Daemon, ask, daemon_of_mount, daemons, daemons_of_mount, statuses};
 pub use report::{
     CLIENTS_MAX, ClientReport, DaemonKind, FileSystemReport, KeyUse, LinkWord, StatusReport, SyncReport,
     UNSENT_FILES_MAX, Unsent, UnsentFile, WarmOrder, WarmReport,

@@ -252,3 +252,35 @@ fn sockets_in_a_directory_of_others_are_not_asked() {
     let refused = ControlSocket::open(&stage.sockets(), None, stage.model.clone()).unwrap_err().to_string();
     assert!(refused.contains("chmod go-w"), "{refused}");
 }
+
+/// Daemons that answer none before all are asked; `silent` of them never do.
+fn daemons_that_wait(directory: &Path, count: usize, silent: usize) -> Vec<Daemon> {
+    let all_are_asked = Arc::new(std::sync::Barrier::new(count));
+    let listen = |at: usize| {
+        let socket = directory.join(format!("{at}.sock"));
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let all_are_asked = Arc::clone(&all_are_asked);
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            all_are_asked.wait();
+            if at < silent {
+                // Until the other side has had enough.
+                let _ = stream.read_to_end(&mut Vec::new());
+                return;
+            }
+            let report = StatusReport { pid: at as u32, ..report() };
+            let answer = serde_json::to_string(&Answer::Status(Box::new(report))).unwrap();
+            let _ = writeln!(stream, "{answer}");
+        });
+        Daemon { socket, pid: std::process::id() }
+    };
+    (0..count).map(listen).collect()
+}
+
+#[test]
+fn daemons_are_asked_at_the_same_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemons = daemons_that_wait(directory.path(), 40, 10);
+    let pids: Vec<u32> = statuses(&daemons).iter().map(|report| report.pid).collect();
+    assert_eq!(pids, (10..40).collect::<Vec<u32>>(), "those that answer, in their order");
+}

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::Path;
 
-use crate::world::{WORMHOLE, World, plain_users_can_mount, printed_by, run, words};
+use crate::world::{WORMHOLE, World, plain_users_can_mount, printed_by, run, succeeds, words};
 
 /// As whom the host acts: `daemon`, which Debian and its kin have as user 1 and group 1.
 const ACTING: (u32, u32) = (1, 1);
@@ -181,6 +181,19 @@ fn owners_that_are_chosen_here_are_the_host_s_there() {
     for name in ["file", "folder", "pipe", "link"] {
         assert_eq!(owner(&world.source().join(name)), (6001, 6002), "{name}");
         assert_eq!(owner(&mount.path(name)), (5001, 5002), "{name}");
+    }
+    // As on a local disk.
+    let local = world.path("local");
+    fs::create_dir(&local).unwrap();
+    chown(&local, Some(5001), Some(5002)).unwrap();
+    let bits = "import os, stat\nos.setgroups([])\nos.setgid(5002)\nos.setuid(5001)\nos.umask(0)\n\
+                for kind in ['S_IFIFO', 'S_IFREG', 'S_IFSOCK']: os.mknod(kind, getattr(stat, kind) | 0o6777)";
+    for folder in [mount.point.as_path(), &local] {
+        succeeds(std::process::Command::new("python3").args(["-c", bits]).current_dir(folder));
+    }
+    for name in ["S_IFIFO", "S_IFREG", "S_IFSOCK"] {
+        let mode = |path: std::path::PathBuf| fs::symlink_metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(mount.path(name)), mode(local.join(name)), "{name}");
     }
     lchown(mount.path("link"), Some(4321), Some(5002)).unwrap();
     assert_eq!(owner(&world.source().join("link")), (4321, 6002));

@@ -224,8 +224,9 @@ impl Changer<'_> {
         let group = (!hands_group_on).then(|| Gid::from_raw(caller.gid));
         let owner = Some(Uid::from_raw(caller.uid));
         errno(nix::unistd::fchownat(fd, c"", owner, group, AtFlags::AT_EMPTY_PATH))?;
-        // A change of owner takes these bits away.
-        if kind == FileKind::Regular && mode.bits() & u32::from(SET_ID_BITS) != 0 {
+        // A change of owner takes these bits away from everything but folders.
+        let loses_bits = !matches!(kind, FileKind::Directory | FileKind::Symlink);
+        if loses_bits && mode.bits() & u32::from(SET_ID_BITS) != 0 {
             let path = proc_path(fd);
             errno(fchmodat(AT_FDCWD, path.as_str(), mode, FchmodatFlags::FollowSymlink))?;
         }

@@ -144,6 +144,9 @@ fn mount_options(roff: &mut Roff) {
 fn environment(roff: &mut Roff) {
     heading(roff, "ENVIRONMENT");
     item(roff, "WORMHOLE_TICKET", "a ticket for `wormhole mount`, where no source is given");
+    let places = "where plain users have keys and cache, in place of ~/.local/state and ~/.cache; mount(8) drops both \
+                  variables where a user mounts a line of fstab, which names `identity=`, `known_hosts=` and `cache_dir=` then";
+    item(roff, "XDG_STATE_HOME, XDG_CACHE_HOME", places);
     item(roff, "WORMHOLE_LOG", "what is logged, such as debug or wormhole=info; counts for more than -v");
 }
 

@@ -73,7 +73,7 @@ fn assert_all_are_made<T: Serialize + DeserializeOwned>(variants: usize) {
     assert_eq!(made, (0..variants as u8).collect());
 }
 
-const REQUESTS: usize = 27;
+const REQUESTS: usize = 28;
 const REPLIES: usize = 22;
 const HEADERS: usize = 7;
 const EVENTS: usize = 3;

@@ -113,7 +113,7 @@ fn umount_waits_until_everything_is_sent_and_says_what_is_left() {
     assert!(
         fs::read_to_string(world.path("mount.log"))
             .unwrap()
-            .contains("ending: 3001000 bytes are not at the host yet")
+            .contains("ending: 3001000 bytes are not sent to the host yet")
     );
 }
 

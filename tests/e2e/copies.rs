@@ -62,14 +62,15 @@ fn a_copy_under_another_name_is_not_sent() {
         relay.bytes_to_client() - before
     };
     assert!(sent_by_reading("f") > 100_000_000);
-    assert_eq!(number(&mount.status(), "manifest_chunks_held"), 0);
+    // What is asked for twice on a slow machine is held the second time.
+    let held_before = number(&mount.status(), "manifest_chunks_held");
     let chunks = content.len().div_ceil(256 * 1024) as u64;
     wait_until("it is in the cache", || number(&mount.status(), "cache_entries") >= chunks);
     let sent = sent_by_reading("g");
     assert!(sent < content.len() as u64 / 200, "{sent} bytes of a copy");
     let status = mount.status();
     let (asked, held) = (number(&status, "manifest_chunks"), number(&status, "manifest_chunks_held"));
-    assert!(held >= chunks - 1 && held <= asked, "{status}");
+    assert!(held - held_before >= chunks - 1 && held <= asked, "{status}");
     assert!(number(&host.status(), "index_misses") >= chunks - 16, "the host had not read g before");
     mount.umount();
 }

@@ -3,9 +3,12 @@
 import fcntl
 import mmap
 import os
+import signal
 import sys
 
 name, folder = sys.argv[1:]
+# A shell starts what it runs in the background with SIGINT ignored, and Python leaves that so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def path(file):

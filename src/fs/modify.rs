@@ -8,8 +8,18 @@ use super::xattr::SUM_XATTR;
 use super::{FileSystem, FsError, lock};
 use crate::proto::{Attributes, Change, Errno, NodeId, SetAttributes, XattrHow};
 
-/// Run as the owner, run as the group.
-const SET_ID_BITS: u16 = 0o6000;
+/// Bit that runs a program as the owner of its file.
+const SET_USER_ID: u16 = 0o4000;
+
+/// Bit that runs a program as the group of its file, if the group may execute it. Otherwise it means nothing for programs.
+const SET_GROUP_ID: u16 = 0o2000;
+const GROUP_EXECUTE: u16 = 0o010;
+
+/// Returns the permissions without the bits that a write by anybody but root takes away, as Linux does on a local disk.
+const fn without_set_id(permissions: u16) -> u16 {
+    let runs_as_group = permissions & GROUP_EXECUTE != 0;
+    permissions & !if runs_as_group { SET_USER_ID | SET_GROUP_ID } else { SET_USER_ID }
+}
 
 impl FileSystem {
     /// Changes attributes. What they are then, as users see them, and how long that holds.
@@ -28,7 +38,8 @@ impl FileSystem {
 
     /// Whether a file has bits that a write by anybody but root takes away.
     pub(super) fn has_set_id(&self, inode: Inode) -> Result<bool, FsError> {
-        self.with_record(inode, |record| record.attributes().permissions & SET_ID_BITS != 0)
+        let permissions = self.with_record(inode, |record| record.attributes().permissions)?;
+        Ok(without_set_id(permissions) != permissions)
     }
 
     /// Takes away the bits that lend a program its file's user and group, as a write by anybody but root does.
@@ -39,7 +50,7 @@ impl FileSystem {
             return Ok(());
         }
         let permissions = self.with_record(inode, |record| record.attributes().permissions)?;
-        let set = SetAttributes { permissions: Some(permissions & !SET_ID_BITS), ..SetAttributes::default() };
+        let set = SetAttributes { permissions: Some(without_set_id(permissions)), ..SetAttributes::default() };
         match self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await {
             Err(error) if error.errno() != Errno::EPERM => return Err(error),
             _ => {}

@@ -350,8 +350,10 @@ def set_id_bits_go_with_a_change():
         lambda: os.chown("f", ANN, ANN),
         lambda: write_one_byte("f"),
     ):
-        os.chmod("f", 0o6755)
-        given.append((change(), mode("f")))
+        # Without group-execute the second bit does not lend a program its group.
+        for bits in (0o6755, 0o6745, 0o2644):
+            os.chmod("f", bits)
+            given.append((change(), mode("f")))
     return given
 
 

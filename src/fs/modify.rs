@@ -50,7 +50,8 @@ impl FileSystem {
             return Ok(());
         }
         let permissions = self.with_record(inode, |record| record.attributes().permissions)?;
-        let set = SetAttributes { permissions: Some(without_set_id(permissions)), ..SetAttributes::default() };
+        let set =
+            SetAttributes { permissions: Some(without_set_id(permissions)), ..SetAttributes::default() };
         match self.change([inode], &[], |[node]| Change::SetAttributes { node, set }).await {
             Err(error) if error.errno() != Errno::EPERM => return Err(error),
             _ => {}

@@ -13,8 +13,8 @@ pub struct Slack {
 }
 
 impl Slack {
-    /// Time between two looks. Freed memory is given back after the first look that finds nothing going on, so
-    /// after some 4 s. A peak that comes and goes between two looks is not seen.
+    /// Time between two looks. Freed memory is given back after the first look that finds nothing going on,
+    /// so after some 4 s. A peak that comes and goes between two looks is not seen.
     pub const LOOK_EVERY_SECONDS: u64 = 2;
 
     /// Returns `true` if free memory is worth giving back, now that `used` bytes are in use: much less than

@@ -155,10 +155,12 @@ impl Tree {
         parent: NodeId,
         name: &[u8],
     ) -> Result<Changed, WireError> {
-        let is_there = self.found(client, id).is_ok() && self.node(id)?.links > 0;
+        let found = self.found(client, id).map(drop);
+        let is_there = found.is_ok() && self.node(id)?.links > 0;
         let id = match seen_as {
             Some((folder, seen)) if !is_there => self.child(*folder, seen)?.ok_or(system(Errno::ENOENT))?,
-            _ if !is_there => return Err(system(Errno::ENOENT)),
+            // After a restart the client is to look the node up again; without a name left it is gone.
+            _ if !is_there => return Err(found.err().unwrap_or(system(Errno::ENOENT))),
             _ => id,
         };
         self.see(parent, name, id);

@@ -95,7 +95,7 @@ pub trait Controlled: Send + Sync + 'static {
     fn sync(&self) -> Result<SyncReport, String> {
         Err("this daemon has no mount".to_owned())
     }
-    /// How far a sync is.
+    /// Progress of a sync.
     fn sync_progress(&self, id: u64) -> Result<SyncReport, String> {
         Err(format!("there is no sync {id}"))
     }

@@ -211,14 +211,14 @@ pub struct WarmReport {
     pub failed: u64,
     /// Why, for the first of them.
     pub problems: Vec<String>,
-    /// Whether it has ended.
+    /// `true` once it has ended.
     pub done: bool,
     /// Why it ended early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// How far a sync of a mount is.
+/// Progress of a sync of a mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncReport {
     /// Its number.
@@ -227,15 +227,15 @@ pub struct SyncReport {
     pub source: String,
     /// Files that had to be synced.
     pub files: u64,
-    /// How many of them are on the host's disk.
+    /// Number of them that are on the disk of the host.
     pub synced: u64,
-    /// How many could not be brought there.
+    /// Number of files that could not be brought there.
     pub failed: u64,
     /// Why, for the first of them.
     pub problems: Vec<String>,
     /// What was written on the mount and has not reached the host, in bytes, also since the sync began.
     pub unsent_bytes: u64,
-    /// Whether it has ended.
+    /// `true` once it has ended.
     pub done: bool,
     /// Why it ended early.
     #[serde(default, skip_serializing_if = "Option::is_none")]

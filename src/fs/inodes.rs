@@ -315,7 +315,7 @@ impl InodeTable {
         if node.device == self.root_device { node.inode } else { mix(node) | MADE_UP }
     }
 
-    /// How many inodes are known besides the root.
+    /// Returns the number of known inodes besides the root.
     pub(super) const fn len(&self) -> usize {
         self.records.len() - 1
     }

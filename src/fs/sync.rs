@@ -21,18 +21,18 @@ const PROBLEMS_MAX: usize = 10;
 /// How often a host is asked again that is there and has not ended within a deadline: its disk may have much to write.
 const PATIENT_TRIES_MAX: usize = 10;
 
-/// How far a sync is.
+/// Progress of a sync.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SyncProgress {
     /// Files that were written and not synced when it began.
     pub files: u64,
-    /// How many of them are on the host's disk.
+    /// Number of them that are on the disk of the host.
     pub synced: u64,
-    /// How many could not be brought there.
+    /// Number of files that could not be brought there.
     pub failed: u64,
     /// Why, for the first of them: the path below the root and an error.
     pub problems: Vec<String>,
-    /// Whether it has ended.
+    /// `true` once it has ended.
     pub is_done: bool,
     /// Why it ended early.
     pub error: Option<String>,

@@ -46,7 +46,7 @@ pub struct WarmProgress {
     pub failed: u64,
     /// Why, for the first of them.
     pub problems: Vec<String>,
-    /// Whether it has ended.
+    /// `true` once it has ended.
     pub is_done: bool,
     /// Why it ended early.
     pub error: Option<String>,

@@ -393,7 +393,7 @@ pub enum Reply {
     Taken {
         /// The file after it; `len` is of what was written, all together.
         written: Written,
-        /// What became of each chunk.
+        /// Outcome of each chunk.
         chunks: Vec<KnownChunk>,
     },
     /// To [`Request::Lookup`], where the session holds a lease on the directory.

@@ -82,7 +82,7 @@ impl<T> Slots<T> {
         self.groups.iter().flat_map(|group| group.values.iter().flatten())
     }
 
-    /// How many values there are.
+    /// Number of values.
     pub(super) const fn len(&self) -> usize {
         self.len
     }
